@@ -1,0 +1,143 @@
+"""The error tree: every failure that expo_ray reports on purpose.
+
+A message says what went wrong; `where` names the file, tensor, flag or recipe key; `got` and
+`expected` the two values; `hint` the next act. The command line prints them in that order and
+`--json` emits them as one object. What does not belong here: retries, logging, exit itself.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class ExpoError(Exception):
+    """Base of every deliberate error.
+
+    Args:
+        message: What went wrong, one sentence without a full stop at the end.
+        where: File, tensor, flag, recipe key or URL that it concerns.
+        got: The value found there.
+        expected: The value or range that would have been accepted.
+        hint: What to do next.
+    """
+
+    kind: ClassVar[str] = "error"
+    exit_code: ClassVar[int] = 1
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        where: object = None,
+        got: object = None,
+        expected: object = None,
+        hint: str | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.where = None if where is None else str(where)
+        self.got = None if got is None else str(got)
+        self.expected = None if expected is None else str(expected)
+        self.hint = hint
+
+    def __str__(self) -> str:
+        parts = [self.message]
+        for label, value in (("where", self.where), ("got", self.got), ("expected", self.expected)):
+            if value is not None:
+                parts.append(f"{label}: {value}")
+        if self.hint is not None:
+            parts.append(f"hint: {self.hint}")
+        return "\n  ".join(parts)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # Ray pickles errors between processes; keyword-only arguments need this.
+        return (_rebuild, (type(self), self.message, self.where, self.got, self.expected, self.hint))
+
+    def as_dict(self) -> dict[str, str | None]:
+        """Return the `error` object of the `--json` contract."""
+        return {
+            "kind": self.kind,
+            "message": self.message,
+            "where": self.where,
+            "got": self.got,
+            "expected": self.expected,
+            "hint": self.hint,
+        }
+
+
+def _rebuild(
+    cls: type[ExpoError],
+    message: str,
+    where: str | None,
+    got: str | None,
+    expected: str | None,
+    hint: str | None,
+) -> ExpoError:
+    return cls(message, where=where, got=got, expected=expected, hint=hint)
+
+
+class RequestError(ExpoError):
+    """The request was wrong: nothing was written, exit code 2."""
+
+    kind = "request"
+    exit_code = 2
+
+
+class ConfigError(RequestError):
+    """A flag, recipe key, value or output folder does not fit the request."""
+
+    kind = "config"
+
+
+class CheckpointError(RequestError):
+    """A checkpoint is missing, malformed or of a kind that is not supported."""
+
+    kind = "checkpoint"
+
+
+class PairError(RequestError):
+    """Initial and aligned do not belong together (names, shapes, vocabulary, architecture)."""
+
+    kind = "pair"
+
+
+class TableError(RequestError):
+    """A prompts, responses or rewards file is malformed."""
+
+    kind = "table"
+
+
+class MissingExtraError(RequestError):
+    """An optional dependency is not installed; the hint is the exact install command."""
+
+    kind = "missing-extra"
+
+
+class WorkError(ExpoError):
+    """The request was fine and the work failed: exit code 1, a rerun continues."""
+
+    kind = "work"
+
+
+class ShardError(WorkError):
+    """One output shard could not be computed (non-finite values, overflow, changed input)."""
+
+    kind = "shard"
+
+
+class VerifyError(WorkError):
+    """A written checkpoint differs from what its record says."""
+
+    kind = "verify"
+
+
+class ServingError(WorkError):
+    """Replicas did not start, answered with an error or serve other weights than asked for."""
+
+    kind = "serving"
+
+
+class EvaluationError(WorkError):
+    """Scoring, load testing, selection or a benchmark could not be completed."""
+
+    kind = "evaluation"

@@ -1,0 +1,54 @@
+"""The progress port: rooms below the command line report through it and know no terminal.
+
+The command line hands in a Rich implementation; without one, `NullProgress` swallows everything.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+
+class ProgressBar(Protocol):
+    """One running line of progress."""
+
+    def advance(self, amount: float = 1) -> None:
+        """Add `amount` units of work that are done."""
+
+    def close(self) -> None:
+        """Mark the line as finished; further calls have no effect."""
+
+
+class Progress(Protocol):
+    """Where long work reports how far it is."""
+
+    def start(self, description: str, total: float | None = None, unit: str = "") -> ProgressBar:
+        """Open a line.
+
+        Args:
+            description: A few words, present tense ("Extrapolating shards").
+            total: Units of work in all; None where unknown.
+            unit: "B" for bytes, otherwise a plural noun ("prompts", "steps").
+        """
+        ...
+
+    def message(self, text: str) -> None:
+        """Print one line of news (a stage that is skipped, where a result lies)."""
+
+
+class _NullBar:
+    def advance(self, amount: float = 1) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+class NullProgress:
+    """A `Progress` that shows nothing."""
+
+    def start(self, description: str, total: float | None = None, unit: str = "") -> ProgressBar:
+        """Return a bar that ignores every call."""
+        return _NullBar()
+
+    def message(self, text: str) -> None:
+        """Ignore the text."""

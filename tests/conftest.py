@@ -1,0 +1,57 @@
+"""Fixtures shared by all tests: one pico pair, one reward model, one Ray cluster per session."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+
+SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Fast tests first: whatever needs Ray runs at the end."""
+    for item in items:
+        if "ray_cluster" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.ray)
+    items.sort(key=lambda item: item.get_closest_marker("ray") is not None)
+
+
+@pytest.fixture(scope="session")
+def pico_pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """(initial, aligned): two-layer bf16 Llamas, several shards, tied head, chat template."""
+    from tests.pico import save_pair
+
+    return save_pair(tmp_path_factory.mktemp("pico"))
+
+
+@pytest.fixture(scope="session")
+def pico_reward_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A float32 sequence classifier with one label."""
+    from tests.pico import save_reward_model
+
+    return save_reward_model(tmp_path_factory.mktemp("pico-rm") / "reward-model")
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[str]:
+    """One local Ray for the session, with more logical CPUs than the machine has cores."""
+    from expo_ray.cluster import ray_session
+
+    with ray_session("local", num_cpus=8):
+        yield "local"
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Published prompts, responses and judgements; tests skip where they are absent."""
+    if not SHARED_DATA.is_dir():
+        pytest.skip(f"published data not found at {SHARED_DATA}")
+    return SHARED_DATA
