@@ -72,7 +72,7 @@ def save_pair(
         for parameter in model.parameters():
             parameter.add_((torch.randn(parameter.shape) * scale).to(dtype))
     # Another shard size on this side: the layouts of a real pair rarely agree.
-    aligned = save_model(model, folder / "aligned", max_shard_size="60KB")
+    aligned = save_model(model, folder / "aligned", max_shard_size="25KB")
     return initial, aligned
 
 
