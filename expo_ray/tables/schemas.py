@@ -1,0 +1,81 @@
+"""The Arrow schemas of the responses and rewards tables, and one reader with clear errors."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from expo_ray.errors import TableError
+
+RESPONSES_SCHEMA: pa.Schema = pa.schema(
+    [
+        ("prompt_id", pa.string()),
+        ("sample", pa.int32()),
+        ("split", pa.string()),
+        ("messages", pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))),
+        ("response", pa.string()),
+        ("model", pa.string()),
+        ("alpha", pa.float64()),
+        ("weights_digest", pa.string()),
+        ("seed", pa.int64()),
+        ("finish_reason", pa.string()),
+        ("prompt_tokens", pa.int64()),
+        ("completion_tokens", pa.int64()),
+        ("error", pa.string()),
+    ]
+)
+"""One row per generated response; key (prompt_id, sample, weights_digest)."""
+
+REWARDS_SCHEMA: pa.Schema = pa.schema(
+    [
+        ("prompt_id", pa.string()),
+        ("sample", pa.int32()),
+        ("split", pa.string()),
+        ("alpha", pa.float64()),
+        ("weights_digest", pa.string()),
+        ("seed", pa.int64()),
+        ("reward", pa.float64()),
+        ("reward_model", pa.string()),
+        ("reward_model_revision", pa.string()),
+        ("tokens", pa.int64()),
+        ("truncated", pa.bool_()),
+        ("error", pa.string()),
+    ]
+)
+"""One row per scored response; the response's key plus the reward model. Null reward = error."""
+
+
+def read_table(path: str | Path, schema: pa.Schema | None = None) -> pa.Table:
+    """Read a Parquet file.
+
+    Args:
+        path: The file.
+        schema: Columns and types that it must have, in this order; None takes what is there.
+
+    Returns:
+        The table.
+
+    Raises:
+        TableError: The file is missing, not Parquet, or has other columns.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise TableError("the table does not exist", where=path)
+    try:
+        table = pq.ParquetFile(path).read()
+    except (pa.ArrowException, OSError) as error:
+        raise TableError("the table is not readable as Parquet", where=path, got=error) from error
+    if schema is not None and not table.schema.equals(schema):
+        raise TableError(
+            "the table has other columns than expected",
+            where=path,
+            got=_columns(table.schema),
+            expected=_columns(schema),
+        )
+    return table
+
+
+def _columns(schema: pa.Schema) -> str:
+    return ", ".join(f"{field.name}: {field.type}" for field in schema)
