@@ -1,0 +1,230 @@
+"""Commands on whole runs: run, select, report, evaluate."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from expo_ray.cli.session import (
+    AddressOption,
+    JsonFlag,
+    QuietFlag,
+    Session,
+    VerboseFlag,
+    key_value_table,
+)
+
+PANEL = "Runs"
+
+
+def register(app: typer.Typer) -> None:
+    """Add this module's commands to the tree."""
+    app.command(rich_help_panel=PANEL)(run)
+    app.command(rich_help_panel=PANEL)(select)
+    app.command(rich_help_panel=PANEL)(report)
+    benchmarks = typer.Typer(no_args_is_help=True, help="Published benchmarks.")
+    benchmarks.command(name="alpaca-eval")(alpaca_eval)
+    app.add_typer(benchmarks, name="evaluate", rich_help_panel=PANEL)
+
+
+def run(
+    recipe: Annotated[Path, typer.Argument(help="A recipe; pipelines/recipes/ has examples.")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Lay key=value over the recipe; may repeat."),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print tasks, bytes, memory, replicas; do nothing.")
+    ] = False,
+    address: AddressOption = None,
+    json_output: JsonFlag = False,
+    verbose: VerboseFlag = False,
+    quiet: QuietFlag = False,
+) -> None:
+    """Run a whole recipe: extrapolate, serve, score, choose alpha, load-test, report.
+
+    A rerun of the same recipe continues where the last one stopped.
+
+    Example: expo-ray run pipelines/recipes/quickstart.yaml --set seed=7
+    """
+    from expo_ray.workflow.run import run as run_recipe
+
+    with Session(json_output=json_output, verbose=verbose, quiet=quiet) as session:
+        if dry_run:
+            from expo_ray.workflow.plan import plan_run
+
+            plan = plan_run(recipe, overrides or ())
+            session.emit(plan, lambda console: _render_plan(console, plan))
+            return
+        result = run_recipe(
+            recipe, overrides=overrides or (), address=address, progress=session.progress
+        )
+        session.emit(result, lambda console: render_result(console, result))
+
+
+def select(
+    initial: Annotated[str, typer.Argument(help="theta0, the SFT checkpoint.")],
+    aligned: Annotated[str, typer.Argument(help="theta1, the DPO or RLHF checkpoint.")],
+    prompts: Annotated[str, typer.Option(help="JSONL, JSON, Parquet or CSV file of prompts.")],
+    output: Annotated[Path, typer.Option(help="Run directory.")],
+    reward_model: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="The first scores, the others guard: a checkpoint, implicit:beta=0.1, "
+            "judge:URL#model. [default: implicit:beta=0.1]",
+            show_default=False,
+        ),
+    ] = None,
+    alpha: Annotated[
+        list[float] | None,
+        typer.Option("--alpha", "-a", help="Candidate; may repeat. [default: 0.1 to 0.5]",
+                     show_default=False),
+    ] = None,
+    heldout_fraction: Annotated[
+        float, typer.Option(min=0.01, max=0.99, help="Prompts that only confirm the choice.")
+    ] = 0.5,
+    keep: Annotated[str, typer.Option(help="Candidate checkpoints to keep: chosen or all.")] = (
+        "chosen"
+    ),
+    max_tokens: Annotated[int, typer.Option(min=1, help="Longest response.")] = 1024,
+    engine: Annotated[str, typer.Option(help="auto, transformers or vllm.")] = "auto",
+    replicas: Annotated[int, typer.Option(min=1, help="Replicas of each model.")] = 1,
+    seed: Annotated[int, typer.Option(min=0)] = 42,
+    address: AddressOption = None,
+    json_output: JsonFlag = False,
+    verbose: VerboseFlag = False,
+    quiet: QuietFlag = False,
+) -> None:
+    """Choose alpha by evidence; alpha 0 is always a candidate.
+
+    Tuning prompts choose, held-out prompts confirm. The verdict may be keep-aligned.
+
+    Example: expo-ray select ./sft ./dpo --prompts p.jsonl --output run --reward-model ./rm
+    """
+    from expo_ray.workflow.run import select as run_select
+
+    with Session(json_output=json_output, verbose=verbose, quiet=quiet) as session:
+        replica_settings = {"engine": engine, "num_replicas": replicas}
+        result = run_select(
+            initial,
+            aligned,
+            prompts=prompts,
+            output=output,
+            reward_models=reward_model or ("implicit:beta=0.1",),
+            alphas=alpha,
+            heldout_fraction=heldout_fraction,
+            keep=keep,
+            settings={
+                "seed": seed,
+                "sampling": {"max_tokens": max_tokens, "seed": seed},
+                "generators": replica_settings,
+                "rewarders": replica_settings,
+            },
+            address=address,
+            progress=session.progress,
+        )
+        session.emit(result, lambda console: render_result(console, result))
+
+
+def report(
+    run_directory: Annotated[Path, typer.Argument(help="The directory of a run.")],
+    json_output: JsonFlag = False,
+    verbose: VerboseFlag = False,
+    quiet: QuietFlag = False,
+) -> None:
+    """Write report.html and figures/ from a run directory; needs no Ray and no model.
+
+    Example: expo-ray report runs/quickstart
+    """
+    from expo_ray.reports import write_report
+
+    with Session(json_output=json_output, verbose=verbose, quiet=quiet) as session:
+        path = write_report(run_directory)
+        session.emit(
+            {"report": str(path)}, lambda console: console.print(str(path), soft_wrap=True)
+        )
+
+
+def alpaca_eval(
+    model: Annotated[
+        str | None, typer.Argument(help="Generate this model's official outputs file.")
+    ] = None,
+    annotations: Annotated[
+        Path | None, typer.Option(help="A judge's annotations: compute the win rates.")
+    ] = None,
+    prompts: Annotated[str | None, typer.Option(help="The 805 instructions.")] = None,
+    output: Annotated[Path | None, typer.Option(help="Outputs file to write (JSON).")] = None,
+    initial: Annotated[str | None, typer.Option(help="theta0 of a live extrapolation.")] = None,
+    alpha: Annotated[float | None, typer.Option(help="alpha of a live extrapolation.")] = None,
+    replicas: Annotated[int, typer.Option(min=1)] = 1,
+    address: AddressOption = None,
+    json_output: JsonFlag = False,
+    verbose: VerboseFlag = False,
+    quiet: QuietFlag = False,
+) -> None:
+    """AlpacaEval 2.0: write the outputs file for a judge, or read what a judge decided.
+
+    Examples: expo-ray evaluate alpaca-eval ./expo --prompts prompts.jsonl --output outputs.json;
+    expo-ray evaluate alpaca-eval --annotations annotations.json
+    """
+    from expo_ray.errors import ConfigError
+
+    with Session(json_output=json_output, verbose=verbose, quiet=quiet) as session:
+        if annotations is not None:
+            from expo_ray.evaluation import alpaca_eval_metrics
+
+            result: dict[str, Any] = dict(alpaca_eval_metrics(annotations))
+        elif model is not None and prompts is not None and output is not None:
+            from expo_ray.evaluation import alpaca_eval_outputs
+            from expo_ray.serving import PAPER_SAMPLING
+
+            result = alpaca_eval_outputs(
+                model,
+                prompts=prompts,
+                output=output,
+                initial=initial,
+                alpha=alpha,
+                sampling=PAPER_SAMPLING,
+                num_replicas=replicas,
+                address=address,
+                progress=session.progress,
+            )
+        else:
+            raise ConfigError(
+                "nothing to do",
+                where="evaluate alpaca-eval",
+                expected="--annotations FILE, or MODEL with --prompts and --output",
+                hint="see `expo-ray evaluate alpaca-eval --help`",
+            )
+        session.emit(result, lambda console: console.print(key_value_table(result)))
+
+
+def render_result(console: Console, result: dict[str, Any]) -> None:
+    """Print the verdict, the candidates and where everything lies."""
+    from expo_ray.reports import summary_rows, verdict_sentence
+
+    columns, rows = summary_rows(Path(result["output"]))
+    table = Table(box=None, pad_edge=False)
+    for column in columns:
+        table.add_column(column, justify="right")
+    for row in rows:
+        table.add_row(*(str(cell) for cell in row))
+    console.print(table)
+    console.print()
+    console.print(verdict_sentence(result["selection"]), markup=False)
+    console.print()
+    console.print(key_value_table({"report": result["report"], "everything": result["output"]}))
+
+
+def _render_plan(console: Console, plan: dict[str, Any]) -> None:
+    table = Table(title=f"Plan of {plan['name']}", title_justify="left", box=None, pad_edge=False)
+    for heading in ("stage", "tasks", "read", "written", "memory", "replicas", "note"):
+        table.add_column(heading, justify="left" if heading in ("stage", "note") else "right")
+    for stage in plan["stages"]:
+        table.add_row(*(str(stage.get(key) or "-") for key in
+                        ("stage", "tasks", "read", "written", "memory", "replicas", "note")))
+    console.print(table)

@@ -1,0 +1,290 @@
+"""Commands on running models: serve, generate, score, loadtest."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from expo_ray.cli.session import (
+    AddressOption,
+    JsonFlag,
+    QuietFlag,
+    Session,
+    VerboseFlag,
+    key_value_table,
+)
+from expo_ray.errors import ConfigError
+
+Model = Annotated[str, typer.Argument(help="A checkpoint; with --initial, the aligned one.")]
+Prompts = Annotated[str, typer.Option(help="JSONL, JSON, Parquet or CSV file of prompts.")]
+InitialOption = Annotated[
+    str | None, typer.Option(help="theta0: serve MODEL + alpha * (MODEL - INITIAL), in memory.")
+]
+AlphaOption = Annotated[float | None, typer.Option(help="alpha of the live extrapolation.")]
+EngineOption = Annotated[str, typer.Option(help="auto, transformers or vllm.")]
+Replicas = Annotated[int, typer.Option(min=1, help="Replicas of the model.")]
+PANEL = "Serving"
+
+
+def register(app: typer.Typer) -> None:
+    """Add this module's commands to the tree."""
+    app.command(rich_help_panel=PANEL)(serve)
+    app.command(rich_help_panel=PANEL)(generate)
+    app.command(rich_help_panel=PANEL)(score)
+    app.command(rich_help_panel=PANEL)(loadtest)
+
+
+def serve(
+    model: Model,
+    initial: InitialOption = None,
+    alpha: AlphaOption = None,
+    reward_model: Annotated[
+        str | None, typer.Option(help="Also serve this reward model at /v1/rewards.")
+    ] = None,
+    engine: EngineOption = "auto",
+    replicas: Replicas = 1,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 8000,
+    api_key_env: Annotated[
+        str | None,
+        typer.Option(help="Environment variable that holds the key clients must send."),
+    ] = None,
+    address: AddressOption = None,
+    json_output: JsonFlag = False,
+    verbose: VerboseFlag = False,
+    quiet: QuietFlag = False,
+) -> None:
+    """Serve a model through Ray Serve, with the OpenAI API, until interrupted.
+
+    Under --json every event is one line; {"event": "ready"} comes once requests are answered.
+
+    Example: expo-ray serve ./dpo --initial ./sft --alpha 0.3 --port 8000
+    """
+    from expo_ray.serving import serve as run_serve
+
+    with Session(json_output=json_output, verbose=verbose, quiet=quiet) as session:
+
+        def show(event: dict[str, Any]) -> None:
+            if json_output:
+                sys.stdout.write(json.dumps(event) + "\n")
+                sys.stdout.flush()
+            elif event["event"] == "ready":
+                session.stdout.print(f"{event['model']} is ready at {event['url']}", markup=False)
+                session.stdout.print(_curl_example(event), soft_wrap=True, markup=False)
+                session.stdout.print("Ctrl-C stops it.")
+            else:
+                session.progress.message(str(event["event"]))
+
+        run_serve(
+            model,
+            initial=initial,
+            alpha=alpha,
+            reward_model=reward_model,
+            engine=engine,
+            num_replicas=replicas,
+            host=host,
+            port=port,
+            api_key_env=api_key_env,
+            address=address,
+            on_event=show,
+        )
+
+
+def _curl_example(event: dict[str, Any]) -> str:
+    body = {"model": event["model"], "messages": [{"role": "user", "content": "Hello"}]}
+    return (
+        f"curl {event['url']}/v1/chat/completions -H 'Content-Type: application/json' "
+        f"-d '{json.dumps(body)}'"
+    )
+
+
+def generate(
+    model: Model,
+    prompts: Prompts,
+    output: Annotated[Path, typer.Option(help="Responses table to write (Parquet).")],
+    initial: InitialOption = None,
+    alpha: AlphaOption = None,
+    preset: Annotated[
+        str | None, typer.Option(help="Named sampling settings: paper (section 4.1).")
+    ] = None,
+    temperature: Annotated[float | None, typer.Option(min=0, help="0 is greedy.")] = None,
+    top_p: Annotated[float | None, typer.Option(min=0, max=1)] = None,
+    top_k: Annotated[int | None, typer.Option(min=0, help="0 takes all tokens.")] = None,
+    max_tokens: Annotated[int | None, typer.Option(min=1)] = None,
+    num_samples: Annotated[int | None, typer.Option(min=1, help="Responses per prompt.")] = None,
+    stop: Annotated[list[str] | None, typer.Option(help="Stop at this text; may repeat.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0)] = None,
+    engine: EngineOption = "auto",
+    replicas: Replicas = 1,
+    address: AddressOption = None,
+    json_output: JsonFlag = False,
+    verbose: VerboseFlag = False,
+    quiet: QuietFlag = False,
+) -> None:
+    """Answer every prompt and write the responses table; a rerun continues.
+
+    The seed of a row depends on --seed, prompt and sample alone: models are compared under the
+    same noise.
+
+    Example: expo-ray generate ./expo --prompts prompts.jsonl --output responses.parquet
+    """
+    from expo_ray.serving import PAPER_SAMPLING, SamplingParams, generate as run_generate
+
+    given = {
+        "temperature": temperature,
+        "top_p": top_p,
+        "top_k": top_k,
+        "max_tokens": max_tokens,
+        "num_samples": num_samples,
+        "stop": tuple(stop) if stop else None,
+        "seed": seed,
+    }
+    changes = {key: value for key, value in given.items() if value is not None}
+    if preset not in (None, "paper"):
+        raise ConfigError("unknown preset", where="--preset", got=preset, expected="paper")
+    base = PAPER_SAMPLING if preset == "paper" else SamplingParams()
+    sampling = SamplingParams(**{**base.model_dump(), **changes})
+    with Session(json_output=json_output, verbose=verbose, quiet=quiet) as session:
+        result = run_generate(
+            model,
+            prompts=prompts,
+            output=output,
+            initial=initial,
+            alpha=alpha,
+            sampling=sampling,
+            engine=engine,
+            num_replicas=replicas,
+            address=address,
+            progress=session.progress,
+        )
+        session.emit(result, lambda console: console.print(key_value_table(result)))
+
+
+def score(
+    responses: Annotated[Path, typer.Argument(help="A responses table.")],
+    reward_model: Annotated[
+        str, typer.Option(help="A checkpoint, implicit:beta=0.1, or judge:URL#model.")
+    ],
+    output: Annotated[Path, typer.Option(help="Rewards table to write (Parquet).")],
+    initial: Annotated[
+        str | None, typer.Option(help="theta0, for the implicit reward of the pair.")
+    ] = None,
+    aligned: Annotated[
+        str | None, typer.Option(help="theta1, for the implicit reward of the pair.")
+    ] = None,
+    replicas: Replicas = 1,
+    address: AddressOption = None,
+    json_output: JsonFlag = False,
+    verbose: VerboseFlag = False,
+    quiet: QuietFlag = False,
+) -> None:
+    """Score every response by a reward model: raw float32 scores, null where it failed.
+
+    Example: expo-ray score responses.parquet --reward-model ./rm --output rewards.parquet
+    """
+    from expo_ray.serving import score as run_score
+
+    with Session(json_output=json_output, verbose=verbose, quiet=quiet) as session:
+        result = run_score(
+            responses,
+            reward_model=reward_model,
+            output=output,
+            initial=initial,
+            aligned=aligned,
+            num_replicas=replicas,
+            address=address,
+            progress=session.progress,
+        )
+        session.emit(result, lambda console: console.print(key_value_table(result)))
+
+
+def loadtest(
+    target: Annotated[str, typer.Argument(help="A checkpoint, or the URL of an OpenAI service.")],
+    prompts: Prompts,
+    output: Annotated[Path, typer.Option(help="Folder for summary.json and requests.parquet.")],
+    concurrency: Annotated[
+        str | None, typer.Option(help="Closed loop: requests in flight, e.g. 1,2,4.")
+    ] = None,
+    rate: Annotated[
+        str | None, typer.Option(help="Open loop: requests per second, e.g. 1,2,4.")
+    ] = None,
+    num_requests: Annotated[int, typer.Option(min=1, help="Measured requests per point.")] = 100,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Longest response.")] = 256,
+    initial: InitialOption = None,
+    alpha: AlphaOption = None,
+    address: AddressOption = None,
+    json_output: JsonFlag = False,
+    verbose: VerboseFlag = False,
+    quiet: QuietFlag = False,
+) -> None:
+    """Measure latency and throughput, from the intended send time of each request.
+
+    Example: expo-ray loadtest ./expo --prompts prompts.jsonl --output lt --concurrency 1,4,16
+    """
+    from expo_ray.loadtest import loadtest as run_loadtest
+
+    points = {"--concurrency": concurrency, "--rate": rate}
+    if sum(value is not None for value in points.values()) != 1:
+        raise ConfigError(
+            "give either --concurrency (closed loop) or --rate (open loop)",
+            where="loadtest",
+            hint="--concurrency 1,4,16",
+        )
+    with Session(json_output=json_output, verbose=verbose, quiet=quiet) as session:
+        result = run_loadtest(
+            target,
+            prompts=prompts,
+            output=output,
+            concurrency=[int(n) for n in _numbers("--concurrency", concurrency)],
+            rate=_numbers("--rate", rate),
+            num_requests=num_requests,
+            max_tokens=max_tokens,
+            initial=initial,
+            alpha=alpha,
+            address=address,
+            progress=session.progress,
+        )
+        session.emit(result, lambda console: _render_points(console, result))
+
+
+def _numbers(flag: str, text: str | None) -> list[float]:
+    try:
+        numbers = [float(part) for part in (text or "").split(",") if part.strip()]
+    except ValueError as error:
+        raise ConfigError(
+            "not a list of numbers", where=flag, got=text, expected="1,2,4"
+        ) from error
+    whole = flag != "--concurrency" or all(n == int(n) for n in numbers)
+    if any(not 0 < n < 1e6 for n in numbers) or not whole:
+        raise ConfigError("out of range", where=flag, got=text, expected="positive, e.g. 1,2,4")
+    return numbers
+
+
+def _render_points(console: Console, result: dict[str, Any]) -> None:
+    columns = {
+        "concurrency": "in flight",
+        "offered_rate": "offered/s",
+        "completed": "done",
+        "failed": "failed",
+        "request_throughput": "req/s",
+        "output_throughput": "tok/s",
+        "median_ttft_ms": "TTFT ms",
+        "median_tpot_ms": "TPOT ms",
+        "median_e2el_ms": "E2E ms",
+        "p99_e2el_ms": "E2E p99 ms",
+    }
+    table = Table(title=str(result["target"]), title_justify="left", box=None, pad_edge=False)
+    for heading in columns.values():
+        table.add_column(heading, justify="right")
+    for point in result["points"]:
+        row = [point.get(key) for key in columns]
+        table.add_row(*("-" if v is None else f"{v:,.4g}" for v in row))
+    console.print(table)
+    if any(point["client_saturated"] for point in result["points"]):
+        console.print("[red]void:[/red] the client could not keep up at some points")

@@ -1,0 +1,202 @@
+"""What every command shares: where results, news and errors go.
+
+Results go to stdout (a table, or one JSON object under `--json`); progress and logs go to stderr,
+so that a pipe never sees them.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import signal
+import sys
+from collections.abc import Callable, Mapping
+from types import FrameType
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress as RichProgress,
+    ProgressColumn,
+    Task,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+from rich.text import Text
+
+from expo_ray.errors import ExpoError
+from expo_ray.progress import ProgressBar
+
+SCHEMA_VERSION = 1
+
+JsonFlag = Annotated[
+    bool, typer.Option("--json", help="One JSON object on stdout; logs and progress on stderr.")
+]
+VerboseFlag = Annotated[bool, typer.Option("--verbose", "-v", help="Show what is being done.")]
+QuietFlag = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, errors only.")]
+AddressOption = Annotated[
+    str | None,
+    typer.Option(
+        "--address",
+        help="Ray cluster: local, auto, host:port. [default: RAY_ADDRESS, else local]",
+        show_default=False,
+    ),
+]
+
+
+class _AmountColumn(ProgressColumn):
+    """Bytes as sizes, anything else as counts with its unit."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._bytes = DownloadColumn()
+
+    def render(self, task: Task) -> Text:
+        unit = task.fields.get("unit", "")
+        if unit == "B":
+            return self._bytes.render(task)
+        total = "?" if task.total is None else f"{task.total:g}"
+        return Text(f"{task.completed:g}/{total} {unit}", style="progress.download")
+
+
+class _RichBar:
+    def __init__(self, progress: RichProgress, task_id: TaskID) -> None:
+        self._progress = progress
+        self._task_id = task_id
+
+    def advance(self, amount: float = 1) -> None:
+        self._progress.advance(self._task_id, amount)
+
+    def close(self) -> None:
+        self._progress.stop_task(self._task_id)
+
+
+class TerminalProgress:
+    """A `Progress` drawn by Rich on stderr; lines of a finished stage stay visible."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._progress = RichProgress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=28),
+            _AmountColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=console,
+            # Without a terminal (CI, a pipe) the final state of each bar is printed once.
+            refresh_per_second=4,
+        )
+        self._started = False
+
+    def start(self, description: str, total: float | None = None, unit: str = "") -> ProgressBar:
+        if not self._started:
+            self._progress.start()
+            self._started = True
+        return _RichBar(self._progress, self._progress.add_task(description, total=total, unit=unit))
+
+    def message(self, text: str) -> None:
+        self._console.print(text, highlight=False, markup=False)
+
+    def stop(self) -> None:
+        if self._started:
+            self._progress.stop()
+            self._started = False
+
+
+class _QuietProgress:
+    """Accepts every call and shows nothing."""
+
+    def start(self, description: str, total: float | None = None, unit: str = "") -> ProgressBar:
+        from expo_ray.progress import NullProgress
+
+        return NullProgress().start(description, total, unit)
+
+    def message(self, text: str) -> None:
+        pass
+
+    def stop(self) -> None:
+        pass
+
+
+class Session:
+    """The output side of one command; use as a context manager.
+
+    Args:
+        json_output: Print the result as one JSON object.
+        verbose: Log at debug level.
+        quiet: No progress, errors only.
+    """
+
+    def __init__(self, *, json_output: bool, verbose: bool = False, quiet: bool = False) -> None:
+        self.json_output = json_output
+        self.stdout = Console(file=sys.stdout)
+        self.stderr = Console(file=sys.stderr)
+        self.progress: TerminalProgress | _QuietProgress = (
+            _QuietProgress() if quiet else TerminalProgress(self.stderr)
+        )
+        level = logging.DEBUG if verbose else logging.ERROR if quiet else logging.WARNING
+        logging.basicConfig(stream=sys.stderr, level=level, format="%(levelname)s %(name)s: %(message)s")
+        logging.getLogger("expo_ray").setLevel(level)
+
+    def __enter__(self) -> Session:
+        # SIGTERM unwinds like an exception, so that Ray, Serve and temporary files are cleaned up.
+        signal.signal(signal.SIGTERM, _raise_exit)
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.progress.stop()
+
+    def emit(
+        self, payload: Mapping[str, Any], render: Callable[[Console], None] | None = None
+    ) -> None:
+        """Print the result: `payload` under `--json`, else what `render` draws."""
+        self.progress.stop()
+        if self.json_output:
+            body = {"schema_version": SCHEMA_VERSION, **payload}
+            sys.stdout.write(json.dumps(body, default=str, allow_nan=False) + "\n")
+            sys.stdout.flush()
+        elif render is not None:
+            render(self.stdout)
+
+
+def _raise_exit(signum: int, frame: FrameType | None) -> None:
+    raise SystemExit(128 + signum)
+
+
+def print_error(error: ExpoError, *, json_output: bool) -> None:
+    """Print an error the way the contract says: an object under `--json`, else plain lines."""
+    if json_output:
+        body = {"schema_version": SCHEMA_VERSION, "error": error.as_dict()}
+        sys.stdout.write(json.dumps(body) + "\n")
+        return
+    console = Console(file=sys.stderr)
+    console.print(Text.assemble(("error: ", "bold red"), error.message), soft_wrap=True)
+    for label in ("where", "got", "expected", "hint"):
+        value = getattr(error, label)
+        if value is not None:
+            console.print(Text.assemble((f"  {label}: ", "dim"), value), soft_wrap=True)
+
+
+def key_value_table(rows: Mapping[str, object], *, title: str | None = None) -> Table:
+    """Return a two-column table of facts."""
+    table = Table(title=title, show_header=False, box=None, title_justify="left", pad_edge=False)
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column(overflow="fold")
+    for key, value in rows.items():
+        table.add_row(key, Text(str(value)))
+    return table
+
+
+def format_bytes(num_bytes: float) -> str:
+    """Format a size with decimal units: `1.5 GB`."""
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if abs(num_bytes) < 1000 or unit == "TB":
+            return f"{num_bytes:.0f} {unit}" if unit == "B" else f"{num_bytes:.1f} {unit}"
+        num_bytes /= 1000
+    raise AssertionError("unreachable")

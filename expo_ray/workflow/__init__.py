@@ -1,0 +1,1 @@
+"""The stages of a whole run: recipe, run directory, resume."""

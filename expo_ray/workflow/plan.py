@@ -1,0 +1,111 @@
+"""The dry run: what a recipe would do, stage by stage, from headers alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from expo_ray.extrapolation import extrapolate
+from expo_ray.lab import find_lab
+from expo_ray.tables import read_prompts
+from expo_ray.workflow.recipe import Recipe, load_recipe
+
+
+def plan_run(recipe: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """Return the plan of a recipe: tasks, bytes in and out, memory and replicas per stage.
+
+    Nothing is written and no Ray is started. Where a laboratory must be trained first, the sizes
+    of the checkpoints are not known yet and the note says so.
+
+    Raises:
+        ConfigError: The recipe is wrong.
+        CheckpointError: An input checkpoint is wrong.
+        PairError: The pair does not belong together.
+        TableError: The prompts file is wrong.
+    """
+    parsed = load_recipe(recipe, overrides)
+    stages: list[dict[str, Any]] = []
+    initial, aligned, prompts = parsed.initial, parsed.aligned, parsed.prompts.path
+    num_rewards = len(parsed.reward_models)
+    num_prompts: int | None = None
+    if parsed.lab is not None:
+        cache = Path(parsed.lab_cache or Path(parsed.output) / "lab")
+        lab = find_lab(cache, parsed.lab)
+        num_rewards += 1 + parsed.lab.guard_reward_model
+        num_prompts = parsed.lab.num_eval_prompts
+        stages.append(
+            {
+                "stage": "laboratory",
+                "tasks": 2 + num_rewards,
+                "note": "train SFT, DPO and reward models" if lab is None else "cached",
+            }
+        )
+        if lab is not None:
+            initial, aligned, prompts = str(lab.initial), str(lab.aligned), str(lab.prompts)
+    if prompts is not None:
+        num_prompts = len(read_prompts(prompts, limit=parsed.prompts.limit))
+    elif parsed.prompts.limit is not None and num_prompts is not None:
+        num_prompts = min(num_prompts, parsed.prompts.limit)
+    stages.append(_extrapolation_stage(parsed, initial, aligned))
+    stages.extend(_inference_stages(parsed, num_prompts or 0, num_rewards))
+    return {
+        "name": parsed.name,
+        "output": parsed.output,
+        "recipe_digest": parsed.digest(),
+        "alphas": [0.0, *parsed.extrapolation.alphas],
+        "num_prompts": num_prompts,
+        "stages": stages,
+    }
+
+
+def _extrapolation_stage(
+    recipe: Recipe, initial: str | None, aligned: str | None
+) -> dict[str, Any]:
+    stage: dict[str, Any] = {"stage": "extrapolation", "num_alphas": len(recipe.extrapolation.alphas)}
+    if initial is None or aligned is None:
+        return {**stage, "note": "sizes are known once the laboratory is trained"}
+    settings = recipe.extrapolation
+    plan = extrapolate(
+        initial,
+        aligned,
+        str(Path(recipe.output) / "checkpoints"),
+        alpha=settings.alphas,
+        output_dtype=settings.output_dtype,
+        max_shard_size=settings.max_shard_size,
+        vocab_policy=settings.vocab_policy,
+        dry_run=True,
+    ).as_dict()
+    return {**stage, **{k: v for k, v in plan.items() if k != "schema_version"}}
+
+
+def _inference_stages(
+    recipe: Recipe, num_prompts: int, num_rewards: int
+) -> list[dict[str, Any]]:
+    num_candidates = 1 + len(recipe.extrapolation.alphas)
+    num_responses = num_prompts * num_candidates * recipe.sampling.num_samples
+    stages: list[dict[str, Any]] = [
+        {
+            "stage": "generation",
+            "tasks": num_responses,
+            "replicas": recipe.generators.num_replicas,
+            "note": f"{num_candidates} candidates, at most {recipe.sampling.max_tokens} tokens each",
+        },
+        {
+            "stage": "scoring",
+            "tasks": num_responses * num_rewards,
+            "replicas": recipe.rewarders.num_replicas,
+            "note": f"{num_rewards} reward models, one after the other",
+        },
+    ]
+    if recipe.loadtest is not None:
+        points = len(recipe.loadtest.concurrency)
+        stages.append(
+            {
+                "stage": "load test",
+                "tasks": 2 * points * recipe.loadtest.num_requests,
+                "replicas": 1,
+                "note": f"aligned and candidate at {points} concurrencies",
+            }
+        )
+    return stages

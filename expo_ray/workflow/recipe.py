@@ -1,0 +1,286 @@
+"""Recipes: what a run shall do, as strict YAML.
+
+Every key is known and typed; an unknown one is refused with its dotted path and the nearest known
+name. Paths resolve against the recipe file. WHAT is computed enters the digest of the run; HOW and
+where (output folder, replicas) does not, so that a run may be continued on other hardware.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from expo_ray.errors import ConfigError
+from expo_ray.extrapolation import parse_alpha
+from expo_ray.lab import LabSettings
+from expo_ray.selection import SelectionSettings
+from expo_ray.serving import SamplingParams
+
+_STRICT = ConfigDict(extra="forbid", frozen=True)
+
+
+class PromptSettings(BaseModel):
+    """Which prompts are answered."""
+
+    model_config = _STRICT
+
+    path: str | None = Field(
+        None, description="JSONL, JSON, Parquet or CSV file; the laboratory brings its own."
+    )
+    limit: int | None = Field(None, ge=2, description="Use the first N prompts only.")
+    heldout_fraction: float = Field(
+        0.5, gt=0, lt=1, description="Share of the prompts kept apart to confirm the choice."
+    )
+
+
+class ExtrapolationSettings(BaseModel):
+    """Which checkpoints are written."""
+
+    model_config = _STRICT
+
+    alphas: tuple[float, ...] = Field(
+        (0.1, 0.2, 0.3, 0.4, 0.5),
+        min_length=1,
+        description="Candidates besides alpha 0 (paper section 3.1: 0.1 to 0.5 in steps of 0.1).",
+    )
+    output_dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
+    max_shard_size: str = "5GB"
+    vocab_policy: Literal["refuse", "common-rows", "copy-aligned"] = "refuse"
+    keep: Literal["chosen", "all"] = Field(
+        "chosen", description="Which candidate checkpoints stay on disk after the choice."
+    )
+
+    @field_validator("alphas")
+    @classmethod
+    def _finite_and_distinct(cls, alphas: tuple[float, ...]) -> tuple[float, ...]:
+        # Alpha 0 is always a candidate and is the aligned model itself: nothing is written for it.
+        rounded = sorted({parse_alpha(alpha) for alpha in alphas} - {0.0})
+        if not rounded:
+            raise ValueError("at least one alpha other than 0 is needed")
+        return tuple(rounded)
+
+
+class ReplicaSettings(BaseModel):
+    """How a model is served; does not change results, so it stays out of the digest."""
+
+    model_config = _STRICT
+
+    engine: Literal["auto", "transformers", "vllm"] = "auto"
+    num_replicas: int = Field(1, ge=1)
+
+
+class LoadtestSettings(BaseModel):
+    """Throughput test of the chosen model against the aligned one."""
+
+    model_config = _STRICT
+
+    concurrency: tuple[int, ...] = Field((1, 4, 16), description="Requests in flight, per point.")
+    num_requests: int = Field(100, ge=1, description="Measured requests per point.")
+    max_tokens: int = Field(256, ge=1)
+
+
+class Recipe(BaseModel):
+    """One run: a pair (or a laboratory that trains one), prompts, candidates, judges."""
+
+    model_config = _STRICT
+
+    name: str = Field(min_length=1, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    output: str = Field(description="Run directory.")
+    seed: int = Field(42, ge=0)
+    lab: LabSettings | None = Field(
+        None, description="Train the tiny laboratory and use its models and prompts."
+    )
+    lab_cache: str | None = Field(None, description="Where trained laboratories are kept.")
+    initial: str | None = Field(None, description="theta0, the SFT checkpoint.")
+    aligned: str | None = Field(None, description="theta1, the DPO or RLHF checkpoint.")
+    reward_models: tuple[str, ...] = Field(
+        (), description="The first scores, the others guard (path, implicit:beta=B, judge:URL#model)."
+    )
+    prompts: PromptSettings = PromptSettings()
+    extrapolation: ExtrapolationSettings = ExtrapolationSettings()
+    sampling: SamplingParams = SamplingParams()
+    generators: ReplicaSettings = ReplicaSettings()
+    rewarders: ReplicaSettings = ReplicaSettings()
+    selection: SelectionSettings = SelectionSettings()
+    loadtest: LoadtestSettings | None = LoadtestSettings()
+
+    @model_validator(mode="after")
+    def _models_from_one_place(self) -> Self:
+        given = {
+            "initial": self.initial,
+            "aligned": self.aligned,
+            "reward_models": self.reward_models,
+            "prompts.path": self.prompts.path,
+        }
+        if self.lab is not None:
+            clash = [key for key in ("initial", "aligned", "prompts.path") if given[key]]
+            if clash:
+                raise ValueError(f"lab brings its own models and prompts; remove {', '.join(clash)}")
+        else:
+            missing = [key for key, value in given.items() if not value]
+            if missing:
+                raise ValueError(f"without lab these are needed: {', '.join(missing)}")
+        return self
+
+    def digest(self) -> str:
+        """Return the sha256 of what this recipe computes, whatever hardware it runs on."""
+        what = self.model_dump(
+            mode="json", exclude={"output", "lab_cache", "generators", "rewarders", "name"}
+        )
+        return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
+
+
+def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe file and apply `key=value` overrides.
+
+    Args:
+        path: YAML file.
+        overrides: Dotted keys and YAML values: `extrapolation.alphas=[0.3,0.5]`.
+
+    Raises:
+        ConfigError: The file is missing or malformed, a key is unknown or a value is out of range.
+    """
+    file = Path(path)
+    try:
+        document = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            "cannot read the recipe", where=file, got=error, hint="pipelines/recipes/ has examples"
+        ) from error
+    except yaml.YAMLError as error:
+        raise ConfigError("the recipe is not valid YAML", where=file, got=error) from error
+    if not isinstance(document, dict):
+        raise ConfigError(
+            "a recipe is a mapping of keys to values",
+            where=file,
+            got=type(document).__name__,
+            expected="mapping",
+        )
+    for override in overrides:
+        _apply_override(document, override)
+    recipe = validate_recipe(document, where=str(file))
+    return _resolve_paths(recipe, file.resolve().parent)
+
+
+def validate_recipe(document: Mapping[str, Any], *, where: str) -> Recipe:
+    """Turn a plain mapping into a `Recipe`.
+
+    Raises:
+        ConfigError: Names the first wrong key by its dotted path, with a suggestion.
+    """
+    try:
+        return Recipe.model_validate(document)
+    except ValidationError as error:
+        # Unknown keys first: a misspelt key often makes a required one look missing.
+        details = sorted(error.errors(), key=lambda item: item["type"] != "extra_forbidden")
+        first = details[0]
+        key = ".".join(str(part) for part in first["loc"]) or "(recipe)"
+        if first["type"] == "extra_forbidden":
+            raise ConfigError(
+                f"unknown recipe key `{key}`",
+                where=where,
+                got=key,
+                hint=_suggest(first["loc"]),
+            ) from error
+        message = first["msg"].removeprefix("Value error, ")
+        raise ConfigError(
+            f"recipe key `{key}`: {message}",
+            where=where,
+            got=None if isinstance(first["input"], dict) else repr(first["input"]),
+        ) from error
+
+
+def _suggest(location: tuple[int | str, ...]) -> str:
+    fields = _known_fields(Recipe, location[:-1])
+    prefix = ".".join(str(part) for part in (*location[:-1], ""))
+    close = difflib.get_close_matches(str(location[-1]), fields, n=1)
+    if close:
+        return f"did you mean `{prefix}{close[0]}`?"
+    return f"known keys: {', '.join(f'{prefix}{field}' for field in sorted(fields))}"
+
+
+def _known_fields(model: type[BaseModel], location: Sequence[int | str]) -> list[str]:
+    """Return the field names of the (possibly nested, possibly optional) model at `location`."""
+    for part in location:
+        annotation = model.model_fields[str(part)].annotation
+        candidates = (annotation, *getattr(annotation, "__args__", ()))
+        nested = [c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)]
+        if not nested:
+            return []
+        model = nested[0]
+    return list(model.model_fields)
+
+
+def _apply_override(document: dict[str, Any], override: str) -> None:
+    key, separator, text = override.partition("=")
+    if not separator or not key.strip():
+        raise ConfigError(
+            "an override is key=value", where="--set", got=override, hint="--set seed=7"
+        )
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError("the value is not valid YAML", where=f"--set {key}", got=text) from error
+    *parents, last = key.strip().split(".")
+    node = document
+    for parent in parents:
+        child = node.setdefault(parent, {})
+        if not isinstance(child, dict):
+            raise ConfigError(
+                f"`{parent}` holds a value, not keys", where=f"--set {key}", got=repr(child)
+            )
+        node = child
+    node[last] = value
+
+
+def is_remote(path: str) -> bool:
+    """Tell whether a location is a URI rather than a local path."""
+    return "://" in path
+
+
+def _resolve_paths(recipe: Recipe, folder: Path) -> Recipe:
+    """Make local paths absolute, against the folder of the recipe file."""
+    in_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+    if in_job and not is_remote(recipe.output) and not Path(recipe.output).is_absolute():
+        raise ConfigError(
+            "a relative output inside a submitted job lands on one node's scratch folder",
+            where="output",
+            got=recipe.output,
+            expected="an absolute path that all nodes share, or a URI",
+            hint="add --set output=/shared/path to the entry point",
+        )
+
+    def resolve(path: str | None) -> str | None:
+        if path is None or is_remote(path) or ":" in path:
+            return path
+        expanded = Path(path).expanduser()
+        local = expanded if expanded.is_absolute() else folder / expanded
+        # A bare `owner/name` that is no folder here is a Hub id.
+        if not local.exists() and path.count("/") == 1 and not path.startswith((".", "/", "~")):
+            return path
+        return os.path.normpath(local)
+
+    output = recipe.output
+    if not is_remote(output):
+        output = os.path.normpath(folder / Path(output).expanduser())
+    cache = recipe.lab_cache
+    if cache is not None:
+        cache = os.path.normpath(folder / Path(cache).expanduser())
+    return recipe.model_copy(
+        update={
+            "output": output,
+            "lab_cache": cache,
+            "initial": resolve(recipe.initial),
+            "aligned": resolve(recipe.aligned),
+            "reward_models": tuple(str(resolve(spec)) for spec in recipe.reward_models),
+            "prompts": recipe.prompts.model_copy(update={"path": resolve(recipe.prompts.path)}),
+        }
+    )

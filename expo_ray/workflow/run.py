@@ -1,0 +1,130 @@
+"""A whole run, read from top to bottom: models, extrapolation, responses, rewards, choice, report."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from expo_ray.cluster import ray_session
+from expo_ray.errors import ConfigError
+from expo_ray.progress import NullProgress, Progress
+from expo_ray.workflow import stages
+from expo_ray.workflow.recipe import Recipe, is_remote, load_recipe, validate_recipe
+from expo_ray.workflow.run_dir import RunDir
+
+
+def run(
+    recipe: str | Path,
+    *,
+    overrides: Sequence[str] = (),
+    address: str | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Execute a recipe file; a rerun continues where the last one stopped.
+
+    Args:
+        recipe: YAML file (pipelines/recipes/ has examples).
+        overrides: `key=value` pairs laid over the file.
+        address: Ray cluster; None means `RAY_ADDRESS`, else a local Ray.
+        progress: Where to report; None stays silent.
+
+    Returns:
+        `{"output", "report", "selection"}`.
+
+    Raises:
+        ExpoError: Request errors before anything is written, work errors on the way.
+    """
+    parsed = load_recipe(recipe, overrides)
+    text = Path(recipe).read_text(encoding="utf-8")
+    return run_recipe(parsed, recipe_text=text, address=address, progress=progress)
+
+
+def run_recipe(
+    recipe: Recipe, *, recipe_text: str, address: str | None, progress: Progress | None = None
+) -> dict[str, Any]:
+    """Execute a parsed recipe; see `run`."""
+    if is_remote(recipe.output):
+        raise ConfigError(
+            "a run directory lies on a file system that all nodes share",
+            where="output",
+            got=recipe.output,
+            expected="a local or mounted path",
+        )
+    directory = RunDir(recipe.output)
+    with directory.claim(recipe_text=recipe_text, digest=recipe.digest()), ray_session(address):
+        this = stages.Run(
+            recipe=recipe,
+            directory=directory,
+            address=address,
+            progress=progress or NullProgress(),
+        )
+        stages.prepare_models(this)
+        stages.write_checkpoints(this)
+        stages.generate_responses(this)
+        stages.score_responses(this)
+        selection = stages.choose(this)
+        stages.measure_throughput(this, selection)
+        stages.drop_candidates(this, selection)
+        report = stages.write_up(this, selection)
+    return {"output": str(directory.path), "report": str(report), "selection": selection}
+
+
+def select(
+    initial: str,
+    aligned: str,
+    *,
+    prompts: str,
+    output: str | Path,
+    reward_models: Sequence[str] = ("implicit:beta=0.1",),
+    alphas: Sequence[float] | None = None,
+    heldout_fraction: float = 0.5,
+    keep: str = "chosen",
+    settings: dict[str, Any] | None = None,
+    address: str | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Choose alpha for a pair: extrapolate, answer the prompts, score, decide.
+
+    This is a run without laboratory and load test; its directory can be resumed and reported.
+
+    Args:
+        initial: theta0, the SFT checkpoint.
+        aligned: theta1, the DPO or RLHF checkpoint.
+        prompts: JSONL, JSON, Parquet or CSV file.
+        output: Run directory.
+        reward_models: The first scores, the others guard.
+        alphas: Candidates besides 0; None takes the paper's 0.1 to 0.5.
+        heldout_fraction: Share of prompts that only confirm the choice.
+        keep: `chosen` or `all` candidate checkpoints.
+        settings: Further recipe keys (`sampling`, `generators`, `seed`, ...).
+        address: Ray cluster; None means `RAY_ADDRESS`, else a local Ray.
+        progress: Where to report.
+
+    Returns:
+        `{"output", "report", "selection"}`.
+    """
+    document: dict[str, Any] = {
+        "name": "select",
+        "output": str(Path(output).absolute()),
+        "initial": _absolute(initial),
+        "aligned": _absolute(aligned),
+        "reward_models": [_absolute(spec) for spec in reward_models],
+        "prompts": {"path": _absolute(prompts), "heldout_fraction": heldout_fraction},
+        "extrapolation": {"keep": keep},
+        "loadtest": None,
+        **(settings or {}),
+    }
+    if alphas:
+        document["extrapolation"]["alphas"] = list(alphas)
+    recipe = validate_recipe(document, where="select")
+    text = yaml.safe_dump(document, sort_keys=False)
+    return run_recipe(recipe, recipe_text=text, address=address, progress=progress)
+
+
+def _absolute(location: str) -> str:
+    """Make an existing local path absolute; leave URIs, Hub ids and specs as they are."""
+    return os.path.abspath(location) if Path(location).exists() else location

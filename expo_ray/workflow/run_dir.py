@@ -1,0 +1,140 @@
+"""The run directory: where each file of a run lies, and who may write there."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from expo_ray.checkpoints import atomic_write_json, atomic_write_text
+from expo_ray.errors import ConfigError
+from expo_ray.extrapolation import checkpoint_name
+
+SCHEMA_VERSION = 1
+TRUTH = "truth"
+
+
+class RunDir:
+    """Names of the files of one run.
+
+    Args:
+        path: The run directory; created by `claim`.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.recipe_file = self.path / "recipe.yaml"
+        self.resolved_file = self.path / "resolved.json"
+        self.selection_file = self.path / "selection.json"
+        self.compared_file = self.path / "loadtest" / "compared.json"
+        self.timings_file = self.path / "timings.json"
+        self.lab_file = self.path / "lab.json"
+        self.report_file = self.path / "report.html"
+        self.checkpoints = self.path / "checkpoints"
+
+    def checkpoint(self, alpha: float) -> Path:
+        """Return the folder of the candidate written for `alpha`."""
+        return self.checkpoints / checkpoint_name(alpha)
+
+    def responses(self, alpha: float) -> Path:
+        """Return the responses table of one candidate."""
+        return self.path / "responses" / f"{checkpoint_name(alpha)}.parquet"
+
+    def rewards(self, label: str, alpha: float) -> Path:
+        """Return the rewards table of one reward model and one candidate."""
+        return self.path / "rewards" / label / f"{checkpoint_name(alpha)}.parquet"
+
+    def loadtest(self, label: str) -> Path:
+        """Return the folder of one load test."""
+        return self.path / "loadtest" / label
+
+    @contextmanager
+    def claim(self, *, recipe_text: str, digest: str) -> Iterator[None]:
+        """Take the directory for one run, and hold it against a second one.
+
+        Args:
+            recipe_text: Written verbatim to `recipe.yaml`.
+            digest: Digest of what the recipe computes; another one is refused.
+
+        Raises:
+            ConfigError: The folder holds another recipe's result, something else, or is in use.
+        """
+        found = self.read_resolved().get("recipe_digest")
+        if found is not None and found != digest:
+            raise ConfigError(
+                "the output folder holds the result of another recipe",
+                where=self.path,
+                got=f"recipe digest {found[:12]}",
+                expected=f"recipe digest {digest[:12]}",
+                hint="give another output folder (--set output=DIR), or remove this one",
+            )
+        if found is None and self.path.is_dir() and any(_foreign(self.path)):
+            raise ConfigError(
+                "the output folder is not empty and is no run directory",
+                where=self.path,
+                got=", ".join(sorted(_foreign(self.path))[:5]),
+                expected="a new or empty folder",
+                hint="give another output folder (--set output=DIR)",
+            )
+        self.path.mkdir(parents=True, exist_ok=True)
+        with (self.path / ".lock").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                raise ConfigError(
+                    "another run is writing to this folder",
+                    where=self.path,
+                    hint="wait for it, or give another output folder",
+                ) from error
+            atomic_write_text(self.recipe_file, recipe_text)
+            if found is None:
+                self.update_resolved({"recipe_digest": digest})
+            yield
+
+    def read_resolved(self) -> dict[str, Any]:
+        """Return `resolved.json`, empty before a run has claimed the directory."""
+        return read_json(self.resolved_file)
+
+    def update_resolved(self, facts: Mapping[str, Any]) -> None:
+        """Add facts to `resolved.json`."""
+        merged = {"schema_version": SCHEMA_VERSION, **self.read_resolved(), **facts}
+        atomic_write_json(self.resolved_file, merged)
+
+    def add_timing(self, stage: str, seconds: float) -> None:
+        """Record how long a stage took; a resumed stage adds to its first part."""
+        timings = read_json(self.timings_file)
+        timings[stage] = round(timings.get(stage, 0.0) + seconds, 3)
+        atomic_write_json(self.timings_file, timings)
+
+
+def _foreign(path: Path) -> list[str]:
+    # A run that was killed before its first record leaves only these two.
+    return [name for name in os.listdir(path) if name not in {".lock", "recipe.yaml"}]
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the JSON object in `path`, empty where the file is absent.
+
+    Raises:
+        ConfigError: The file is not a JSON object.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except ValueError as error:
+        raise ConfigError("not valid JSON", where=path, got=error) from error
+    if not isinstance(content, dict):
+        raise ConfigError("not a JSON object", where=path, got=type(content).__name__)
+    return content
+
+
+def reward_label(index: int, spec: str) -> str:
+    """Return the folder name of a reward model: its position and a short name."""
+    tail = spec.rstrip("/").rsplit("/", maxsplit=1)[-1]
+    return f"{index}-{re.sub(r'[^A-Za-z0-9._-]+', '-', tail).strip('-') or 'reward'}"

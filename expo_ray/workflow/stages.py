@@ -1,0 +1,286 @@
+"""The stages of a run. Each looks first whether its result stands, and does only what is missing."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from expo_ray.checkpoints import Checkpoint, atomic_write_json
+from expo_ray.errors import ConfigError
+from expo_ray.extrapolation import checkpoint_name, extrapolate
+from expo_ray.lab import prepare_lab, write_truth
+from expo_ray.loadtest import loadtest
+from expo_ray.progress import Progress
+from expo_ray.reports import render_model_card, write_report
+from expo_ray.selection import choose_alpha
+from expo_ray.serving import GeneratorReplicas, ModelSource, RewardReplicas
+from expo_ray.tables import Prompt, assign_splits, read_prompts, read_table
+from expo_ray.workflow.recipe import Recipe
+from expo_ray.workflow.run_dir import TRUTH, RunDir, read_json, reward_label
+
+_VERSIONED = ("expo-ray", "ray", "torch", "transformers", "safetensors", "pyarrow")
+
+
+@dataclass(slots=True, kw_only=True)
+class Run:
+    """What the stages of one run share."""
+
+    recipe: Recipe
+    directory: RunDir
+    address: str | None
+    progress: Progress
+    initial: str = ""
+    aligned: str = ""
+    reward_models: dict[str, str] = field(default_factory=dict)
+    prompts: list[Prompt] = field(default_factory=list)
+    prompts_path: str = ""
+
+    @property
+    def alphas(self) -> tuple[float, ...]:
+        """All candidates, alpha 0 (the aligned model itself) among them."""
+        return tuple(sorted({0.0, *self.recipe.extrapolation.alphas}))
+
+    def source(self, alpha: float) -> ModelSource:
+        """Return the checkpoint that is served for a candidate."""
+        model = self.aligned if alpha == 0 else str(self.directory.checkpoint(alpha))
+        return ModelSource(model=model)
+
+    @contextmanager
+    def stage(self, name: str, *, done: bool) -> Iterator[bool]:
+        """Announce and time a stage; yields whether there is work to do."""
+        if done:
+            self.progress.message(f"{name}: already done")
+            yield False
+            return
+        self.progress.message(f"{name} ...")
+        start = time.monotonic()
+        yield True
+        seconds = time.monotonic() - start
+        self.directory.add_timing(name, seconds)
+        self.progress.message(f"{name}: {seconds:.1f} s")
+
+
+def prepare_models(run: Run) -> None:
+    """Find the pair, the reward models and the prompts; train the laboratory if it is asked for.
+
+    Raises:
+        ConfigError: An input is not what it was when this run began.
+    """
+    recipe = run.recipe
+    rewards = list(recipe.reward_models)
+    if recipe.lab is None:
+        run.initial, run.aligned = str(recipe.initial), str(recipe.aligned)
+        run.prompts_path = str(recipe.prompts.path)
+    else:
+        cache = Path(recipe.lab_cache or run.directory.path / "lab")
+        with run.stage("laboratory", done=run.directory.lab_file.exists()):
+            lab = prepare_lab(cache, recipe.lab, address=run.address, progress=run.progress)
+            run.initial, run.aligned = str(lab.initial), str(lab.aligned)
+            run.prompts_path = str(lab.prompts)
+            guards = [] if lab.guard_reward_model is None else [str(lab.guard_reward_model)]
+            rewards = [str(lab.reward_model), *guards, *rewards]
+            atomic_write_json(run.directory.lab_file, read_json(lab.initial.parent / "lab.json"))
+    run.reward_models = {reward_label(i, spec): spec for i, spec in enumerate(rewards)}
+    run.prompts = read_prompts(run.prompts_path, limit=recipe.prompts.limit)
+    _record_inputs(run)
+
+
+def _record_inputs(run: Run) -> None:
+    """Write what the run resolved to, or compare with what it resolved to before."""
+    inputs = {
+        name: {"uri": uri, "files": Checkpoint.open(uri).identity()}
+        for name, uri in (("initial", run.initial), ("aligned", run.aligned))
+    }
+    before = run.directory.read_resolved()
+    for name, now in inputs.items():
+        if name in before and _digests(before[name]) != _digests(now):
+            raise ConfigError(
+                f"the {name} checkpoint has changed since this run began",
+                where=now["uri"],
+                hint="start again in another output folder",
+            )
+    run.directory.update_resolved(
+        {
+            **inputs,
+            "recipe": run.recipe.model_dump(mode="json"),
+            "alphas": list(run.alphas),
+            "num_prompts": len(run.prompts),
+            "prompts": run.prompts_path,
+            "reward_models": run.reward_models,
+            "engine": run.recipe.generators.engine,
+            "sampling": run.recipe.sampling.model_dump(mode="json"),
+            "seed": run.recipe.seed,
+            "versions": {name: importlib.metadata.version(name) for name in _VERSIONED},
+            "hardware": {"machine": platform.machine(), "num_cpus": os.cpu_count()},
+        }
+    )
+
+
+def _digests(identity: Mapping[str, Any]) -> list[tuple[object, object]]:
+    return [(file["bytes"], file["header_sha256"]) for file in identity["files"]]
+
+
+def write_checkpoints(run: Run) -> None:
+    """Extrapolate every candidate alpha in one read of the pair."""
+    settings = run.recipe.extrapolation
+    # A finished sweep needs its checkpoints no more: those not kept may be gone by now.
+    done = run.directory.selection_file.exists() or all(
+        (run.directory.checkpoint(alpha) / "expo_ray.json").exists() for alpha in settings.alphas
+    )
+    with run.stage("extrapolation", done=done) as todo:
+        if not todo:
+            return
+        several = len(settings.alphas) > 1
+        first = run.directory.checkpoint(settings.alphas[0])
+        extrapolate(
+            run.initial,
+            run.aligned,
+            str(run.directory.checkpoints if several else first),
+            alpha=settings.alphas,
+            output_dtype=settings.output_dtype,
+            max_shard_size=settings.max_shard_size,
+            vocab_policy=settings.vocab_policy,
+            address=run.address,
+            progress=run.progress,
+        )
+
+
+def generate_responses(run: Run) -> None:
+    """Answer the same prompts with the same seeds by every candidate, on the same replicas."""
+    missing = [a for a in run.alphas if not run.directory.responses(a).exists()]
+    with run.stage("generation", done=not missing) as todo:
+        if not todo:
+            return
+        splits = assign_splits(
+            [prompt.prompt_id for prompt in run.prompts],
+            heldout_fraction=run.recipe.prompts.heldout_fraction,
+            seed=run.recipe.seed,
+        )
+        settings = run.recipe.generators
+        with GeneratorReplicas(
+            num_replicas=settings.num_replicas, engine=settings.engine
+        ) as replicas:
+            for alpha in missing:
+                replicas.write_responses(
+                    run.source(alpha),
+                    run.prompts,
+                    run.directory.responses(alpha),
+                    sampling=run.recipe.sampling,
+                    splits=splits,
+                    alpha=alpha,
+                    progress=run.progress,
+                )
+
+
+def score_responses(run: Run) -> None:
+    """Score every response by every reward model, and by the hidden truth in the laboratory."""
+    for label, spec in run.reward_models.items():
+        missing = [a for a in run.alphas if not run.directory.rewards(label, a).exists()]
+        with run.stage(f"scoring {label}", done=not missing) as todo:
+            if not todo:
+                continue
+            with RewardReplicas(
+                spec,
+                num_replicas=run.recipe.rewarders.num_replicas,
+                initial=run.initial,
+                aligned=run.aligned,
+            ) as replicas:
+                for alpha in missing:
+                    replicas.write_rewards(
+                        run.directory.responses(alpha),
+                        run.directory.rewards(label, alpha),
+                        progress=run.progress,
+                    )
+    if run.recipe.lab is not None:
+        for alpha in run.alphas:
+            target = run.directory.rewards(TRUTH, alpha)
+            if not target.exists():
+                write_truth(run.directory.responses(alpha), target)
+
+
+def choose(run: Run) -> dict[str, Any]:
+    """Choose alpha by the rewards and write `selection.json`."""
+    labels = list(run.reward_models)
+    rewards = {
+        label: pa.concat_tables(read_table(run.directory.rewards(label, a)) for a in run.alphas)
+        for label in labels
+    }
+    responses = pa.concat_tables(read_table(run.directory.responses(a)) for a in run.alphas)
+    selection = choose_alpha(
+        responses,
+        rewards[labels[0]],
+        settings=run.recipe.selection,
+        guard_rewards={label: rewards[label] for label in labels[1:]},
+    )
+    atomic_write_json(run.directory.selection_file, selection)
+    return selection
+
+
+def tested_alpha(selection: Mapping[str, Any]) -> tuple[float, bool]:
+    """Return the alpha whose speed is worth knowing, and whether it was rejected.
+
+    That is the chosen one; under keep-aligned the rejected candidate with the highest gain.
+    """
+    if selection["verdict"] == "extrapolate":
+        return float(selection["best_alpha"]), False
+    others = [c for c in selection["candidates"] if c["alpha"] != 0 and c["gain"] is not None]
+    best = max(others, key=lambda c: c["gain"], default=None)
+    if best is None:
+        best = next(c for c in selection["candidates"] if c["alpha"] != 0)
+    return float(best["alpha"]), True
+
+
+def measure_throughput(run: Run, selection: Mapping[str, Any]) -> None:
+    """Load-test the aligned and the chosen (or best rejected) model at the same points."""
+    settings = run.recipe.loadtest
+    if settings is None:
+        return
+    alpha, rejected = tested_alpha(selection)
+    candidate = checkpoint_name(alpha)
+    with run.stage("load test", done=run.directory.compared_file.exists()) as todo:
+        if not todo:
+            return
+        for label, tested in (("aligned", 0.0), (candidate, alpha)):
+            if (run.directory.loadtest(label) / "summary.json").exists():
+                continue
+            loadtest(
+                run.source(tested).model,
+                prompts=run.prompts_path,
+                output=run.directory.loadtest(label),
+                concurrency=settings.concurrency,
+                num_requests=settings.num_requests,
+                max_tokens=settings.max_tokens,
+                address=run.address,
+                progress=run.progress,
+            )
+        atomic_write_json(
+            run.directory.compared_file,
+            {"baseline": "aligned", "candidate": candidate, "candidate_rejected": rejected},
+        )
+
+
+def drop_candidates(run: Run, selection: Mapping[str, Any]) -> None:
+    """Remove the checkpoints that were not chosen, unless all are kept."""
+    if run.recipe.extrapolation.keep == "all":
+        return
+    for alpha in run.recipe.extrapolation.alphas:
+        if alpha != selection["best_alpha"]:
+            shutil.rmtree(run.directory.checkpoint(alpha), ignore_errors=True)
+
+
+def write_up(run: Run, selection: Mapping[str, Any]) -> Path:
+    """Write the report, and the evidence into the chosen checkpoint's model card."""
+    chosen = run.directory.checkpoint(selection["best_alpha"])
+    if selection["verdict"] == "extrapolate" and chosen.is_dir():
+        render_model_card(chosen, selection)
+    return write_report(run.directory.path)
