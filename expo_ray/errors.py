@@ -51,7 +51,10 @@ class ExpoError(Exception):
 
     def __reduce__(self) -> tuple[object, ...]:
         # Ray pickles errors between processes; keyword-only arguments need this.
-        return (_rebuild, (type(self), self.message, self.where, self.got, self.expected, self.hint))
+        return (
+            _rebuild,
+            (type(self), self.message, self.where, self.got, self.expected, self.hint),
+        )
 
     def as_dict(self) -> dict[str, str | None]:
         """Return the `error` object of the `--json` contract."""

@@ -24,9 +24,7 @@ def main() -> int:
     arguments = parser.parse_args()
     with Session(json_output=True) as session:
         try:
-            result = run(
-                arguments.recipe, overrides=arguments.overrides, progress=session.progress
-            )
+            result = run(arguments.recipe, overrides=arguments.overrides, progress=session.progress)
         except ExpoError as error:
             print_error(error, json_output=True)
             return error.exit_code

@@ -61,7 +61,11 @@ def save_model(
 
 
 def save_pair(
-    folder: Path, *, dtype: torch.dtype = torch.bfloat16, seed: int = 0, scale: float = 0.01,
+    folder: Path,
+    *,
+    dtype: torch.dtype = torch.bfloat16,
+    seed: int = 0,
+    scale: float = 0.01,
     **overrides: object,
 ) -> tuple[Path, Path]:
     """Save an (initial, aligned) pair: aligned is initial plus noise of the given scale."""

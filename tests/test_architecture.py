@@ -89,8 +89,20 @@ def test_help_imports_nothing_heavy() -> None:
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
-    for command in ("extrapolate", "verify", "inspect", "diagnose", "serve", "generate", "score",
-                    "select", "loadtest", "evaluate", "report", "run"):
+    for command in (
+        "extrapolate",
+        "verify",
+        "inspect",
+        "diagnose",
+        "serve",
+        "generate",
+        "score",
+        "select",
+        "loadtest",
+        "evaluate",
+        "report",
+        "run",
+    ):
         assert command in result.stdout
 
 

@@ -81,8 +81,9 @@ def select(
     ] = None,
     alpha: Annotated[
         list[float] | None,
-        typer.Option("--alpha", "-a", help="Candidate; may repeat. [default: 0.1 to 0.5]",
-                     show_default=False),
+        typer.Option(
+            "--alpha", "-a", help="Candidate; may repeat. [default: 0.1 to 0.5]", show_default=False
+        ),
     ] = None,
     heldout_fraction: Annotated[
         float, typer.Option(min=0.01, max=0.99, help="Prompts that only confirm the choice.")
@@ -225,6 +226,10 @@ def _render_plan(console: Console, plan: dict[str, Any]) -> None:
     for heading in ("stage", "tasks", "read", "written", "memory", "replicas", "note"):
         table.add_column(heading, justify="left" if heading in ("stage", "note") else "right")
     for stage in plan["stages"]:
-        table.add_row(*(str(stage.get(key) or "-") for key in
-                        ("stage", "tasks", "read", "written", "memory", "replicas", "note")))
+        table.add_row(
+            *(
+                str(stage.get(key) or "-")
+                for key in ("stage", "tasks", "read", "written", "memory", "replicas", "note")
+            )
+        )
     console.print(table)

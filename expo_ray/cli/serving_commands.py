@@ -134,7 +134,8 @@ def generate(
 
     Example: expo-ray generate ./expo --prompts prompts.jsonl --output responses.parquet
     """
-    from expo_ray.serving import PAPER_SAMPLING, SamplingParams, generate as run_generate
+    from expo_ray.serving import PAPER_SAMPLING, SamplingParams
+    from expo_ray.serving import generate as run_generate
 
     given = {
         "temperature": temperature,

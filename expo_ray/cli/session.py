@@ -19,7 +19,6 @@ from rich.console import Console
 from rich.progress import (
     BarColumn,
     DownloadColumn,
-    Progress as RichProgress,
     ProgressColumn,
     Task,
     TaskID,
@@ -27,11 +26,14 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.progress import (
+    Progress as RichProgress,
+)
 from rich.table import Table
 from rich.text import Text
 
 from expo_ray.errors import ExpoError
-from expo_ray.progress import ProgressBar
+from expo_ray.progress import NullProgress, ProgressBar
 
 SCHEMA_VERSION = 1
 
@@ -95,31 +97,26 @@ class TerminalProgress:
         self._started = False
 
     def start(self, description: str, total: float | None = None, unit: str = "") -> ProgressBar:
+        """Open a line; see `expo_ray.progress.Progress`."""
         if not self._started:
             self._progress.start()
             self._started = True
-        return _RichBar(self._progress, self._progress.add_task(description, total=total, unit=unit))
+        return _RichBar(
+            self._progress, self._progress.add_task(description, total=total, unit=unit)
+        )
 
     def message(self, text: str) -> None:
+        """Print one line of news above the bars."""
         self._console.print(text, highlight=False, markup=False)
 
     def stop(self) -> None:
+        """Draw the final state and leave the terminal as it was."""
         if self._started:
             self._progress.stop()
             self._started = False
 
 
-class _QuietProgress:
-    """Accepts every call and shows nothing."""
-
-    def start(self, description: str, total: float | None = None, unit: str = "") -> ProgressBar:
-        from expo_ray.progress import NullProgress
-
-        return NullProgress().start(description, total, unit)
-
-    def message(self, text: str) -> None:
-        pass
-
+class _QuietProgress(NullProgress):
     def stop(self) -> None:
         pass
 
@@ -141,7 +138,9 @@ class Session:
             _QuietProgress() if quiet else TerminalProgress(self.stderr)
         )
         level = logging.DEBUG if verbose else logging.ERROR if quiet else logging.WARNING
-        logging.basicConfig(stream=sys.stderr, level=level, format="%(levelname)s %(name)s: %(message)s")
+        logging.basicConfig(
+            stream=sys.stderr, level=level, format="%(levelname)s %(name)s: %(message)s"
+        )
         logging.getLogger("expo_ray").setLevel(level)
 
     def __enter__(self) -> Session:

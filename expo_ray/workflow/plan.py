@@ -62,7 +62,10 @@ def plan_run(recipe: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any
 def _extrapolation_stage(
     recipe: Recipe, initial: str | None, aligned: str | None
 ) -> dict[str, Any]:
-    stage: dict[str, Any] = {"stage": "extrapolation", "num_alphas": len(recipe.extrapolation.alphas)}
+    stage: dict[str, Any] = {
+        "stage": "extrapolation",
+        "num_alphas": len(recipe.extrapolation.alphas),
+    }
     if initial is None or aligned is None:
         return {**stage, "note": "sizes are known once the laboratory is trained"}
     settings = recipe.extrapolation
@@ -79,9 +82,7 @@ def _extrapolation_stage(
     return {**stage, **{k: v for k, v in plan.items() if k != "schema_version"}}
 
 
-def _inference_stages(
-    recipe: Recipe, num_prompts: int, num_rewards: int
-) -> list[dict[str, Any]]:
+def _inference_stages(recipe: Recipe, num_prompts: int, num_rewards: int) -> list[dict[str, Any]]:
     num_candidates = 1 + len(recipe.extrapolation.alphas)
     num_responses = num_prompts * num_candidates * recipe.sampling.num_samples
     stages: list[dict[str, Any]] = [
@@ -89,7 +90,7 @@ def _inference_stages(
             "stage": "generation",
             "tasks": num_responses,
             "replicas": recipe.generators.num_replicas,
-            "note": f"{num_candidates} candidates, at most {recipe.sampling.max_tokens} tokens each",
+            "note": f"{num_candidates} candidates, up to {recipe.sampling.max_tokens} tokens each",
         },
         {
             "stage": "scoring",

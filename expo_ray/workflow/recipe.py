@@ -102,7 +102,8 @@ class Recipe(BaseModel):
     initial: str | None = Field(None, description="theta0, the SFT checkpoint.")
     aligned: str | None = Field(None, description="theta1, the DPO or RLHF checkpoint.")
     reward_models: tuple[str, ...] = Field(
-        (), description="The first scores, the others guard (path, implicit:beta=B, judge:URL#model)."
+        (),
+        description="The first scores, the others guard (path, implicit:beta=B, judge:URL#model).",
     )
     prompts: PromptSettings = PromptSettings()
     extrapolation: ExtrapolationSettings = ExtrapolationSettings()
@@ -123,7 +124,9 @@ class Recipe(BaseModel):
         if self.lab is not None:
             clash = [key for key in ("initial", "aligned", "prompts.path") if given[key]]
             if clash:
-                raise ValueError(f"lab brings its own models and prompts; remove {', '.join(clash)}")
+                raise ValueError(
+                    f"lab brings its own models and prompts; remove {', '.join(clash)}"
+                )
         else:
             missing = [key for key, value in given.items() if not value]
             if missing:

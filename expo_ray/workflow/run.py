@@ -1,8 +1,7 @@
-"""A whole run, read from top to bottom: models, extrapolation, responses, rewards, choice, report."""
+"""A whole run, top to bottom: models, extrapolation, responses, rewards, choice, report."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -127,4 +126,4 @@ def select(
 
 def _absolute(location: str) -> str:
     """Make an existing local path absolute; leave URIs, Hub ids and specs as they are."""
-    return os.path.abspath(location) if Path(location).exists() else location
+    return str(Path(location).absolute()) if Path(location).exists() else location

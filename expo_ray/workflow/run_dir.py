@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fcntl
 import json
-import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -114,7 +113,7 @@ class RunDir:
 
 def _foreign(path: Path) -> list[str]:
     # A run that was killed before its first record leaves only these two.
-    return [name for name in os.listdir(path) if name not in {".lock", "recipe.yaml"}]
+    return [file.name for file in path.iterdir() if file.name not in {".lock", "recipe.yaml"}]
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The stages of a run. Each looks first whether its result stands, and does only what is missing."""
+"""The stages of a run: each looks whether its result stands, and does only what is missing."""
 
 from __future__ import annotations
 

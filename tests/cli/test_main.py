@@ -1,0 +1,105 @@
+"""The contract of the command line: exit codes, `--json`, errors."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+EXPO_RAY = Path(sys.executable).with_name("expo-ray")
+
+
+def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    command = [str(EXPO_RAY), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=150)
+
+
+def json_of(result: subprocess.CompletedProcess[str]) -> dict[str, object]:
+    lines = result.stdout.strip().splitlines()
+    assert len(lines) == 1, result.stdout + result.stderr
+    body = json.loads(lines[0])
+    assert body["schema_version"] == 1
+    return dict(body)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("no-such-command",),
+        ("extrapolate", "a", "b"),
+        ("extrapolate", "a", "b", "c", "--alpha", "many"),
+        ("loadtest", "m", "--prompts", "p", "--output", "o"),
+        ("loadtest", "m", "--prompts", "p", "--output", "o", "--concurrency", "0"),
+        ("evaluate", "alpaca-eval"),
+        ("generate", "m", "--prompts", "p", "--output", "o", "--preset", "none"),
+        ("run", "absent.yaml"),
+    ],
+)
+def test_a_wrong_request_exits_with_2_and_one_error_object(
+    arguments: tuple[str, ...], tmp_path: Path
+) -> None:
+    result = run(*arguments, "--json")
+    assert result.returncode == 2, result.stderr
+    error = json_of(result)["error"]
+    assert isinstance(error, dict)
+    assert set(error) == {"kind", "message", "where", "got", "expected", "hint"}
+    plain = run(*arguments)
+    assert plain.returncode == 2
+    assert plain.stderr.startswith("error: ")
+    assert plain.stdout == ""
+    assert "Traceback" not in plain.stderr
+
+
+COMMANDS = "extrapolate verify inspect diagnose serve generate score select loadtest report run"
+
+
+@pytest.mark.parametrize("command", COMMANDS.split())
+def test_every_command_explains_itself_with_an_example(command: str) -> None:
+    result = run(command, "--help")
+    assert result.returncode == 0
+    assert "Example" in result.stdout
+    assert "--json" in result.stdout
+
+
+def test_extrapolate_verify_inspect_diagnose(pico_pair: tuple[Path, Path], tmp_path: Path) -> None:
+    initial, aligned = pico_pair
+    output = tmp_path / "out"
+    inline = ("--address", "inline", "--json")
+    planned = json_of(
+        run("extrapolate", initial, aligned, output, "-a", "0.5", "--dry-run", *inline)
+    )
+    assert planned["bytes_read"] and not output.exists()
+    written = json_of(run("extrapolate", initial, aligned, output, "-a", "0.5", *inline))
+    assert (output / "expo_ray.json").exists()
+    [checkpoint] = written["outputs"]  # type: ignore[misc]
+    assert json_of(run("verify", output, *inline))["weights_digest"] == checkpoint["weights_digest"]
+    assert json_of(run("inspect", output, "--json"))["num_parameters"]
+    assert json_of(run("diagnose", initial, aligned, *inline))["fit"] is True
+    human = run("inspect", output)
+    assert human.returncode == 0
+    assert "parameters" in human.stdout
+
+
+def test_a_flipped_bit_is_found(pico_pair: tuple[Path, Path], tmp_path: Path) -> None:
+    initial, aligned = pico_pair
+    output = tmp_path / "out"
+    run("extrapolate", initial, aligned, output, "--alpha", "0.5", "--address", "inline")
+    shard = sorted(output.glob("*.safetensors"))[0]
+    content = bytearray(shard.read_bytes())
+    content[-1] ^= 1
+    shard.write_bytes(content)
+    result = run("verify", output, "--address", "inline", "--json")
+    assert result.returncode == 1
+    assert shard.name in json.dumps(json_of(result))
+
+
+def test_a_wrong_pair_leaves_nothing_behind(pico_pair: tuple[Path, Path], tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    result = run(
+        "extrapolate", tmp_path / "absent", pico_pair[1], output, "--alpha", "0.5", "--json"
+    )
+    assert result.returncode == 2
+    assert not output.exists()

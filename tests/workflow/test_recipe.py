@@ -1,0 +1,127 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from expo_ray.errors import ConfigError
+from expo_ray.workflow.recipe import load_recipe
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def _document(**changes: object) -> dict[str, Any]:
+    document: dict[str, Any] = {
+        "name": "test",
+        "output": "out",
+        "initial": "./sft",
+        "aligned": "./dpo",
+        "reward_models": ["./rm", "implicit:beta=0.1", "judge:http://127.0.0.1:9#m"],
+        "prompts": {"path": "prompts.jsonl"},
+    }
+    return {**document, **changes}
+
+
+def _write(folder: Path, document: object) -> Path:
+    path = folder / "recipe.yaml"
+    path.write_text(yaml.safe_dump(document))
+    return path
+
+
+def test_paths_resolve_against_the_recipe_file(tmp_path: Path) -> None:
+    recipe = load_recipe(_write(tmp_path, _document(aligned="owner/name")))
+    assert recipe.output == str(tmp_path / "out")
+    assert recipe.initial == str(tmp_path / "sft")
+    assert recipe.aligned == "owner/name"  # no such folder here: a Hub id
+    assert recipe.reward_models == (
+        str(tmp_path / "rm"),
+        "implicit:beta=0.1",
+        "judge:http://127.0.0.1:9#m",
+    )
+
+
+@pytest.mark.parametrize(
+    ("document", "key", "hint"),
+    [
+        (_document(promts={"path": "x"}), "promts", "did you mean `prompts`?"),
+        (
+            _document(extrapolation={"alpha": [0.3]}),
+            "extrapolation.alpha",
+            "did you mean `extrapolation.alphas`?",
+        ),
+        (_document(lab={"sede": 1}, initial=None), "lab.sede", "did you mean `lab.seed`?"),
+    ],
+)
+def test_an_unknown_key_is_named_with_a_suggestion(
+    tmp_path: Path, document: object, key: str, hint: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_recipe(_write(tmp_path, document))
+    assert caught.value.got == key
+    assert caught.value.hint == hint
+    assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "fragment"),
+    [
+        ({"extrapolation": {"alphas": [float("nan")]}}, "extrapolation.alphas"),
+        ({"extrapolation": {"alphas": [0]}}, "other than 0"),
+        ({"aligned": None}, "aligned"),
+        ({"reward_models": []}, "reward_models"),
+        ({"lab": {}}, "remove initial, aligned, prompts.path"),
+        ({"seed": "many"}, "seed"),
+        ({"name": "../up"}, "name"),
+    ],
+)
+def test_a_wrong_value_is_refused(tmp_path: Path, changes: dict[str, Any], fragment: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_recipe(_write(tmp_path, _document(**changes)))
+    assert fragment in caught.value.message
+
+
+@pytest.mark.parametrize("content", ["[1, 2", "- a\n- b\n", "just text", ""])
+def test_what_is_no_mapping_is_refused(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(content)
+    with pytest.raises(ConfigError):
+        load_recipe(path)
+    with pytest.raises(ConfigError):
+        load_recipe(tmp_path / "absent.yaml")
+
+
+def test_overrides_are_laid_over_the_file(tmp_path: Path) -> None:
+    path = _write(tmp_path, _document())
+    recipe = load_recipe(path, ["extrapolation.alphas=[0.3, 2, 0.3]", "seed=7", "loadtest=null"])
+    assert recipe.extrapolation.alphas == pytest.approx((0.3, 2.0))
+    assert recipe.seed == 7
+    assert recipe.loadtest is None
+    for wrong in ("seed", "=1", "seed.x=1", "sampling.temperture=1", "seed=[1"):
+        with pytest.raises(ConfigError):
+            load_recipe(path, [wrong])
+
+
+def test_the_digest_covers_what_and_not_how(tmp_path: Path) -> None:
+    path = _write(tmp_path, _document())
+    digest = load_recipe(path).digest()
+    assert load_recipe(path, ["generators.num_replicas=4", "output=x"]).digest() == digest
+    assert load_recipe(path, ["extrapolation.alphas=[0.4]"]).digest() != digest
+    assert load_recipe(path, ["seed=1"]).digest() != digest
+
+
+def test_a_relative_output_is_refused_inside_a_job(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    with pytest.raises(ConfigError) as caught:
+        load_recipe(_write(tmp_path, _document()))
+    assert "--set output=" in str(caught.value.hint)
+    assert load_recipe(_write(tmp_path, _document(output=str(tmp_path / "shared")))).output
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "pipelines" / "recipes").glob("*.yaml")), ids=str)
+def test_every_recipe_of_the_project_is_valid(path: Path) -> None:
+    recipe = load_recipe(path)
+    assert recipe.output.startswith(str(ROOT))
