@@ -1,0 +1,124 @@
+"""A checkpoint as its headers describe it: nothing of the weights is read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from expo_ray.checkpoints.header import TensorRef, parse_strict_json
+from expo_ray.checkpoints.index import collect_tensors, read_file_header, weight_files
+from expo_ray.checkpoints.sidecars import sort_files
+from expo_ray.checkpoints.storage import (
+    RECORD_NAME,
+    WORK_FOLDER,
+    FileFacts,
+    Storage,
+    open_storage,
+)
+from expo_ray.errors import CheckpointError
+
+CONFIG_NAME = "config.json"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WeightFile:
+    """One file of weights and what identifies it."""
+
+    facts: FileFacts
+    header_sha256: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Checkpoint:
+    """A folder of safetensors weights, their config and the files beside them."""
+
+    uri: str
+    """Absolute path (or URI) of the folder."""
+    tensors: Mapping[str, TensorRef]
+    """By name, sorted."""
+    config: dict[str, Any]
+    """config.json."""
+    weight_files: Mapping[str, WeightFile]
+    """By file name, sorted."""
+    sidecars: tuple[str, ...]
+    """Files that belong to the model beside weights and config: tokenizer, templates, code."""
+    other_files: tuple[str, ...]
+    """Everything else in the folder: other weights, optimizer state, logs."""
+    storage: Storage = field(repr=False)
+
+    @classmethod
+    def open(cls, uri: str | Path) -> Checkpoint:
+        """Read the headers of a checkpoint.
+
+        Args:
+            uri: A local folder.
+
+        Raises:
+            CheckpointError: A file is missing, malformed or of a kind that is not supported.
+        """
+        storage = open_storage(uri)
+        if isinstance(uri, str | Path):
+            _refuse_unfinished(storage)
+        facts = storage.list_files()
+        claims, files = weight_files(storage, facts)
+        headers = {file: read_file_header(storage, file) for file in files}
+        tensors = collect_tensors(storage.uri, claims, headers)
+        if CONFIG_NAME not in facts:
+            raise CheckpointError(
+                "config.json is missing", where=storage.uri, hint="fetch the checkpoint again"
+            )
+        config = parse_strict_json(
+            storage.read_bytes(CONFIG_NAME), file=f"{storage.uri}/{CONFIG_NAME}"
+        )
+        carried, others = sort_files(name for name in facts if name not in files)
+        return cls(
+            uri=storage.uri,
+            tensors=tensors,
+            config=config,
+            weight_files={
+                file: WeightFile(facts=facts[file], header_sha256=headers[file].sha256)
+                for file in files
+            },
+            sidecars=carried,
+            other_files=others,
+            storage=storage,
+        )
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Names of the weight files, sorted."""
+        return tuple(self.weight_files)
+
+    @property
+    def num_parameters(self) -> int:
+        """Elements of all tensors, integer buffers included."""
+        return sum(ref.num_elements for ref in self.tensors.values())
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all tensors."""
+        return sum(ref.num_bytes for ref in self.tensors.values())
+
+    def identity(self) -> list[dict[str, str | int]]:
+        """Return what tells this version of the weights from another, one entry per file."""
+        return [
+            {
+                "uri": f"{self.uri}/{name}",
+                "bytes": file.facts.num_bytes,
+                "header_sha256": file.header_sha256,
+                file.facts.version_kind: file.facts.version,
+            }
+            for name, file in self.weight_files.items()
+        ]
+
+
+def _refuse_unfinished(storage: Storage) -> None:
+    folder = Path(storage.uri)
+    if (folder / WORK_FOLDER).exists() and not (folder / RECORD_NAME).exists():
+        raise CheckpointError(
+            "the checkpoint is unfinished: an extrapolation into this folder did not end",
+            where=storage.uri,
+            hint="run the same extrapolation again, it continues",
+        )

@@ -1,0 +1,179 @@
+"""Which file holds which tensor: the shard index, checked against the headers.
+
+The index is only a claim. Every name in it must be found in the file it names, and every tensor
+of those files must be in the index: otherwise a loader would read other weights than we do.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Mapping
+
+from expo_ray.checkpoints.header import (
+    LENGTH_BYTES,
+    Header,
+    TensorRef,
+    parse_header,
+    parse_length,
+    parse_strict_json,
+)
+from expo_ray.checkpoints.storage import Storage
+from expo_ray.errors import CheckpointError
+
+INDEX_NAME = "model.safetensors.index.json"
+SINGLE_NAME = "model.safetensors"
+
+
+def weight_files(storage: Storage, names: Collection[str]) -> tuple[dict[str, str], list[str]]:
+    """Return the claims of the index (empty without one) and the weight files, sorted.
+
+    Args:
+        storage: The checkpoint folder.
+        names: Its files.
+
+    Raises:
+        CheckpointError: No safetensors weights, or an index that cannot be followed.
+    """
+    if INDEX_NAME not in names:
+        if SINGLE_NAME not in names:
+            raise _no_weights(storage.uri, names)
+        return {}, [SINGLE_NAME]
+    claims = _read_claims(storage)
+    files = sorted(set(claims.values()))
+    if SINGLE_NAME in names and files != [SINGLE_NAME]:
+        raise CheckpointError(
+            "the folder holds an index and model.safetensors besides: which one counts is unclear",
+            where=storage.uri,
+            expected="one of the two",
+            hint="remove the stale one",
+        )
+    for file in files:
+        if file not in names:
+            raise CheckpointError(
+                "the index names a file that is missing",
+                where=f"{storage.uri}/{INDEX_NAME}",
+                got=file,
+                hint="fetch the checkpoint again",
+            )
+    return claims, files
+
+
+def read_file_header(storage: Storage, file: str) -> Header:
+    """Read and check the header of one weight file.
+
+    Raises:
+        CheckpointError: The file is not a well-formed safetensors file.
+    """
+    where = f"{storage.uri}/{file}"
+    with storage.open(file) as reader:
+        file_bytes = reader.facts.num_bytes
+        try:
+            prefix = bytearray(min(LENGTH_BYTES, file_bytes))
+            reader.read_into(0, memoryview(prefix))
+            length = parse_length(bytes(prefix), file=where, file_bytes=file_bytes)
+            data = bytearray(LENGTH_BYTES + length)
+            reader.read_into(0, memoryview(data))
+        except (EOFError, OSError) as error:
+            raise CheckpointError("the file cannot be read", where=where, got=error) from error
+    return parse_header(bytes(data), file=file, file_bytes=file_bytes)
+
+
+def collect_tensors(
+    uri: str, claims: Mapping[str, str], headers: Mapping[str, Header]
+) -> dict[str, TensorRef]:
+    """Join the headers, and compare them with the index where there is one.
+
+    Returns:
+        All tensors by name, sorted.
+
+    Raises:
+        CheckpointError: A tensor is in two files, in another file than claimed, or unclaimed.
+    """
+    found: dict[str, TensorRef] = {}
+    for file, header in headers.items():
+        for ref in header.tensors:
+            if ref.name in found:
+                raise CheckpointError(
+                    "a tensor is in two files",
+                    where=f"{uri}, tensor {ref.name!r}",
+                    got=f"{found[ref.name].file} and {file}",
+                    expected="one file",
+                )
+            found[ref.name] = ref
+    if claims:
+        _compare(uri, claims, found)
+    if not found:
+        raise CheckpointError("the checkpoint holds no tensors", where=uri)
+    return dict(sorted(found.items()))
+
+
+def build_index(files: Mapping[str, str], *, total_bytes: int, num_parameters: int) -> bytes:
+    """Return the index for `tensor name -> file`, as transformers writes it."""
+    table = {
+        "metadata": {"total_parameters": num_parameters, "total_size": total_bytes},
+        "weight_map": dict(sorted(files.items())),
+    }
+    return (json.dumps(table, indent=2, ensure_ascii=False) + "\n").encode("utf-8")
+
+
+def _read_claims(storage: Storage) -> dict[str, str]:
+    where = f"{storage.uri}/{INDEX_NAME}"
+    table = parse_strict_json(storage.read_bytes(INDEX_NAME), file=where)
+    claims = table.get("weight_map")
+    if not isinstance(claims, dict) or not claims:
+        raise CheckpointError(
+            "the index has no weight_map", where=where, expected="tensor name -> file name"
+        )
+    for name, file in claims.items():
+        if not isinstance(file, str):
+            raise CheckpointError(
+                "the index names a file that is no string", where=f"{where}, tensor {name!r}"
+            )
+        if not _is_plain(file):
+            raise CheckpointError(
+                "the index points outside the checkpoint folder",
+                where=f"{where}, tensor {name!r}",
+                got=file,
+                expected="the bare name of a .safetensors file",
+            )
+    return claims
+
+
+def _is_plain(file: str) -> bool:
+    bad = any(c in file for c in "/\\\0:") or file.startswith(".")
+    return file.endswith(".safetensors") and not bad
+
+
+def _compare(uri: str, claims: Mapping[str, str], found: Mapping[str, TensorRef]) -> None:
+    for name, file in claims.items():
+        if name not in found or found[name].file != file:
+            got = found[name].file if name in found else "in none of the files"
+            raise CheckpointError(
+                "the index lists a tensor in a file that does not hold it",
+                where=f"{uri}, tensor {name!r}",
+                got=got,
+                expected=file,
+            )
+    for name, ref in found.items():
+        if name not in claims:
+            raise CheckpointError(
+                "a file holds a tensor that the index does not list",
+                where=f"{uri}/{ref.file}, tensor {name!r}",
+                expected="every tensor in the index",
+            )
+
+
+def _no_weights(uri: str, names: Collection[str]) -> CheckpointError:
+    hint = "check the path"
+    if any(name.startswith("adapter_model") for name in names):
+        hint = "LoRA adapters are not supported yet: merge the adapter into its model first"
+    elif any(name.endswith((".bin", ".pth", ".pt")) for name in names):
+        hint = "pickled weights are not supported yet: convert them to safetensors first"
+    elif any(name.endswith(".gguf") for name in names):
+        hint = "GGUF files are not supported: give the original safetensors checkpoint"
+    return CheckpointError(
+        "the folder holds no safetensors weights",
+        where=uri,
+        expected=f"{SINGLE_NAME} or {INDEX_NAME}",
+        hint=hint,
+    )

@@ -1,0 +1,211 @@
+"""Where the files of a checkpoint lie, behind a small protocol of ranged reads.
+
+Local and shared file systems are read with `pread`: a memory map of a file that is cut short on a
+network file system kills the process without an exception, and it is slow there.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, Self
+
+from expo_ray.errors import CheckpointError
+
+WORK_FOLDER = ".expo_ray"
+RECORD_NAME = "expo_ray.json"
+MAX_SMALL_FILE_BYTES = 512 * 1024 * 1024
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FileFacts:
+    """What tells one version of a file from another without reading it."""
+
+    name: str
+    """Path inside the checkpoint folder."""
+    num_bytes: int
+    version_kind: str
+    """mtime, etag or commit."""
+    version: str
+    """mtime: seconds since 1970 with nine decimals."""
+
+
+class RangeReader(Protocol):
+    """One open file."""
+
+    facts: FileFacts
+
+    def read_into(self, offset_bytes: int, buffer: memoryview) -> None:
+        """Fill the whole buffer from an absolute offset.
+
+        Raises:
+            EOFError: The file ends before the buffer is full.
+            OSError: The read failed.
+        """
+
+    def close(self) -> None:
+        """Release the file."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, *exc: object) -> None: ...
+
+
+class Storage(Protocol):
+    """One checkpoint folder, local or remote."""
+
+    uri: str
+
+    def list_files(self) -> dict[str, FileFacts]:
+        """Return the facts of every regular file, by name, sorted."""
+        ...
+
+    def read_bytes(self, name: str) -> bytes:
+        """Return the content of a small file.
+
+        Raises:
+            CheckpointError: The file is missing or cannot be read.
+        """
+        ...
+
+    def open(self, name: str) -> RangeReader:
+        """Open a file for ranged reads.
+
+        Raises:
+            CheckpointError: The file is missing or cannot be read.
+        """
+        ...
+
+
+class LocalReader:
+    """Ranged reads of one local file; safe to share between threads."""
+
+    def __init__(self, path: Path, name: str) -> None:
+        self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        self._path = path
+        self.facts = _facts(name, os.fstat(self._descriptor))
+
+    def read_into(self, offset_bytes: int, buffer: memoryview) -> None:
+        """Fill the whole buffer from an absolute offset."""
+        while len(buffer):
+            num_bytes = os.preadv(self._descriptor, [buffer], offset_bytes)
+            if num_bytes == 0:
+                raise EOFError(f"{self._path} ends before byte {offset_bytes + len(buffer)}")
+            buffer = buffer[num_bytes:]
+            offset_bytes += num_bytes
+
+    def refresh(self) -> FileFacts:
+        """Return the facts as they are now."""
+        return _facts(self.facts.name, os.fstat(self._descriptor))
+
+    def close(self) -> None:
+        """Release the file."""
+        os.close(self._descriptor)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+class LocalStorage:
+    """A checkpoint folder on a local or shared file system."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self.uri = str(folder)
+
+    def list_files(self) -> dict[str, FileFacts]:
+        """Return the facts of every regular file, by name, sorted; hidden ones are left out."""
+        found: dict[str, FileFacts] = {}
+        for root, folders, names in os.walk(self._folder):
+            # A dump of training runs may sit inside: two levels hold all that a checkpoint has.
+            depth = len(Path(root).relative_to(self._folder).parts)
+            folders[:] = [f for f in folders if not f.startswith(".") and depth < 2]
+            for name in names:
+                path = Path(root) / name
+                relative = path.relative_to(self._folder).as_posix()
+                if name.startswith(".") or not path.exists():
+                    continue
+                status = path.stat()
+                if stat.S_ISREG(status.st_mode):
+                    found[relative] = _facts(relative, status)
+        return dict(sorted(found.items()))
+
+    def read_bytes(self, name: str) -> bytes:
+        """Return the content of a small file."""
+        path = self._folder / name
+        try:
+            if path.stat().st_size > MAX_SMALL_FILE_BYTES:
+                raise CheckpointError(
+                    "the file is too big for its kind",
+                    where=path,
+                    got=f"{path.stat().st_size} bytes",
+                    expected=f"at most {MAX_SMALL_FILE_BYTES} bytes",
+                )
+            return path.read_bytes()
+        except OSError as error:
+            raise _unreadable(path, error) from error
+
+    def open(self, name: str) -> LocalReader:
+        """Open a file for ranged reads."""
+        path = self._folder / name
+        try:
+            return LocalReader(path, name)
+        except OSError as error:
+            raise _unreadable(path, error) from error
+
+
+def open_storage(uri: str | Path) -> Storage:
+    """Return the storage behind a path or URI.
+
+    Raises:
+        CheckpointError: The folder is missing, or the scheme is not supported.
+    """
+    text = str(uri)
+    if "://" in text and not text.startswith("file://"):
+        raise CheckpointError(
+            "this kind of address is not supported yet",
+            where=text,
+            got=text.split("://", 1)[0] + "://",
+            expected="a local folder",
+            hint="copy the checkpoint to a disk that every node sees, and give its path",
+        )
+    path = Path(text.removeprefix("file://")).expanduser().absolute()
+    if path.is_file():
+        raise CheckpointError(
+            "a checkpoint is a folder, this is a file",
+            where=path,
+            hint=f"give the folder: {path.parent}",
+        )
+    if not path.is_dir():
+        hint = "check the path"
+        if text.count("/") == 1 and not text.startswith((".", "~", "/")):
+            hint = "Hub ids are not supported yet: download with `hf download` and give the folder"
+        raise CheckpointError(
+            "no such checkpoint folder", where=path, expected="a folder", hint=hint
+        )
+    return LocalStorage(path)
+
+
+def _facts(name: str, status: os.stat_result) -> FileFacts:
+    seconds, nanoseconds = divmod(status.st_mtime_ns, 10**9)
+    return FileFacts(
+        name=name,
+        num_bytes=status.st_size,
+        version_kind="mtime",
+        version=f"{seconds}.{nanoseconds:09d}",
+    )
+
+
+def _unreadable(path: Path, error: OSError) -> CheckpointError:
+    missing = isinstance(error, FileNotFoundError)
+    return CheckpointError(
+        "the file is missing" if missing else "the file cannot be read",
+        where=path,
+        got=None if missing else str(error.strerror),
+        hint="fetch the checkpoint again" if missing else None,
+    )

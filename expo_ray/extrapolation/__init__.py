@@ -1,0 +1,55 @@
+"""The method: alpha, pair validation, plan, one shard's work, reassembly, verification, statistics.
+
+What does not belong here: prompts, responses, rewards; and Ray, but for the fan-out.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from expo_ray.extrapolation.alpha import (
+        checkpoint_name,
+        format_alpha,
+        parse_alpha,
+        round_alpha,
+    )
+    from expo_ray.extrapolation.diagnosis import diagnose
+    from expo_ray.extrapolation.inspection import inspect_checkpoint
+    from expo_ray.extrapolation.job import extrapolate
+    from expo_ray.extrapolation.results import ExtrapolationResult
+    from expo_ray.extrapolation.streaming import stream_weights
+    from expo_ray.extrapolation.verification import verify
+
+__all__ = [
+    "ExtrapolationResult",
+    "checkpoint_name",
+    "diagnose",
+    "extrapolate",
+    "format_alpha",
+    "inspect_checkpoint",
+    "parse_alpha",
+    "round_alpha",
+    "stream_weights",
+    "verify",
+]
+
+_MODULES = {
+    "ExtrapolationResult": "results",
+    "checkpoint_name": "alpha",
+    "diagnose": "diagnosis",
+    "extrapolate": "job",
+    "format_alpha": "alpha",
+    "inspect_checkpoint": "inspection",
+    "parse_alpha": "alpha",
+    "round_alpha": "alpha",
+    "stream_weights": "streaming",
+    "verify": "verification",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
