@@ -1,0 +1,172 @@
+"""A whole run on pico checkpoints: every file of the run directory, resume, kill and refusal."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from expo_ray.errors import ConfigError
+from expo_ray.workflow.run import run
+
+EXPO_RAY = Path(sys.executable).with_name("expo-ray")
+
+
+def write_recipe(
+    folder: Path, pair: tuple[Path, Path], reward_model: Path, **changes: object
+) -> Path:
+    prompts = folder / "prompts.jsonl"
+    lines = [json.dumps({"prompt": f"Tell me about number {n}."}) for n in range(8)]
+    prompts.write_text("\n".join(lines))
+    document = {
+        "name": "pico",
+        "output": str(folder / "run"),
+        "initial": str(pair[0]),
+        "aligned": str(pair[1]),
+        "reward_models": [str(reward_model), "implicit:beta=0.1"],
+        "prompts": {"path": str(prompts)},
+        "extrapolation": {"alphas": [0.5, 2.0], "max_shard_size": "20KB", "keep": "all"},
+        "sampling": {"max_tokens": 6},
+        "loadtest": {"concurrency": [1, 2], "num_requests": 4, "max_tokens": 4},
+        **changes,
+    }
+    path = folder / "recipe.yaml"
+    path.write_text(yaml.safe_dump(document))
+    return path
+
+
+def snapshot(folder: Path) -> dict[str, int]:
+    return {
+        str(p.relative_to(folder)): p.stat().st_mtime_ns
+        for p in sorted(folder.rglob("*"))
+        if p.is_file()
+    }
+
+
+def weights(folder: Path) -> dict[str, str]:
+    return {
+        str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest()
+        for p in sorted(folder.rglob("*"))
+        if p.is_file() and p.name not in ("expo_ray.json", "README.md")
+    }
+
+
+@pytest.fixture(scope="module")
+def finished(
+    tmp_path_factory: pytest.TempPathFactory,
+    ray_cluster: str,
+    pico_pair: tuple[Path, Path],
+    pico_reward_model: Path,
+) -> Path:
+    folder = tmp_path_factory.mktemp("run")
+    recipe = write_recipe(folder, pico_pair, pico_reward_model)
+    result = run(recipe, address=ray_cluster)
+    assert result["output"] == str(folder / "run")
+    return recipe
+
+
+def test_a_run_leaves_everything_it_promises(finished: Path) -> None:
+    directory = finished.parent / "run"
+    assert (directory / "recipe.yaml").read_text() == finished.read_text()
+    selection = json.loads((directory / "selection.json").read_text())
+    assert [c["alpha"] for c in selection["candidates"]] == [0.0, 0.5, 2.0]
+    assert selection["verdict"] in ("extrapolate", "keep-aligned")
+    for name in ("alpha-0", "alpha-0.5", "alpha-2"):
+        responses = pq.read_table(directory / "responses" / f"{name}.parquet")
+        assert responses.num_rows == 8
+        assert len(set(responses["weights_digest"].to_pylist())) == 1
+        for label in ("0-reward-model", "1-implicit-beta-0.1"):
+            assert pq.read_table(directory / "rewards" / label / f"{name}.parquet").num_rows == 8
+    compared = json.loads((directory / "loadtest" / "compared.json").read_text())
+    for label in (compared["baseline"], compared["candidate"]):
+        summary = json.loads((directory / "loadtest" / label / "summary.json").read_text())
+        assert [p["concurrency"] for p in summary["points"]] == [1, 2]
+        assert all(p["completed"] == 4 and p["failed"] == 0 for p in summary["points"])
+    assert "</html>" in (directory / "report.html").read_text()
+    resolved = json.loads((directory / "resolved.json").read_text())
+    assert resolved["initial"]["files"] and resolved["recipe_digest"]
+
+
+def test_responses_are_of_the_written_checkpoints(finished: Path) -> None:
+    directory = finished.parent / "run"
+    for name in ("alpha-0.5", "alpha-2"):
+        record = json.loads((directory / "checkpoints" / name / "expo_ray.json").read_text())
+        responses = pq.read_table(directory / "responses" / f"{name}.parquet")
+        assert set(responses["weights_digest"].to_pylist()) == {record["weights_digest"]}
+
+
+def test_a_rerun_does_nothing_again(finished: Path, ray_cluster: str) -> None:
+    directory = finished.parent / "run"
+    heavy = ("checkpoints", "responses", "rewards", "loadtest")
+    before = {k: v for k, v in snapshot(directory).items() if k.startswith(heavy)}
+    run(finished, address=ray_cluster)
+    after = {k: v for k, v in snapshot(directory).items() if k.startswith(heavy)}
+    assert {k: v for k, v in after.items() if not k.endswith("README.md")} == {
+        k: v for k, v in before.items() if not k.endswith("README.md")
+    }
+
+
+def test_another_recipe_in_the_same_directory_is_refused(finished: Path, ray_cluster: str) -> None:
+    before = snapshot(finished.parent / "run")
+    with pytest.raises(ConfigError, match="another recipe"):
+        run(finished, overrides=["seed=1"], address=ray_cluster)
+    assert snapshot(finished.parent / "run") == before
+
+
+def test_a_changed_input_is_noticed(
+    finished: Path, ray_cluster: str, tmp_path: Path, pico_pair: tuple[Path, Path]
+) -> None:
+    from tests.pico import save_pair
+
+    resolved_file = finished.parent / "run" / "resolved.json"
+    kept = resolved_file.read_bytes()
+    other, _ = save_pair(tmp_path, hidden_size=16)
+    resolved = json.loads(kept)
+    from expo_ray.checkpoints import Checkpoint
+
+    resolved["initial"]["files"] = Checkpoint.open(other).identity()
+    resolved_file.write_text(json.dumps(resolved))
+    try:
+        with pytest.raises(ConfigError, match="initial checkpoint has changed"):
+            run(finished, address=ray_cluster)
+    finally:
+        resolved_file.write_bytes(kept)
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(400)
+def test_a_killed_run_continues_and_ends_with_the_same_bytes(
+    finished: Path, tmp_path: Path, pico_pair: tuple[Path, Path], pico_reward_model: Path
+) -> None:
+    recipe = write_recipe(tmp_path, pico_pair, pico_reward_model, loadtest=None)
+    # A process group of its own, so that the kill takes its Ray along as a lost machine would.
+    process = subprocess.Popen(
+        [str(EXPO_RAY), "run", str(recipe), "--quiet"], start_new_session=True
+    )
+    watched = tmp_path / "run" / "responses"
+    deadline = time.monotonic() + 150
+    while not watched.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert watched.exists(), "no response was ever written"
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "run" / "selection.json").exists()
+    again = subprocess.run(
+        [str(EXPO_RAY), "run", str(recipe), "--json"], capture_output=True, text=True
+    )
+    assert again.returncode == 0, again.stderr
+    expected = weights(finished.parent / "run" / "checkpoints")
+    assert weights(tmp_path / "run" / "checkpoints") == expected
+    for name in ("alpha-0", "alpha-0.5", "alpha-2"):
+        first = pq.read_table(finished.parent / "run" / "responses" / f"{name}.parquet")
+        second = pq.read_table(tmp_path / "run" / "responses" / f"{name}.parquet")
+        assert first["response"].to_pylist() == second["response"].to_pylist()
