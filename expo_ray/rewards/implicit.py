@@ -1,0 +1,117 @@
+"""The implicit reward of a preference-trained pair.
+
+    reward = beta * (log p_aligned(answer | chat) - log p_initial(answer | chat))
+
+over the tokens of the last assistant turn, whatever closes the turn included.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM
+
+from expo_ray.checkpoints import Checkpoint, weights_digest
+from expo_ray.errors import ConfigError
+from expo_ray.rewards.batching import length_buckets, pad_right
+from expo_ray.rewards.classifier import finite_score, max_chat_tokens, refuse_too_long
+from expo_ray.rewards.interface import Chat, RewardScore
+from expo_ray.rewards.pretrained import ChatTokenizer, load_pretrained, load_tokenizer
+
+# Logits are rows x tokens x vocabulary in float32, so batches stay small.
+_MAX_BATCH_LOGITS = 2**26
+_MAX_BATCH_ROWS = 32
+
+
+class ImplicitRewardModel:
+    """The log-ratio of two causal language models.
+
+    Args:
+        initial: Checkpoint before preference training.
+        aligned: Checkpoint after it; its tokenizer and chat template are used.
+        beta: The factor on the log-ratio.
+        device: "cpu" (float32) or "cuda" (the checkpoints' dtype, log-probabilities in float32).
+
+    Raises:
+        CheckpointError: One of them cannot be loaded.
+        ConfigError: Their vocabularies differ.
+    """
+
+    def __init__(self, *, initial: str, aligned: str, beta: float, device: str = "cpu") -> None:
+        pair = [Checkpoint.open(uri) for uri in (aligned, initial)]
+        tokenizer = load_tokenizer(pair[0].uri)
+        if load_tokenizer(pair[1].uri).get_vocab() != tokenizer.get_vocab():
+            raise ConfigError(
+                "an implicit reward needs one vocabulary",
+                where=initial,
+                expected=f"that of {aligned}",
+            )
+        self._chats = ChatTokenizer(tokenizer, where=aligned)
+        self._aligned, self._initial = (
+            load_pretrained(AutoModelForCausalLM, side.uri, device=device) for side in pair
+        )
+        self._beta = beta
+        self._device = device
+        self._vocab_size = self._aligned.config.get_text_config().vocab_size
+        limits = [max_chat_tokens(model.config) for model in (self._aligned, self._initial)]
+        self.max_tokens = min((limit for limit in limits if limit is not None), default=None)
+        self.name = f"implicit:beta={beta:g}"
+        self.revision = "/".join(weights_digest(side) for side in pair)
+
+    def score(self, chats: Sequence[Chat]) -> list[RewardScore]:
+        """Score chats in batches of like length.
+
+        Args:
+            chats: Chats whose last turn is the assistant's.
+        """
+        scores: list[RewardScore | None] = []
+        rows: list[tuple[list[int], int]] = []
+        for chat in chats:
+            ids = self._chats.ids(chat)
+            opening = self._chats.ids(chat[:-1], add_generation_prompt=True)
+            rows.append((ids, len(opening)))
+            scores.append(
+                refuse_too_long(len(ids), self.max_tokens) or _refuse_odd_template(ids, opening)
+            )
+        fits = [i for i, score in enumerate(scores) if score is None]
+        for bucket in length_buckets(
+            [len(rows[i][0]) for i in fits],
+            max_batch_tokens=_MAX_BATCH_LOGITS // self._vocab_size,
+            max_batch_rows=_MAX_BATCH_ROWS,
+        ):
+            picked = [fits[position] for position in bucket]
+            rewards = self._rewards([rows[i] for i in picked])
+            for i, reward in zip(picked, rewards, strict=True):
+                scores[i] = finite_score(reward, num_tokens=len(rows[i][0]))
+        return [score for score in scores if score is not None]
+
+    def _rewards(self, rows: list[tuple[list[int], int]]) -> list[float]:
+        ids_bt, mask_bt = pad_right([ids for ids, _ in rows], pad_id=0, device=self._device)
+        starts_b1 = torch.tensor([[start] for _, start in rows], device=self._device)
+        positions_t = torch.arange(ids_bt.shape[1], device=self._device)
+        answer_bt = (mask_bt == 1) & (positions_t >= starts_b1)
+        ratio_bt = self._log_probs(self._aligned, ids_bt, mask_bt) - self._log_probs(
+            self._initial, ids_bt, mask_bt
+        )
+        totals_b = ratio_bt.masked_fill(~answer_bt[:, 1:], 0.0).double().sum(dim=1)
+        rewards: list[float] = (self._beta * totals_b).tolist()
+        return rewards
+
+    def _log_probs(self, model: Any, ids_bt: torch.Tensor, mask_bt: torch.Tensor) -> torch.Tensor:
+        with torch.inference_mode():
+            logits_btv = model(input_ids=ids_bt, attention_mask=mask_bt).logits[:, :-1].float()
+            chosen_bt = logits_btv.gather(2, ids_bt[:, 1:, None]).squeeze(2)
+            log_probs_bt: torch.Tensor = chosen_bt - logits_btv.logsumexp(dim=2)
+            return log_probs_bt
+
+
+def _refuse_odd_template(ids: list[int], opening: list[int]) -> RewardScore | None:
+    if ids[: len(opening)] == opening and len(ids) > len(opening):
+        return None
+    return RewardScore(
+        reward=None,
+        tokens=len(ids),
+        error="the chat template does not continue the prompt: the answer's tokens are not known",
+    )

@@ -1,0 +1,118 @@
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, LlamaForCausalLM
+from transformers.models.llama import LlamaForSequenceClassification
+
+from expo_ray.checkpoints import Checkpoint, weights_digest
+from expo_ray.errors import CheckpointError
+from expo_ray.rewards import batch_spread, load_reward_model
+from expo_ray.rewards.pretrained import ChatTokenizer
+from expo_ray.tables import Message
+from tests.pico import pico_config, pico_tokenizer, save_model
+
+CHATS = [
+    [Message(role="user", content="Hi"), Message(role="assistant", content="answer " * repeats)]
+    for repeats in (1, 25, 0, 3, 12, 1)
+]
+
+
+def unbatched(folder: Path, chat: list[Message]) -> float:
+    """What transformers alone makes of a chat."""
+    model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32).eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    ids = tokenizer.apply_chat_template(chat, return_tensors="pt", return_dict=True)["input_ids"]
+    with torch.no_grad():
+        return float(model(input_ids=ids).logits[0, 0])
+
+
+def save_classifier(folder: Path, **overrides: object) -> Path:
+    torch.manual_seed(3)
+    settings = {"num_labels": 1, "tie_word_embeddings": False, **overrides}
+    return save_model(LlamaForSequenceClassification(pico_config(**settings)), folder)
+
+
+def test_rewards_equal_an_unbatched_forward(pico_reward_model: Path) -> None:
+    model = load_reward_model(str(pico_reward_model))
+    scores = model.score(CHATS)
+    expected = [unbatched(pico_reward_model, chat) for chat in CHATS]
+    assert [score.reward for score in scores] == pytest.approx(expected, abs=1e-4)
+    assert len({round(reward, 4) for reward in expected}) == 5, "the chats must differ"
+    assert scores[0].reward == pytest.approx(scores[5].reward, abs=1e-5)
+    assert all(score.error is None and not score.truncated for score in scores)
+    assert batch_spread(model, CHATS) < 1e-4
+    assert model.revision == weights_digest(Checkpoint.open(pico_reward_model))
+
+
+@pytest.mark.parametrize("pad_token_id", [None, 2])
+def test_no_pad_token_or_eos_as_pad_token(tmp_path: Path, pad_token_id: int | None) -> None:
+    folder = save_classifier(tmp_path / "rm", pad_token_id=pad_token_id)
+    model = load_reward_model(str(folder))
+    expected = [unbatched(folder, chat) for chat in CHATS]
+    assert [s.reward for s in model.score(CHATS)] == pytest.approx(expected, abs=1e-4)
+
+
+def test_a_chat_that_is_too_long_has_no_reward(pico_reward_model: Path) -> None:
+    long_chat = [Message(role="user", content="x"), Message(role="assistant", content="y" * 260)]
+    short, too_long = load_reward_model(str(pico_reward_model)).score([CHATS[0], long_chat])
+    assert short.reward is not None
+    assert (too_long.reward, too_long.truncated) == (None, True)
+    assert too_long.error is not None
+    assert str(too_long.tokens) in too_long.error
+    assert "256" in too_long.error
+
+
+def test_a_head_that_is_not_in_the_checkpoint_is_refused(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    folder = save_model(LlamaForCausalLM(pico_config()), tmp_path / "lm")
+    with pytest.raises(CheckpointError, match="one label"):
+        load_reward_model(str(folder))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "id2label": {"0": "LABEL_0"}}))
+    with pytest.raises(CheckpointError, match=r"score\.weight"):
+        load_reward_model(str(folder))
+
+
+def test_two_labels_and_a_wrong_pad_token_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="label"):
+        load_reward_model(str(save_classifier(tmp_path / "two", num_labels=3)))
+    folder = save_classifier(tmp_path / "pad", pad_token_id=None)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "pad_token_id": 262}))
+    with pytest.raises(CheckpointError, match="pad token"):
+        load_reward_model(str(folder))
+    with pytest.raises(CheckpointError, match="no such checkpoint"):
+        load_reward_model(str(tmp_path / "none"))
+
+
+def test_weights_that_give_no_finite_reward_give_an_error(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = LlamaForSequenceClassification(pico_config(num_labels=1, tie_word_embeddings=False))
+    with torch.no_grad():
+        model.score.weight.fill_(float("inf"))
+    [score] = load_reward_model(str(save_model(model, tmp_path / "rm"))).score(CHATS[:1])
+    assert score.reward is None
+    assert score.error is not None
+
+
+@pytest.mark.parametrize("num_in_template", [0, 1, 2])
+@pytest.mark.parametrize("tokenizer_adds_one", [False, True])
+def test_exactly_one_bos(num_in_template: int, tokenizer_adds_one: bool) -> None:
+    tokenizer = pico_tokenizer()
+    if tokenizer_adds_one:
+        from tokenizers.processors import TemplateProcessing
+
+        tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+            single="<s> $A", special_tokens=[("<s>", 1)]
+        )
+    template = "{{ messages[0]['content'] }}"
+    tokenizer.chat_template = "{{ bos_token }}" * num_in_template + template
+    ids = ChatTokenizer(tokenizer, where="here").ids([Message(role="user", content="ab")])
+    wanted = 1 if num_in_template or tokenizer_adds_one else 0
+    assert ids.count(1) == wanted
+    assert tokenizer.decode(ids[wanted:]) == "ab"
+    tokenizer.chat_template = None
+    with pytest.raises(CheckpointError, match="chat template"):
+        ChatTokenizer(tokenizer, where="here").ids([Message(role="user", content="ab")])

@@ -1,0 +1,58 @@
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from expo_ray.errors import ConfigError
+from expo_ray.rewards import batch_spread, load_reward_model
+from expo_ray.tables import Message
+
+CHATS = [
+    [
+        Message(role="user", content="Hi"),
+        Message(role="assistant", content="first"),
+        Message(role="user", content="more"),
+        Message(role="assistant", content="words " * repeats),
+    ]
+    for repeats in (1, 8, 3)
+]
+
+
+def log_prob_of_last_turn(folder: Path, chat: list[Message]) -> float:
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    text = tokenizer.apply_chat_template(chat, tokenize=False)
+    opening = tokenizer.apply_chat_template(chat[:-1], tokenize=False, add_generation_prompt=True)
+    ids = tokenizer(text, return_tensors="pt").input_ids
+    with torch.no_grad():
+        log_probs = model(ids).logits[0].log_softmax(dim=-1)
+    start = len(tokenizer(opening).input_ids)
+    return sum(float(log_probs[t - 1, ids[0, t]]) for t in range(start, ids.shape[1]))
+
+
+def test_implicit_reward_is_the_log_ratio_of_the_last_turn(pico_pair: tuple[Path, Path]) -> None:
+    initial, aligned = pico_pair
+    model = load_reward_model("implicit:beta=0.5", initial=str(initial), aligned=str(aligned))
+    expected = [
+        0.5 * (log_prob_of_last_turn(aligned, chat) - log_prob_of_last_turn(initial, chat))
+        for chat in CHATS
+    ]
+    rewards = [score.reward for score in model.score(CHATS)]
+    assert rewards == pytest.approx(expected, abs=1e-4)
+    assert all(abs(reward) > 1e-3 for reward in expected), "the pair must differ"
+    assert batch_spread(model, CHATS) < 1e-4
+    assert model.name == "implicit:beta=0.5"
+
+    twins = load_reward_model("implicit:beta=1", initial=str(aligned), aligned=str(aligned))
+    assert [score.reward for score in twins.score(CHATS)] == [0.0, 0.0, 0.0]
+
+
+def test_the_pair_is_needed_and_long_chats_have_no_reward(pico_pair: tuple[Path, Path]) -> None:
+    initial, aligned = map(str, pico_pair)
+    with pytest.raises(ConfigError, match="pair"):
+        load_reward_model("implicit:beta=0.5", aligned=aligned)
+    model = load_reward_model("implicit:beta=0.5", initial=initial, aligned=aligned)
+    chat = [Message(role="user", content="x"), Message(role="assistant", content="y" * 300)]
+    [score] = model.score([chat])
+    assert (score.reward, score.truncated) == (None, True)
