@@ -1,0 +1,61 @@
+"""What extrapolation changed in the weights: delta by layer and module, from expo_ray.json."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+_LAYER = re.compile(r"^(?:.*\.)?(?:layers|h|blocks|block|layer)\.(\d+)\.(.+?)(?:\.weight|\.bias)?$")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Deltas:
+    """Relative norms of delta, in percent of the initial weights' norm."""
+
+    overall: float
+    modules: Sequence[str]
+    layers: Sequence[str]
+    cells: Mapping[tuple[str, str], float]
+    others: Sequence[tuple[str, float]]
+    """Tensors outside the layers, by name."""
+
+
+def summarize(checkpoints: Mapping[float, Mapping[str, Any]]) -> Deltas | None:
+    """Aggregate the tensor statistics of one checkpoint (delta is the same for every alpha)."""
+    for record in checkpoints.values():
+        statistics = record.get("tensor_statistics")
+        if isinstance(statistics, dict) and statistics:
+            return _aggregate(statistics)
+    return None
+
+
+def _aggregate(statistics: Mapping[str, Mapping[str, Any]]) -> Deltas | None:
+    squares: defaultdict[tuple[str, str], list[float]] = defaultdict(lambda: [0.0, 0.0])
+    for name, tensor in statistics.items():
+        delta, initial = tensor.get("delta_norm"), tensor.get("initial_norm")
+        if delta is None or initial is None:
+            continue
+        match = _LAYER.match(name)
+        key = (match.group(2), match.group(1)) if match else (name, "")
+        squares[key][0] += float(delta) ** 2
+        squares[key][1] += float(initial) ** 2
+    if not squares:
+        return None
+    relative = {key: _percent(delta, initial) for key, (delta, initial) in squares.items()}
+    cells = {key: value for key, value in relative.items() if key[1] and math.isfinite(value)}
+    totals = [sum(column) for column in zip(*squares.values(), strict=True)]
+    return Deltas(
+        overall=_percent(*totals),
+        modules=list(dict.fromkeys(module for module, _ in cells)),
+        layers=sorted({layer for _, layer in cells}, key=int),
+        cells=cells,
+        others=[(name, value) for (name, layer), value in relative.items() if not layer],
+    )
+
+
+def _percent(delta_squared: float, initial_squared: float) -> float:
+    return 100 * math.sqrt(delta_squared / initial_squared) if initial_squared else math.nan

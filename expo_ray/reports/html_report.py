@@ -1,0 +1,210 @@
+"""report.html: gathers facts, draws figures, fills the template."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from expo_ray.checkpoints import atomic_write_bytes, atomic_write_text
+from expo_ray.reports import cautions, deltas, examples, figures, provenance, wording
+from expo_ray.reports.drawing import Drawing
+from expo_ray.reports.pairing import gain_curve, prompt_means
+from expo_ray.reports.run_files import RunFiles
+from expo_ray.reports.throughput import compare_throughput, load_label
+from expo_ray.reports.truth import TruthVerdict, judge_by_truth
+
+_OPTIONAL: Mapping[str, Any] = {"reason": "", "num_tuning": 0, "num_heldout": 0, "guards": ()}
+_SPEEDS = (
+    *("request_throughput", "output_throughput", "completed", "failed", "client_saturated"),
+    *("median_ttft_ms", "p99_ttft_ms", "median_tpot_ms", "p99_tpot_ms"),
+    *("median_e2el_ms", "p99_e2el_ms"),
+)
+
+
+def write_report(run_dir: str | Path) -> Path:
+    """Write report.html and figures/ from the files of a run directory.
+
+    The page needs nothing but itself: no network, no script, no other file. The same run directory
+    gives the same bytes.
+
+    Args:
+        run_dir: A run directory; every part but selection.json may be missing.
+
+    Returns:
+        The path of report.html.
+
+    Raises:
+        ConfigError: selection.json is missing, or a JSON file is malformed.
+        TableError: A Parquet file is malformed.
+    """
+    run = RunFiles.read(run_dir)
+    page, drawings = _page(run)
+    html = _environment().get_template("report.html.j2").render(page)
+    folder = run.path / "figures"
+    folder.mkdir(exist_ok=True)
+    for drawing in drawings:
+        atomic_write_text(folder / f"{drawing.name}.svg", drawing.svg)
+        atomic_write_bytes(folder / f"{drawing.name}.png", drawing.png)
+    target = run.path / "report.html"
+    atomic_write_text(target, html)
+    return target
+
+
+def _page(run: RunFiles) -> tuple[dict[str, Any], list[Drawing]]:
+    selection = run.selection
+    decimals = wording.decimals_for(selection)
+    alpha = _compared_alpha(run)
+    truth = judge_by_truth(selection, run.truth)
+    throughput = compare_throughput(run)
+    drawings = _drawings(run, throughput.plottable if throughput else {})
+    page: dict[str, Any] = {
+        "title": run.resolved.get("recipe", {}).get("name") or run.path.resolve().name,
+        "headline": wording.headline(selection),
+        "sentence": _lede(selection),
+        "selection": {**_OPTIONAL, **selection},
+        "decimals": decimals,
+        "interval": wording.interval_name(selection),
+        "heldout": wording.heldout(selection) if wording.has_heldout(selection) else None,
+        "alpha": alpha,
+        "candidate": _candidate(selection, alpha),
+        "rejected": selection["verdict"] != "extrapolate",
+        "candidates": [
+            {**c, "standing": wording.standing(selection, c)}
+            for c in sorted(selection["candidates"], key=lambda c: float(c["alpha"]))
+        ],
+        "truth": truth,
+        "truth_rows": _truth_rows(run, truth),
+        "fired": [g for g in selection.get("guards", ()) if g["fired"]],
+        "throughput": throughput,
+        "speed_rows": _speed_rows(throughput.series) if throughput else [],
+        "cautions": cautions.cautions(run, truth=truth, throughput=throughput),
+        "deltas": deltas.summarize(run.checkpoints),
+        "facts": provenance.facts(run),
+        "training_facts": provenance.training_facts(run),
+        "inputs": provenance.input_files(run),
+        "checkpoints": provenance.written_checkpoints(run),
+        "steps": provenance.next_steps(run),
+        "recipe": run.recipe,
+        "timings": run.timings,
+        "figures": {drawing.name: drawing for drawing in drawings},
+        **_side_by_side(run, alpha),
+    }
+    return page, drawings
+
+
+def _lede(selection: Mapping[str, Any]) -> str:
+    # The headline above it has already said the first words.
+    sentence = wording.verdict_sentence(selection).removeprefix(f"{wording.headline(selection)}: ")
+    return sentence[0].upper() + sentence[1:]
+
+
+def _compared_alpha(run: RunFiles) -> float | None:
+    """Return the alpha that stands beside aligned: the chosen one, else the best rejected one."""
+    if run.selection["verdict"] == "extrapolate":
+        return float(run.selection["best_alpha"])
+    return wording.rejected_alpha(run.selection)
+
+
+def _candidate(selection: Mapping[str, Any], alpha: float | None) -> Mapping[str, Any] | None:
+    return next((c for c in selection["candidates"] if c["alpha"] == alpha), None)
+
+
+def _drawings(run: RunFiles, speed: Mapping[str, Any]) -> list[Drawing]:
+    selection = run.selection
+    alphas = [c["alpha"] for c in selection["candidates"]]
+    level = wording.confidence(selection)
+    truth = gain_curve(run.truth, alphas=alphas, split="tuning", confidence=level)
+    aligned_truth = prompt_means(run.truth.get(0.0, ()), split="tuning").values()
+    truth_mean = sum(aligned_truth) / len(aligned_truth) if aligned_truth else None
+    curves = {
+        name.split("-", maxsplit=1)[-1]: gain_curve(
+            tables, alphas=alphas, split="tuning", confidence=level
+        )
+        for name, tables in list(run.rewards.items())[1:]
+    }
+    guards = {name: gains for name, gains in curves.items() if gains}
+    drawn = [figures.reward_curve(selection, truth, truth_mean)]
+    if guards:
+        drawn.append(figures.guard_curves(selection, guards))
+    drawn.append(figures.length_curve(selection))
+    if speed:
+        drawn.append(figures.throughput_curve(speed))
+    heat = deltas.summarize(run.checkpoints)
+    if heat is not None and heat.cells:
+        drawn.append(figures.delta_map(heat.modules, heat.layers, heat.cells))
+    return drawn
+
+
+def _side_by_side(run: RunFiles, alpha: float | None) -> dict[str, Any]:
+    scoring = next(iter(run.rewards.values()), {})
+    if alpha is None:
+        return {"examples": [], "outcome": None}
+    deltas_by_key = examples.differences(scoring, alpha, split="heldout")
+    deltas_by_key = deltas_by_key or examples.differences(scoring, alpha, split=None)
+    chosen = examples.choose_examples(run.responses, scoring, run.truth, alpha, deltas_by_key)
+    outcome = examples.count_outcomes(deltas_by_key) if deltas_by_key else None
+    return {"examples": chosen, "outcome": outcome}
+
+
+def _truth_rows(run: RunFiles, truth: TruthVerdict | None) -> list[tuple[str, Any]]:
+    if truth is None:
+        return []
+    rows = [("rejected" if not run.selection["best_alpha"] else "chosen", truth.judged)]
+    if truth.best is not None and truth.best.alpha not in (truth.judged.alpha, 0.0):
+        rows.append(("best by truth", truth.best))
+    return rows
+
+
+def _speed_rows(series: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    return [
+        {**dict.fromkeys(_SPEEDS), **point, "model": label, "load": load_label(point)}
+        for label, points in series.items()
+        for point in points
+    ]
+
+
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("expo_ray.reports"),
+        # Everything that a model wrote passes through here: escape by default, in every template.
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(
+        alpha=wording.format_alpha,
+        data=_data,
+        figure=lambda drawing: Markup(drawing.inline()),  # noqa: S704 - our own drawing
+        percent=wording.percent,
+        p_value=wording.p_value,
+        num=lambda value, decimals=3: _minus(wording.number(value, decimals)),
+        signed=lambda value, decimals=3: _minus(wording.signed(value, decimals)),
+        minus=_minus,
+        prose=_prose,
+    )
+    return environment
+
+
+def _data(value: float | None, decimals: int = 3, sign: str = "-") -> Markup:
+    """Print a rounded number that carries its exact value."""
+    if value is None:
+        return Markup("n/a")
+    shown = _minus(wording.number(value, decimals, sign))
+    return Markup('<data value="{}">{}</data>').format(repr(float(value)), shown)
+
+
+def _prose(text: str) -> str:
+    """Set minus signs, and keep `p < 0.001` on one line."""
+    text = re.sub(r"(?<![\w-])-(?=\d)", "\N{MINUS SIGN}", text)
+    return re.sub(r"p ([<=]) (?=\d)", "p\N{NO-BREAK SPACE}\\1\N{NO-BREAK SPACE}", text)
+
+
+def _minus(text: str) -> str:
+    # A real minus sign: a hyphen before a digit is hard to see and may break across lines.
+    return text.replace("-", "\N{MINUS SIGN}")

@@ -1,0 +1,80 @@
+"""The evidence for a chosen alpha, in the model card that extrapolation wrote."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from expo_ray.checkpoints import atomic_write_text
+from expo_ray.errors import ConfigError
+from expo_ray.reports import wording
+
+BEGIN, END = "<!-- expo_ray evidence: begin -->", "<!-- expo_ray evidence: end -->"
+
+
+def render_model_card(checkpoint_dir: str | Path, selection: Mapping[str, Any]) -> Path:
+    """Write the "Evidence" section of a checkpoint's README.md, in place of an earlier one.
+
+    Args:
+        checkpoint_dir: A local checkpoint folder with the README.md that extrapolation wrote.
+        selection: The content of selection.json.
+
+    Returns:
+        The path of README.md.
+
+    Raises:
+        ConfigError: The folder has no README.md.
+    """
+    card = Path(checkpoint_dir) / "README.md"
+    if not card.is_file():
+        raise ConfigError("the checkpoint has no model card", where=card)
+    section = f"{BEGIN}\n{_section(selection)}\n{END}\n"
+    text = card.read_text(encoding="utf-8")
+    before, found, rest = text.partition(BEGIN)
+    if found:
+        after = rest.partition(END)[2].removeprefix("\n")
+        text = before + section + after
+    else:
+        text = f"{text.rstrip()}\n\n{section}"
+    atomic_write_text(card, text)
+    return card
+
+
+def _section(selection: Mapping[str, Any]) -> str:
+    environment = Environment(
+        loader=PackageLoader("expo_ray.reports"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    decimals = wording.decimals_for(selection)
+    candidates = sorted(selection["candidates"], key=lambda c: float(c["alpha"]))
+    rows = [
+        {
+            "alpha": wording.format_alpha(c["alpha"]),
+            "reward": wording.number(c["mean_reward"], decimals),
+            "gain": wording.signed(c["gain"], decimals),
+            "interval": wording.interval(c["gain_ci_low"], c["gain_ci_high"], decimals),
+            "tokens": wording.number(c["mean_tokens"], 1),
+            "truncated": wording.percent(c["truncation_rate"]),
+            "standing": _one_line(wording.standing(selection, c)),
+        }
+        for c in candidates
+    ]
+    template = environment.get_template("evidence.md.j2")
+    return template.render(
+        interval=wording.interval_name(selection),
+        sentence=wording.verdict_sentence(selection),
+        reason=_one_line(str(selection.get("reason", ""))),
+        rows=rows,
+    ).strip()
+
+
+def _one_line(text: str) -> str:
+    """Keep free text from breaking out of its table cell or paragraph."""
+    return re.sub(r"\s+", " ", text).replace("|", "/").strip()

@@ -1,0 +1,123 @@
+"""Where the result comes from and what to do with it: inputs, versions, digests, commands."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from expo_ray.reports.run_files import RunFiles
+from expo_ray.reports.wording import format_alpha
+
+_SHOWN_APART = {"schema_version", "initial", "aligned", "recipe"}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Step:
+    """One thing to do next."""
+
+    what: str
+    command: str
+
+
+def facts(run: RunFiles) -> list[tuple[str, str]]:
+    """Return what resolved.json says, as flat (name, value) rows."""
+    rest = {key: value for key, value in run.resolved.items() if key not in _SHOWN_APART}
+    return list(_flatten("", rest))
+
+
+def training_facts(run: RunFiles) -> list[tuple[str, str]]:
+    """Return what lab.json says, as flat (name, value) rows."""
+    return list(_flatten("", {k: v for k, v in run.lab.items() if k != "schema_version"}))
+
+
+def input_files(run: RunFiles) -> list[tuple[str, str, list[Mapping[str, Any]]]]:
+    """Return (role, location, files with their identities) of the two parents."""
+    inputs = []
+    for role in ("initial", "aligned"):
+        recorded = run.resolved.get(role)
+        if isinstance(recorded, dict):
+            inputs.append((role, str(recorded.get("uri", "")), list(recorded.get("files", ()))))
+    return inputs
+
+
+def written_checkpoints(run: RunFiles) -> list[tuple[str, str, int]]:
+    """Return (alpha, weights digest, bytes) of the checkpoints that are still there."""
+    return [
+        (
+            format_alpha(alpha),
+            str(record.get("weights_digest", "")),
+            sum(int(file.get("bytes", 0)) for file in _receipts(record)),
+        )
+        for alpha, record in run.checkpoints.items()
+    ]
+
+
+def next_steps(run: RunFiles) -> list[Step]:
+    """Return the commands that a reader of this verdict wants next."""
+    directory = shlex.quote(str(run.path))
+    initial, aligned = _location(run, "initial"), _location(run, "aligned")
+    alpha = run.selection["best_alpha"]
+    number = format_alpha(alpha)
+    if run.selection["verdict"] != "extrapolate":
+        return [
+            Step(what="Serve the aligned model", command=f"expo-ray serve {aligned}"),
+            Step(
+                what="Try other candidates or more prompts, in a new directory",
+                command=f"expo-ray run RECIPE --set output={directory}-2 "
+                "--set 'extrapolation.alphas=[0.05, 0.1, 0.2]'",
+            ),
+        ]
+    steps = []
+    if alpha in run.checkpoints:
+        checkpoint = shlex.quote(str(run.path / "checkpoints" / f"alpha-{number}"))
+        steps += [
+            Step(what="Serve the chosen checkpoint", command=f"expo-ray serve {checkpoint}"),
+            Step(what="Check it bit for bit", command=f"expo-ray verify {checkpoint}"),
+        ]
+    else:
+        steps.append(
+            Step(
+                what="Write the chosen checkpoint",
+                command=f"expo-ray extrapolate {initial} {aligned} OUTPUT --alpha {number}",
+            )
+        )
+    steps.append(
+        Step(
+            what="Or serve it without writing it",
+            command=f"expo-ray serve {aligned} --initial {initial} --alpha {number}",
+        )
+    )
+    return steps
+
+
+def _location(run: RunFiles, role: str) -> str:
+    recorded = run.resolved.get(role)
+    uri = recorded.get("uri") if isinstance(recorded, dict) else None
+    return shlex.quote(str(uri)) if uri else role.upper()
+
+
+def _receipts(record: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    files = record.get("files", ())
+    entries = files.values() if isinstance(files, dict) else files
+    return [entry for entry in entries if isinstance(entry, dict)]
+
+
+def _flatten(prefix: str, value: object) -> Iterator[tuple[str, str]]:
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from _flatten(f"{prefix}.{key}" if prefix else str(key), inner)
+    elif isinstance(value, list) and not any(isinstance(item, dict | list) for item in value):
+        yield prefix, ", ".join(_plain(item) for item in value)
+    elif isinstance(value, list):
+        for index, inner in enumerate(value):
+            yield from _flatten(f"{prefix}.{index}", inner)
+    else:
+        yield prefix, _plain(value)
+
+
+def _plain(value: object) -> str:
+    if isinstance(value, float):
+        return format(value, ".6g")
+    return "none" if value is None else str(value)

@@ -1,0 +1,133 @@
+"""The run directory as one read-only object: what is there is read, what is not stays empty."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from expo_ray.errors import ConfigError
+from expo_ray.tables.schemas import read_table
+
+Rows = tuple[dict[str, Any], ...]
+"""The rows of one table, as plain dictionaries."""
+
+TRUTH = "truth"
+"""Folder of the laboratory's hidden truth beside the reward models."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunFiles:
+    """Everything that a report may speak about."""
+
+    path: Path
+    selection: Mapping[str, Any]
+    resolved: Mapping[str, Any]
+    lab: Mapping[str, Any]
+    timings: Mapping[str, Any]
+    recipe: str
+    responses: Mapping[float, Rows]
+    """By alpha; a table without an alpha in its name is left out."""
+    rewards: Mapping[str, Mapping[float, Rows]]
+    """By folder name (`0-reward-model`, `1-guard`), then alpha; in order of the index."""
+    truth: Mapping[float, Rows]
+    loadtests: Mapping[str, Mapping[str, Any]]
+    compared: Mapping[str, Any]
+    checkpoints: Mapping[float, Mapping[str, Any]]
+    """The `expo_ray.json` of every checkpoint that is still there."""
+
+    @classmethod
+    def read(cls, run_dir: str | Path) -> RunFiles:
+        """Read a run directory.
+
+        Raises:
+            ConfigError: It has no selection.json, or a JSON file in it is malformed.
+            TableError: A Parquet file in it is malformed.
+        """
+        path = Path(run_dir)
+        rewards = {folder.name: _tables(folder) for folder in _reward_folders(path / "rewards")}
+        recipe = path / "recipe.yaml"
+        return cls(
+            path=path,
+            selection=read_selection(path),
+            resolved=_json(path / "resolved.json"),
+            lab=_json(path / "lab.json"),
+            timings=_json(path / "timings.json"),
+            recipe=recipe.read_text(encoding="utf-8", errors="replace") if recipe.is_file() else "",
+            responses=_tables(path / "responses"),
+            rewards=rewards,
+            truth=_tables(path / "rewards" / TRUTH),
+            loadtests={
+                file.parent.name: _json(file)
+                for file in sorted((path / "loadtest").glob("*/summary.json"))
+            },
+            compared=_json(path / "loadtest" / "compared.json"),
+            checkpoints={
+                alpha: _json(folder / "expo_ray.json")
+                for alpha, folder in _by_alpha(path / "checkpoints", suffix="")
+                if (folder / "expo_ray.json").is_file()
+            },
+        )
+
+
+def read_selection(run_dir: str | Path) -> Mapping[str, Any]:
+    """Return selection.json of a run directory.
+
+    Raises:
+        ConfigError: It is missing or malformed.
+    """
+    file = Path(run_dir) / "selection.json"
+    if not file.is_file():
+        raise ConfigError(
+            "no selection here to report on",
+            where=file,
+            hint="finish the run first; `expo-ray run RECIPE` continues where it stopped",
+        )
+    selection = _json(file)
+    missing = sorted({"best_alpha", "verdict", "candidates"} - selection.keys())
+    if missing:
+        raise ConfigError("the selection is incomplete", where=file, got=f"without {missing}")
+    return selection
+
+
+def _json(file: Path) -> Mapping[str, Any]:
+    if not file.is_file():
+        return {}
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError("not readable as JSON", where=file, got=error) from error
+    if not isinstance(content, dict):
+        raise ConfigError("a JSON object is expected", where=file, got=type(content).__name__)
+    return content
+
+
+def _reward_folders(folder: Path) -> list[Path]:
+    indexed = [f for f in folder.glob("*") if f.is_dir() and f.name.split("-")[0].isdigit()]
+    return sorted(indexed, key=lambda f: (int(f.name.split("-")[0]), f.name))
+
+
+def _tables(folder: Path) -> dict[float, Rows]:
+    return {alpha: _rows(read_table(file)) for alpha, file in _by_alpha(folder, suffix=".parquet")}
+
+
+def _rows(table: pa.Table) -> Rows:
+    return tuple(table.to_pylist())
+
+
+def _by_alpha(folder: Path, *, suffix: str) -> Iterator[tuple[float, Path]]:
+    """Yield (alpha, path) of the entries `alpha-<number><suffix>`, by rising alpha."""
+    found = []
+    for entry in folder.glob(f"alpha-*{suffix}"):
+        try:
+            alpha = float(entry.name.removeprefix("alpha-").removesuffix(suffix))
+        except ValueError:
+            continue
+        if math.isfinite(alpha):
+            found.append((alpha, entry))
+    yield from sorted(found)

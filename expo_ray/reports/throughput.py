@@ -1,0 +1,76 @@
+"""The load test in words, rows and series."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from expo_ray.loadtest.compare import compare_summaries
+from expo_ray.reports.run_files import RunFiles
+
+Point = Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Throughput:
+    """Both models' points, the baseline first."""
+
+    series: Mapping[str, Sequence[Point]]
+    rejected: bool
+    """The tested candidate was not chosen: the verdict keeps the aligned model."""
+    sentence: str
+    ratio: float | None
+    void: bool
+    """At some point the client could not keep up, so that its numbers are no measurement."""
+
+    @property
+    def plottable(self) -> Mapping[str, Sequence[Point]]:
+        """The points that have both coordinates."""
+        needed = ("output_throughput", "median_e2el_ms", "p99_e2el_ms")
+        kept = {
+            label: [p for p in points if all(p.get(key) is not None for key in needed)]
+            for label, points in self.series.items()
+        }
+        return {label: points for label, points in kept.items() if points}
+
+
+def compare_throughput(run: RunFiles) -> Throughput | None:
+    """Collect the load tests of a run; None where there is none."""
+    if not run.loadtests:
+        return None
+    baseline, candidate = run.compared.get("baseline"), run.compared.get("candidate")
+    order = [label for label in (baseline, candidate) if label in run.loadtests]
+    labels = order or sorted(run.loadtests)
+    series = {_readable(label): run.loadtests[label].get("points", []) for label in labels}
+    rejected = bool(run.compared.get("candidate_rejected"))
+    summaries = [run.loadtests[label] for label in labels]
+    ratio, sentence = _speed(*summaries) if len(summaries) == 2 else (None, "")
+    return Throughput(
+        series=series,
+        rejected=rejected,
+        sentence=sentence,
+        ratio=ratio,
+        void=any(point.get("client_saturated") for points in series.values() for point in points),
+    )
+
+
+def load_label(point: Point) -> str:
+    """Name the load of a point: requests in flight, or requests offered per second."""
+    if point.get("mode") == "open":
+        return f"{point.get('offered_rate'):g} req/s offered"
+    return f"{point.get('concurrency')} in flight"
+
+
+def _readable(label: str) -> str:
+    return label.replace("alpha-", "alpha ", 1) if label.startswith("alpha-") else label
+
+
+def _speed(baseline: Mapping[str, Any], candidate: Mapping[str, Any]) -> tuple[float | None, str]:
+    """Compare the two models at the highest load that both have seen."""
+    shared = compare_summaries(baseline, candidate)["points"]
+    if not shared:
+        return None, ""
+    last = shared[-1]
+    text = f"Against the aligned model, with {load_label(last)}: {last['text']}."
+    return last["output_throughput_ratio"], text

@@ -1,0 +1,214 @@
+"""Numbers and verdicts in words: the one sentence, the short table, the formats of both."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from expo_ray.reports.run_files import read_selection
+
+Selection = Mapping[str, Any]
+
+
+def format_alpha(alpha: float) -> str:
+    """Write an alpha as file names do: the shortest decimal."""
+    return format(alpha + 0.0, ".9g")
+
+
+def candidate_name(alpha: float) -> str:
+    """Name a candidate in running text."""
+    return "aligned (alpha 0)" if alpha == 0 else f"alpha {format_alpha(alpha)}"
+
+
+def decimals_for(selection: Selection) -> int:
+    """Return how many decimals the rewards of this run deserve: three digits of a usual gain."""
+    confirmed = heldout(selection)
+    bounds = [abs(confirmed[key]) for key in ("ci_low", "ci_high") if confirmed.get(key)]
+    gains = [abs(c["gain"]) for c in selection["candidates"] if c["gain"]]
+    scale = max(bounds) if bounds else median(gains) if gains else 0.0
+    return 3 if scale == 0 else min(max(2 - math.floor(math.log10(scale)), 1), 6)
+
+
+def signed(value: float | None, decimals: int = 3) -> str:
+    """Format a difference with its sign; `n/a` where there is none."""
+    return number(value, decimals, sign="+")
+
+
+def number(value: float | None, decimals: int = 3, sign: str = "-") -> str:
+    """Format a number with fixed decimals, never as negative zero; `n/a` where there is none."""
+    if value is None or not math.isfinite(value):
+        return "n/a"
+    return format(round(value, decimals) + 0.0, f"{sign},.{decimals}f")
+
+
+def interval(low: float | None, high: float | None, decimals: int = 3, *, sign: str = "+") -> str:
+    """Format an interval as `+0.10 to +0.30`."""
+    if low is None or high is None:
+        return "n/a"
+    return f"{number(low, decimals, sign)} to {number(high, decimals, sign)}"
+
+
+def percent(share: float | None) -> str:
+    """Format a share as a percentage."""
+    if share is None:
+        return "n/a"
+    return f"{100 * share:.1f}%" if 0 < share < 0.0995 else f"{100 * share:.0f}%"
+
+
+def p_value(value: float | None) -> str:
+    """Format a p-value as `p = 0.012` or `p < 0.001`."""
+    if value is None:
+        return ""
+    return "p < 0.001" if value < 0.001 else f"p = {value:.3f}"
+
+
+def heldout(selection: Selection) -> Mapping[str, Any]:
+    """Return the held-out comparison, empty where none was made."""
+    return selection.get("heldout") or {}
+
+
+def confidence(selection: Selection) -> float:
+    """Return the confidence of the selection's intervals."""
+    return float(selection.get("settings", {}).get("confidence", 0.95))
+
+
+def interval_name(selection: Selection) -> str:
+    """Name its intervals: `95% interval`."""
+    return f"{100 * confidence(selection):g}% interval"
+
+
+def has_heldout(selection: Selection) -> bool:
+    """Tell whether a candidate other than aligned itself was measured on held-out prompts."""
+    confirmed = heldout(selection)
+    return bool(confirmed.get("alpha")) and confirmed.get("gain") is not None
+
+
+def rejected_alpha(selection: Selection) -> float | None:
+    """Return the candidate that came closest in a run that keeps the aligned model."""
+    if selection["verdict"] == "extrapolate":
+        return None
+    named = selection.get("rejected_alpha") or heldout(selection).get("alpha")
+    if named:
+        return float(named)
+    others = [c for c in selection["candidates"] if c["alpha"] != 0 and c["gain"] is not None]
+    return max(others, key=lambda c: float(c["gain"]))["alpha"] if others else None
+
+
+def headline(selection: Selection) -> str:
+    """Return the verdict in a few words."""
+    if selection["verdict"] == "extrapolate":
+        return f"Extrapolate to alpha {format_alpha(selection['best_alpha'])}"
+    return "Keep the aligned model"
+
+
+def verdict_sentence(selection: Selection) -> str:
+    """Say in one plain sentence what was gained, at which alpha and how sure one can be.
+
+    Args:
+        selection: The content of selection.json.
+    """
+    measured = _measured(selection) if has_heldout(selection) else ""
+    if selection["verdict"] == "extrapolate":
+        name = f"Extrapolating to alpha {format_alpha(selection['best_alpha'])}"
+        if not measured:
+            return f"{name} was chosen on tuning prompts alone; no held-out prompts confirm it."
+        return f"{name} {measured}."
+    if not measured:
+        return "Keep the aligned model: no candidate earned a comparison on held-out prompts."
+    name = candidate_name(heldout(selection)["alpha"])
+    proven = (heldout(selection).get("ci_low") or 0.0) > 0
+    because = "but did not pass every test" if proven else "which is not a proven gain"
+    return f"Keep the aligned model: the best candidate, {name}, {measured}, {because}."
+
+
+def change(low: float | None, mean: float, high: float | None, decimals: int) -> tuple[str, str]:
+    """Return a change in words and its interval: `rose by 0.3` or `changed by -0.1`."""
+    if low is not None and high is not None and low > 0:
+        return f"rose by {number(mean, decimals)}", interval(low, high, decimals, sign="-")
+    return f"changed by {signed(mean, decimals)}", interval(low, high, decimals)
+
+
+def _measured(selection: Selection) -> str:
+    confirmed = heldout(selection)
+    words, bounds = change(
+        confirmed["ci_low"], confirmed["gain"], confirmed["ci_high"], decimals_for(selection)
+    )
+    surety = f"{interval_name(selection)} {bounds}"
+    if confirmed.get("p_value") is not None:
+        surety += f", {p_value(confirmed['p_value'])}"
+    verb = words.replace("rose by", "raised the mean reward by").replace(
+        "changed by", "changed the mean reward by"
+    )
+    return f"{verb} ({surety}) over the aligned model on {confirmed['num_pairs']} held-out prompts"
+
+
+def fired_guards(selection: Selection, alpha: float) -> list[str]:
+    """Return the names of the guards that fired for a candidate."""
+    fired = (g["name"] for g in selection.get("guards", ()) if g["fired"] and g["alpha"] == alpha)
+    return [name.replace("_", " ") for name in dict.fromkeys(fired)]
+
+
+def standing(selection: Selection, candidate: Mapping[str, Any]) -> str:
+    """Say in a few words where a candidate stands: chosen, reference, or what speaks against it."""
+    alpha = candidate["alpha"]
+    if selection["verdict"] == "extrapolate" and alpha == selection["best_alpha"]:
+        return "chosen"
+    if alpha == 0:
+        return "kept" if selection["verdict"] == "keep-aligned" else "reference"
+    fired = fired_guards(selection, alpha)
+    if fired:
+        return ", ".join(fired)
+    if candidate.get("collapsed"):
+        return "collapsed"
+    if candidate.get("gain_ci_low") is None:
+        return "not measured"
+    if candidate["gain_ci_high"] < 0:
+        return "worse"
+    if not candidate.get("eligible", candidate["gain_ci_low"] > 0):
+        return "not proven"
+    if selection["verdict"] == "keep-aligned" and heldout(selection).get("alpha") == alpha:
+        return "not confirmed"
+    return "eligible"
+
+
+def summary_rows(run_dir: str | Path) -> tuple[list[str], list[list[str]]]:
+    """Return the short final table of a run: column names and rows of plain text.
+
+    Args:
+        run_dir: The run directory; only its selection.json is read.
+
+    Raises:
+        ConfigError: selection.json is missing or malformed.
+    """
+    selection = read_selection(run_dir)
+    decimals = decimals_for(selection)
+    interval_column = interval_name(selection)
+    columns = [
+        "alpha",
+        "reward",
+        "gain",
+        interval_column,
+        "tokens",
+        "length",
+        "cut off",
+        "standing",
+    ]
+    rows = [
+        [
+            format_alpha(candidate["alpha"]),
+            number(candidate["mean_reward"], decimals),
+            "" if candidate["alpha"] == 0 else signed(candidate["gain"], decimals),
+            ""
+            if candidate["alpha"] == 0
+            else interval(candidate["gain_ci_low"], candidate["gain_ci_high"], decimals),
+            number(candidate["mean_tokens"], 1),
+            f"x{number(candidate['length_ratio'], 2)}",
+            percent(candidate["truncation_rate"]),
+            standing(selection, candidate),
+        ]
+        for candidate in sorted(selection["candidates"], key=lambda c: float(c["alpha"]))
+    ]
+    return columns, rows
