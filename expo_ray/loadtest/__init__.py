@@ -1,0 +1,26 @@
+"""Load tests of any OpenAI-compatible service, and what their numbers mean.
+
+`metrics` and `compare` are arithmetic on recorded timestamps; the clients that send requests are
+Ray actors and are imported on first use.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from expo_ray.loadtest.compare import compare_summaries
+    from expo_ray.loadtest.options import LoadtestOptions
+    from expo_ray.loadtest.run import loadtest
+
+__all__ = ["LoadtestOptions", "compare_summaries", "loadtest"]
+
+_MODULES = {"LoadtestOptions": "options", "compare_summaries": "compare", "loadtest": "run"}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)

@@ -1,0 +1,83 @@
+"""What is written down about one request; all times in seconds since the start of its point."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from expo_ray.tables import Message
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Job:
+    """One request to send."""
+
+    request_id: int
+    prompt_id: str
+    messages: tuple[Message, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RequestRecord:
+    """One request as the client saw it."""
+
+    request_id: int
+    prompt_id: str
+    intended_seconds: float
+    """When it ought to have been sent; every latency counts from here."""
+    sent_seconds: float
+    """When the client began to send it."""
+    token_seconds: tuple[float, ...] = ()
+    """When each chunk with text arrived; a chunk may hold several tokens."""
+    done_seconds: float
+    """When the client was through with it, well or not."""
+    input_tokens: int | None = None
+    """From the server's usage, like `output_tokens`; None where it reports none."""
+    output_tokens: int | None = None
+    finish_reason: str | None = None
+    error: str | None = None
+    """Class of the failure, None when fine: connect, timeout, http_NNN, mid_stream, malformed,
+    truncated (the stream stopped without an end), empty (it ended without any text)."""
+    error_detail: str | None = None
+
+    @property
+    def ttft_seconds(self) -> float | None:
+        """Time to first token."""
+        return self.token_seconds[0] - self.intended_seconds if self.token_seconds else None
+
+    @property
+    def e2el_seconds(self) -> float | None:
+        """End-to-end latency: to the last text, not to the closing of the stream."""
+        return self.token_seconds[-1] - self.intended_seconds if self.token_seconds else None
+
+    @property
+    def tpot_seconds(self) -> float | None:
+        """Mean time per output token after the first; None below two tokens."""
+        if not self.token_seconds or self.output_tokens is None or self.output_tokens < 2:
+            return None
+        return (self.token_seconds[-1] - self.token_seconds[0]) / (self.output_tokens - 1)
+
+    def as_row(self, *, point: int, phase: str) -> dict[str, Any]:
+        """Return the row of requests.parquet."""
+        return {"point": point, "phase": phase, **asdict(self)}
+
+
+REQUESTS_SCHEMA = pa.schema(
+    [
+        ("point", pa.int32()),
+        ("phase", pa.string()),
+        ("request_id", pa.int64()),
+        ("prompt_id", pa.string()),
+        ("intended_seconds", pa.float64()),
+        ("sent_seconds", pa.float64()),
+        ("token_seconds", pa.list_(pa.float64())),
+        ("done_seconds", pa.float64()),
+        ("input_tokens", pa.int64()),
+        ("output_tokens", pa.int64()),
+        ("finish_reason", pa.string()),
+        ("error", pa.string()),
+        ("error_detail", pa.string()),
+    ]
+)
