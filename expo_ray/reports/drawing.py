@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 INK, MUTED, GRID, SURFACE, WASH = "#1f2328", "#5b626b", "#dcdfe3", "#fefefe", "#eef0f2"
 BLUE, ORANGE, GREEN, PURPLE = "#0072b2", "#d55e00", "#007f5c", "#9c4f87"
@@ -27,10 +28,11 @@ ROLES = {
 GUARDSTYLES = ((GREEN, "s"), (PURPLE, "^"), (ORANGE, "v"), (BLUE, "P"))
 WIDTH_INCHES = 7.2
 
-STYLE: Mapping[str, Any] = {
+STYLE: Any = {
     "font.family": "sans-serif",
     "font.size": 9,
     "text.color": INK,
+    "text.parse_math": False,
     "axes.edgecolor": MUTED,
     "axes.labelcolor": MUTED,
     "axes.titlesize": 9.5,
@@ -86,9 +88,9 @@ class Drawing:
 @contextmanager
 def canvas(rows: int, *, height: float) -> Iterator[tuple[Figure, Any]]:
     """Yield a figure of full page width and its stacked axes, in the house style."""
-    with mpl.rc_context(dict(STYLE)):
-        figure = Figure(figsize=(WIDTH_INCHES, height), layout="constrained")
-        figure.get_layout_engine().set(h_pad=0.09)
+    with mpl.rc_context(STYLE):
+        layout = ConstrainedLayoutEngine(h_pad=0.09)
+        figure = Figure(figsize=(WIDTH_INCHES, height), layout=layout)
         yield figure, figure.subplots(rows, 1, sharex=True, squeeze=False)[:, 0]
 
 

@@ -39,8 +39,8 @@ def compare_throughput(run: RunFiles) -> Throughput | None:
     """Collect the load tests of a run; None where there is none."""
     if not run.loadtests:
         return None
-    baseline, candidate = run.compared.get("baseline"), run.compared.get("candidate")
-    order = [label for label in (baseline, candidate) if label in run.loadtests]
+    named = (str(run.compared.get(role, "")) for role in ("baseline", "candidate"))
+    order = [label for label in named if label in run.loadtests]
     labels = order or sorted(run.loadtests)
     series = {_readable(label): run.loadtests[label].get("points", []) for label in labels}
     rejected = bool(run.compared.get("candidate_rejected"))

@@ -80,10 +80,8 @@ def _words(gain: Gain, label: str) -> str:
 
 def _explain(judged: Gain, label: str, *, chosen: bool, where: str) -> tuple[str, str]:
     role = "chosen" if chosen else "rejected"
-    fact = (
-        f"At the {role} alpha {format_alpha(judged.alpha)} the hidden truth {_words(judged, label)} "
-        f"on {where}"
-    )
+    place = f"At the {role} alpha {format_alpha(judged.alpha)}"
+    fact = f"{place} the hidden truth {_words(judged, label)} on {where}"
     if chosen:
         return {
             1: ("Yes", f"{fact}."),
