@@ -46,12 +46,12 @@ class SelectionSettings(BaseModel):
     """Largest share of rewards that may be null or missing. Rows do not fail at random (long ones
     fail first), so a mean over the rest would flatter the candidate."""
 
-    max_length_ratio: float | None = Field(default=1.35, gt=0)
+    max_length_ratio: float | None = Field(default=1.3, gt=0)
     """Largest mean response length relative to alpha 0; null switches the limit off. Reward models
-    like length. The twelve published models that gained grew by 4% to 30%; in the laboratory the
-    choices that were truly worse grew by 31% to 55%. Models aligned on a tenth of the data
-    doubled in the paper and still gained: raise the limit for those, and only with a guard reward
-    model."""
+    like length. The twelve published models that gained grew by 4% to 30%; in trials with a known
+    truth, choices that were really worse had grown by 31% to 48%. Models aligned on a tenth of
+    their data doubled in the paper and still gained: raise the limit for those, and only together
+    with a guard reward model."""
 
     min_length_ratio: float | None = Field(default=0.7, ge=0)
     """Smallest mean response length relative to alpha 0; null switches the limit off. All published

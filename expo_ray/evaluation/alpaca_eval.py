@@ -1,0 +1,142 @@
+"""AlpacaEval 2.0: the published figures from a judge's annotations.
+
+A preference lies between 1 (the baseline is better) and 2 (the model is better); 1.5 is a draw, and
+so is 0, which older judges wrote for one. The length-controlled win rate is not computed here: it
+needs a regression over the judge's records of other models.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from pathlib import Path
+from typing import Any, TypedDict
+
+from expo_ray.errors import TableError
+
+SCHEMA_VERSION = 1
+_DRAW = 1.5
+
+
+class AlpacaEvalMetrics(TypedDict):
+    """One model's row of the leaderboard."""
+
+    schema_version: int
+    model: str | None
+    """Name of the judged model, None where the annotations do not say."""
+    baseline: str | None
+    win_rate: float
+    """Mean preference for the model, percent."""
+    standard_error: float
+    """Of the win rate, percent; 0 for a single annotation."""
+    n_wins: int
+    n_wins_base: int
+    n_draws: int
+    n_total: int
+    """Annotations with a preference."""
+    n_missing: int
+    """Annotations without one: the judge failed. They count nowhere else."""
+    discrete_win_rate: float
+    """Share of wins, draws by half, percent."""
+    avg_length: int
+    """Mean characters of the model's outputs, rounded down as on the leaderboard."""
+
+
+def alpaca_eval_metrics(annotations_path: str | Path) -> AlpacaEvalMetrics:
+    """Compute win rate and counts from an annotations file.
+
+    Args:
+        annotations_path: JSON list of annotations, as AlpacaEval writes them; `output_2` is the
+            judged model's.
+
+    Raises:
+        TableError: The file is missing or malformed, with the number of the row from 0.
+    """
+    path = Path(annotations_path)
+    rows = _read_rows(path)
+    given = [_preference(row, f"{path} row {i}") for i, row in enumerate(rows)]
+    lengths = [len(_text(row, "output_2", f"{path} row {i}")) for i, row in enumerate(rows)]
+    scores = [preference - 1 for preference in given if preference is not None]
+    if not scores:
+        raise TableError("no annotation has a preference", where=path, got=f"{len(rows)} rows")
+    num_wins = sum(score > _DRAW - 1 for score in scores)
+    num_draws = sum(score == _DRAW - 1 for score in scores)
+    spread = statistics.stdev(scores) if len(scores) > 1 else 0.0
+    return AlpacaEvalMetrics(
+        schema_version=SCHEMA_VERSION,
+        model=_generator(rows, "generator_2", path),
+        baseline=_generator(rows, "generator_1", path),
+        win_rate=100 * statistics.fmean(scores),
+        standard_error=100 * spread / math.sqrt(len(scores)),
+        n_wins=num_wins,
+        n_wins_base=len(scores) - num_wins - num_draws,
+        n_draws=num_draws,
+        n_total=len(scores),
+        n_missing=len(rows) - len(scores),
+        discrete_win_rate=100 * (num_wins + num_draws / 2) / len(scores),
+        avg_length=int(statistics.fmean(lengths)),
+    )
+
+
+def _read_rows(path: Path) -> list[dict[str, Any]]:
+    try:
+        rows = json.loads(path.read_bytes())
+    except OSError as error:
+        raise TableError(
+            "the annotations cannot be read", where=path, got=error.strerror
+        ) from error
+    except ValueError as error:
+        raise TableError("the annotations are not JSON", where=path, got=error) from error
+    if not isinstance(rows, list) or not rows:
+        raise TableError("no annotations", where=path, expected="a JSON list with rows")
+    for i, row in enumerate(rows):
+        if not isinstance(row, dict):
+            raise TableError(
+                "an annotation is not an object",
+                where=f"{path} row {i}",
+                got=type(row).__name__,
+            )
+    return rows
+
+
+def _preference(row: dict[str, Any], where: str) -> float | None:
+    if "preference" not in row:
+        raise TableError("an annotation has no preference", where=where, got=", ".join(row))
+    value = row["preference"]
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not _in_range(value):
+        raise TableError(
+            "a preference is out of range",
+            where=where,
+            got=value,
+            expected="1 (baseline) to 2 (model), 0 for a draw, or null",
+        )
+    return float(value) if value else _DRAW
+
+
+def _in_range(value: float) -> bool:
+    return value == 0 or 1 <= value <= 2
+
+
+def _text(row: dict[str, Any], field: str, where: str) -> str:
+    value = row.get(field)
+    if not isinstance(value, str):
+        raise TableError(
+            f"an annotation has no {field}", where=where, got=type(value).__name__, expected="text"
+        )
+    return value
+
+
+def _generator(rows: list[dict[str, Any]], field: str, path: Path) -> str | None:
+    names = {row.get(field) for row in rows}
+    if len(names) > 1:
+        raise TableError(
+            "the annotations are of several models",
+            where=f"{path}, {field}",
+            got=", ".join(sorted(str(name) for name in names)),
+            expected="one",
+        )
+    name = names.pop()
+    return None if name is None else str(name)

@@ -1,0 +1,118 @@
+"""AlpacaEval 2.0: the outputs file that its judges read, generated through the replicas."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from expo_ray.checkpoints import atomic_write_text
+from expo_ray.errors import EvaluationError
+from expo_ray.progress import Progress
+from expo_ray.tables import Prompt, read_prompts, read_table
+
+if TYPE_CHECKING:
+    from expo_ray.serving import SamplingParams
+
+SCHEMA_VERSION = 1
+_DATASPLIT = "eval"
+
+
+def alpaca_eval_outputs(
+    model: str,
+    *,
+    prompts: str | Path,
+    output: str | Path,
+    initial: str | None = None,
+    alpha: float | None = None,
+    sampling: SamplingParams | None = None,
+    num_replicas: int = 1,
+    address: str | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Answer the instructions and write the official outputs file.
+
+    The responses go to a table beside the file first (`OUTPUT` with the suffix
+    `.responses.parquet`), so that a run that was interrupted continues.
+
+    Args:
+        model: The model; with `initial` and `alpha` it is extrapolated while it loads.
+        prompts: The instructions, in official order; `dataset` is carried over.
+        output: JSON file: a list of instruction, output, generator, dataset, datasplit.
+        initial: theta0.
+        alpha: How far to extrapolate.
+        sampling: The paper's settings where None.
+        num_replicas: Replicas that answer.
+        address: Ray cluster.
+        progress: Where to report.
+
+    Returns:
+        `{"schema_version", "output", "generator", "num_outputs", "avg_length"}`.
+
+    Raises:
+        RequestError: Prompts or model are wrong; nothing was written.
+        EvaluationError: Some responses failed; a rerun tries those again.
+    """
+    from expo_ray.serving import PAPER_SAMPLING, ModelSource, generate
+
+    output = Path(output)
+    rows = read_prompts(prompts)
+    instructions = [_instruction(prompt) for prompt in rows]
+    datasets = _datasets(Path(prompts), len(rows))
+    generator = ModelSource(model=model, initial=initial, alpha=alpha).name
+    table_path = output.with_suffix(".responses.parquet")
+    generate(
+        model,
+        prompts=prompts,
+        output=table_path,
+        initial=initial,
+        alpha=alpha,
+        sampling=(sampling or PAPER_SAMPLING).model_copy(update={"num_samples": 1}),
+        num_replicas=num_replicas,
+        address=address,
+        progress=progress,
+    )
+    responses = {row["prompt_id"]: row for row in read_table(table_path).to_pylist()}
+    failed = [p.prompt_id for p in rows if responses[p.prompt_id]["error"] is not None]
+    if failed:
+        raise EvaluationError(
+            f"{len(failed)} of {len(rows)} responses failed, so no outputs file was written",
+            where=table_path,
+            got=f"{failed[0]}: {responses[failed[0]]['error']}",
+            hint="run the same command again: only these are generated",
+        )
+    texts = [str(responses[prompt.prompt_id]["response"]) for prompt in rows]
+    outputs = [
+        {
+            "instruction": instruction,
+            "output": text,
+            "generator": generator,
+            "dataset": dataset,
+            "datasplit": _DATASPLIT,
+        }
+        for instruction, text, dataset in zip(instructions, texts, datasets, strict=True)
+    ]
+    atomic_write_text(output, json.dumps(outputs, ensure_ascii=False, indent=2) + "\n")
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "output": str(output),
+        "generator": generator,
+        "num_outputs": len(outputs),
+        "avg_length": sum(map(len, texts)) // len(texts),
+    }
+
+
+def _instruction(prompt: Prompt) -> str:
+    return prompt.messages[-1]["content"]
+
+
+def _datasets(path: Path, num_prompts: int) -> list[str | None]:
+    """Return the `dataset` of every row, which prompts do not carry; None where not given."""
+    text = path.read_text(encoding="utf-8-sig") if path.suffix in (".json", ".jsonl") else ""
+    rows: Any = [{}] * num_prompts
+    if path.suffix == ".jsonl":
+        rows = [json.loads(line) for line in text.split("\n") if line.strip()]
+    elif path.suffix == ".json":
+        rows = json.loads(text)
+        rows = rows.get("data", [rows]) if isinstance(rows, dict) else rows
+    return [row.get("dataset") if isinstance(row, dict) else None for row in rows]
