@@ -64,7 +64,12 @@ class _Answer:
         if data == b"[DONE]":
             self.ended = True
             return
-        event = _parse(data)
+        try:
+            self._read(json.loads(data), seconds)
+        except (ValueError, TypeError, AttributeError) as error:
+            raise _StreamError("malformed", f"not a completion chunk: {data[:100]!r}") from error
+
+    def _read(self, event: dict[str, Any], seconds: float) -> None:
         if event.get("error"):
             raise _StreamError("mid_stream", json.dumps(event["error"]))
         usage = event.get("usage")
@@ -160,13 +165,3 @@ async def _events(response: aiohttp.ClientResponse) -> AsyncIterator[tuple[bytes
         for line in lines:
             if line.startswith(b"data:"):
                 yield line[len(b"data:") :].strip(), stamp
-
-
-def _parse(data: bytes) -> dict[str, Any]:
-    try:
-        event = json.loads(data)
-    except ValueError as error:
-        raise _StreamError("malformed", f"not JSON: {data[:100]!r}") from error
-    if not isinstance(event, dict):
-        raise _StreamError("malformed", f"not an object: {data[:100]!r}")
-    return event

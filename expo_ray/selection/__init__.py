@@ -1,7 +1,6 @@
 """Choosing alpha by evidence.
 
-`choose_alpha` and its settings read finished tables and need no Ray; what orchestrates a sweep
-lives beside them and is imported on first use.
+`choose_alpha` reads finished tables and needs no Ray; a whole sweep is the workflow's.
 """
 
 from __future__ import annotations
@@ -11,11 +10,10 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from expo_ray.selection.choice import choose_alpha
     from expo_ray.selection.settings import SelectionSettings
-    from expo_ray.selection.sweep import select
 
-__all__ = ["SelectionSettings", "choose_alpha", "select"]
+__all__ = ["SelectionSettings", "choose_alpha"]
 
-_MODULES = {"SelectionSettings": "settings", "choose_alpha": "choice", "select": "sweep"}
+_MODULES = {"SelectionSettings": "settings", "choose_alpha": "choice"}
 
 
 def __getattr__(name: str) -> object:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -62,6 +63,17 @@ def is_gain(estimate: Estimate, p_value: float, settings: SelectionSettings) -> 
         and estimate.mean > settings.min_gain
         and p_value <= 1 - settings.confidence
     )
+
+
+def caution(candidate: Candidate) -> tuple[float, bool]:
+    """Sort key: the shorter way from aligned first, forward before backward."""
+    return abs(candidate.alpha), candidate.alpha < 0
+
+
+def highest_gain(candidates: Sequence[Candidate]) -> Candidate | None:
+    """Return the candidate with the highest mean gain, among equals the most cautious one."""
+    measured = sorted((c for c in candidates if c.gain is not None), key=caution)
+    return max(measured, key=lambda c: c.gain or 0.0, default=None)
 
 
 def measure_candidates(

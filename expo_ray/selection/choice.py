@@ -17,7 +17,15 @@ from typing import Any
 import pyarrow as pa
 
 from expo_ray.errors import EvaluationError
-from expo_ray.selection.candidates import Candidate, estimate_mean, is_gain, measure_candidates
+from expo_ray.selection.candidates import (
+    Candidate,
+    caution,
+    estimate_mean,
+    highest_gain,
+    is_gain,
+    measure_candidates,
+)
+from expo_ray.selection.explanations import explain_none, explain_tried, warn_of_edge
 from expo_ray.selection.guards import Guard, check_guards
 from expo_ray.selection.samples import SplitSamples, join_tables
 from expo_ray.selection.settings import SelectionSettings
@@ -63,9 +71,9 @@ def choose_alpha(
         "best_alpha": shown if extrapolate else 0.0,
         "verdict": "extrapolate" if extrapolate else "keep-aligned",
         "reason": (
-            _reason_none(candidates, tuning.num_prompts, settings)
+            explain_none(candidates, tuning.num_prompts, settings)
             if tried is None
-            else _reason_tried(confirmation, heldout_guards, settings)
+            else explain_tried(candidates, confirmation, heldout_guards, settings)
         ),
         "rejected_alpha": None if extrapolate or shown == 0 else shown,
         "num_tuning": tuning.num_prompts,
@@ -73,7 +81,7 @@ def choose_alpha(
         "candidates": [candidate.as_dict() for candidate in candidates],
         "guards": [guard.as_dict() for guard in (*guards, *heldout_guards)],
         "heldout": {**confirmation, "confirmed": extrapolate},
-        "warnings": _warnings(candidates),
+        "warnings": warn_of_edge(candidates),
         "settings": settings.model_dump(),
     }
 
@@ -95,29 +103,15 @@ def _pick(
     candidates: Sequence[Candidate], tuning: SplitSamples, settings: SelectionSettings
 ) -> Candidate | None:
     """Return the candidate that goes to the held-out prompts."""
-    eligible = sorted((c for c in candidates if c.eligible), key=_caution)
-    if not eligible:
-        return None
-    best = max(eligible, key=_gain)  # the first, so the smallest alpha, among equals
-    if settings.prefer == "best":
+    eligible = sorted((c for c in candidates if c.eligible), key=caution)
+    best = highest_gain(eligible)
+    if best is None or settings.prefer == "best":
         return best
     for candidate in eligible:
         lead = estimate_mean(tuning.differences(best.alpha, candidate.alpha), settings)
-        clearly_below = (
-            lead.mean is not None and lead.mean > 0 and (lead.p_value() <= 1 - settings.confidence)
-        )
-        if not clearly_below:
+        if (lead.mean or 0.0) <= 0 or lead.p_value() > 1 - settings.confidence:
             return candidate
     return best
-
-
-def _caution(candidate: Candidate) -> tuple[float, bool]:
-    """Sort key: the shorter way from aligned first, forward before backward."""
-    return abs(candidate.alpha), candidate.alpha < 0
-
-
-def _gain(candidate: Candidate) -> float:
-    return -float("inf") if candidate.gain is None else candidate.gain
 
 
 def _confirm(
@@ -141,65 +135,6 @@ def _confirm(
 
 def _nearest(candidates: Sequence[Candidate]) -> float:
     """Return the alpha that came nearest to being tried; 0 where there is no other."""
-    others = sorted((c for c in candidates if c.alpha != 0), key=_caution)
-    if not others:
-        return 0.0
-    return max(others, key=lambda c: (not c.stopped_by, _gain(c))).alpha
-
-
-def _warnings(candidates: Sequence[Candidate]) -> list[str]:
-    measured = [c for c in candidates if c.gain is not None]
-    best = max(measured, key=_gain, default=None)
-    if best is None or best.alpha == 0 or best.alpha != max(c.alpha for c in candidates):
-        return []
-    return [
-        f"the reward is highest at the largest alpha tried ({best.alpha:g}): the best one may lie "
-        "beyond, or the reward model may be rewarding something else than quality"
-    ]
-
-
-def _reason_tried(
-    heldout: Mapping[str, Any],
-    guards: Sequence[Guard],
-    settings: SelectionSettings,
-) -> str:
-    where = f"on {heldout['num_pairs']} held-out prompts"
-    fired = [guard.reason for guard in guards if guard.fired]
-    if heldout["gain"] is None or heldout["num_pairs"] < settings.min_pairs:
-        return (
-            f"alpha {heldout['alpha']:g} gained on the tuning prompts, but {heldout['num_pairs']} "
-            f"held-out prompts are too few to confirm it (at least {settings.min_pairs})"
-        )
-    measured = (
-        f"by {heldout['gain']:+.4g} ({settings.confidence:.0%} interval {heldout['ci_low']:+.4g} "
-        f"to {heldout['ci_high']:+.4g}, p = {heldout['p_value']:.2g}) {where}"
-    )
-    if heldout["confirmed"]:
-        return f"alpha {heldout['alpha']:g} changes the mean reward {measured}"
-    start = f"alpha {heldout['alpha']:g} gained on the tuning prompts, "
-    if fired:
-        return f"{start}but {where} a guard stopped it: {'; '.join(fired)}"
-    return f"{start}but the gain is not confirmed: the mean reward changes {measured}"
-
-
-def _reason_none(
-    candidates: Sequence[Candidate], num_prompts: int, settings: SelectionSettings
-) -> str:
     others = [c for c in candidates if c.alpha != 0]
-    if not others:
-        return "there is no candidate besides the aligned model"
-    if num_prompts < settings.min_pairs:
-        return f"{num_prompts} tuning prompts are too few (at least {settings.min_pairs})"
-    parts = [f"alpha {c.alpha:g} {_why_not(c, settings)}" for c in others]
-    return f"no candidate holds up on {num_prompts} tuning prompts: {'; '.join(parts)}"
-
-
-def _why_not(candidate: Candidate, settings: SelectionSettings) -> str:
-    if candidate.stopped_by:
-        return f"was stopped by {', '.join(candidate.stopped_by)}"
-    if candidate.gain is None or candidate.num_pairs < settings.min_pairs:
-        return f"has only {candidate.num_pairs} prompts scored under both models"
-    if candidate.gain <= settings.min_gain:
-        return f"does not gain ({candidate.gain:+.4g})"
-    chance = f"adjusted p = {candidate.p_adjusted:.2g}"
-    return f"gains {candidate.gain:+.4g}, which may be chance ({chance})"
+    nearest = highest_gain([c for c in others if not c.stopped_by] or others)
+    return 0.0 if nearest is None else nearest.alpha

@@ -70,6 +70,8 @@ class FakeService:
                 await event({"error": {"message": "engine died"}})
             if i == 1 and order == "garbage":
                 await event("{not json")
+            if i == 1 and order == "nonsense":
+                await event({"choices": [None]})
             if i == 1 and order == "stop":
                 return response
             await event({"choices": [{"delta": {"content": f"w{i} "}}]})

@@ -61,6 +61,7 @@ def test_a_good_answer(service: FakeService) -> None:
         ("cut", "mid_stream"),
         ("error", "mid_stream"),
         ("garbage", "malformed"),
+        ("nonsense", "malformed"),
         ("stop", "truncated"),
         ("empty", "empty"),
     ],

@@ -1,0 +1,92 @@
+"""The verdict in plain words: what was found, on how many prompts, and why not more."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from expo_ray.selection.candidates import Candidate, highest_gain
+from expo_ray.selection.guards import Guard
+from expo_ray.selection.settings import SelectionSettings
+
+
+def explain_tried(
+    candidates: Sequence[Candidate],
+    heldout: Mapping[str, Any],
+    guards: Sequence[Guard],
+    settings: SelectionSettings,
+) -> str:
+    """Explain what became of the alpha that went to the held-out prompts.
+
+    Args:
+        candidates: All of them, on tuning prompts.
+        heldout: The held-out part of selection.json.
+        guards: The guards on held-out prompts.
+        settings: The rules.
+    """
+    alpha, num_pairs = heldout["alpha"], heldout["num_pairs"]
+    start = f"alpha {alpha:g} gained on the tuning prompts, but"
+    if heldout["gain"] is None or num_pairs < settings.min_pairs:
+        return (
+            f"{start} {num_pairs} held-out prompts are too few to confirm it "
+            f"(at least {settings.min_pairs})"
+        )
+    figures = (
+        f"by {heldout['gain']:+.4g} ({settings.confidence:.0%} interval {heldout['ci_low']:+.4g} "
+        f"to {heldout['ci_high']:+.4g}, p = {heldout['p_value']:.2g}) "
+        f"on {num_pairs} held-out prompts"
+    )
+    fired = [guard.reason for guard in guards if guard.fired]
+    if fired:
+        return f"{start} on {num_pairs} held-out prompts a guard fired: {'; '.join(fired)}"
+    if not heldout["confirmed"]:
+        return f"{start} the gain is not confirmed: the mean reward changes {figures}"
+    best = highest_gain([c for c in candidates if c.eligible])
+    rule = "it has the highest mean reward on the tuning prompts"
+    if best is not None and best.alpha != alpha:
+        rule = (
+            "it is the smallest alpha whose gain on the tuning prompts is not significantly "
+            f"below the highest one, of alpha {best.alpha:g}"
+        )
+    return f"alpha {alpha:g} raises the mean reward {figures}; {rule}"
+
+
+def explain_none(
+    candidates: Sequence[Candidate], num_prompts: int, settings: SelectionSettings
+) -> str:
+    """Explain why no candidate went to the held-out prompts.
+
+    Args:
+        candidates: All of them, on tuning prompts.
+        num_prompts: How many tuning prompts there are.
+        settings: The rules.
+    """
+    others = [c for c in candidates if c.alpha != 0]
+    if not others:
+        return "there is no candidate besides the aligned model"
+    if num_prompts < settings.min_pairs:
+        return f"{num_prompts} tuning prompts are too few (at least {settings.min_pairs})"
+    parts = [f"alpha {c.alpha:g} {_why_not(c, settings)}" for c in others]
+    return f"no candidate holds up on {num_prompts} tuning prompts: {'; '.join(parts)}"
+
+
+def warn_of_edge(candidates: Sequence[Candidate]) -> list[str]:
+    """Return a warning when the reward is highest at the end of the grid."""
+    best = highest_gain(candidates)
+    if best is None or best.alpha == 0 or best.alpha != max(c.alpha for c in candidates):
+        return []
+    return [
+        f"the reward is highest at the largest alpha tried ({best.alpha:g}): the best one may lie "
+        "beyond, or the reward model may be rewarding something else than quality"
+    ]
+
+
+def _why_not(candidate: Candidate, settings: SelectionSettings) -> str:
+    if candidate.stopped_by:
+        return f"was stopped by {', '.join(candidate.stopped_by)}"
+    if candidate.gain is None or candidate.num_pairs < settings.min_pairs:
+        return f"has only {candidate.num_pairs} prompts scored under both models"
+    if candidate.gain <= settings.min_gain:
+        return f"does not gain ({candidate.gain:+.4g})"
+    chance = f"adjusted p = {candidate.p_adjusted:.2g}"
+    return f"gains {candidate.gain:+.4g}, which may be chance ({chance})"
