@@ -49,17 +49,18 @@ class Checkpoint:
     storage: Storage = field(repr=False)
 
     @classmethod
-    def open(cls, uri: str | Path) -> Checkpoint:
+    def open(cls, uri: str | Path, *, allow_unfinished: bool = False) -> Checkpoint:
         """Read the headers of a checkpoint.
 
         Args:
             uri: A local folder.
+            allow_unfinished: Accept an output folder whose extrapolation has not ended.
 
         Raises:
             CheckpointError: A file is missing, malformed or of a kind that is not supported.
         """
         storage = open_storage(uri)
-        if isinstance(uri, str | Path):
+        if not allow_unfinished:
             _refuse_unfinished(storage)
         facts = storage.list_files()
         claims, files = weight_files(storage, facts)

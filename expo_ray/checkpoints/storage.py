@@ -45,6 +45,10 @@ class RangeReader(Protocol):
             OSError: The read failed.
         """
 
+    def refresh(self) -> FileFacts:
+        """Return the facts as they are now."""
+        ...
+
     def close(self) -> None:
         """Release the file."""
 

@@ -1,0 +1,216 @@
+"""Reassembly: from shard receipts to one loadable checkpoint, its record written last."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from expo_ray.checkpoints.atomic_io import atomic_write_bytes, atomic_write_json
+from expo_ray.checkpoints.checkpoint import CONFIG_NAME, Checkpoint
+from expo_ray.checkpoints.digests import WeightsDigest
+from expo_ray.checkpoints.header import FLOAT_DTYPES
+from expo_ray.checkpoints.index import INDEX_NAME, build_index
+from expo_ray.checkpoints.storage import RECORD_NAME
+from expo_ray.errors import ShardError
+from expo_ray.extrapolation.alpha import round_alpha
+from expo_ray.extrapolation.loading import LoadingCheck
+from expo_ray.extrapolation.model_card import render_card
+from expo_ray.extrapolation.plan import FORMULA, Plan
+from expo_ray.extrapolation.tasks import ShardReceipt
+
+RECORD_VERSION = 1
+CARD_NAME = "README.md"
+_DTYPE_NAMES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float64"}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Attachments:
+    """Files that go into every output unchanged, and the config; read once."""
+
+    config: bytes
+    sidecars: Mapping[str, bytes]
+
+    def digests(self) -> dict[str, str]:
+        """Return the sha256 of each by name: they are part of what a plan writes."""
+        files = {CONFIG_NAME: self.config, **self.sidecars}
+        return {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
+
+
+def read_attachments(plan: Plan) -> Attachments:
+    """Read the files beside the weights of aligned.
+
+    Raises:
+        CheckpointError: One cannot be read.
+    """
+    aligned = plan.pair.aligned
+    return Attachments(
+        config=output_config(plan),
+        sidecars={name: aligned.storage.read_bytes(name) for name in aligned.sidecars},
+    )
+
+
+def written_dtype(plan: Plan) -> str:
+    """Return the name of the dtype that most floating-point elements of the output have."""
+    counts: Counter[str] = Counter()
+    for pair in plan.pair.tensors:
+        if pair.output_dtype in FLOAT_DTYPES:
+            counts[pair.output_dtype] += pair.aligned.num_elements
+    return _DTYPE_NAMES[min(counts, key=lambda name: (-counts[name], name))]
+
+
+def output_config(plan: Plan) -> bytes:
+    """Return config.json of aligned with its dtype set to what is written.
+
+    Where nothing has to change, the bytes are those of aligned.
+    """
+    aligned = plan.pair.aligned
+    original = aligned.storage.read_bytes(CONFIG_NAME)
+    config = json.loads(original)
+    dtype = written_dtype(plan)
+    sections = [config]
+    sections += [v for k, v in config.items() if k.endswith("_config") and isinstance(v, dict)]
+    changed = False
+    for section in sections:
+        keys = [key for key in ("dtype", "torch_dtype") if isinstance(section.get(key), str)]
+        if section is config and not keys:
+            keys = ["dtype"]
+        for key in keys:
+            changed |= section.get(key) != dtype
+            section[key] = dtype
+    if not changed:
+        return original
+    return (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode("utf-8")
+
+
+def assemble(
+    plan: Plan,
+    *,
+    folder: Path,
+    alpha: float,
+    plan_digest: str,
+    receipts: Sequence[ShardReceipt],
+    attachments: Attachments,
+    loading: LoadingCheck | None,
+    allow: Mapping[str, bool],
+) -> str:
+    """Write everything beside the shards; the record last, config.json just before it.
+
+    Args:
+        plan: The plan.
+        folder: The output folder, with all shards in it.
+        alpha: Its alpha.
+        plan_digest: Its plan digest.
+        receipts: One per shard, in the order of the plan.
+        attachments: Config and sidecars.
+        loading: What the trial load found.
+        allow: Which checks were switched off.
+
+    Returns:
+        The weights digest.
+
+    Raises:
+        ShardError: The headers on disk are not those of the plan.
+    """
+    digest = _weights_digest(receipts)
+    files = [_entry(r.name, r.num_bytes, r.sha256, "weights") for r in receipts]
+    if len(receipts) > 1:
+        index = build_index(
+            {name: r.name for r in receipts for name in r.tensors},
+            total_bytes=plan.data_bytes,
+            num_parameters=plan.pair.aligned.num_parameters,
+        )
+        files.append(_write(folder, INDEX_NAME, index, "index"))
+    for name, data in attachments.sidecars.items():
+        files.append(_write(folder, name, data, "sidecar"))
+    card = render_card(
+        alpha=alpha,
+        initial_uri=plan.pair.initial.uri,
+        aligned_uri=plan.pair.aligned.uri,
+        weights_digest=digest,
+        num_parameters=plan.pair.aligned.num_parameters,
+        dtype=written_dtype(plan),
+        folder_name=folder.name,
+    )
+    files.append(_write(folder, CARD_NAME, card.encode("utf-8"), "card"))
+    files.append(_write(folder, CONFIG_NAME, attachments.config, "config"))
+    _check_headers(plan, folder)
+    record = {
+        "schema_version": RECORD_VERSION,
+        "alpha": alpha,
+        "alpha_float32": round_alpha(alpha),
+        "formula": FORMULA,
+        "weights_digest": digest,
+        "plan_digest": plan_digest,
+        "initial": _side(plan.pair.initial),
+        "aligned": _side(plan.pair.aligned),
+        "options": {
+            "output_dtype": plan.output_dtype,
+            "max_shard_bytes": plan.max_shard_bytes,
+            "vocab_policy": plan.vocab_policy,
+            **allow,
+        },
+        "dtype": written_dtype(plan),
+        "num_parameters": plan.pair.aligned.num_parameters,
+        "num_bytes": plan.data_bytes,
+        "versions": versions(),
+        "files": sorted(files, key=lambda entry: str(entry["name"])),
+        "files_not_carried": list(plan.pair.aligned.other_files),
+        "notes": list(plan.pair.notes),
+        "loading": loading.as_dict() if loading else None,
+        "tensors": {name: facts for r in receipts for name, facts in sorted(r.tensors.items())},
+    }
+    atomic_write_json(folder / RECORD_NAME, record)
+    return digest
+
+
+def versions() -> dict[str, str]:
+    """Return the versions that a result may depend on."""
+    found = {"python": platform.python_version()}
+    for name in ("expo-ray", "torch", "numpy", "safetensors", "transformers", "ray"):
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _weights_digest(receipts: Sequence[ShardReceipt]) -> str:
+    digest = WeightsDigest()
+    for receipt in receipts:
+        for name, facts in receipt.tensors.items():
+            digest.add_sha256(name, facts["sha256"], facts["dtype"], facts["shape"])
+    return digest.hexdigest()
+
+
+def _check_headers(plan: Plan, folder: Path) -> None:
+    """Read our own output back as strictly as any input."""
+    written = Checkpoint.open(folder, allow_unfinished=True)
+    found = {ref.name: (ref.dtype, ref.shape) for ref in written.tensors.values()}
+    expected = {pair.name: (pair.output_dtype, pair.aligned.shape) for pair in plan.pair.tensors}
+    if found != expected:
+        different = sorted(set(found.items()) ^ set(expected.items()))
+        raise ShardError(
+            "the assembled checkpoint is not the planned one", where=folder, got=different[:3]
+        )
+
+
+def _write(folder: Path, name: str, data: bytes, kind: str) -> dict[str, str | int]:
+    path = folder / name
+    path.parent.mkdir(exist_ok=True)
+    atomic_write_bytes(path, data)
+    return _entry(name, len(data), hashlib.sha256(data).hexdigest(), kind)
+
+
+def _entry(name: str, num_bytes: int, sha256: str, kind: str) -> dict[str, str | int]:
+    return {"name": name, "bytes": num_bytes, "sha256": sha256, "kind": kind}
+
+
+def _side(checkpoint: Checkpoint) -> dict[str, Any]:
+    return {"uri": checkpoint.uri, "files": checkpoint.identity()}

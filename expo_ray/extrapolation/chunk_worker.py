@@ -1,0 +1,156 @@
+"""One chunk of one tensor: read both sides, compute every alpha, write. Runs in several threads."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+
+import torch
+
+from expo_ray.checkpoints.header import DTYPE_BITS, FLOAT_DTYPES, TensorRef, tensor_bytes
+from expo_ray.checkpoints.tensors import TORCH_DTYPES
+from expo_ray.errors import ShardError
+from expo_ray.extrapolation.alpha import format_alpha, round_alpha
+from expo_ray.extrapolation.formula import BLOCK_ELEMENTS, Workspace
+from expo_ray.extrapolation.input_files import InputFiles
+from expo_ray.extrapolation.pair import TensorPair
+from expo_ray.extrapolation.plan import computes_float64
+from expo_ray.extrapolation.shard_files import ShardFile
+from expo_ray.extrapolation.statistics import (
+    DeltaSums,
+    OutputSums,
+    count_overflows,
+    measure_inputs,
+    measure_output,
+)
+from expo_ray.extrapolation.tasks import ShardTask
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Chunk:
+    """A run of elements of one tensor."""
+
+    index: int
+    """Of the tensor in the shard."""
+    start: int
+    num_elements: int
+    is_extrapolated: bool
+    offset_bytes: int
+    """Where the output bytes start in the file."""
+
+
+class Slot:
+    """Buffers for one chunk in flight."""
+
+    def __init__(self, chunk_bytes: int, num_outputs: int) -> None:
+        self.initial = torch.empty(chunk_bytes, dtype=torch.uint8)
+        self.aligned = torch.empty(chunk_bytes, dtype=torch.uint8)
+        self.outputs = [torch.empty(chunk_bytes, dtype=torch.uint8) for _ in range(num_outputs)]
+
+
+class ChunkWorker:
+    """Reads, computes and writes chunks; one workspace per thread and compute dtype."""
+
+    def __init__(self, task: ShardTask, inputs: InputFiles, files: list[ShardFile]) -> None:
+        self._task = task
+        self._inputs = inputs
+        self._files = files
+        self._local = threading.local()
+        self._alphas = {
+            torch.float32: [round_alpha(output.alpha) for output in task.outputs],
+            torch.float64: [output.alpha for output in task.outputs],
+        }
+
+    def run(self, chunk: Chunk, slot: Slot) -> tuple[DeltaSums, list[memoryview]]:
+        """Work on one chunk and return its sums and the bytes to hash, one per output."""
+        pair = self._task.shard.tensors[chunk.index]
+        aligned = self._read("aligned", pair.aligned, chunk, slot.aligned)
+        if chunk.is_extrapolated and pair.initial is not None:
+            initial = self._read("initial", pair.initial, chunk, slot.initial)
+            sums, outputs = self._extrapolate(pair, initial, aligned, slot)
+        else:
+            sums, outputs = self._copy(pair, aligned, slot)
+        views = [
+            file.put(chunk.offset_bytes, output, pair.name)
+            for file, output in zip(self._files, outputs, strict=True)
+        ]
+        return sums, views
+
+    def _read(self, side: str, ref: TensorRef, chunk: Chunk, buffer: torch.Tensor) -> torch.Tensor:
+        item_bytes = DTYPE_BITS[ref.dtype] // 8
+        raw = buffer[: chunk.num_elements * item_bytes]
+        self._inputs.read(side, ref, chunk.start * item_bytes, raw)
+        return raw.view(TORCH_DTYPES[ref.dtype])
+
+    def _extrapolate(
+        self, pair: TensorPair, initial: torch.Tensor, aligned: torch.Tensor, slot: Slot
+    ) -> tuple[DeltaSums, list[torch.Tensor]]:
+        dtype = torch.float64 if computes_float64(pair) else torch.float32
+        workspace = self._workspace(dtype)
+        outputs = self._targets(pair, aligned.numel(), slot)
+        sums = DeltaSums()
+        for start in range(0, aligned.numel(), BLOCK_ELEMENTS):
+            part = slice(start, start + BLOCK_ELEMENTS)
+            block = workspace.load(initial[part], aligned[part])
+            measured = measure_inputs(block, initial[part], aligned[part])
+            if measured.num_nonfinite and not self._task.allow_nonfinite:
+                raise self._nonfinite(pair, measured.num_nonfinite)
+            for index, target in enumerate(outputs):
+                alpha = self._alphas[dtype][index]
+                block.write(alpha, target[part])
+                counted = measure_output(block, target[part], aligned[part])
+                if counted.num_nonfinite and not self._task.allow_overflow:
+                    overflows = count_overflows(block, target[part])
+                    if overflows:
+                        raise _overflow(pair, self._task.outputs[index].alpha, overflows)
+                measured.outputs.append(counted)
+            sums.add(measured)
+        return sums, outputs
+
+    def _copy(
+        self, pair: TensorPair, aligned: torch.Tensor, slot: Slot
+    ) -> tuple[DeltaSums, list[torch.Tensor]]:
+        sums = DeltaSums(outputs=[OutputSums() for _ in self._files])
+        if pair.aligned.dtype not in FLOAT_DTYPES:
+            return sums, [aligned.view(torch.uint8)] * len(self._files)
+        num_bad = int(torch.count_nonzero(~torch.isfinite(aligned)))
+        sums.num_nonfinite = num_bad
+        if num_bad and not self._task.allow_nonfinite:
+            raise self._nonfinite(pair, num_bad)
+        outputs = self._targets(pair, aligned.numel(), slot)
+        for index, target in enumerate(outputs):
+            target.copy_(aligned)
+            num_lost = int(torch.count_nonzero(~torch.isfinite(target)))
+            sums.outputs[index].num_nonfinite = num_lost
+            if num_lost > num_bad and not self._task.allow_overflow:
+                raise _overflow(pair, self._task.outputs[index].alpha, num_lost - num_bad)
+        return sums, outputs
+
+    def _targets(self, pair: TensorPair, n: int, slot: Slot) -> list[torch.Tensor]:
+        num_bytes = tensor_bytes(pair.output_dtype, (n,))
+        return [raw[:num_bytes].view(TORCH_DTYPES[pair.output_dtype]) for raw in slot.outputs]
+
+    def _workspace(self, dtype: torch.dtype) -> Workspace:
+        spaces: dict[torch.dtype, Workspace] = self._local.__dict__.setdefault("spaces", {})
+        if dtype not in spaces:
+            spaces[dtype] = Workspace(dtype)
+        return spaces[dtype]
+
+    def _nonfinite(self, pair: TensorPair, count: int) -> ShardError:
+        return ShardError(
+            "an input holds values that are not finite",
+            where=f"tensor {pair.name!r} of {self._task.initial_uri} or {self._task.aligned_uri}",
+            got=f"{count} or more NaN or infinite elements",
+            expected="finite values",
+            hint="--allow-nonfinite goes on all the same",
+        )
+
+
+def _overflow(pair: TensorPair, alpha: float, count: int) -> ShardError:
+    return ShardError(
+        "the result does not fit the output dtype",
+        where=f"tensor {pair.name!r}, alpha {format_alpha(alpha)}",
+        got=f"{count} or more elements become infinite in {pair.output_dtype}",
+        expected="finite values",
+        hint="choose a smaller alpha or a wider --output-dtype; --allow-overflow goes on",
+    )

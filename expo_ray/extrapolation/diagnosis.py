@@ -1,0 +1,247 @@
+"""Is this pair fit for extrapolation? Sizes of delta beside the published ones, and warnings."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from expo_ray.errors import WorkError
+from expo_ray.extrapolation.fanout import run_tasks
+from expo_ray.extrapolation.job import shard_task
+from expo_ray.extrapolation.modules import GROUPS, layer_index, module_group
+from expo_ray.extrapolation.pair import Pair, token_table
+from expo_ray.extrapolation.plan import Plan, build_plan
+from expo_ray.extrapolation.results import SCHEMA_VERSION
+from expo_ray.extrapolation.tasks import MEASURE
+from expo_ray.progress import NullProgress, Progress
+
+# arXiv 2404.16792, zephyr-7b: Frobenius norm of the change and the same per element (our reading:
+# means over tensors, the second divided by the square root of the number of elements).
+PUBLISHED_SCALES = (
+    {"step": "SFT -> DPO (zephyr-7b)", "mean_delta_norm": 0.0357, "mean_delta_rms": 6.348e-6},
+    {
+        "step": "pretrained -> SFT (zephyr-7b)",
+        "mean_delta_norm": 0.9882,
+        "mean_delta_rms": 1.955e-4,
+    },
+)
+# Halfway, on a logarithmic scale, between the two published steps.
+SFT_LIKE_RMS = math.sqrt(6.348e-6 * 1.955e-4)
+LARGE_DELTA = 0.3
+UNRELATED_DELTA = 0.7
+UNRELATED_COSINE = 0.75
+_TASK_SIZE = "2GB"
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Diagnosis:
+    """What was found about a pair."""
+
+    initial: str
+    aligned: str
+    fit: bool
+    warnings: tuple[str, ...]
+    total: Row
+    groups: dict[str, Row]
+    layers: list[Row]
+    tensors: dict[str, Row]
+    identical: tuple[str, ...]
+    notes: tuple[str, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the JSON of the command."""
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "initial": self.initial,
+            "aligned": self.aligned,
+            "fit": self.fit,
+            "warnings": list(self.warnings),
+            **self.total,
+            "groups": self.groups,
+            "layers": self.layers,
+            "published_scales": list(PUBLISHED_SCALES),
+            "num_identical": len(self.identical),
+            "identical": list(self.identical),
+            "notes": list(self.notes),
+            "tensors": self.tensors,
+        }
+
+
+def diagnose(
+    initial: str | Path,
+    aligned: str | Path,
+    *,
+    strict: bool = False,
+    vocab_policy: str = "common-rows",
+    address: str | None = None,
+    progress: Progress | None = None,
+) -> Diagnosis:
+    """Read both models once and say whether their difference is worth extrapolating.
+
+    Args:
+        initial: Folder of the model before alignment.
+        aligned: Folder of the model after it.
+        strict: Raise where the pair is unfit.
+        vocab_policy: As for `extrapolate`.
+        address: Ray cluster, `local`, or `inline` for this process.
+        progress: Where to report.
+
+    Raises:
+        RequestError: The two cannot be compared at all.
+        WorkError: The pair is unfit, under `strict`.
+    """
+    plan = build_plan(initial, aligned, max_shard_size=_TASK_SIZE, vocab_policy=vocab_policy)
+    tensors = _measure(plan, address, progress or NullProgress())
+    floats = {name: row for name, row in tensors.items() if row["num_elements"]}
+    total = _join(floats.values())
+    # Norm weights sit near one in any model: matrices alone tell kin from strangers.
+    matrices = _join(row for row in floats.values() if row["num_dimensions"] > 1)
+    total |= {"matrices": matrices}
+    identical = tuple(name for name, row in floats.items() if row["identical"])
+    reasons = _reasons_against(total, floats, identical)
+    warnings = (*reasons, *_doubts(plan.pair, total, floats, identical))
+    result = Diagnosis(
+        initial=plan.pair.initial.uri,
+        aligned=plan.pair.aligned.uri,
+        fit=not reasons,
+        warnings=warnings,
+        total=total,
+        groups=_groups(floats),
+        layers=_layers(floats),
+        tensors=tensors,
+        identical=identical,
+        notes=plan.pair.notes,
+    )
+    if strict and not result.fit:
+        raise WorkError(
+            "the pair is not fit for extrapolation",
+            where=f"{result.initial} and {result.aligned}",
+            got="; ".join(reasons),
+            hint="initial must be the direct parent that aligned was trained from",
+        )
+    return result
+
+
+def _measure(plan: Plan, address: str | None, progress: Progress) -> dict[str, Row]:
+    tasks = [shard_task(plan, shard, MEASURE, (), allow_nonfinite=True) for shard in plan.shards]
+    bar = progress.start("Measuring the pair", plan.input_bytes, "B")
+    try:
+        reports, _ = run_tasks(tasks, address=address, advance=bar.advance)
+    finally:
+        bar.close()
+    rows = {name: row for report in reports for name, row in report.statistics.items()}
+    dimensions = {pair.name: len(pair.aligned.shape) for pair in plan.pair.tensors}
+    for name, row in rows.items():
+        row["num_dimensions"] = dimensions[name]
+        row["group"] = module_group(name)
+        row["layer"] = layer_index(name)
+        row["relative_delta"] = _ratio(row["delta_norm"], row["initial_norm"])
+    return rows
+
+
+def _join(rows: Iterable[Row]) -> Row:
+    rows = list(rows)
+    initial, aligned, delta = (
+        math.sqrt(sum((row[key] or 0.0) ** 2 for row in rows))
+        for key in ("initial_norm", "aligned_norm", "delta_norm")
+    )
+    num_elements = sum(row["num_elements"] for row in rows)
+    cosine = None
+    if initial and aligned:
+        cosine = 1.0 - (delta**2 - (initial - aligned) ** 2) / (2 * initial * aligned)
+    rms = [(row["delta_norm"] or 0.0) / math.sqrt(row["num_elements"]) for row in rows]
+    return {
+        "num_tensors": len(rows),
+        "num_elements": num_elements,
+        "initial_norm": initial,
+        "aligned_norm": aligned,
+        "delta_norm": delta,
+        "relative_delta": _ratio(delta, initial),
+        "cosine": cosine,
+        "mean_delta_norm": _mean([row["delta_norm"] or 0.0 for row in rows]),
+        "mean_delta_rms": _mean(rms),
+        "share_moved": _ratio(sum(row["num_moved"] for row in rows), num_elements),
+        "num_nonfinite": sum(row["num_nonfinite"] for row in rows),
+    }
+
+
+def _groups(rows: dict[str, Row]) -> dict[str, Row]:
+    found = {}
+    for group in GROUPS:
+        members = [row for row in rows.values() if row["group"] == group]
+        if members:
+            found[group] = _join(members)
+    return found
+
+
+def _layers(rows: dict[str, Row]) -> list[Row]:
+    indices = sorted({row["layer"] for row in rows.values() if row["layer"] is not None})
+    found = []
+    for index in indices:
+        members = [row for row in rows.values() if row["layer"] == index]
+        by_group = {
+            group: _join([row for row in members if row["group"] == group])["relative_delta"]
+            for group in GROUPS
+            if any(row["group"] == group for row in members)
+        }
+        found.append({"layer": index, **_join(members), "relative_delta_by_group": by_group})
+    return found
+
+
+def _reasons_against(total: Row, rows: dict[str, Row], identical: tuple[str, ...]) -> list[str]:
+    reasons = []
+    if total["num_nonfinite"]:
+        names = [name for name, row in rows.items() if row["num_nonfinite"]]
+        reasons.append(f"{len(names)} tensors hold NaN or infinite values, first {names[0]}")
+        return reasons
+    if len(identical) == len(rows):
+        reasons.append("all weights are identical: there is nothing to extrapolate")
+    relative, cosine = _kinship(total)
+    if relative > UNRELATED_DELTA or cosine < UNRELATED_COSINE:
+        reasons.append(
+            f"the models look unrelated: relative delta of matrices {relative:.3g}, cosine "
+            f"{cosine:.3g} (related ones: below {LARGE_DELTA}, near 1)"
+        )
+    return reasons
+
+
+def _doubts(pair: Pair, total: Row, rows: dict[str, Row], identical: tuple[str, ...]) -> list[str]:
+    doubts = []
+    relative, cosine = _kinship(total)
+    if LARGE_DELTA < relative <= UNRELATED_DELTA and cosine >= UNRELATED_COSINE:
+        doubts.append(
+            f"delta is large: relative delta of matrices {relative:.3g}; is initial the direct "
+            "parent of aligned?"
+        )
+    if total["mean_delta_rms"] > SFT_LIKE_RMS:
+        doubts.append(
+            f"delta per element is {total['mean_delta_rms']:.2g}, nearer to published supervised "
+            "tuning (2.0e-4) than to preference training (6.3e-6): usable alphas may be small"
+        )
+    if 0 < len(identical) < len(rows):
+        doubts.append(f"{len(identical)} of {len(rows)} tensors did not move: frozen in training?")
+    first, second = token_table(pair.initial), token_table(pair.aligned)
+    if first is not None and second is not None and first != second:
+        num_different = len(set(first.items()) ^ set(second.items()))
+        doubts.append(f"the tokenizers differ in {num_different} entries")
+    return doubts
+
+
+def _ratio(part: float | None, whole: float | None) -> float | None:
+    return part / whole if part is not None and whole else None
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values) if values else 0.0
+
+
+def _kinship(total: Row) -> tuple[float, float]:
+    """Return (relative delta, cosine) of the matrices, of all tensors where there are none."""
+    row = total["matrices"] if total["matrices"]["num_tensors"] else total
+    relative = row["relative_delta"]
+    return math.inf if relative is None else relative, row["cosine"] or 0.0

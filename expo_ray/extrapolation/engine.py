@@ -1,0 +1,177 @@
+"""The shard engine: one output shard, all alphas, one read of the inputs, small memory.
+
+Chunks of a tensor are read, computed and written by a few threads, each with preallocated
+buffers; the bytes are then hashed in file order. The output bytes depend on neither the chunk size
+nor the number of threads. A callable without Ray.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import torch
+
+from expo_ray.checkpoints.header import DTYPE_BITS, tensor_bytes
+from expo_ray.extrapolation.chunk_worker import Chunk, ChunkWorker, Slot
+from expo_ray.extrapolation.input_files import InputFiles
+from expo_ray.extrapolation.pair import TensorPair
+from expo_ray.extrapolation.shard_files import ShardComparer, ShardFile, ShardWriter
+from expo_ray.extrapolation.statistics import (
+    DeltaSums,
+    OutputSums,
+)
+from expo_ray.extrapolation.tasks import (
+    BUFFER_BUDGET_BYTES,
+    COMPARE,
+    MEASURE,
+    ShardReport,
+    ShardTask,
+)
+
+MIN_CHUNK_BYTES = 64 * 1024
+
+
+def run_shard(task: ShardTask, on_bytes: Callable[[int], None] | None = None) -> ShardReport:
+    """Do the work of one task.
+
+    Args:
+        task: What to read, compute and write or compare.
+        on_bytes: Called from this thread with numbers of input bytes that are done.
+
+    Returns:
+        Receipts and statistics.
+
+    Raises:
+        ShardError: Non-finite values, overflow, an input that changed, a disk that is full.
+        CheckpointError: An input is missing.
+    """
+    started = time.monotonic()
+    threads_before = torch.get_num_threads()
+    files: list[ShardFile] = []
+    inputs = InputFiles(task)
+    try:
+        header = task.shard.header
+        for output in task.outputs:
+            kind = ShardComparer if task.mode == COMPARE else ShardWriter
+            files.append(kind(output, task.shard.name, header))
+        sums = _process(task, inputs, files, on_bytes or (lambda _: None))
+        inputs.check_unchanged()
+        receipts = tuple(file.finish(_facts(task, sums, index)) for index, file in enumerate(files))
+    finally:
+        for file in files:
+            file.discard()
+        inputs.close()
+        torch.set_num_threads(threads_before)
+    measured = {p.name: s.as_dict() for p, s in zip(task.shard.tensors, sums, strict=True)}
+    return ShardReport(
+        shard_name=task.shard.name,
+        bytes_read=inputs.bytes_read,
+        bytes_written=sum(r.num_bytes for r in receipts) if task.mode != COMPARE else 0,
+        seconds=time.monotonic() - started,
+        receipts=receipts,
+        statistics=measured if task.mode == MEASURE else {},
+    )
+
+
+def _process(
+    task: ShardTask,
+    inputs: InputFiles,
+    files: list[ShardFile],
+    on_bytes: Callable[[int], None],
+) -> list[DeltaSums]:
+    """Pass all chunks through the threads and hash their bytes in order."""
+    worker = ChunkWorker(task, inputs, files)
+    names = [pair.name for pair in task.shard.tensors]
+    for file in files:
+        file.begin(names)
+    sums = [DeltaSums(outputs=[OutputSums() for _ in files]) for _ in names]
+    num_slots = task.num_threads + 2
+    # Comparing needs the bytes found beside the bytes computed.
+    buffers_per_slot = 2 + len(files) * (2 if task.mode == COMPARE else 1)
+    budget = BUFFER_BUDGET_BYTES // (num_slots * buffers_per_slot)
+    chunk_bytes = max(MIN_CHUNK_BYTES, min(task.chunk_bytes, budget) // 4096 * 4096)
+    slots = [Slot(chunk_bytes, len(files)) for _ in range(num_slots)]
+    running: deque[tuple[Chunk, Slot, Future[tuple[DeltaSums, list[memoryview]]]]] = deque()
+    with _pool(task.num_threads) as workers, _pool(task.num_threads) as hashers:
+
+        def settle() -> None:
+            chunk, slot, future = running.popleft()
+            chunk_sums, views = future.result()
+            _hash(hashers, files, names[chunk.index], views)
+            sums[chunk.index].add(chunk_sums)
+            on_bytes(_input_bytes(task.shard.tensors[chunk.index], chunk))
+            slots.append(slot)
+
+        for chunk in split_chunks(task, chunk_bytes):
+            if not slots:
+                settle()
+            slot = slots.pop()
+            running.append((chunk, slot, workers.submit(worker.run, chunk, slot)))
+        while running:
+            settle()
+    return sums
+
+
+@contextlib.contextmanager
+def _pool(num_threads: int) -> Iterator[ThreadPoolExecutor]:
+    pool = ThreadPoolExecutor(num_threads, initializer=torch.set_num_threads, initargs=(1,))
+    try:
+        yield pool
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _hash(
+    hashers: ThreadPoolExecutor, files: list[ShardFile], name: str, views: list[memoryview]
+) -> None:
+    jobs: list[Future[None]] = []
+    for file, view in zip(files, views, strict=True):
+        jobs.append(hashers.submit(file.hash_file, view))
+        jobs.append(hashers.submit(file.hash_tensor, name, view))
+    for job in jobs:
+        job.result()
+
+
+def split_chunks(task: ShardTask, chunk_bytes: int) -> Iterator[Chunk]:
+    """Cut the tensors of a shard into chunks, in the order of the file."""
+    offset_bytes = len(task.shard.header)
+    for index, pair in enumerate(task.shard.tensors):
+        dtypes = {pair.aligned.dtype, pair.output_dtype}
+        dtypes |= {pair.initial.dtype} if pair.initial else set()
+        step = chunk_bytes // max(DTYPE_BITS[dtype] // 8 for dtype in dtypes)
+        item_bytes = DTYPE_BITS[pair.output_dtype] // 8
+        bounds = [(0, pair.num_extrapolated, True)]
+        bounds.append((pair.num_extrapolated, pair.aligned.num_elements, False))
+        for first, last, is_extrapolated in bounds:
+            for start in range(first, last, step):
+                yield Chunk(
+                    index=index,
+                    start=start,
+                    num_elements=min(step, last - start),
+                    is_extrapolated=is_extrapolated,
+                    offset_bytes=offset_bytes + start * item_bytes,
+                )
+        offset_bytes += tensor_bytes(pair.output_dtype, pair.aligned.shape)
+
+
+def _input_bytes(pair: TensorPair, chunk: Chunk) -> int:
+    num_bytes = tensor_bytes(pair.aligned.dtype, (chunk.num_elements,))
+    if chunk.is_extrapolated and pair.initial is not None:
+        num_bytes += tensor_bytes(pair.initial.dtype, (chunk.num_elements,))
+    return num_bytes
+
+
+def _facts(task: ShardTask, sums: list[DeltaSums], index: int) -> dict[str, dict[str, Any]]:
+    return {
+        pair.name: {
+            "dtype": pair.output_dtype,
+            "shape": list(pair.aligned.shape),
+            "statistics": {**total.as_dict(), **total.output_dict(index)},
+        }
+        for pair, total in zip(task.shard.tensors, sums, strict=True)
+    }

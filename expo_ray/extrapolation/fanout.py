@@ -1,0 +1,155 @@
+"""Where tasks run: in this process, or on Ray. The only file of this room that imports Ray.
+
+Ray carries paths, offsets and receipts; weights never pass through it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+
+from expo_ray.cluster import INLINE, ray_session, resolve_address
+from expo_ray.errors import ExpoError, ShardError
+from expo_ray.extrapolation.engine import run_shard
+from expo_ray.extrapolation.loading import LoadingCheck, check_loading
+from expo_ray.extrapolation.tasks import TASK_MEMORY_BYTES, ShardReport, ShardTask
+
+# Beside its buffers a worker holds the imports of torch and Ray.
+WORKER_MEMORY_BYTES = TASK_MEMORY_BYTES + 512 * 1024 * 1024
+MAX_RETRIES = 3
+POLL_SECONDS = 0.5
+LOADING_TIMEOUT_SECONDS = 300
+
+
+class Advance:
+    """Passes a growing total on to a progress bar."""
+
+    def __init__(self, advance: Callable[[float], None]) -> None:
+        self._advance = advance
+        self._reported = 0
+
+    def to(self, total: int) -> None:
+        """Report that so much is done in all; a total that shrinks is ignored."""
+        if total > self._reported:
+            self._advance(total - self._reported)
+            self._reported = total
+
+
+def run_tasks(
+    tasks: Sequence[ShardTask],
+    *,
+    address: str | None,
+    loading_of: str | None = None,
+    advance: Callable[[float], None] = lambda _: None,
+    running_bytes: Callable[[], int] = lambda: 0,
+) -> tuple[list[ShardReport], LoadingCheck | None]:
+    """Run all tasks and wait for them.
+
+    Args:
+        tasks: The work; the reports come back in the same order.
+        address: `inline`, or where Ray is; see `ray_session`.
+        loading_of: A checkpoint whose names and shapes transformers shall try to load meanwhile.
+        advance: Called with numbers of input bytes that are done.
+        running_bytes: Returns the input bytes that unfinished tasks have done so far.
+
+    Returns:
+        The reports and the loading check.
+
+    Raises:
+        ExpoError: The first task that failed; the others are cancelled.
+        ConfigError: Ray cannot be reached.
+    """
+    if resolve_address(address) == INLINE:
+        done = Advance(advance)
+        reports = []
+        base = 0
+        for task in tasks:
+            reports.append(_run_here(task, done, base))
+            base += task.shard.input_bytes
+        return reports, check_loading(loading_of) if loading_of else None
+    if not tasks and not loading_of:
+        return [], None
+    with ray_session(address):
+        return _run_on_ray(tasks, loading_of, Advance(advance), running_bytes)
+
+
+def outcome_of(task: ShardTask) -> ShardReport | ExpoError:
+    """Run one task; a deliberate error is a value, so that Ray neither wraps nor retries it."""
+    try:
+        return run_shard(task)
+    except ExpoError as error:
+        return error
+    except OSError as error:
+        return _os_error(task, error)
+
+
+def _run_here(task: ShardTask, done: Advance, base: int) -> ShardReport:
+    position = base
+
+    def on_bytes(num_bytes: int) -> None:
+        nonlocal position
+        position += num_bytes
+        done.to(position)
+
+    try:
+        return run_shard(task, on_bytes)
+    except OSError as error:
+        raise _os_error(task, error) from error
+
+
+def _run_on_ray(
+    tasks: Sequence[ShardTask],
+    loading_of: str | None,
+    done: Advance,
+    running_bytes: Callable[[], int],
+) -> tuple[list[ShardReport], LoadingCheck | None]:
+    import ray
+    from ray.exceptions import RayError
+
+    remote = ray.remote(outcome_of).options(
+        num_cpus=1,
+        memory=WORKER_MEMORY_BYTES,
+        max_retries=MAX_RETRIES,
+        scheduling_strategy="SPREAD",
+    )
+    loading = None
+    if loading_of:
+        loading = ray.remote(check_loading).options(num_cpus=0, max_retries=1).remote(loading_of)
+    # Big shards first: a big one that starts last would keep the others waiting.
+    order = sorted(range(len(tasks)), key=lambda i: -tasks[i].shard.input_bytes)
+    pending = {remote.remote(tasks[i]): i for i in order}
+    reports: dict[int, ShardReport] = {}
+    finished_bytes = 0
+    try:
+        while pending:
+            ready, _ = ray.wait(list(pending), timeout=POLL_SECONDS)
+            for ref in ready:
+                index = pending.pop(ref)
+                outcome = ray.get(ref, timeout=60)
+                if isinstance(outcome, ExpoError):
+                    raise outcome
+                reports[index] = outcome
+                finished_bytes += tasks[index].shard.input_bytes
+            done.to(finished_bytes + running_bytes())
+        check = None
+        if loading is not None:
+            check = ray.get(loading, timeout=LOADING_TIMEOUT_SECONDS)
+    except RayError as error:
+        raise ShardError(
+            "Ray could not finish a task",
+            got=str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__,
+            hint="run the same command again, it continues where it stopped",
+        ) from error
+    finally:
+        for ref in [*pending, *([loading] if loading is not None else [])]:
+            ray.cancel(ref)
+    return [reports[i] for i in range(len(tasks))], check
+
+
+def _os_error(task: ShardTask, error: OSError) -> ShardError:
+    return ShardError(
+        "a file could not be read or written",
+        where=f"{error.filename or task.shard.name} on {os.uname().nodename}",
+        got=error.strerror or str(error),
+        hint="run the same command again, it continues where it stopped",
+    )

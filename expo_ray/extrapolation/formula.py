@@ -1,0 +1,67 @@
+"""The arithmetic, on blocks that fit the processor's cache.
+
+    output = (aligned.float() + alpha * (aligned.float() - initial.float())).to(output_dtype)
+
+Three separately rounded operations and one cast. `torch.lerp` and `add(alpha=)` may fuse the
+product with the sum, which changes bits; so does arithmetic in bfloat16.
+"""
+
+from __future__ import annotations
+
+import torch
+
+BLOCK_ELEMENTS = 131_072
+
+
+class Workspace:
+    """Preallocated blocks of one compute dtype; one per thread."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self.dtype = dtype
+        self.initial = torch.empty(BLOCK_ELEMENTS, dtype=dtype)
+        self.aligned = torch.empty(BLOCK_ELEMENTS, dtype=dtype)
+        self.delta = torch.empty(BLOCK_ELEMENTS, dtype=dtype)
+        self.output = torch.empty(BLOCK_ELEMENTS, dtype=dtype)
+
+    def load(self, initial: torch.Tensor, aligned: torch.Tensor) -> Block:
+        """Bring one block of both sides into the compute dtype and subtract.
+
+        Args:
+            initial: At most BLOCK_ELEMENTS values in the dtype of the file.
+            aligned: As many.
+        """
+        n = aligned.numel()
+        block = Block(self.initial[:n], self.aligned[:n], self.delta[:n], self.output[:n])
+        block.initial.copy_(initial)
+        block.aligned.copy_(aligned)
+        torch.sub(block.aligned, block.initial, out=block.delta)
+        return block
+
+
+class Block:
+    """Views of a workspace that hold one block."""
+
+    __slots__ = ("aligned", "delta", "initial", "output")
+
+    def __init__(
+        self,
+        initial: torch.Tensor,
+        aligned: torch.Tensor,
+        delta: torch.Tensor,
+        output: torch.Tensor,
+    ) -> None:
+        self.initial = initial
+        self.aligned = aligned
+        self.delta = delta
+        self.output = output
+
+    def write(self, alpha: float, target: torch.Tensor) -> None:
+        """Compute the output for one alpha and round it once into the target's dtype.
+
+        Args:
+            alpha: Rounded to float32 before, where the compute dtype is float32.
+            target: As many values as the block, in the output dtype.
+        """
+        torch.mul(self.delta, alpha, out=self.output)
+        self.output.add_(self.aligned)
+        target.copy_(self.output)

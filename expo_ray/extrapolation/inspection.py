@@ -1,0 +1,88 @@
+"""What a checkpoint holds, from its headers alone."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from expo_ray.checkpoints.checkpoint import Checkpoint
+from expo_ray.checkpoints.quantization import quantization_of
+from expo_ray.checkpoints.storage import RECORD_NAME
+from expo_ray.extrapolation.plan import natural_key
+from expo_ray.extrapolation.record import read_record
+from expo_ray.extrapolation.results import SCHEMA_VERSION
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Inspection:
+    """The facts of one checkpoint."""
+
+    checkpoint: Checkpoint
+    quantization: str | None
+    record: dict[str, Any] | None
+    """Of an output of ours: alpha, parents, weights digest."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the JSON of the command."""
+        checkpoint = self.checkpoint
+        elements: Counter[str] = Counter()
+        for ref in checkpoint.tensors.values():
+            elements[ref.dtype] += ref.num_elements
+        tensors = sorted(checkpoint.tensors.values(), key=lambda ref: natural_key(ref.name))
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "uri": checkpoint.uri,
+            "architectures": checkpoint.config.get("architectures"),
+            "model_type": checkpoint.config.get("model_type"),
+            "num_parameters": checkpoint.num_parameters,
+            "num_tensors": len(checkpoint.tensors),
+            "num_bytes": checkpoint.num_bytes,
+            "num_shards": len(checkpoint.files),
+            "dtypes": {dtype: elements[dtype] for dtype in sorted(elements)},
+            "tie_word_embeddings": checkpoint.config.get("tie_word_embeddings"),
+            "quantization": self.quantization,
+            "extrapolated": self._extrapolated(),
+            "shards": [
+                {"name": name, "bytes": file.facts.num_bytes, "header_sha256": file.header_sha256}
+                for name, file in checkpoint.weight_files.items()
+            ],
+            "sidecars": list(checkpoint.sidecars),
+            "other_files": list(checkpoint.other_files),
+            "tensors": [
+                {
+                    "name": ref.name,
+                    "dtype": ref.dtype,
+                    "shape": list(ref.shape),
+                    "bytes": ref.num_bytes,
+                    "file": ref.file,
+                }
+                for ref in tensors
+            ],
+        }
+
+    def _extrapolated(self) -> dict[str, Any] | None:
+        if self.record is None:
+            return None
+        return {
+            "alpha": self.record["alpha"],
+            "initial": self.record["initial"].get("uri"),
+            "aligned": self.record["aligned"].get("uri"),
+            "weights_digest": self.record["weights_digest"],
+        }
+
+
+def inspect_checkpoint(uri: str | Path) -> Inspection:
+    """Read the headers of a checkpoint; quantized ones are shown too.
+
+    Raises:
+        CheckpointError: It is missing or malformed.
+    """
+    checkpoint = Checkpoint.open(uri)
+    has_record = (Path(checkpoint.uri) / RECORD_NAME).exists()
+    return Inspection(
+        checkpoint=checkpoint,
+        quantization=quantization_of(checkpoint),
+        record=read_record(checkpoint.uri) if has_record else None,
+    )

@@ -1,0 +1,104 @@
+"""The model card of an output: both parents, alpha, the formula, the citation, the digests."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from huggingface_hub import ModelCard, ModelCardData
+
+from expo_ray.extrapolation.alpha import format_alpha
+from expo_ray.extrapolation.plan import FORMULA
+
+_HUB_CACHE = re.compile(r"models--([^/]+?)--([^/]+)/snapshots/[0-9a-f]{40}$")
+
+_BODY = """
+# {title}
+
+Weights extrapolated beyond alignment training (ExPO) with alpha = {alpha}:
+
+    theta2 = theta1 + alpha * (theta1 - theta0)
+
+| | model |
+|---|---|
+| initial (theta0) | `{initial}` |
+| aligned (theta1) | `{aligned}` |
+
+No training was involved. Every floating-point tensor is, bit for bit,
+`{formula}`; tokenizer, templates and configuration are those of the aligned model.
+Extrapolation amplifies what the alignment training did, for better and for worse: measure the
+result (reward, length, truncation, knowledge tasks) before relying on it.
+
+| | |
+|---|---|
+| parameters | {num_parameters:,} |
+| dtype | {dtype} |
+| weights digest | `{weights_digest}` |
+
+Inputs, receipts of all files and statistics of all tensors are in `expo_ray.json`;
+`expo-ray verify` recomputes the weights from the inputs and compares them bit for bit.
+
+## Citation
+
+    @article{{zheng2024weak,
+      title={{Weak-to-Strong Extrapolation Expedites Alignment}},
+      author={{Zheng, Chujie and Wang, Ziqi and Ji, Heng and Huang, Minlie and Peng, Nanyun}},
+      journal={{arXiv preprint arXiv:2404.16792}},
+      year={{2024}}
+    }}
+"""
+
+
+def render_card(
+    *,
+    alpha: float,
+    initial_uri: str,
+    aligned_uri: str,
+    weights_digest: str,
+    num_parameters: int,
+    dtype: str,
+    folder_name: str,
+) -> str:
+    """Return the README.md of an output checkpoint.
+
+    Args:
+        alpha: The alpha.
+        initial_uri: Where initial was read from.
+        aligned_uri: Where aligned was read from.
+        weights_digest: Digest of the output weights.
+        num_parameters: Elements of all tensors.
+        dtype: The dtype most parameters have.
+        folder_name: Name of the output folder, for the title.
+    """
+    parents = [public_name(aligned_uri), public_name(initial_uri)]
+    data = ModelCardData(
+        base_model=parents,
+        base_model_relation="merge",
+        library_name="transformers",
+        tags=["expo", "model-extrapolation", "merge", "arxiv:2404.16792"],
+    )
+    body = _BODY.format(
+        title=folder_name,
+        alpha=format_alpha(alpha),
+        initial=parents[1],
+        aligned=parents[0],
+        formula=FORMULA,
+        num_parameters=num_parameters,
+        dtype=dtype,
+        weights_digest=weights_digest,
+    )
+    return str(ModelCard(f"---\n{data.to_yaml()}\n---\n{body}"))
+
+
+def public_name(uri: str) -> str:
+    """Return the name of a parent that means something elsewhere too.
+
+    The Hub id where the path is one of the Hub's cache, otherwise the last part of the path: a
+    card is published, and the folders of the machine that wrote it concern nobody.
+    """
+    match = _HUB_CACHE.search(uri)
+    if match:
+        return f"{match[1]}/{match[2]}"
+    if uri.startswith("hf://"):
+        return uri.removeprefix("hf://").split("@")[0]
+    return Path(uri).name

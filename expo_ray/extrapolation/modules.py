@@ -1,0 +1,44 @@
+"""Which part of a model a tensor belongs to, told from its name: for statistics, never for work."""
+
+from __future__ import annotations
+
+import re
+
+GROUPS = ("embeddings", "attention", "mlp", "norms", "lm_head", "other")
+
+# First match wins: post_attention_layernorm is a norm, mlp.gate of a router belongs to the mlp.
+_PATTERNS = (
+    (
+        "lm_head",
+        re.compile(r"(^|\.)(lm_head|embed_out|score|v_head|classifier)\.|^output\.weight$"),
+    ),
+    ("norms", re.compile(r"norm|(^|\.)ln_|(^|\.)ln\d?\.|layer_?norm", re.IGNORECASE)),
+    (
+        "embeddings",
+        re.compile(r"embed|(^|\.)(wte|wpe|shared|tok_embeddings)\.", re.IGNORECASE),
+    ),
+    (
+        "attention",
+        re.compile(r"attn|attention|(^|\.)(q|k|v|o|qkv|wq|wk|wv|wo)(_proj)?\.", re.IGNORECASE),
+    ),
+    (
+        "mlp",
+        re.compile(
+            r"mlp|feed_forward|ffn|experts?|moe|router|(^|\.)(fc\d?|w[123]|wi(_\d)?|gate|c_fc)\."
+            r"|(gate|up|down)_proj|DenseReluDense",
+            re.IGNORECASE,
+        ),
+    ),
+)
+_LAYER = re.compile(r"(?:^|\.)(?:layers?|h|blocks?|block)\.(\d+)\.")
+
+
+def module_group(name: str) -> str:
+    """Return one of GROUPS for the name of a tensor."""
+    return next((group for group, pattern in _PATTERNS if pattern.search(name)), "other")
+
+
+def layer_index(name: str) -> int | None:
+    """Return the depth of the layer a tensor is in, None outside of layers."""
+    match = _LAYER.search(name)
+    return int(match[1]) if match else None

@@ -1,0 +1,258 @@
+"""Whether two checkpoints belong together, decided from headers before anything is written."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from expo_ray.checkpoints.checkpoint import Checkpoint
+from expo_ray.checkpoints.header import FLOAT_DTYPES, INTEGER_DTYPES, TensorRef
+from expo_ray.checkpoints.quantization import refuse_quantized
+from expo_ray.errors import CheckpointError, ConfigError, PairError
+from expo_ray.extrapolation.ties import tied_partner
+
+VOCAB_POLICIES = ("refuse", "common-rows", "copy-aligned")
+OUTPUT_DTYPES = {"auto": None, "bfloat16": "BF16", "float16": "F16", "float32": "F32"}
+
+# Shapes alone do not show these: the same matrices with other heads are another function.
+_STRUCTURE_KEYS = (
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "num_experts_per_tok",
+    "hidden_act",
+    "hidden_activation",
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TensorPair:
+    """One output tensor and where its inputs lie."""
+
+    aligned: TensorRef
+    initial: TensorRef | None
+    """None where the tensor is copied from aligned."""
+    num_extrapolated: int
+    """Leading elements that the formula covers; the others are copied from aligned."""
+    output_dtype: str
+
+    @property
+    def name(self) -> str:
+        """Name of the output tensor."""
+        return self.aligned.name
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Pair:
+    """A validated pair."""
+
+    initial: Checkpoint
+    aligned: Checkpoint
+    tensors: tuple[TensorPair, ...]
+    """Sorted by name; every tensor of aligned, no other."""
+    notes: tuple[str, ...]
+    """What was decided and might surprise: tied names, copied rows."""
+
+
+def match_pair(
+    initial: Checkpoint,
+    aligned: Checkpoint,
+    *,
+    vocab_policy: str = "refuse",
+    output_dtype: str = "auto",
+) -> Pair:
+    """Match every tensor of aligned with its counterpart.
+
+    Args:
+        initial: The model before alignment.
+        aligned: The model after it.
+        vocab_policy: What to do with vocabularies of two sizes: `refuse`; `common-rows`
+            extrapolates the leading rows both have and copies the rest from aligned;
+            `copy-aligned` copies these tensors whole.
+        output_dtype: `auto` keeps each aligned tensor's own.
+
+    Raises:
+        CheckpointError: Weights are quantized or of a dtype that has no arithmetic.
+        ConfigError: An option is unknown.
+        PairError: The two do not belong together.
+    """
+    _check_option("--vocab-policy", vocab_policy, VOCAB_POLICIES)
+    _check_option("--output-dtype", output_dtype, tuple(OUTPUT_DTYPES))
+    for checkpoint in (initial, aligned):
+        refuse_quantized(checkpoint)
+    _check_architecture(initial.config, aligned.config)
+    notes: list[str] = []
+    for name in initial.tensors:
+        if name not in aligned.tensors:
+            partner = tied_partner(initial, name, other=aligned)
+            if partner is None:
+                raise _missing(name, present=initial, missing=aligned, side="aligned")
+            notes.append(f"{name} of initial is tied to {partner} and absent from aligned")
+    pairs = [
+        _match_tensor(initial, aligned, ref, vocab_policy, OUTPUT_DTYPES[output_dtype], notes)
+        for ref in aligned.tensors.values()
+    ]
+    if not any(pair.num_extrapolated for pair in pairs):
+        raise PairError("the pair has no floating-point tensor to extrapolate", where=aligned.uri)
+    return Pair(initial=initial, aligned=aligned, tensors=tuple(pairs), notes=tuple(notes))
+
+
+def vocabulary_size(config: Mapping[str, Any]) -> int | None:
+    """Return the vocabulary size that a config states, also inside text_config."""
+    size = _setting(config, "vocab_size")
+    return size if isinstance(size, int) else None
+
+
+def token_table(checkpoint: Checkpoint) -> dict[int, str] | None:
+    """Return token strings by id from tokenizer.json, None where there is none."""
+    if "tokenizer.json" not in checkpoint.sidecars:
+        return None
+    try:
+        table = json.loads(checkpoint.storage.read_bytes("tokenizer.json"))
+        vocabulary = table["model"]["vocab"]
+        if isinstance(vocabulary, list):  # unigram: [[token, score], ...]
+            tokens = {i: str(row[0]) for i, row in enumerate(vocabulary)}
+        else:
+            tokens = {int(i): token for token, i in vocabulary.items()}
+        tokens.update({int(row["id"]): row["content"] for row in table.get("added_tokens", [])})
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+        raise CheckpointError(
+            "tokenizer.json is malformed", where=f"{checkpoint.uri}/tokenizer.json", got=error
+        ) from error
+    return tokens
+
+
+def _match_tensor(
+    initial: Checkpoint,
+    aligned: Checkpoint,
+    ref: TensorRef,
+    vocab_policy: str,
+    output_dtype: str | None,
+    notes: list[str],
+) -> TensorPair:
+    partner = initial.tensors.get(ref.name)
+    if partner is None:
+        tied = tied_partner(aligned, ref.name, other=initial)
+        if tied is None:
+            raise _missing(ref.name, present=aligned, missing=initial, side="initial")
+        partner = initial.tensors[tied]
+        notes.append(f"{ref.name} is tied to {tied} in initial")
+    _check_dtypes(ref, partner)
+    num_extrapolated = ref.num_elements if ref.dtype in FLOAT_DTYPES else 0
+    if partner.shape != ref.shape:
+        num_common = _common_rows(initial, aligned, ref, partner, vocab_policy)
+        row = ref.num_elements // ref.shape[0] if ref.shape and ref.shape[0] else 0
+        num_extrapolated = min(num_extrapolated, num_common * row)
+        notes.append(f"{ref.name}: {num_common} of {ref.shape[0]} rows extrapolated, rest copied")
+    is_float = ref.dtype in FLOAT_DTYPES
+    return TensorPair(
+        aligned=ref,
+        initial=partner if num_extrapolated else None,
+        num_extrapolated=num_extrapolated,
+        output_dtype=(output_dtype or ref.dtype) if is_float else ref.dtype,
+    )
+
+
+def _check_dtypes(ref: TensorRef, partner: TensorRef) -> None:
+    for side in (ref, partner):
+        if side.dtype not in FLOAT_DTYPES | INTEGER_DTYPES:
+            raise CheckpointError(
+                "tensors of this dtype cannot be extrapolated",
+                where=f"{side.file}, tensor {side.name!r}",
+                got=side.dtype,
+                expected="F16, BF16, F32, F64, or an integer dtype that is copied",
+            )
+    if (ref.dtype in FLOAT_DTYPES) != (partner.dtype in FLOAT_DTYPES):
+        raise PairError(
+            "a tensor is floating-point on one side and integer on the other",
+            where=f"tensor {ref.name!r}",
+            got=f"initial {partner.dtype}, aligned {ref.dtype}",
+            expected="the same kind",
+        )
+
+
+def _common_rows(
+    initial: Checkpoint, aligned: Checkpoint, ref: TensorRef, partner: TensorRef, policy: str
+) -> int:
+    sizes = (vocabulary_size(initial.config), vocabulary_size(aligned.config))
+    is_vocabulary = (
+        sizes[0] != sizes[1]
+        and partner.shape[1:] == ref.shape[1:]
+        and (partner.shape[:1], ref.shape[:1]) == ((sizes[0],), (sizes[1],))
+    )
+    got = f"initial {list(partner.shape)}, aligned {list(ref.shape)}"
+    if not is_vocabulary:
+        raise PairError(
+            "a tensor has two shapes",
+            where=f"tensor {ref.name!r}",
+            got=got,
+            expected="the same shape on both sides",
+            hint="initial must be the model that aligned was trained from",
+        )
+    if policy == "refuse":
+        raise PairError(
+            "the vocabularies have two sizes",
+            where=f"tensor {ref.name!r}",
+            got=got,
+            expected="the same vocabulary on both sides",
+            hint="--vocab-policy common-rows extrapolates the rows both have, "
+            "copy-aligned copies these tensors",
+        )
+    if policy == "copy-aligned":
+        return 0
+    num_common = min(ref.shape[0], partner.shape[0])
+    _check_common_tokens(initial, aligned, num_common)
+    return num_common
+
+
+def _check_common_tokens(initial: Checkpoint, aligned: Checkpoint, num_common: int) -> None:
+    tables = (token_table(initial), token_table(aligned))
+    if tables[0] is None or tables[1] is None:
+        return
+    for i in range(num_common):
+        first, second = tables[0].get(i), tables[1].get(i)
+        if first is not None and second is not None and first != second:
+            raise PairError(
+                "the tokenizers disagree about a row that both have",
+                where=f"token id {i}",
+                got=f"initial {first!r}, aligned {second!r}",
+                expected="the same token",
+                hint="--vocab-policy copy-aligned copies these tensors from aligned",
+            )
+
+
+def _check_architecture(initial: Mapping[str, Any], aligned: Mapping[str, Any]) -> None:
+    for key in ("model_type", "architectures", *_STRUCTURE_KEYS):
+        first, second = _setting(initial, key), _setting(aligned, key)
+        if first is not None and second is not None and first != second:
+            raise PairError(
+                "the two models have different architectures",
+                where=f"config.json, {key}",
+                got=f"initial {first}, aligned {second}",
+                expected="the same on both sides",
+                hint="initial must be the model that aligned was trained from",
+            )
+
+
+def _setting(config: Mapping[str, Any], key: str) -> Any:
+    if config.get(key) is not None:
+        return config[key]
+    text_config = config.get("text_config")
+    return text_config.get(key) if isinstance(text_config, Mapping) else None
+
+
+def _missing(name: str, *, present: Checkpoint, missing: Checkpoint, side: str) -> PairError:
+    return PairError(
+        f"a tensor is missing from {side}",
+        where=f"tensor {name!r}",
+        got=f"only in {present.uri}",
+        expected=f"in {missing.uri} too",
+        hint="initial must be the model that aligned was trained from",
+    )
+
+
+def _check_option(flag: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ConfigError("unknown value", where=flag, got=value, expected=", ".join(choices))

@@ -1,0 +1,194 @@
+"""The plan: which output file holds which tensor, decided once, the same for every run."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from expo_ray.checkpoints.checkpoint import Checkpoint
+from expo_ray.checkpoints.header import build_header, tensor_bytes
+from expo_ray.checkpoints.index import SINGLE_NAME
+from expo_ray.checkpoints.storage import FileFacts
+from expo_ray.errors import ConfigError
+from expo_ray.extrapolation.alpha import round_alpha
+from expo_ray.extrapolation.pair import Pair, TensorPair, match_pair
+
+FORMULA = "(aligned.float() + alpha * (aligned.float() - initial.float())).to(output_dtype)"
+DEFAULT_SHARD_SIZE = "5GB"
+PLAN_VERSION = 1
+
+_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+_UNITS |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OutputShard:
+    """One output file."""
+
+    name: str
+    tensors: tuple[TensorPair, ...]
+    """In the order of their bytes."""
+
+    @property
+    def header(self) -> bytes:
+        """The header of the file, the same for every alpha."""
+        return build_header([(p.name, p.output_dtype, p.aligned.shape) for p in self.tensors])
+
+    @property
+    def data_bytes(self) -> int:
+        """Bytes of the tensors, without the header."""
+        return sum(tensor_bytes(p.output_dtype, p.aligned.shape) for p in self.tensors)
+
+    @property
+    def input_bytes(self) -> int:
+        """Bytes that one pass over the inputs reads."""
+        aligned = sum(p.aligned.num_bytes for p in self.tensors)
+        return aligned + sum(used_initial_bytes(p) for p in self.tensors)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Plan:
+    """What one extrapolation does, whatever the alphas and the number of workers."""
+
+    pair: Pair
+    shards: tuple[OutputShard, ...]
+    output_dtype: str
+    max_shard_bytes: int
+    vocab_policy: str
+
+    @property
+    def data_bytes(self) -> int:
+        """Bytes of all output tensors, for one alpha."""
+        return sum(shard.data_bytes for shard in self.shards)
+
+    @property
+    def file_bytes(self) -> int:
+        """Bytes of all output weight files, for one alpha."""
+        return self.data_bytes + sum(len(shard.header) for shard in self.shards)
+
+    @property
+    def input_bytes(self) -> int:
+        """Bytes that one pass over the inputs reads."""
+        return sum(shard.input_bytes for shard in self.shards)
+
+    @property
+    def has_float64(self) -> bool:
+        """Whether some tensor is computed in float64, where alpha is not rounded."""
+        return any(computes_float64(p) for p in self.pair.tensors)
+
+
+def build_plan(
+    initial: str | Path | Checkpoint,
+    aligned: str | Path | Checkpoint,
+    *,
+    output_dtype: str = "auto",
+    max_shard_size: str | int = DEFAULT_SHARD_SIZE,
+    vocab_policy: str = "refuse",
+) -> Plan:
+    """Read the headers of both sides and lay out the output.
+
+    Raises:
+        CheckpointError: A side is missing, malformed or quantized.
+        PairError: The two do not belong together.
+        ConfigError: An option is unknown, or both sides are one folder.
+    """
+    max_shard_bytes = parse_size(max_shard_size)
+    sides = [c if isinstance(c, Checkpoint) else Checkpoint.open(c) for c in (initial, aligned)]
+    pair = match_pair(*sides, vocab_policy=vocab_policy, output_dtype=output_dtype)
+    return Plan(
+        pair=pair,
+        shards=lay_out(pair.tensors, max_shard_bytes),
+        output_dtype=output_dtype,
+        max_shard_bytes=max_shard_bytes,
+        vocab_policy=vocab_policy,
+    )
+
+
+def lay_out(tensors: Sequence[TensorPair], max_shard_bytes: int) -> tuple[OutputShard, ...]:
+    """Fill files up to the limit, in natural order of names (layer 2 before layer 10).
+
+    A tensor that is bigger than the limit gets a file of its own.
+    """
+    groups: list[list[TensorPair]] = [[]]
+    filled = 0
+    for pair in sorted(tensors, key=lambda p: natural_key(p.name)):
+        num_bytes = tensor_bytes(pair.output_dtype, pair.aligned.shape)
+        if groups[-1] and filled + num_bytes > max_shard_bytes:
+            groups.append([])
+            filled = 0
+        groups[-1].append(pair)
+        filled += num_bytes
+    total = len(groups)
+    if total == 1:
+        return (OutputShard(name=SINGLE_NAME, tensors=tuple(groups[0])),)
+    return tuple(
+        OutputShard(name=f"model-{i:05d}-of-{total:05d}.safetensors", tensors=tuple(group))
+        for i, group in enumerate(groups, start=1)
+    )
+
+
+def plan_digest(plan: Plan, alpha: float, attachments: dict[str, str]) -> str:
+    """Return what decides whether two runs would write the same files.
+
+    Args:
+        plan: The plan.
+        alpha: The alpha of one output.
+        attachments: sha256 of config.json and of every sidecar, by name.
+    """
+    facts = {
+        "plan_version": PLAN_VERSION,
+        "formula": FORMULA,
+        "alpha": round_alpha(alpha).hex(),
+        "alpha_float64": alpha.hex() if plan.has_float64 else None,
+        "initial": plan.pair.initial.identity(),
+        "aligned": plan.pair.aligned.identity(),
+        "output_dtype": plan.output_dtype,
+        "max_shard_bytes": plan.max_shard_bytes,
+        "vocab_policy": plan.vocab_policy,
+        "attachments": attachments,
+    }
+    text = json.dumps(facts, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode("utf-8")).hexdigest()
+
+
+def computes_float64(pair: TensorPair) -> bool:
+    """Tell whether either side is float64, so that the arithmetic is too."""
+    return "F64" in (pair.aligned.dtype, pair.initial.dtype if pair.initial else None)
+
+
+def used_initial_bytes(pair: TensorPair) -> int:
+    """Return the bytes of the initial tensor that the formula reads."""
+    if pair.initial is None:
+        return 0
+    return tensor_bytes(pair.initial.dtype, (pair.num_extrapolated,))
+
+
+def input_facts(checkpoint: Checkpoint, files: set[str]) -> dict[str, FileFacts]:
+    """Return what identifies some weight files of a checkpoint."""
+    return {name: checkpoint.weight_files[name].facts for name in sorted(files)}
+
+
+def parse_size(value: str | int) -> int:
+    """Return a number of bytes: 5GB, 500MB, 2GiB, or a plain number.
+
+    Raises:
+        ConfigError: It is no positive size.
+    """
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", str(value))
+    unit = _UNITS.get(match[2].upper()) if match else None
+    size = int(float(match[1]) * unit) if match and unit else 0
+    if size <= 0:
+        raise ConfigError(
+            "not a size", where="--max-shard-size", got=value, expected="for example 5GB or 500MB"
+        )
+    return size
+
+
+def natural_key(name: str) -> list[tuple[int, int, str]]:
+    """Return a sort key that puts layer 2 before layer 10."""
+    parts = re.split(r"(\d+)", name)
+    return [(0, int(p), p) if p.isascii() and p.isdigit() else (1, 0, p) for p in parts if p]

@@ -1,0 +1,234 @@
+"""Where the bytes of an output shard go: into a new file, or beside an existing one to compare."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import secrets
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from expo_ray.checkpoints.atomic_io import atomic_write_json, fsync_folder
+from expo_ray.checkpoints.storage import WORK_FOLDER
+from expo_ray.errors import ShardError
+from expo_ray.extrapolation.statistics import count_different
+from expo_ray.extrapolation.tasks import Problem, ShardOutput, ShardReceipt
+
+RECEIPT_FOLDER = "receipts"
+RUN_FILE = "run.json"
+CLOSED = -1
+
+
+class ShardFile:
+    """Base of both: hashes the bytes of the file and of each tensor, in order."""
+
+    def __init__(self, output: ShardOutput, name: str, header: bytes) -> None:
+        self.output = output
+        self.name = name
+        self.header = header
+        self.file_sha256 = hashlib.sha256()
+        self.tensor_sha256: dict[str, Any] = {}
+        self.problems: list[Problem] = []
+        self.num_bytes = len(header)
+
+    def begin(self, tensors: Sequence[str]) -> None:
+        """Prepare for tensors that come in this order."""
+        self.tensor_sha256 = {name: hashlib.sha256() for name in tensors}
+
+    def hash_file(self, data: memoryview) -> None:
+        """Add the next bytes of the file."""
+        self.file_sha256.update(data)
+        self.num_bytes += len(data)
+
+    def hash_tensor(self, name: str, data: memoryview) -> None:
+        """Add the next bytes of one tensor."""
+        self.tensor_sha256[name].update(data)
+
+    def put(self, offset_bytes: int, computed: torch.Tensor, name: str) -> memoryview:
+        """Take computed bytes for a place in the file; safe to call from several threads.
+
+        Args:
+            offset_bytes: Absolute offset in the file.
+            computed: The values, flat.
+            name: The tensor they belong to.
+
+        Returns:
+            The bytes that the file has there now: these are hashed.
+        """
+        raise NotImplementedError
+
+    def finish(self, tensors: dict[str, dict[str, Any]]) -> ShardReceipt:
+        """Complete the file and return its receipt."""
+        raise NotImplementedError
+
+    def discard(self) -> None:
+        """Release everything after a failure; has no effect after `finish`."""
+
+    def receipt(self, tensors: dict[str, dict[str, Any]]) -> ShardReceipt:
+        """Return the receipt of what went through."""
+        for name, digest in self.tensor_sha256.items():
+            tensors[name]["sha256"] = digest.hexdigest()
+        return ShardReceipt(
+            name=self.name,
+            plan_digest=self.output.plan_digest,
+            num_bytes=self.num_bytes,
+            sha256=self.file_sha256.hexdigest(),
+            tensors=tensors,
+            problems=tuple(self.problems),
+        )
+
+
+class ShardWriter(ShardFile):
+    """Writes into the work folder and moves the file into place when it is whole."""
+
+    def __init__(self, output: ShardOutput, name: str, header: bytes) -> None:
+        super().__init__(output, name, header)
+        self._folder = Path(output.folder)
+        self._check_token()
+        work = self._folder / WORK_FOLDER
+        self._temporary = work / f"{name}.{secrets.token_hex(6)}.tmp"
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        self._descriptor = os.open(self._temporary, flags, 0o666)
+        self._write(0, memoryview(header))
+        self.file_sha256.update(header)
+
+    def put(self, offset_bytes: int, computed: torch.Tensor, name: str) -> memoryview:
+        """Write the bytes at their place."""
+        data = computed.view(torch.uint8).numpy().data
+        self._write(offset_bytes, data)
+        return data
+
+    def finish(self, tensors: dict[str, dict[str, Any]]) -> ShardReceipt:
+        """Make the file durable, move it into place, then write its receipt."""
+        os.fsync(self._descriptor)
+        size = os.fstat(self._descriptor).st_size
+        os.close(self._descriptor)
+        self._descriptor = CLOSED
+        receipt = self.receipt(tensors)
+        if size != receipt.num_bytes:
+            raise ShardError(
+                "the written file has another size than was written",
+                where=self._temporary,
+                got=size,
+                expected=receipt.num_bytes,
+            )
+        self._check_token()
+        self._temporary.replace(self._folder / self.name)
+        fsync_folder(self._folder)
+        atomic_write_json(receipt_path(self._folder, self.name), receipt.as_dict())
+        return receipt
+
+    def discard(self) -> None:
+        """Close and remove the temporary file."""
+        if self._descriptor != CLOSED:
+            os.close(self._descriptor)
+            self._descriptor = CLOSED
+        with contextlib.suppress(OSError):
+            self._temporary.unlink()
+
+    def _write(self, offset_bytes: int, data: memoryview) -> None:
+        try:
+            while len(data):
+                written = os.pwrite(self._descriptor, data, offset_bytes)
+                data = data[written:]
+                offset_bytes += written
+        except OSError as error:
+            hint = "free some space and run the same command again, it continues"
+            full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+            raise ShardError(
+                "the disk is full" if full else "the output cannot be written",
+                where=self._temporary,
+                got=error.strerror,
+                hint=hint if full else None,
+            ) from error
+
+    def _check_token(self) -> None:
+        # A task that outlived its run must not touch a folder that a newer run owns by now.
+        path = self._folder / WORK_FOLDER / RUN_FILE
+        try:
+            token = json.loads(path.read_text(encoding="utf-8"))["run_token"]
+        except (OSError, ValueError, KeyError, TypeError):
+            token = None
+        if token != self.output.run_token:
+            raise ShardError(
+                "another run has taken over the output folder, or it is not visible on this node",
+                where=path,
+                hint="the output must lie on a disk that every node sees",
+            )
+
+
+class ShardComparer(ShardFile):
+    """Reads an existing file and compares it with what the inputs give."""
+
+    def __init__(self, output: ShardOutput, name: str, header: bytes) -> None:
+        super().__init__(output, name, header)
+        self._path = Path(output.folder) / name
+        self._descriptor = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
+        self.different: dict[str, int] = {}
+        self._lock = threading.Lock()
+        found = os.pread(self._descriptor, len(header), 0)
+        if found != header:
+            self.problems.append(
+                Problem(
+                    file=name,
+                    tensor=None,
+                    message="the header differs",
+                    got=f"sha256 {hashlib.sha256(found).hexdigest()}",
+                    expected=f"sha256 {hashlib.sha256(header).hexdigest()}",
+                )
+            )
+        self.file_sha256.update(found)
+
+    def put(self, offset_bytes: int, computed: torch.Tensor, name: str) -> memoryview:
+        """Read the bytes at this place and count elements that differ."""
+        # One allocation per chunk: comparing is the rare path and the chunk is small.
+        found = torch.empty(computed.numel() * computed.element_size(), dtype=torch.uint8)
+        view = found.numpy().data
+        position = 0
+        while position < len(view):
+            num_bytes = os.preadv(self._descriptor, [view[position:]], offset_bytes + position)
+            if num_bytes == 0:
+                view[position:] = bytes(len(view) - position)
+                break
+            position += num_bytes
+        if position < len(view):
+            num_different = (len(view) - position) // computed.element_size()
+        else:
+            num_different = count_different(found.view(computed.dtype), computed)
+        if num_different:
+            with self._lock:
+                self.different[name] = self.different.get(name, 0) + num_different
+        return view
+
+    def finish(self, tensors: dict[str, dict[str, Any]]) -> ShardReceipt:
+        """Close the file and list the tensors that differ."""
+        self.discard()
+        for name, count in sorted(self.different.items()):
+            self.problems.append(
+                Problem(
+                    file=self.name,
+                    tensor=name,
+                    message="the weights differ from what the inputs give",
+                    got=f"{count} other elements",
+                    expected="equal bits",
+                )
+            )
+        return self.receipt(tensors)
+
+    def discard(self) -> None:
+        """Close the file."""
+        if self._descriptor != CLOSED:
+            os.close(self._descriptor)
+            self._descriptor = CLOSED
+
+
+def receipt_path(folder: Path, name: str) -> Path:
+    """Return where the receipt of a finished shard lies while a run is not complete."""
+    return folder / WORK_FOLDER / RECEIPT_FOLDER / f"{name}.json"

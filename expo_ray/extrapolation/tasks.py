@@ -1,0 +1,106 @@
+"""What a task is told and what it tells back: small records that travel between processes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from expo_ray.checkpoints.storage import FileFacts
+from expo_ray.extrapolation.plan import OutputShard
+
+WRITE = "write"
+COMPARE = "compare"
+MEASURE = "measure"
+
+BUFFER_BUDGET_BYTES = 96 * 1024 * 1024
+TASK_MEMORY_BYTES = 256 * 1024 * 1024
+DEFAULT_THREADS = 2
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ShardOutput:
+    """One checkpoint that a task writes its shard into, or compares it with."""
+
+    alpha: float
+    folder: str
+    plan_digest: str
+    run_token: str = ""
+    """Drawn by the run that owns the folder; a task of an older run finds another one there."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ShardTask:
+    """The work on one output shard, for all alphas at once."""
+
+    mode: str
+    """write, compare or measure."""
+    shard: OutputShard
+    initial_uri: str
+    aligned_uri: str
+    initial_files: Mapping[str, FileFacts]
+    aligned_files: Mapping[str, FileFacts]
+    outputs: tuple[ShardOutput, ...]
+    allow_nonfinite: bool = False
+    allow_overflow: bool = False
+    num_threads: int = DEFAULT_THREADS
+    chunk_bytes: int = 2 * 1024 * 1024
+    """Upper limit; with many alphas chunks get smaller so that memory stays bounded."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Problem:
+    """One difference between a checkpoint and its record or its inputs."""
+
+    file: str
+    tensor: str | None
+    message: str
+    got: str
+    expected: str
+
+    def as_dict(self) -> dict[str, str | None]:
+        """Return the fields, JSON-able."""
+        return {
+            "file": self.file,
+            "tensor": self.tensor,
+            "message": self.message,
+            "got": self.got,
+            "expected": self.expected,
+        }
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ShardReceipt:
+    """What was written (or found) for one shard and one alpha."""
+
+    name: str
+    plan_digest: str
+    num_bytes: int
+    sha256: str
+    tensors: dict[str, dict[str, Any]]
+    """Per tensor: dtype, shape, sha256, statistics."""
+    problems: tuple[Problem, ...] = ()
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the JSON of the receipt file."""
+        return {
+            "name": self.name,
+            "plan_digest": self.plan_digest,
+            "bytes": self.num_bytes,
+            "sha256": self.sha256,
+            "tensors": self.tensors,
+        }
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ShardReport:
+    """What a task hands back."""
+
+    shard_name: str
+    bytes_read: int
+    bytes_written: int
+    seconds: float
+    receipts: tuple[ShardReceipt, ...] = ()
+    """One per output of the task."""
+    statistics: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Per tensor, without what depends on alpha; filled when measuring."""

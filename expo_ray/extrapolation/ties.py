@@ -1,0 +1,107 @@
+"""Tied weights: one matrix under two names, of which a checkpoint may store only one.
+
+A name that only one side has is fine if that side stores it as a copy of another tensor which
+both sides have, or if the config of the side without it says that the head is the embedding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from expo_ray.checkpoints.checkpoint import Checkpoint
+from expo_ray.checkpoints.header import TensorRef
+from expo_ray.errors import CheckpointError
+
+_HEADS = ("lm_head.weight", "embed_out.weight", "output.weight")
+_EMBEDDINGS = (
+    "embed_tokens.weight",
+    "wte.weight",
+    "word_embeddings.weight",
+    "embed_in.weight",
+    "shared.weight",
+    "embeddings.weight",
+    "embedding.weight",
+)
+_PIECE_BYTES = 1024 * 1024
+
+
+def tied_partner(present: Checkpoint, name: str, *, other: Checkpoint) -> str | None:
+    """Return the tensor that stands for `name` in `other`, where `name` is not stored.
+
+    Args:
+        present: The side that stores the tensor.
+        name: The tensor.
+        other: The side without it.
+
+    Returns:
+        The name of the stored tensor it is tied to, or None where it is simply missing.
+    """
+    ref = present.tensors[name]
+    twins = [
+        other_ref.name
+        for other_ref in other.tensors.values()
+        if other_ref.name in present.tensors
+        and len(other_ref.shape) == len(ref.shape) > 1
+        and other_ref.shape[1:] == ref.shape[1:]
+        and present.tensors[other_ref.name].shape == ref.shape
+    ]
+    if name.endswith(_HEADS) and _is_tied(other):
+        for twin in twins:
+            if twin.endswith(_EMBEDDINGS):
+                return twin
+    for twin in twins:
+        if present.tensors[twin].dtype == ref.dtype and same_bytes(
+            present, ref, present, present.tensors[twin]
+        ):
+            return twin
+    return None
+
+
+def same_bytes(
+    first: Checkpoint,
+    first_ref: TensorRef,
+    second: Checkpoint,
+    second_ref: TensorRef,
+    *,
+    limit_bytes: int | None = None,
+) -> bool:
+    """Compare two stored tensors, stopping at the first difference.
+
+    Args:
+        first: Checkpoint of the first.
+        first_ref: The first tensor.
+        second: Checkpoint of the second.
+        second_ref: The second tensor.
+        limit_bytes: Compare only so many leading bytes.
+
+    Raises:
+        CheckpointError: A file cannot be read.
+    """
+    if first_ref.num_bytes != second_ref.num_bytes:
+        return False
+    total = min(first_ref.num_bytes, limit_bytes or first_ref.num_bytes)
+    buffers = (bytearray(min(total, _PIECE_BYTES)), bytearray(min(total, _PIECE_BYTES)))
+    with (
+        first.storage.open(first_ref.file) as one,
+        second.storage.open(second_ref.file) as two,
+    ):
+        for start in range(0, total, _PIECE_BYTES):
+            length = min(_PIECE_BYTES, total - start)
+            views = [memoryview(buffer)[:length] for buffer in buffers]
+            try:
+                one.read_into(first_ref.offset_bytes + start, views[0])
+                two.read_into(second_ref.offset_bytes + start, views[1])
+            except (EOFError, OSError) as error:
+                raise CheckpointError(
+                    "the weights cannot be read", where=first_ref.name, got=error
+                ) from error
+            if views[0] != views[1]:
+                return False
+    return True
+
+
+def _is_tied(checkpoint: Checkpoint) -> bool:
+    config = checkpoint.config
+    inner = config.get("text_config")
+    sections = [config, inner] if isinstance(inner, Mapping) else [config]
+    return any(section.get("tie_word_embeddings") is True for section in sections)

@@ -1,0 +1,297 @@
+"""Verification: every file against its receipt, every weight against the inputs, bit for bit."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from expo_ray.checkpoints.checkpoint import Checkpoint
+from expo_ray.checkpoints.digests import BUFFER_BYTES, WeightsDigest
+from expo_ray.errors import CheckpointError, PairError, VerifyError
+from expo_ray.extrapolation.fanout import run_tasks
+from expo_ray.extrapolation.job import shard_task
+from expo_ray.extrapolation.plan import Plan, build_plan
+from expo_ray.extrapolation.record import read_record
+from expo_ray.extrapolation.results import VerifyResult
+from expo_ray.extrapolation.tasks import COMPARE, Problem, ShardOutput, ShardReceipt
+from expo_ray.progress import NullProgress, Progress
+
+_MAX_LISTED = 10
+
+
+def verify(
+    output: str | Path,
+    *,
+    initial: str | Path | None = None,
+    aligned: str | Path | None = None,
+    recompute: bool = True,
+    address: str | None = None,
+    progress: Progress | None = None,
+) -> VerifyResult:
+    """Check a complete output against its record and its inputs.
+
+    Args:
+        output: Folder of the checkpoint.
+        initial: Where initial lies now; by default where the record says.
+        aligned: Where aligned lies now; by default where the record says.
+        recompute: Compute all weights again and compare them; False checks digests only.
+        address: Ray cluster, `local`, or `inline` for this process.
+        progress: Where to report.
+
+    Returns:
+        What was checked, without problems.
+
+    Raises:
+        CheckpointError: The output is not complete, or an input is missing.
+        VerifyError: Something differs; it names the file and the tensor.
+    """
+    started = time.monotonic()
+    folder = Path(output).expanduser().absolute()
+    record = read_record(folder)
+    problems = _check_files(folder, record)
+    problems += _check_structure(folder, record)
+    present = [
+        entry
+        for entry in record["files"]
+        if entry["kind"] == "weights" and (folder / entry["name"]).exists()
+    ]
+    changed = ""
+    if recompute:
+        plan = _recorded_plan(record, initial, aligned)
+        changed = _describe_changes(record, plan) if initial is None and aligned is None else ""
+        receipts = _recompute(folder, record, plan, present, address, progress or NullProgress())
+    else:
+        receipts = _hash_files(folder, record, present, progress or NullProgress())
+    problems += _check_receipts(record, receipts)
+    if problems:
+        raise _error(folder, problems, changed)
+    return VerifyResult(
+        path=str(folder),
+        alpha=record["alpha"],
+        weights_digest=record["weights_digest"],
+        num_files=len(record["files"]),
+        num_tensors=len(record["tensors"]),
+        num_bytes=sum(receipt.num_bytes for receipt in receipts),
+        recomputed=recompute,
+        seconds=time.monotonic() - started,
+    )
+
+
+def _check_files(folder: Path, record: dict[str, Any]) -> list[Problem]:
+    """Sizes of all files; contents of those that are no weights; weights nobody recorded."""
+    problems = []
+    for entry in record["files"]:
+        path = folder / entry["name"]
+        if not path.is_file():
+            problems.append(_problem(entry["name"], "the file is missing", "none", "the file"))
+        elif path.stat().st_size != entry["bytes"]:
+            size = f"{path.stat().st_size} bytes"
+            problems.append(
+                _problem(entry["name"], "the size differs", size, f"{entry['bytes']} bytes")
+            )
+        elif entry["kind"] != "weights":
+            found = hashlib.sha256(path.read_bytes()).hexdigest()
+            if found != entry["sha256"]:
+                problems.append(
+                    _problem(entry["name"], "the content differs", found, entry["sha256"])
+                )
+    recorded = {entry["name"] for entry in record["files"]}
+    for pattern in ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin"):
+        for path in sorted(folder.glob(pattern)):
+            if path.name not in recorded:
+                problems.append(
+                    _problem(path.name, "weights that nobody recorded", "a file", "none")
+                )
+    return problems
+
+
+def _check_structure(folder: Path, record: dict[str, Any]) -> list[Problem]:
+    """What a loader would find: headers and index against the record."""
+    try:
+        checkpoint = Checkpoint.open(folder)
+    except CheckpointError as error:
+        return [_problem(error.where or str(folder), error.message, str(error.got), "well-formed")]
+    found = {ref.name: [ref.dtype, list(ref.shape)] for ref in checkpoint.tensors.values()}
+    expected = {name: [row["dtype"], row["shape"]] for name, row in record["tensors"].items()}
+    return [
+        Problem(
+            file=checkpoint.tensors[name].file if name in found else "none",
+            tensor=name,
+            message="the header differs from the record",
+            got=str(found.get(name)),
+            expected=str(expected.get(name)),
+        )
+        for name in sorted(found.keys() | expected.keys())
+        if found.get(name) != expected.get(name)
+    ]
+
+
+def _recorded_plan(
+    record: dict[str, Any], initial: str | Path | None, aligned: str | Path | None
+) -> Plan:
+    options = record["options"]
+    try:
+        plan = build_plan(
+            initial or record["initial"]["uri"],
+            aligned or record["aligned"]["uri"],
+            output_dtype=options["output_dtype"],
+            max_shard_size=options["max_shard_bytes"],
+            vocab_policy=options["vocab_policy"],
+        )
+    except CheckpointError as error:
+        error.hint = "give the inputs with --initial and --aligned, if they lie elsewhere now"
+        raise
+    weights = {entry["name"] for entry in record["files"] if entry["kind"] == "weights"}
+    names = {pair.name for pair in plan.pair.tensors}
+    if names != set(record["tensors"]) or weights != {shard.name for shard in plan.shards}:
+        raise PairError(
+            "these inputs do not give this output: names or layout differ",
+            where=plan.pair.aligned.uri,
+            got=f"{len(names)} tensors in {len(plan.shards)} files",
+            expected=f"{len(record['tensors'])} tensors in {len(weights)} files",
+            hint="give the inputs of the record with --initial and --aligned",
+        )
+    return plan
+
+
+def _describe_changes(record: dict[str, Any], plan: Plan) -> str:
+    sides = {"initial": plan.pair.initial, "aligned": plan.pair.aligned}
+    changed = [s for s, checkpoint in sides.items() if checkpoint.identity() != record[s]["files"]]
+    if not changed:
+        return ""
+    return f"{' and '.join(changed)} changed after the output was written"
+
+
+def _recompute(
+    folder: Path,
+    record: dict[str, Any],
+    plan: Plan,
+    present: Sequence[dict[str, Any]],
+    address: str | None,
+    progress: Progress,
+) -> list[ShardReceipt]:
+    names = {entry["name"] for entry in present}
+    output = ShardOutput(alpha=record["alpha"], folder=str(folder), plan_digest="")
+    tasks = [
+        shard_task(plan, shard, COMPARE, (output,), allow_nonfinite=True, allow_overflow=True)
+        for shard in plan.shards
+        if shard.name in names
+    ]
+    bar = progress.start("Verifying weights", sum(t.shard.input_bytes for t in tasks), "B")
+    try:
+        reports, _ = run_tasks(tasks, address=address, advance=bar.advance)
+    finally:
+        bar.close()
+    return [receipt for report in reports for receipt in report.receipts]
+
+
+def _hash_files(
+    folder: Path, record: dict[str, Any], present: Sequence[dict[str, Any]], progress: Progress
+) -> list[ShardReceipt]:
+    """Hash files and tensors as they lie there, without the inputs."""
+    try:
+        tensors = Checkpoint.open(folder).tensors.values()
+    except CheckpointError:
+        tensors = {}.values()  # reported before; the file digests still tell which file it is
+    buffer = memoryview(bytearray(BUFFER_BYTES))
+    receipts = []
+    bar = progress.start("Hashing weights", sum(entry["bytes"] for entry in present), "B")
+    for entry in present:
+        digest = hashlib.sha256()
+        num_bytes = 0
+        facts = {}
+        with (folder / entry["name"]).open("rb") as file:
+            while length := file.readinto(buffer):
+                digest.update(buffer[:length])
+                num_bytes += length
+                bar.advance(length)
+            for ref in tensors:
+                if ref.file != entry["name"]:
+                    continue
+                file.seek(ref.offset_bytes)
+                tensor_digest = hashlib.sha256()
+                left = ref.num_bytes
+                while left and (length := file.readinto(buffer[: min(left, BUFFER_BYTES)])):
+                    tensor_digest.update(buffer[:length])
+                    left -= length
+                facts[ref.name] = {
+                    "dtype": ref.dtype,
+                    "shape": list(ref.shape),
+                    "sha256": tensor_digest.hexdigest(),
+                }
+        receipts.append(
+            ShardReceipt(
+                name=entry["name"],
+                plan_digest="",
+                num_bytes=num_bytes,
+                sha256=digest.hexdigest(),
+                tensors=facts,
+            )
+        )
+    bar.close()
+    return receipts
+
+
+def _check_receipts(record: dict[str, Any], receipts: Sequence[ShardReceipt]) -> list[Problem]:
+    problems: list[Problem] = []
+    digest = WeightsDigest()
+    expected = {entry["name"]: entry["sha256"] for entry in record["files"]}
+    for receipt in receipts:
+        found = list(receipt.problems)
+        named = {problem.tensor for problem in found}
+        for name, facts in receipt.tensors.items():
+            digest.add_sha256(name, facts["sha256"], facts["dtype"], facts["shape"])
+            recorded = record["tensors"].get(name, {}).get("sha256")
+            if facts["sha256"] != recorded and name not in named:
+                found.append(
+                    Problem(
+                        file=receipt.name,
+                        tensor=name,
+                        message="the weights differ from the record",
+                        got=facts["sha256"],
+                        expected=str(recorded),
+                    )
+                )
+        if receipt.sha256 != expected[receipt.name] and not found:
+            found.append(
+                _problem(
+                    receipt.name, "the content differs", receipt.sha256, expected[receipt.name]
+                )
+            )
+        problems += found
+    if not problems and digest.hexdigest() != record["weights_digest"]:
+        problems.append(
+            _problem(
+                "expo_ray.json",
+                "the weights digest differs",
+                digest.hexdigest(),
+                record["weights_digest"],
+            )
+        )
+    return problems
+
+
+def _problem(file: str, message: str, got: str, expected: str) -> Problem:
+    return Problem(file=file, tensor=None, message=message, got=got, expected=expected)
+
+
+def _error(folder: Path, problems: Sequence[Problem], changed: str) -> VerifyError:
+    lines = []
+    for problem in problems[:_MAX_LISTED]:
+        tensor = f", tensor {problem.tensor!r}" if problem.tensor else ""
+        lines.append(
+            f"{problem.file}{tensor}: {problem.message} "
+            f"({problem.got} instead of {problem.expected})"
+        )
+    if len(problems) > _MAX_LISTED:
+        lines.append(f"and {len(problems) - _MAX_LISTED} more")
+    return VerifyError(
+        "the checkpoint is not what its record says",
+        where=folder,
+        got="; ".join(lines),
+        expected="every file and every weight as recorded",
+        hint=changed or "do not use it: write it again with extrapolate --overwrite",
+    )

@@ -1,0 +1,229 @@
+"""The output folder while a checkpoint is being written: lock, run token, receipts, states.
+
+`OUTPUT/.expo_ray/` holds what an unfinished run needs to continue and is removed at the end.
+A checkpoint is complete if and only if its `expo_ray.json` exists.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from expo_ray.checkpoints.atomic_io import atomic_write_json
+from expo_ray.checkpoints.storage import RECORD_NAME, WORK_FOLDER
+from expo_ray.errors import ConfigError
+from expo_ray.extrapolation.shard_files import RECEIPT_FOLDER, RUN_FILE, receipt_path
+from expo_ray.extrapolation.tasks import ShardReceipt
+
+LOCK_FILE = "lock"
+_NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
+
+
+class OutputState(Enum):
+    """What an output folder holds before the work starts."""
+
+    FRESH = "fresh"
+    UNFINISHED = "unfinished"
+    COMPLETE = "complete"
+
+
+def examine_output(folder: Path, plan_digest: str, *, overwrite: bool) -> OutputState:
+    """Look at an output folder without changing it.
+
+    Args:
+        folder: Where the checkpoint goes.
+        plan_digest: What this run would write there.
+        overwrite: Whether anything found may be replaced.
+
+    Raises:
+        ConfigError: It holds something that this run did not make.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError("the output is a file", where=folder, expected="a folder")
+    if overwrite or not folder.is_dir():
+        return OutputState.FRESH
+    record = folder / RECORD_NAME
+    if record.exists():
+        _check_digest(record, plan_digest, "the output holds the result of another plan")
+        _check_sizes(folder, record)
+        return OutputState.COMPLETE
+    run = folder / WORK_FOLDER / RUN_FILE
+    if run.exists():
+        _check_digest(run, plan_digest, "the output holds the unfinished result of another plan")
+        return OutputState.UNFINISHED
+    if any(not path.name.startswith(".") for path in folder.iterdir()):
+        raise ConfigError(
+            "the output folder is not empty and was not made by expo_ray",
+            where=folder,
+            hint="choose another folder, or replace its weights with --overwrite",
+        )
+    return OutputState.FRESH
+
+
+@contextlib.contextmanager
+def claimed_folder(folder: Path, plan_digest: str, *, overwrite: bool) -> Iterator[str]:
+    """Own an output folder for the length of a `with` block.
+
+    Yields:
+        The run token; empty where another run completed the folder in the meantime.
+
+    Raises:
+        ConfigError: Another run owns the folder, or it holds something else.
+    """
+    try:
+        (folder / WORK_FOLDER).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            "the output folder cannot be made", where=folder, got=error.strerror
+        ) from error
+    with _locked(folder / WORK_FOLDER / LOCK_FILE):
+        # Another run may have ended between the first look and the lock.
+        if examine_output(folder, plan_digest, overwrite=overwrite) is OutputState.COMPLETE:
+            remove_work_folder(folder)
+            yield ""
+            return
+        if overwrite:
+            _remove_old_result(folder)
+        (folder / WORK_FOLDER / RECEIPT_FOLDER).mkdir(exist_ok=True)
+        for leftover in (folder / WORK_FOLDER).glob("*.tmp"):
+            leftover.unlink()
+        token = secrets.token_hex(16)
+        run = {"plan_digest": plan_digest, "run_token": token}
+        atomic_write_json(folder / WORK_FOLDER / RUN_FILE, run)
+        yield token
+
+
+def read_receipt(folder: Path, name: str, plan_digest: str) -> ShardReceipt | None:
+    """Return the receipt of a finished shard, None where the shard must be written (again)."""
+    try:
+        table = json.loads(receipt_path(folder, name).read_text(encoding="utf-8"))
+        size = (folder / name).stat().st_size
+        receipt = ShardReceipt(
+            name=table["name"],
+            plan_digest=table["plan_digest"],
+            num_bytes=table["bytes"],
+            sha256=table["sha256"],
+            tensors=table["tensors"],
+        )
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    fits = receipt.plan_digest == plan_digest and receipt.num_bytes == size
+    return receipt if fits and receipt.name == name else None
+
+
+def remove_work_folder(folder: Path) -> None:
+    """Remove what only an unfinished run needs; the lock file goes last."""
+    work = folder / WORK_FOLDER
+    (work / RUN_FILE).unlink(missing_ok=True)
+    shutil.rmtree(work, ignore_errors=True)
+
+
+def written_bytes(folder: Path) -> int:
+    """Return the bytes of the temporary files that tasks are writing just now."""
+    total = 0
+    for path in (folder / WORK_FOLDER).glob("*.tmp"):
+        with contextlib.suppress(OSError):
+            total += path.stat().st_size
+    return total
+
+
+def _check_digest(path: Path, plan_digest: str, message: str) -> None:
+    table = _read_json(path)
+    found = table.get("plan_digest")
+    if found != plan_digest:
+        raise ConfigError(
+            message,
+            where=path.parent if path.name == RECORD_NAME else path.parent.parent,
+            got=f"plan {str(found)[:12]}{_describe(table)}",
+            expected=f"plan {plan_digest[:12]}, as asked for now",
+            hint="choose another folder, or replace it with --overwrite",
+        )
+
+
+def _describe(table: dict[str, Any]) -> str:
+    if "alpha" not in table:
+        return ""
+    sides = [str(table.get(side, {}).get("uri")) for side in ("initial", "aligned")]
+    return f" (alpha {table['alpha']} of {sides[0]} and {sides[1]})"
+
+
+def _check_sizes(folder: Path, record: Path) -> None:
+    for entry in _read_json(record).get("files", []):
+        path = folder / entry["name"]
+        size = path.stat().st_size if path.exists() else None
+        if size != entry["bytes"]:
+            raise ConfigError(
+                "the finished output was changed afterwards",
+                where=path,
+                got="missing" if size is None else f"{size} bytes",
+                expected=f"{entry['bytes']} bytes",
+                hint="write it again with --overwrite",
+            )
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        table = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            "the record in the output folder cannot be read",
+            where=path,
+            got=error,
+            hint="choose another folder, or replace it with --overwrite",
+        ) from error
+    return table if isinstance(table, dict) else {}
+
+
+def _remove_old_result(folder: Path) -> None:
+    # The record first: from here on the folder is not a complete checkpoint.
+    (folder / RECORD_NAME).unlink(missing_ok=True)
+    (folder / "config.json").unlink(missing_ok=True)
+    # A stale weight file beside new ones is what a loader might pick up.
+    for pattern in ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin*"):
+        for path in folder.glob(pattern):
+            path.unlink()
+    shutil.rmtree(folder / WORK_FOLDER / RECEIPT_FOLDER, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    descriptor = _open_lock(path)
+    try:
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _open_lock(path: Path) -> int:
+    while True:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # The owner before us may have removed the file: then we hold a lock on nothing.
+            if os.fstat(descriptor).st_ino == path.stat().st_ino:
+                return descriptor
+        except FileNotFoundError:
+            pass
+        except BlockingIOError as error:
+            os.close(descriptor)
+            raise ConfigError(
+                "another run is writing into this output folder",
+                where=path.parent.parent,
+                hint="wait for it, or choose another folder",
+            ) from error
+        except OSError as error:
+            if error.errno in _NO_LOCKS:  # the run token still fences off older tasks
+                return descriptor
+            os.close(descriptor)
+            raise
+        os.close(descriptor)
