@@ -27,9 +27,11 @@ class Deltas:
 def summarize(checkpoints: Mapping[float, Mapping[str, Any]]) -> Deltas | None:
     """Aggregate the tensor statistics of one checkpoint (delta is the same for every alpha)."""
     for record in checkpoints.values():
-        statistics = record.get("tensor_statistics")
-        if isinstance(statistics, dict) and statistics:
-            return _aggregate(statistics)
+        tensors = record.get("tensors")
+        if isinstance(tensors, dict) and tensors:
+            return _aggregate(
+                {name: facts.get("statistics", {}) for name, facts in tensors.items()}
+            )
     return None
 
 

@@ -1,4 +1,4 @@
-"""Responses side by side: which prompts are shown, and how their text is made safe to print."""
+"""Responses side by side: which prompts are shown, and how their rewards compare."""
 
 from __future__ import annotations
 
@@ -16,8 +16,6 @@ PLACES = (
     (0.75, "Upper quartile"),
     (1.0, "Largest gain"),
 )
-# Control characters become visible symbols; a reader should see that they are there.
-_CONTROL = {code: 0x2400 + code for code in range(32) if code not in (9, 10)} | {127: 0x2421}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -59,10 +57,9 @@ class Outcome:
 
 
 def readable(text: str) -> str:
-    """Return text cut to a printable length, control characters made visible."""
-    cut = text[:MAX_CHARACTERS].translate(_CONTROL)
+    """Return text cut to a printable length."""
     rest = len(text) - MAX_CHARACTERS
-    return cut if rest <= 0 else f"{cut} [{rest:,} more characters]"
+    return text if rest <= 0 else f"{text[:MAX_CHARACTERS]} [{rest:,} more characters]"
 
 
 def differences(

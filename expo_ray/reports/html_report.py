@@ -174,6 +174,7 @@ def _environment() -> Environment:
         # Everything that a model wrote passes through here: escape by default, in every template.
         autoescape=True,
         undefined=StrictUndefined,
+        finalize=_show_controls,
         trim_blocks=True,
         lstrip_blocks=True,
     )
@@ -189,6 +190,14 @@ def _environment() -> Environment:
         prose=_prose,
     )
     return environment
+
+
+# Control characters become visible symbols; a reader should see that they are there.
+_CONTROLS = {code: 0x2400 + code for code in range(32) if code not in (9, 10)} | {127: 0x2421}
+
+
+def _show_controls(value: object) -> object:
+    return value.translate(_CONTROLS) if isinstance(value, str) else value
 
 
 def _data(value: float | None, decimals: int = 3, sign: str = "-") -> Markup:

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from expo_ray.reports.wording import format_alpha
+from expo_ray.selection import choose_alpha
 from expo_ray.tables.schemas import RESPONSES_SCHEMA, REWARDS_SCHEMA
 
 ALPHAS = (0.0, 0.1, 0.3, 0.5, 1.0, 2.0, 3.0, 5.0, 8.0, 12.0)
@@ -162,6 +163,22 @@ class RunDirectory:
         self._json("selection.json", selection)
         return selection
 
+    def choose(self) -> dict[str, Any]:
+        """Let the selection room choose from the tables that were written."""
+        names = list(self.rewards)
+        rewards = {name: self._all(f"rewards/{name}") for name in names}
+        selection = choose_alpha(
+            self._all("responses"),
+            rewards[names[0]],
+            guard_rewards={name: rewards[name] for name in names[1:]},
+        )
+        self._json("selection.json", selection)
+        return selection
+
+    def _all(self, folder: str) -> pa.Table:
+        files = sorted((self.path / folder).glob("*.parquet"))
+        return pa.concat_tables(pq.read_table(file) for file in files)
+
     def write_loadtests(self, alpha: float, *, rejected: bool) -> None:
         candidate = f"alpha-{format_alpha(alpha)}"
         for label, slower in (("aligned", 1.0), (candidate, 1.06)):
@@ -218,18 +235,20 @@ class RunDirectory:
                 "alpha": alpha,
                 "weights_digest": _sha("weights"),
                 "files": [{"name": "model.safetensors", "bytes": 1_620_480, "sha256": _sha("f")}],
-                "tensor_statistics": self._tensor_statistics(),
+                "tensors": self._tensors(),
             },
         )
 
-    def _tensor_statistics(self) -> dict[str, dict[str, float]]:
+    def _tensors(self) -> dict[str, Any]:
         names = [f"model.layers.{n}.{m}.weight" for n in range(12) for m in MODULES]
         names += ["model.embed_tokens.weight", "model.norm.weight"]
         return {
             name: {
-                "initial_norm": 20.0,
-                "aligned_norm": 20.1,
-                "delta_norm": 20.0 * float(self.rng.uniform(0.001, 0.012)),
+                "dtype": "BF16",
+                "statistics": {
+                    "initial_norm": 20.0,
+                    "delta_norm": 20.0 * float(self.rng.uniform(0.001, 0.012)),
+                },
             }
             for name in names
         }
