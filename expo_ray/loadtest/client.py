@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import Any
 
 import aiohttp
@@ -118,7 +118,7 @@ async def _wait_for_start(start_at: float) -> float:
 
 
 @contextlib.asynccontextmanager
-async def _loop_lag() -> Any:
+async def _loop_lag() -> AsyncIterator[list[float]]:
     """Sample, in the background, by how much sleeping takes longer than asked for."""
     lag: list[float] = []
 

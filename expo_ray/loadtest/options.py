@@ -26,6 +26,12 @@ class LoadtestOptions(BaseModel):
     num_clients: int = Field(default=1, ge=1)
     """Ray actors that send. One suffices for some thousand streamed tokens a second."""
 
+    num_replicas: int = Field(default=1, ge=1)
+    """Replicas of a model that is served for the test."""
+
+    engine: str = "auto"
+    """Engine of these replicas."""
+
     num_warmup: int | None = Field(default=None, ge=0)
     """Requests before each point that are recorded and not measured; null sends one per request
     in flight, at least two and at most 16."""

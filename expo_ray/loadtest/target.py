@@ -39,23 +39,17 @@ def open_target(
                 got=target,
                 hint="give a model instead of a URL to serve it extrapolated",
             )
-        yield resolve_endpoint(
-            Endpoint(url=target, model=options.model or "", api_key=_api_key(options))
-        )
+        yield _resolve(Endpoint(url=target, model=options.model or "", api_key=_api_key(options)))
         return
     from expo_ray.serving import ModelSource, ServedModel
 
-    with ServedModel(ModelSource(model=target, initial=initial, alpha=alpha)) as served:
-        yield resolve_endpoint(Endpoint(url=served.url, model=served.model))
+    source = ModelSource(model=target, initial=initial, alpha=alpha)
+    with ServedModel(source, num_replicas=options.num_replicas, engine=options.engine) as served:
+        yield Endpoint(url=served.url, model=served.model, weights_digest=served.weights_digest)
 
 
-def resolve_endpoint(endpoint: Endpoint) -> Endpoint:
-    """Ask a service for its models and return the endpoint with name and weights digest.
-
-    Raises:
-        ConfigError: No model name was given and the service lists several, or none.
-        ServingError: The service does not answer.
-    """
+def _resolve(endpoint: Endpoint) -> Endpoint:
+    """Ask a service for its models: that it answers, the name, the digest of the weights."""
     url = f"{endpoint.api_url}/models"
     try:
         answer = httpx.get(url, headers=endpoint.headers, timeout=_TIMEOUT_SECONDS)

@@ -144,3 +144,26 @@ def test_wrong_targets_write_nothing(
         run(service.url)
     assert error.value.got == "another, fake"
     assert not (tmp_path / "out").exists()
+
+
+def test_a_model_is_served_for_the_time_of_the_test(
+    pico_pair: tuple[Path, Path], tmp_path: Path, ray_cluster: str
+) -> None:
+    initial, aligned = pico_pair
+    summary = loadtest(
+        str(aligned),
+        prompts=write_prompts(tmp_path, "Hello.", "Good morning.", "Good night."),
+        output=tmp_path / "out",
+        concurrency=[2],
+        num_requests=6,
+        max_tokens=4,
+        initial=str(initial),
+        alpha=0.5,
+        options=LoadtestOptions(num_warmup=2),
+        address=ray_cluster,
+    )
+    assert (summary["model"], summary["alpha"]) == ("aligned@alpha=0.5", 0.5)
+    assert len(summary["weights_digest"]) == 64
+    [point] = summary["points"]
+    assert set(point["errors"]) <= {"empty"}  # a random model may say nothing
+    assert 0 < point["total_output_tokens"] <= 6 * 4
