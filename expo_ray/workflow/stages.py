@@ -19,7 +19,7 @@ from expo_ray.checkpoints import Checkpoint, atomic_write_json
 from expo_ray.errors import ConfigError
 from expo_ray.extrapolation import checkpoint_name, extrapolate
 from expo_ray.lab import prepare_lab, write_truth
-from expo_ray.loadtest import loadtest
+from expo_ray.loadtest import LoadtestOptions, loadtest
 from expo_ray.progress import Progress
 from expo_ray.reports import render_model_card, write_report
 from expo_ray.selection import choose_alpha
@@ -229,15 +229,11 @@ def choose(run: Run) -> dict[str, Any]:
 def tested_alpha(selection: Mapping[str, Any]) -> tuple[float, bool]:
     """Return the alpha whose speed is worth knowing, and whether it was rejected.
 
-    That is the chosen one; under keep-aligned the rejected candidate with the highest gain.
+    That is the chosen one; under keep-aligned the candidate that came nearest.
     """
     if selection["verdict"] == "extrapolate":
         return float(selection["best_alpha"]), False
-    others = [c for c in selection["candidates"] if c["alpha"] != 0 and c["gain"] is not None]
-    best = max(others, key=lambda c: c["gain"], default=None)
-    if best is None:
-        best = next(c for c in selection["candidates"] if c["alpha"] != 0)
-    return float(best["alpha"]), True
+    return float(selection["rejected_alpha"]), True
 
 
 def measure_throughput(run: Run, selection: Mapping[str, Any]) -> None:
@@ -260,6 +256,7 @@ def measure_throughput(run: Run, selection: Mapping[str, Any]) -> None:
                 concurrency=settings.concurrency,
                 num_requests=settings.num_requests,
                 max_tokens=settings.max_tokens,
+                options=_loadtest_options(run),
                 address=run.address,
                 progress=run.progress,
             )
@@ -267,6 +264,18 @@ def measure_throughput(run: Run, selection: Mapping[str, Any]) -> None:
             run.directory.compared_file,
             {"baseline": "aligned", "candidate": candidate, "candidate_rejected": rejected},
         )
+
+
+def _loadtest_options(run: Run) -> LoadtestOptions:
+    """Decode as the evaluation did, so that answers have the same lengths."""
+    sampling = run.recipe.sampling
+    settings = run.recipe.generators
+    return LoadtestOptions(
+        extra_body={"temperature": sampling.temperature, "top_p": sampling.top_p},
+        engine=settings.engine,
+        num_replicas=settings.num_replicas,
+        seed=run.recipe.seed,
+    )
 
 
 def drop_candidates(run: Run, selection: Mapping[str, Any]) -> None:
