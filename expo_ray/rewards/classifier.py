@@ -13,7 +13,7 @@ import torch
 from transformers import AutoModelForSequenceClassification
 
 from expo_ray.checkpoints import Checkpoint, weights_digest
-from expo_ray.errors import CheckpointError
+from expo_ray.errors import CheckpointError, TableError
 from expo_ray.rewards.batching import length_buckets, pad_right
 from expo_ray.rewards.interface import Chat, RewardScore
 from expo_ray.rewards.pretrained import ChatTokenizer, load_pretrained, load_tokenizer
@@ -49,8 +49,15 @@ class ClassifierRewardModel:
         Args:
             chats: Chats whose last turn is the assistant's.
         """
-        rows = [self._chats.ids(chat) for chat in chats]
-        scores = [refuse_too_long(len(row), self.max_tokens) for row in rows]
+        rows: list[list[int]] = []
+        scores: list[RewardScore | None] = []
+        for chat in chats:
+            try:
+                rows.append(self._chats.ids(chat))
+                scores.append(refuse_too_long(len(rows[-1]), self.max_tokens))
+            except TableError as error:
+                rows.append([])
+                scores.append(RewardScore.failed(str(error)))
         fits = [i for i, score in enumerate(scores) if score is None]
         for bucket in length_buckets(
             [len(rows[i]) for i in fits],
@@ -105,7 +112,7 @@ def finite_score(reward: float, *, num_tokens: int) -> RewardScore:
     """Return the score for a computed reward; one that is not finite is an error."""
     if math.isfinite(reward):
         return RewardScore(reward=reward, tokens=num_tokens)
-    return RewardScore(reward=None, tokens=num_tokens, error=f"the reward is {reward}")
+    return RewardScore.failed(f"the reward is {reward}", tokens=num_tokens)
 
 
 def _unused_id(rows: list[list[int]], vocab_size: int) -> int | None:

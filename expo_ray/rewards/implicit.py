@@ -14,7 +14,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from expo_ray.checkpoints import Checkpoint, weights_digest
-from expo_ray.errors import ConfigError
+from expo_ray.errors import ConfigError, TableError
 from expo_ray.rewards.batching import length_buckets, pad_right
 from expo_ray.rewards.classifier import finite_score, max_chat_tokens, refuse_too_long
 from expo_ray.rewards.interface import Chat, RewardScore
@@ -69,8 +69,13 @@ class ImplicitRewardModel:
         scores: list[RewardScore | None] = []
         rows: list[tuple[list[int], int]] = []
         for chat in chats:
-            ids = self._chats.ids(chat)
-            opening = self._chats.ids(chat[:-1], add_generation_prompt=True)
+            try:
+                ids = self._chats.ids(chat)
+                opening = self._chats.ids(chat[:-1], add_generation_prompt=True)
+            except TableError as error:
+                rows.append(([], 0))
+                scores.append(RewardScore.failed(str(error)))
+                continue
             rows.append((ids, len(opening)))
             scores.append(
                 refuse_too_long(len(ids), self.max_tokens) or _refuse_odd_template(ids, opening)
@@ -110,8 +115,7 @@ class ImplicitRewardModel:
 def _refuse_odd_template(ids: list[int], opening: list[int]) -> RewardScore | None:
     if ids[: len(opening)] == opening and len(ids) > len(opening):
         return None
-    return RewardScore(
-        reward=None,
+    return RewardScore.failed(
+        "the chat template does not continue the prompt: the answer's tokens are not known",
         tokens=len(ids),
-        error="the chat template does not continue the prompt: the answer's tokens are not known",
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, Self
 
 from expo_ray.tables.prompts import Message
 
@@ -23,6 +23,11 @@ class RewardScore:
     """Whether the chat is longer than the reward model can read (refused, not cut)."""
     error: str | None = None
     """Why there is no reward."""
+
+    @classmethod
+    def failed(cls, error: str, *, tokens: int = 0) -> Self:
+        """Return the score of a chat that could not be scored."""
+        return cls(reward=None, tokens=tokens, error=error)
 
 
 class RewardModel(Protocol):

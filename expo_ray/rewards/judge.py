@@ -84,9 +84,7 @@ class JudgeRewardModel:
             )
         rating = parse_rating(text)
         if rating is None:
-            return RewardScore(
-                reward=None, tokens=tokens, error="no rating from 1 to 10 in the judge's answer"
-            )
+            return RewardScore.failed("no rating from 1 to 10 in the judge's answer", tokens=tokens)
         return RewardScore(reward=rating, tokens=tokens)
 
     def _post(self, body: dict[str, Any]) -> Any:

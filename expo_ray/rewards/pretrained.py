@@ -9,9 +9,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from jinja2 import TemplateError
 from transformers import AutoTokenizer
 
-from expo_ray.errors import CheckpointError
+from expo_ray.errors import CheckpointError, TableError
 from expo_ray.tables.prompts import Message
 
 
@@ -85,6 +86,7 @@ class ChatTokenizer:
 
         Raises:
             CheckpointError: The tokenizer has no chat template.
+            TableError: The template refuses this chat (its roles, their order).
         """
         if not self._tokenizer.chat_template:
             raise CheckpointError(
@@ -92,12 +94,17 @@ class ChatTokenizer:
                 where=self._where,
                 hint="add chat_template.jinja to the checkpoint",
             )
-        encoding = self._tokenizer.apply_chat_template(
-            [dict(message) for message in messages],
-            add_generation_prompt=add_generation_prompt,
-            tokenize=True,
-            return_dict=True,
-        )
+        try:
+            encoding = self._tokenizer.apply_chat_template(
+                [dict(message) for message in messages],
+                add_generation_prompt=add_generation_prompt,
+                tokenize=True,
+                return_dict=True,
+            )
+        except TemplateError as error:
+            raise TableError(
+                "the chat template refuses this chat", where=self._where, got=error
+            ) from error
         ids = [int(token) for token in encoding["input_ids"]]
         return self._with_one_bos(ids)
 

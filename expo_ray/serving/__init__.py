@@ -1,0 +1,43 @@
+"""Ray Serve applications: generators with the OpenAI API, reward models, tables made by them."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from expo_ray.serving.commands import generate, score, serve
+    from expo_ray.serving.generator_replicas import GeneratorReplicas
+    from expo_ray.serving.reward_replicas import RewardReplicas
+    from expo_ray.serving.sampling import PAPER_SAMPLING, SamplingParams
+    from expo_ray.serving.served_model import ServedModel
+    from expo_ray.serving.source import ModelSource
+
+__all__ = [
+    "PAPER_SAMPLING",
+    "GeneratorReplicas",
+    "ModelSource",
+    "RewardReplicas",
+    "SamplingParams",
+    "ServedModel",
+    "generate",
+    "score",
+    "serve",
+]
+
+_MODULES = {
+    "PAPER_SAMPLING": "sampling",
+    "SamplingParams": "sampling",
+    "GeneratorReplicas": "generator_replicas",
+    "RewardReplicas": "reward_replicas",
+    "ServedModel": "served_model",
+    "ModelSource": "source",
+    "generate": "commands",
+    "score": "commands",
+    "serve": "commands",
+}
+
+
+def __getattr__(name: str) -> object:
+    # Lazy (PEP 562): importing the package must not import ray or torch.
+    if name in _MODULES:
+        return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

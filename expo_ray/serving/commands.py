@@ -1,0 +1,182 @@
+"""The commands of this room as functions: generate, score, serve."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from expo_ray.cluster import LOCAL, ray_session, resolve_address
+from expo_ray.errors import ConfigError
+from expo_ray.progress import Progress
+from expo_ray.serving.generator_replicas import GeneratorReplicas
+from expo_ray.serving.launching import LOCALHOST, require_free_port
+from expo_ray.serving.reward_replicas import RewardReplicas
+from expo_ray.serving.sampling import SamplingParams
+from expo_ray.serving.served_model import ServedModel
+from expo_ray.serving.source import ModelSource
+from expo_ray.tables import read_prompts
+
+_DEFAULT_SAMPLING = SamplingParams()
+
+
+def generate(
+    model: str | Path,
+    *,
+    prompts: str | Path,
+    output: str | Path,
+    initial: str | Path | None = None,
+    alpha: float | None = None,
+    sampling: SamplingParams = _DEFAULT_SAMPLING,
+    engine: str = "auto",
+    num_replicas: int = 1,
+    address: str | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Answer every prompt of a file and write the responses table; a rerun continues.
+
+    Args:
+        model: A checkpoint; with `initial`, the aligned one.
+        prompts: JSONL, JSON, Parquet or CSV file.
+        output: Parquet file to write.
+        initial: The checkpoint before alignment, for a live extrapolation.
+        alpha: How far to extrapolate.
+        sampling: Sampling settings.
+        engine: `auto` or `transformers`.
+        num_replicas: Replicas of the model.
+        address: Ray cluster; None means `RAY_ADDRESS` where set, else a local Ray.
+        progress: Where progress is shown.
+
+    Returns:
+        A summary: counts, tokens, seconds, weights digest.
+
+    Raises:
+        RequestError: A flag, the checkpoint, the pair or the prompts are wrong.
+        ServingError: Replicas failed.
+    """
+    source = _source(model, initial, alpha)
+    replicas = GeneratorReplicas(num_replicas, engine)
+    rows = read_prompts(prompts)
+    with ray_session(address), replicas:
+        return replicas.write_responses(source, rows, output, sampling=sampling, progress=progress)
+
+
+def score(
+    responses: str | Path,
+    *,
+    reward_model: str,
+    output: str | Path,
+    initial: str | Path | None = None,
+    aligned: str | Path | None = None,
+    num_replicas: int = 1,
+    address: str | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Score every response of a table; a rerun continues.
+
+    Args:
+        responses: A responses table.
+        reward_model: A checkpoint, `implicit:beta=0.1` or `judge:URL#model`.
+        output: Parquet file to write.
+        initial: For an implicit reward: the checkpoint before alignment.
+        aligned: For an implicit reward: the aligned one.
+        num_replicas: Replicas of the reward model.
+        address: Ray cluster; None means `RAY_ADDRESS` where set, else a local Ray.
+        progress: Where progress is shown.
+
+    Returns:
+        A summary: counts, mean reward, seconds.
+
+    Raises:
+        RequestError: A flag, a table or a checkpoint is wrong.
+        ServingError: Replicas failed.
+    """
+    replicas = RewardReplicas(reward_model, num_replicas, initial=initial, aligned=aligned)
+    with ray_session(address), replicas:
+        return replicas.write_rewards(responses, output, progress=progress)
+
+
+def serve(
+    model: str | Path,
+    *,
+    initial: str | Path | None = None,
+    alpha: float | None = None,
+    reward_model: str | None = None,
+    engine: str = "auto",
+    num_replicas: int = 1,
+    host: str = LOCALHOST,
+    port: int = 8000,
+    api_key_env: str | None = None,
+    address: str | None = None,
+    on_event: Callable[[dict[str, Any]], None] = lambda event: None,
+) -> None:
+    """Serve a model with the OpenAI API until a signal ends it.
+
+    SIGINT leaves as KeyboardInterrupt; whoever turns SIGTERM into an exception (the command line
+    does) gets the same clean end.
+
+    Args:
+        model: A checkpoint; with `initial`, the aligned one.
+        initial: The checkpoint before alignment, for a live extrapolation.
+        alpha: How far to extrapolate.
+        reward_model: Also serve this one at /v1/rewards.
+        engine: `auto` or `transformers`.
+        num_replicas: Replicas of the model.
+        host: Address to listen on.
+        port: Port to listen on.
+        api_key_env: Environment variable that holds the key clients must send.
+        address: Ray cluster; None means `RAY_ADDRESS` where set, else a local Ray.
+        on_event: Called with `{"event": "starting" | "ready" | "stopping", ...}`.
+
+    Raises:
+        RequestError: A flag, the checkpoint or the pair is wrong, or the port is in use.
+        ServingError: Replicas failed.
+    """
+    served = ServedModel(
+        _source(model, initial, alpha),
+        num_replicas=num_replicas,
+        engine=engine,
+        reward_model=reward_model,
+        host=host,
+        port=port,
+        route="/",
+        api_key=_api_key(api_key_env),
+    )
+    if resolve_address(address) == LOCAL:
+        require_free_port(host, port)
+    on_event({"event": "starting", "model": served.model})
+    with ray_session(address), served:
+        try:
+            on_event(
+                {
+                    "event": "ready",
+                    "url": served.url,
+                    "model": served.model,
+                    "weights_digest": served.weights_digest,
+                }
+            )
+            while True:
+                time.sleep(3600)
+        finally:
+            on_event({"event": "stopping"})
+
+
+def _source(model: str | Path, initial: str | Path | None, alpha: float | None) -> ModelSource:
+    return ModelSource(
+        model=str(model), initial=None if initial is None else str(initial), alpha=alpha
+    )
+
+
+def _api_key(variable: str | None) -> str | None:
+    if variable is None:
+        return None
+    key = os.environ.get(variable)
+    if not key:
+        raise ConfigError(
+            "the environment variable of the API key is not set",
+            where=f"--api-key-env {variable}",
+            hint=f"export {variable}=...",
+        )
+    return key

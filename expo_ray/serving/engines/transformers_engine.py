@@ -1,0 +1,166 @@
+"""The transformers engine: `generate` over one left-padded batch, every row on its own terms.
+
+Shapes: B rows, T tokens so far.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from transformers import GenerationConfig, StoppingCriteriaList
+from transformers.generation import LogitsProcessorList
+
+from expo_ray.rewards.pretrained import ChatTokenizer
+from expo_ray.serving.engines.interface import Generated, Row
+from expo_ray.serving.engines.loading import LoadedModel, load_model
+from expo_ray.serving.row_sampling import RowSampler
+from expo_ray.serving.source import ModelSource
+from expo_ray.serving.text_stream import TextStream
+from expo_ray.tables.prompts import Message
+
+
+class TransformersEngine:
+    """Generates with a transformers model on the CPU or on one CUDA device."""
+
+    source: ModelSource
+    weights_digest: str
+    max_model_len: int
+    _loaded: LoadedModel
+
+    def __init__(self) -> None:
+        self._device = "cuda" if torch.cuda.is_available() else "cpu"
+
+    def load(self, source: ModelSource) -> None:
+        """Load weights, in place of any that were loaded before."""
+        self.__dict__.pop("_loaded", None)  # the old weights go first: two models may not fit
+        loaded = load_model(source, device=self._device)
+        self._chats = ChatTokenizer(loaded.tokenizer, where=source.model)
+        self.source = source
+        self.weights_digest = loaded.weights_digest
+        self.max_model_len = loaded.max_model_len
+        self._loaded = loaded
+
+    def encode_chat(self, messages: Sequence[Message]) -> list[int]:
+        """Return the token ids of a chat, with the assistant's turn opened."""
+        return self._chats.ids(messages, add_generation_prompt=True)
+
+    def encode_text(self, text: str) -> list[int]:
+        """Return the token ids of plain text."""
+        ids: list[int] = self._loaded.tokenizer(text).input_ids
+        return ids
+
+    def generate(self, rows: Sequence[Row]) -> list[Generated]:
+        """Make one response per row, as one batch; blocks."""
+        loaded = self._loaded
+        width = max(len(row.prompt_ids) for row in rows)
+        pads = [width - len(row.prompt_ids) for row in rows]
+        device = torch.device(self._device)
+        ids_bt = torch.tensor(
+            [[0] * pad + row.prompt_ids for row, pad in zip(rows, pads, strict=True)],
+            device=device,
+        )
+        mask_bt = torch.tensor([[0] * pad + [1] * (width - pad) for pad in pads], device=device)
+        sampler = RowSampler(
+            [row.params for row in rows],
+            [row.seed for row in rows],
+            prompt_width=width,
+            device=device,
+        )
+        watcher = _Watcher(rows, sampler, loaded, prompt_width=width, device=device)
+        with torch.inference_mode():
+            loaded.model.generate(
+                input_ids=ids_bt,
+                attention_mask=mask_bt,
+                generation_config=GenerationConfig(
+                    max_new_tokens=max(row.max_tokens for row in rows),
+                    do_sample=False,
+                    use_cache=True,
+                    pad_token_id=0,
+                ),
+                logits_processor=LogitsProcessorList([sampler]),
+                stopping_criteria=StoppingCriteriaList([watcher]),
+            )
+        return watcher.results()
+
+
+class _Watcher:
+    """A stopping criterion: ends rows, hands out text and results as they come."""
+
+    def __init__(
+        self,
+        rows: Sequence[Row],
+        sampler: RowSampler,
+        loaded: LoadedModel,
+        *,
+        prompt_width: int,
+        device: torch.device,
+    ) -> None:
+        self._rows = rows
+        self._sampler = sampler
+        self._tokenizer = loaded.tokenizer
+        self._prompt_width = prompt_width
+        self._eos = torch.tensor(loaded.eos_ids, dtype=torch.int64, device=device)
+        self._max_tokens_b = torch.tensor([row.max_tokens for row in rows], device=device)
+        self._finished_b = torch.zeros(len(rows), dtype=torch.bool, device=device)
+        self._results: list[Generated | None] = [None] * len(rows)
+        # Text is decoded on the way only for those who need it on the way.
+        self._streams = {
+            i: TextStream(self._tokenizer, row.params.stop)
+            for i, row in enumerate(rows)
+            if row.on_text is not None or row.params.stop
+        }
+        self._texts = dict.fromkeys(self._streams, "")
+
+    def results(self) -> list[Generated]:
+        """Return the responses, in the order of the rows."""
+        return [result for result in self._results if result is not None]
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
+        """Return which rows are finished."""
+        num_tokens = input_ids.shape[1] - self._prompt_width
+        last_b = input_ids[:, -1]
+        eos_b = torch.isin(last_b, self._eos)
+        ended_b = eos_b | (num_tokens >= self._max_tokens_b) | self._sampler.failed_b
+        ended_b |= self._push_text(last_b, eos_b)
+        for i in (ended_b & ~self._finished_b).nonzero()[:, 0].tolist():
+            ids = input_ids[i, self._prompt_width :].tolist()
+            self._finish(i, ids, ended_by_eos=bool(eos_b[i]))
+        self._finished_b |= ended_b
+        return self._finished_b
+
+    def _push_text(self, last_b: torch.Tensor, eos_b: torch.Tensor) -> torch.Tensor:
+        stopped = [row.cancelled for row in self._rows]
+        if self._streams:
+            tokens, is_eos = last_b.tolist(), eos_b.tolist()
+            for i, stream in self._streams.items():
+                if self._results[i] is None and not is_eos[i]:
+                    self._hand_out(i, stream.push(tokens[i]))
+                    stopped[i] |= stream.stopped
+        return torch.tensor(stopped, device=last_b.device)
+
+    def _hand_out(self, i: int, text: str) -> None:
+        self._texts[i] += text
+        if text and (on_text := self._rows[i].on_text) is not None:
+            on_text(text)
+
+    def _finish(self, i: int, ids: list[int], *, ended_by_eos: bool) -> None:
+        row, stream = self._rows[i], self._streams.get(i)
+        if stream is None:
+            content = ids[:-1] if ended_by_eos else ids
+            text = self._tokenizer.decode(content, skip_special_tokens=True)
+        else:
+            self._hand_out(i, stream.finish())
+            text = self._texts[i]
+        stopped = ended_by_eos or (stream is not None and stream.stopped)
+        result = Generated(
+            text=text,
+            finish_reason="stop" if stopped else "length",
+            prompt_tokens=len(row.prompt_ids),
+            completion_tokens=len(ids),
+            error="the logits are not finite numbers" if self._sampler.failed_b[i] else None,
+        )
+        self._results[i] = result
+        if row.on_done is not None:
+            row.on_done(result)

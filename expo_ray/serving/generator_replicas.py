@@ -1,0 +1,233 @@
+"""Responses in bulk: one Serve application whose replicas go through the candidates."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, Self
+
+from ray import serve
+
+from expo_ray.checkpoints import Checkpoint
+from expo_ray.errors import ConfigError, ServingError
+from expo_ray.progress import NullProgress, Progress
+from expo_ray.serving.chunked_calls import call_in_chunks, split
+from expo_ray.serving.engines import resolve_engine
+from expo_ray.serving.engines.interface import Generated
+from expo_ray.serving.generator import MAX_BATCH_ROWS, Answered, ChatRow, Generator, Loaded
+from expo_ray.serving.launching import application, ensure_serve, replica_options
+from expo_ray.serving.sampling import SamplingParams
+from expo_ray.serving.source import ModelSource
+from expo_ray.tables import RESPONSES_SCHEMA, Prompt, ResumableTable, row_seed
+
+_SCHEMA_VERSION = 1
+_KEY = ("prompt_id", "sample", "weights_digest")
+_LOAD_TIMEOUT_SECONDS = 3600.0
+
+
+class GeneratorReplicas:
+    """Generator replicas on the connected Ray, started with the first work that needs them.
+
+    Args:
+        num_replicas: How many; each takes one CPU, and one GPU where the cluster has any.
+        engine: `auto` or `transformers`.
+
+    Raises:
+        ConfigError: The engine is not available.
+        MissingExtraError: The engine's package is not installed.
+    """
+
+    def __init__(self, num_replicas: int = 1, engine: str = "transformers") -> None:
+        self._num_replicas = num_replicas
+        self._engine = resolve_engine(engine)
+        self._stack = ExitStack()
+        self._handle: Any = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._handle = None
+        self._stack.close()
+
+    def write_responses(
+        self,
+        source: ModelSource,
+        prompts: Sequence[Prompt],
+        output_path: str | Path,
+        *,
+        sampling: SamplingParams,
+        splits: Mapping[str, str] | None = None,
+        alpha: float | None = None,
+        progress: Progress | None = None,
+    ) -> dict[str, Any]:
+        """Answer every prompt and write the responses table; rows that are done stay.
+
+        Args:
+            source: Which weights answer.
+            prompts: What is asked.
+            output_path: Parquet file to write.
+            sampling: Settings; `num_samples` responses per prompt.
+            splits: `tuning` or `heldout` per prompt id; None leaves the column null.
+            alpha: What the table records; None takes the source's.
+            progress: Where progress is shown.
+
+        Returns:
+            A summary: counts, tokens, seconds, weights digest.
+
+        Raises:
+            CheckpointError: The weights cannot be loaded.
+            ConfigError: The output was made under other settings, or by other weights.
+            ServingError: Replicas failed, or answered by other weights than asked for.
+        """
+        progress = progress or NullProgress()
+        started = time.monotonic()
+        Checkpoint.open(source.model)  # a wrong path shows before any replica starts
+        table = ResumableTable(
+            output_path,
+            RESPONSES_SCHEMA,
+            key=_KEY,
+            identity={
+                "sampling": sampling.model_dump(mode="json", exclude={"num_samples"}),
+                "engine": self._engine,
+            },
+        )
+        wanted = [(prompt, i) for prompt in prompts for i in range(sampling.num_samples)]
+        digest = source.known_digest(read_weights=bool(table.done))
+        todo = _missing(wanted, table, digest)
+        if todo or digest is None:
+            digest = self._load(source, digest, progress)
+            _refuse_other_weights(table, digest)
+            todo = _missing(wanted, table, digest)
+        fixed = {
+            "model": source.name,
+            "alpha": source.alpha if alpha is None else alpha,
+            "weights_digest": digest,
+        }
+        self._answer(source, todo, table, fixed, sampling, splits or {}, progress)
+        rows = table.finish().to_pylist()
+        return {
+            "schema_version": _SCHEMA_VERSION,
+            "output": str(output_path),
+            "model": source.name,
+            "weights_digest": digest,
+            "num_rows": len(rows),
+            "num_generated": len(todo),
+            "num_resumed": len(wanted) - len(todo),
+            "num_errors": sum(row["error"] is not None for row in rows),
+            "prompt_tokens": sum(row["prompt_tokens"] for row in rows),
+            "completion_tokens": sum(row["completion_tokens"] for row in rows),
+            "seconds": round(time.monotonic() - started, 3),
+        }
+
+    def _load(self, source: ModelSource, expected: str | None, progress: Progress) -> str:
+        if self._handle is None:
+            progress.message(f"starting {self._num_replicas} generator replica(s)")
+            ensure_serve()
+            deployment = serve.deployment(Generator).options(
+                max_ongoing_requests=8, **replica_options(self._num_replicas)
+            )
+            app = application(deployment.bind(self._engine), label="generator")
+            self._handle, _ = self._stack.enter_context(app)
+        [(_, loaded)] = call_in_chunks(self._handle.load.remote, [source], num_in_flight=1)
+        return _checked(source, loaded, expected)
+
+    def _answer(
+        self,
+        source: ModelSource,
+        todo: list[tuple[Prompt, int]],
+        table: ResumableTable,
+        fixed: dict[str, Any],
+        sampling: SamplingParams,
+        splits: Mapping[str, str],
+        progress: Progress,
+    ) -> None:
+        if not todo:
+            return
+        # Prompts of like length share a batch, which saves padding; texts do not depend on it.
+        todo = sorted(todo, key=lambda pair: -sum(len(m["content"]) for m in pair[0].messages))
+        bar = progress.start(f"Generating {source.name}", len(todo), "responses")
+
+        def call(chunk: Sequence[tuple[Prompt, int]]) -> Any:
+            rows = [
+                ChatRow(
+                    messages=prompt.messages,
+                    params=sampling,
+                    seed=row_seed(sampling.seed, prompt.prompt_id, sample),
+                )
+                for prompt, sample in chunk
+            ]
+            return self._handle.answer.remote(source, rows)
+
+        try:
+            for chunk, answered in call_in_chunks(
+                call, split(todo, MAX_BATCH_ROWS), num_in_flight=2 * self._num_replicas
+            ):
+                made: Answered = answered
+                _checked(source, made.loaded, fixed["weights_digest"])
+                table.append(
+                    _table_row(prompt, sample, response, fixed, sampling, splits)
+                    for (prompt, sample), response in zip(chunk, made.responses, strict=True)
+                )
+                bar.advance(len(chunk))
+        finally:
+            bar.close()
+
+
+def _checked(source: ModelSource, loaded: Loaded, expected: str | None) -> str:
+    """Return the digest that a replica reports, if it is the right one."""
+    if loaded.error is not None:
+        raise loaded.error
+    if loaded.weights_digest is None or expected not in (None, loaded.weights_digest):
+        raise ServingError(
+            "a replica loaded other weights than asked for",
+            where=source.name,
+            got=loaded.weights_digest,
+            expected=expected,
+        )
+    return loaded.weights_digest
+
+
+def _missing(
+    wanted: list[tuple[Prompt, int]], table: ResumableTable, digest: str | None
+) -> list[tuple[Prompt, int]]:
+    done = table.done
+    return [(p, sample) for p, sample in wanted if (p.prompt_id, sample, digest) not in done]
+
+
+def _refuse_other_weights(table: ResumableTable, digest: str) -> None:
+    others = {row["weights_digest"] for row in table.rows} - {digest}
+    if others:
+        raise ConfigError(
+            "the responses table was made by other weights",
+            where=table.path,
+            got=", ".join(sorted(others)),
+            expected=digest,
+            hint="give another output, or remove the old table",
+        )
+
+
+def _table_row(
+    prompt: Prompt,
+    sample: int,
+    response: Generated,
+    fixed: dict[str, Any],
+    sampling: SamplingParams,
+    splits: Mapping[str, str],
+) -> dict[str, Any]:
+    fine = response.error is None
+    return {
+        **fixed,
+        "prompt_id": prompt.prompt_id,
+        "sample": sample,
+        "split": splits.get(prompt.prompt_id),
+        "messages": list(prompt.messages),
+        "response": response.text if fine else None,
+        "seed": row_seed(sampling.seed, prompt.prompt_id, sample),
+        "finish_reason": response.finish_reason if fine else None,
+        "prompt_tokens": response.prompt_tokens,
+        "completion_tokens": response.completion_tokens,
+        "error": response.error,
+    }

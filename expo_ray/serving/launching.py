@@ -1,0 +1,154 @@
+"""Starting Serve and applications on the connected Ray, and taking them down again."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import ray
+from ray import serve
+from ray.exceptions import RayError
+from ray.serve.exceptions import RayServeException
+
+from expo_ray.errors import ConfigError, ServingError
+
+LOCALHOST = "127.0.0.1"
+_LOGGING = {"log_level": "WARNING", "enable_access_log": False}
+
+
+def running_endpoint() -> tuple[str, int] | None:
+    """Return (host, port) on which this Ray cluster's Serve listens; None before it runs."""
+    # No public call tells the address of a proxy that runs already.
+    from ray.serve.context import _get_global_client
+
+    client = _get_global_client(raise_if_no_controller_running=False)
+    return None if client is None else (str(client.http_config.host), int(client.http_config.port))
+
+
+def ensure_serve(*, host: str = LOCALHOST, port: int | None = None) -> str:
+    """Start Serve where it does not run yet; its address is fixed for the life of the cluster.
+
+    Args:
+        host: Address to listen on.
+        port: Port to listen on; None takes the running Serve's, else a free one.
+
+    Returns:
+        The URL of the HTTP proxy, without a trailing slash.
+
+    Raises:
+        ConfigError: The port is in use, or Serve listens elsewhere already.
+    """
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
+    running = running_endpoint()
+    if running is None:
+        if port is None:
+            port = _free_port(host)
+        require_free_port(host, port)
+        serve.start(http_options={"host": host, "port": port}, logging_config=_LOGGING)
+    elif port is not None and running != (host, port):
+        raise ConfigError(
+            "Ray Serve of this cluster listens on another address already",
+            where="--host, --port",
+            got=f"{host}:{port}",
+            expected=f"{running[0]}:{running[1]}",
+            hint="give that address, or another cluster with --address",
+        )
+    actual_host, actual_port = running_endpoint() or (host, port)
+    # A wildcard address is for listening, not for connecting.
+    reachable = LOCALHOST if actual_host in ("0.0.0.0", "::") else actual_host  # noqa: S104
+    return f"http://{reachable}:{actual_port}"
+
+
+def require_free_port(host: str, port: int) -> None:
+    """Check that nobody listens on a port.
+
+    Raises:
+        ConfigError: Somebody does, or the address is not of this machine.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise ConfigError(
+                "cannot listen on this port",
+                where="--port",
+                got=f"{host}:{port} ({error.strerror})",
+                hint="give a free one with --port",
+            ) from error
+
+
+def _free_port(host: str) -> int:
+    with socket.socket() as probe:
+        probe.bind((host, 0))
+        return int(probe.getsockname()[1])
+
+
+@contextmanager
+def application(
+    app: serve.Application, *, label: str, route: str | None = None
+) -> Iterator[tuple[Any, str | None]]:
+    """Run a Serve application for the length of a `with` block.
+
+    Args:
+        app: What `Deployment.bind` returned.
+        label: A few letters for its name, which is made unique.
+        route: URL prefix; "" derives one from the name, None means no HTTP.
+
+    Yields:
+        Its deployment handle and its route.
+
+    Raises:
+        ServingError: Its replicas do not start.
+    """
+    name = f"expo-ray-{label}-{secrets.token_hex(4)}"
+    route_prefix = f"/{name}" if route == "" else route
+    try:
+        try:
+            handle = serve.run(app, name=name, route_prefix=route_prefix)
+        except (RuntimeError, RayServeException, RayError) as error:
+            raise ServingError("the replicas did not start", where=label, got=error) from error
+        yield handle, route_prefix
+    finally:
+        if ray.is_initialized():
+            serve.delete(name)
+
+
+def replica_options(num_replicas: int) -> dict[str, Any]:
+    """Return deployment options: one CPU per replica, and one GPU where the cluster has any.
+
+    Args:
+        num_replicas: How many.
+
+    Raises:
+        ConfigError: The cluster can never hold so many.
+    """
+    if num_replicas < 1:
+        raise ConfigError(
+            "too few replicas", where="num_replicas", got=num_replicas, expected="1 or more"
+        )
+    resources = ray.cluster_resources()
+    needs = {"CPU": 1.0}
+    if resources.get("GPU", 0) > 0:
+        needs["GPU"] = 1.0
+    for kind, amount in needs.items():
+        if num_replicas * amount > resources.get(kind, 0):
+            raise ConfigError(
+                f"the Ray cluster has too few {kind}s for the replicas",
+                where="num_replicas",
+                got=f"{num_replicas} replicas with {amount:g} {kind} each",
+                expected=f"{resources.get(kind, 0):g} {kind} or fewer in all",
+            )
+    return {
+        "num_replicas": num_replicas,
+        "ray_actor_options": {"num_cpus": 1, "num_gpus": int(needs.get("GPU", 0))},
+        "logging_config": _LOGGING,
+        # Nothing of ours has to be drained when an application is taken down.
+        "graceful_shutdown_wait_loop_s": 0.1,
+        "graceful_shutdown_timeout_s": 2,
+    }

@@ -1,0 +1,101 @@
+"""Sampling in which every row has its own settings and its own noise.
+
+A row's next token depends on its logits, its settings, its seed and the position: not on what
+else is in the batch. Order as in vLLM: penalties, temperature, top-k, top-p, then the noise.
+Shapes: B rows, V vocabulary, K largest top-k of the batch, T tokens so far.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from expo_ray.serving.noise import gumbel_noise
+from expo_ray.serving.sampling import SamplingParams
+
+
+class RowSampler:
+    """A logits processor that draws each row's token: the argmax of the logits it returns.
+
+    Args:
+        params: The settings of each row; seeds are taken from `seeds`.
+        seeds: The seed of each row.
+        prompt_width: Tokens of the padded prompts: penalties count from there.
+        device: Where the logits are.
+    """
+
+    def __init__(
+        self,
+        params: Sequence[SamplingParams],
+        seeds: Sequence[int],
+        *,
+        prompt_width: int,
+        device: torch.device,
+    ) -> None:
+        self._prompt_width = prompt_width
+        self._seeds_b = torch.tensor(seeds, dtype=torch.int64, device=device)
+
+        def column(values: Sequence[float]) -> torch.Tensor:
+            return torch.tensor(values, dtype=torch.float32, device=device)[:, None]
+
+        self._greedy_b1 = column([p.temperature for p in params]) == 0
+        self._temperature_b1 = column([p.temperature or 1.0 for p in params])
+        self._top_p_b1 = column([p.top_p for p in params]).double()
+        self._presence_b1 = column([p.presence_penalty for p in params])
+        self._frequency_b1 = column([p.frequency_penalty for p in params])
+        self._has_penalties = any(p.presence_penalty or p.frequency_penalty for p in params)
+        self._all_greedy = all(p.temperature == 0 for p in params)
+        # 0 stands for the whole vocabulary, whose size is known with the first logits.
+        self._top_k = [p.top_k for p in params]
+        self._top_k_b1: torch.Tensor | None = None
+        self._counts_bv: torch.Tensor | None = None
+        self.failed_b = torch.zeros(len(params), dtype=torch.bool, device=device)
+        """Rows whose logits were not numbers at some position: their text means nothing."""
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """Return logits that are -inf but for the drawn token of each row.
+
+        Args:
+            input_ids: [B, T].
+            scores: [B, V], raw logits of the next token.
+        """
+        position = input_ids.shape[1] - self._prompt_width
+        logits_bv = scores.float()
+        self.failed_b |= ~logits_bv.amax(dim=1).isfinite()
+        if self._has_penalties:
+            logits_bv = self._penalized(input_ids, logits_bv, position)
+        if self._all_greedy:
+            return logits_bv
+        chosen_b1 = self._draw(logits_bv, position)
+        return torch.full_like(logits_bv, -torch.inf).scatter_(1, chosen_b1, 0.0)
+
+    def _draw(self, logits_bv: torch.Tensor, position: int) -> torch.Tensor:
+        vocab_size = logits_bv.shape[1]
+        if self._top_k_b1 is None:
+            limits = [min(k or vocab_size, vocab_size) for k in self._top_k]
+            self._top_k_b1 = torch.tensor(limits, device=logits_bv.device)[:, None]
+        num_candidates = int(self._top_k_b1.max())
+        # Likeliest first. float64 from here on: what is summed or compared is K small.
+        logits_bk, tokens_bk = logits_bv.topk(num_candidates, dim=1)
+        logits_bk = logits_bk.double() / self._temperature_b1
+        ranks_k = torch.arange(num_candidates, device=logits_bv.device)
+        logits_bk = logits_bk.masked_fill(ranks_k >= self._top_k_b1, -torch.inf)
+        probs_bk = logits_bk.softmax(dim=1)
+        before_bk = probs_bk.cumsum(dim=1) - probs_bk
+        noisy_bk = logits_bk + gumbel_noise(self._seeds_b, position, tokens_bk)
+        # The likeliest token has nothing before it, so one candidate always remains.
+        noisy_bk = noisy_bk.masked_fill(before_bk >= self._top_p_b1, -torch.inf)
+        rank_b1 = noisy_bk.argmax(dim=1, keepdim=True).masked_fill(self._greedy_b1, 0)
+        return tokens_bk.gather(1, rank_b1)
+
+    def _penalized(
+        self, input_ids: torch.Tensor, logits_bv: torch.Tensor, position: int
+    ) -> torch.Tensor:
+        if self._counts_bv is None:
+            self._counts_bv = torch.zeros_like(logits_bv)
+        if position > 0:
+            last_b1 = input_ids[:, -1:]
+            self._counts_bv.scatter_add_(1, last_b1, torch.ones_like(last_b1, dtype=torch.float32))
+        penalty_bv = self._frequency_b1 * self._counts_bv
+        return logits_bv - penalty_bv - self._presence_b1 * (self._counts_bv > 0)

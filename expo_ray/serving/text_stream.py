@@ -1,0 +1,66 @@
+"""From token ids to text, piece by piece: whole characters, nothing past a stop text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+_INCOMPLETE = "\ufffd"
+
+
+class TextStream:
+    """Decodes one response as its tokens come.
+
+    Args:
+        tokenizer: A transformers tokenizer.
+        stop: Texts that end the response; they and what follows are left out.
+    """
+
+    def __init__(self, tokenizer: Any, stop: Sequence[str] = ()) -> None:
+        self._tokenizer = tokenizer
+        self._stop = stop
+        self._ids: list[int] = []
+        self._prefix = 0
+        self._read = 0
+        self._held = ""
+        self.stopped = False
+
+    def push(self, token: int) -> str:
+        """Add a token and return the text that is certain now, which may be empty."""
+        self._ids.append(token)
+        return self._emit(self._decode_new(flush=False), flush=False)
+
+    def finish(self) -> str:
+        """Return whatever was held back; no more tokens will come."""
+        return "" if self.stopped else self._emit(self._decode_new(flush=True), flush=True)
+
+    def _decode_new(self, *, flush: bool) -> str:
+        # Decoded with a few earlier tokens, because a tokenizer may treat the first one
+        # differently (a leading space); a character may need several tokens.
+        before = self._decode(self._ids[self._prefix : self._read])
+        after = self._decode(self._ids[self._prefix :])
+        if after.endswith(_INCOMPLETE) and not flush:
+            return ""
+        self._prefix, self._read = self._read, len(self._ids)
+        return after[len(before) :]
+
+    def _decode(self, ids: list[int]) -> str:
+        text: str = self._tokenizer.decode(ids, skip_special_tokens=True)
+        return text
+
+    def _emit(self, new: str, *, flush: bool) -> str:
+        text = self._held + new
+        found = [at for s in self._stop if (at := text.find(s)) >= 0]
+        if found:
+            self.stopped = True
+            self._held = ""
+            return text[: min(found)]
+        held = 0 if flush else self._num_held(text)
+        self._held = text[len(text) - held :]
+        return text[: len(text) - held]
+
+    def _num_held(self, text: str) -> int:
+        """Return how many characters at the end may be the beginning of a stop text."""
+        return max(
+            (n for s in self._stop for n in range(1, len(s)) if text.endswith(s[:n])), default=0
+        )
