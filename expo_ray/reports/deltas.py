@@ -9,7 +9,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-_LAYER = re.compile(r"^(?:.*\.)?(?:layers|h|blocks|block|layer)\.(\d+)\.(.+?)(?:\.weight|\.bias)?$")
+from expo_ray.extrapolation.modules import layer_index
+
+_SUFFIX = re.compile(r"\.(weight|bias)$")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,8 +43,8 @@ def _aggregate(statistics: Mapping[str, Mapping[str, Any]]) -> Deltas | None:
         delta, initial = tensor.get("delta_norm"), tensor.get("initial_norm")
         if delta is None or initial is None:
             continue
-        match = _LAYER.match(name)
-        key = (match.group(2), match.group(1)) if match else (name, "")
+        layer = layer_index(name)
+        key = (name, "") if layer is None else (_module(name, layer), str(layer))
         squares[key][0] += float(delta) ** 2
         squares[key][1] += float(initial) ** 2
     if not squares:
@@ -57,6 +59,10 @@ def _aggregate(statistics: Mapping[str, Mapping[str, Any]]) -> Deltas | None:
         cells=cells,
         others=[(name, value) for (name, layer), value in relative.items() if not layer],
     )
+
+
+def _module(name: str, layer: int) -> str:
+    return _SUFFIX.sub("", name.split(f".{layer}.", maxsplit=1)[-1])
 
 
 def _percent(delta_squared: float, initial_squared: float) -> float:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,7 +11,8 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from expo_ray.checkpoints import atomic_write_text
+from expo_ray.checkpoints import atomic_write_json, atomic_write_text
+from expo_ray.checkpoints.storage import RECORD_NAME
 from expo_ray.errors import ConfigError
 from expo_ray.reports import wording
 
@@ -18,6 +21,8 @@ BEGIN, END = "<!-- expo_ray evidence: begin -->", "<!-- expo_ray evidence: end -
 
 def render_model_card(checkpoint_dir: str | Path, selection: Mapping[str, Any]) -> Path:
     """Write the "Evidence" section of a checkpoint's README.md, in place of an earlier one.
+
+    The receipt of README.md in expo_ray.json follows; nothing else changes.
 
     Args:
         checkpoint_dir: A local checkpoint folder with the README.md that extrapolation wrote.
@@ -41,7 +46,22 @@ def render_model_card(checkpoint_dir: str | Path, selection: Mapping[str, Any]) 
     else:
         text = f"{text.rstrip()}\n\n{section}"
     atomic_write_text(card, text)
+    _update_receipt(card)
     return card
+
+
+def _update_receipt(card: Path) -> None:
+    """Let the record of the checkpoint speak of the new card, so that `verify` still agrees."""
+    file = card.parent / RECORD_NAME
+    if not file.is_file():
+        return
+    record = json.loads(file.read_text(encoding="utf-8"))
+    content = card.read_bytes()
+    for entry in record.get("files", ()):
+        if entry["name"] == card.name:
+            entry["bytes"] = len(content)
+            entry["sha256"] = hashlib.sha256(content).hexdigest()
+    atomic_write_json(file, record)
 
 
 def _section(selection: Mapping[str, Any]) -> str:

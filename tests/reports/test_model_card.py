@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
 from expo_ray.errors import ConfigError
+from expo_ray.extrapolation import extrapolate, verify
 from expo_ray.reports import render_model_card, verdict_sentence
 from tests.reports.run_directory import RunDirectory
 
@@ -38,6 +40,19 @@ def test_a_second_time_replaces_the_first(tmp_path: Path) -> None:
     assert once.count("## Evidence") == 1
     assert "alpha 3 raised" in once and "alpha 2 raised" not in once
     assert once.startswith(CARD) and once.endswith("\nA note by hand.\n")
+
+
+def test_the_checkpoint_still_verifies(tmp_path: Path, pico_pair: tuple[Path, Path]) -> None:
+    output = tmp_path / "alpha-3"
+    extrapolate(*pico_pair, output, alpha=3.0, address="inline")
+    before = json.loads((output / "expo_ray.json").read_text())
+    selection = RunDirectory(tmp_path).write_selection(verdict="extrapolate", best_alpha=3.0)
+    render_model_card(output, selection)
+    verify(output, address="inline")
+    after = json.loads((output / "expo_ray.json").read_text())
+    changed = [a["name"] for a, b in zip(after["files"], before["files"], strict=True) if a != b]
+    assert changed == ["README.md"]
+    assert {**after, "files": None} == {**before, "files": None}
 
 
 def test_free_text_cannot_break_out(tmp_path: Path) -> None:
