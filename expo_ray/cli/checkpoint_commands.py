@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.table import Table
+from rich.text import Text
 
 from expo_ray.cli.session import (
-    AddressOption,
     JsonFlag,
     QuietFlag,
     Session,
     VerboseFlag,
     format_bytes,
     key_value_table,
+    new_table,
 )
 
 Initial = Annotated[str, typer.Argument(help="theta0, the SFT checkpoint: a path, URI or Hub id.")]
@@ -104,7 +103,7 @@ def extrapolate(
             address=address,
             progress=session.progress,
         ).as_dict()
-        session.emit(result, lambda console: _render_facts(console, result))
+        session.emit(result, lambda console: _render_extrapolation(console, result))
 
 
 def verify(
@@ -132,7 +131,7 @@ def verify(
         result = run_verify(
             output, initial=initial, aligned=aligned, address=address, progress=session.progress
         ).as_dict()
-        session.emit(result, lambda console: _render_facts(console, result))
+        session.emit(result, lambda console: _render_verification(console, result))
 
 
 def inspect_(
@@ -149,7 +148,9 @@ def inspect_(
 
     with Session(json_output=json_output, verbose=verbose, quiet=quiet) as session:
         result = inspect_checkpoint(checkpoint).as_dict()
-        session.emit(result, lambda console: _render_facts(console, result))
+        session.emit(
+            result, lambda console: _render_inspection(console, result, every_tensor=verbose)
+        )
 
 
 def diagnose(
@@ -180,52 +181,99 @@ def diagnose(
             raise typer.Exit(1)
 
 
-def _render_facts(console: Console, result: dict[str, Any]) -> None:
-    """Print scalars as facts and lists of records as tables."""
-    facts: dict[str, object] = {}
-    for key, value in result.items():
-        if key == "schema_version" or value is None or isinstance(value, list | dict):
-            continue
-        facts[key.replace("_", " ")] = _show(key, value)
+def _render_extrapolation(console: Console, result: dict[str, Any]) -> None:
+    plan = result["plan"]
+    console.print(
+        key_value_table(
+            {
+                "parameters": f"{plan['num_parameters']:,} in {plan['num_tensors']:,} tensors",
+                "tasks": f"{plan['num_shards']} output shards, "
+                f"{format_bytes(plan['worker_memory_bytes'])} declared per task",
+                "input": format_bytes(plan["bytes_in"]),
+                "output": format_bytes(plan["bytes_out"]),
+            }
+        )
+    )
+    table = new_table("alpha", "checkpoint", "status", "size", "shards", "weights digest")
+    for output in result["outputs"]:
+        table.add_row(
+            f"{output['alpha']:g}",
+            Text(output["path"]),
+            output["status"],
+            format_bytes(output["num_bytes"]),
+            str(output["num_shards"]),
+            (output["weights_digest"] or "-")[:16],
+        )
+    console.print(table)
+    if result["dry_run"]:
+        console.print("Dry run: nothing was written.")
+    else:
+        resumed = f", {result['num_resumed']} shards were there already"
+        console.print(
+            f"Read {format_bytes(result['bytes_read'])}, wrote "
+            f"{format_bytes(result['bytes_written'])} in {result['seconds']:.1f} s"
+            f"{resumed if result['num_resumed'] else ''}."
+        )
+
+
+def _render_verification(console: Console, result: dict[str, Any]) -> None:
+    how = "recomputed from the inputs" if result["recomputed"] else "compared with their receipts"
+    console.print(
+        f"[green]verified[/green] {result['num_tensors']:,} tensors "
+        f"({format_bytes(result['num_bytes'])}) {how}, alpha {result['alpha']:g}"
+    )
+    console.print(key_value_table({"weights digest": result["weights_digest"]}))
+
+
+def _render_inspection(console: Console, result: dict[str, Any], *, every_tensor: bool) -> None:
+    facts = {
+        "checkpoint": result["uri"],
+        "architecture": ", ".join(result["architectures"] or ["unknown"]),
+        "parameters": f"{result['num_parameters']:,} in {result['num_tensors']:,} tensors",
+        "dtypes": ", ".join(f"{k}: {v:,}" for k, v in result["dtypes"].items()),
+        "size": f"{format_bytes(result['num_bytes'])} in {result['num_shards']} shards",
+        "tied embeddings": "yes" if result["tie_word_embeddings"] else "no",
+        "carried files": ", ".join(result["sidecars"]),
+    }
+    if result["extrapolated"]:
+        origin = result["extrapolated"]
+        facts["extrapolated"] = (
+            f"alpha {origin['alpha']:g} from {origin['initial']} and {origin['aligned']}"
+        )
     console.print(key_value_table(facts))
-    for key, value in result.items():
-        if isinstance(value, dict) and value:
-            shown = {k: _show(k, v) for k, v in value.items() if not isinstance(v, list | dict)}
-            console.print(key_value_table(shown, title=key.replace("_", " ")))
-        elif isinstance(value, list) and value and isinstance(value[0], dict):
-            console.print(_record_table(key.replace("_", " "), value))
-        elif isinstance(value, list) and value:
-            console.print(key_value_table({key.replace("_", " "): ", ".join(map(str, value))}))
-
-
-def _record_table(title: str, records: list[dict[str, Any]]) -> Table:
-    columns = [k for k, v in records[0].items() if not isinstance(v, list | dict)]
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
-    for column in columns:
-        table.add_column(column.replace("_", " "), overflow="fold")
-    for record in records:
-        table.add_row(*(_show(column, record.get(column)) for column in columns))
-    return table
-
-
-def _show(key: str, value: object) -> str:
-    if isinstance(value, bool) or value is None:
-        return {True: "yes", False: "no", None: "-"}[value]
-    if isinstance(value, int | float) and "bytes" in key:
-        return format_bytes(value)
-    if isinstance(value, int):
-        return f"{value:,}"
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    text = str(value)
-    is_digest = len(text) == 64 and Path(text).name == text
-    return f"{text[:16]}..." if is_digest else text
+    if every_tensor:
+        table = new_table("tensor", "dtype", "shape", "file")
+        for tensor in result["tensors"]:
+            shape = " x ".join(map(str, tensor["shape"])) or "scalar"
+            table.add_row(Text(tensor["name"]), tensor["dtype"], shape, tensor["file"])
+        console.print(table)
+    else:
+        console.print("[dim]-v lists every tensor[/dim]")
 
 
 def _render_diagnosis(console: Console, result: dict[str, Any]) -> None:
-    _render_facts(console, result)
+    table = new_table(
+        "module group", "tensors", "|delta|/|initial|", "cosine", "delta rms", "moved"
+    )
+    for name, group in {**result["groups"], "all matrices": result["matrices"]}.items():
+        table.add_row(
+            name,
+            f"{group['num_tensors']:,}",
+            f"{group['relative_delta']:.3g}",
+            f"{group['cosine']:.5f}",
+            f"{group['mean_delta_rms']:.2e}",
+            f"{group['share_moved']:.1%}",
+        )
+    console.print(table)
+    for scale in result["published_scales"]:
+        console.print(
+            f"published {scale['step']}: delta rms {scale['mean_delta_rms']:.2e}", highlight=False
+        )
+    if result["num_identical"]:
+        console.print(f"{result['num_identical']} tensors are identical on both sides")
+    for note in result["notes"]:
+        console.print(Text(f"note: {note}"))
+    for warning in result["warnings"]:
+        console.print(Text(f"warning: {warning}", style="yellow"))
     verdict = "[green]fit[/green]" if result["fit"] else "[red]not fit[/red]"
-    console.print(f"\nThis pair is {verdict} for extrapolation.")
-
-
-__all__ = ["AddressOption", "register"]
+    console.print(f"This pair is {verdict} for extrapolation.")

@@ -7,7 +7,6 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
 from expo_ray.cli.session import (
     AddressOption,
@@ -15,7 +14,9 @@ from expo_ray.cli.session import (
     QuietFlag,
     Session,
     VerboseFlag,
+    format_bytes,
     key_value_table,
+    new_table,
 )
 
 PANEL = "Runs"
@@ -209,9 +210,7 @@ def render_result(console: Console, result: dict[str, Any]) -> None:
     from expo_ray.reports import summary_rows, verdict_sentence
 
     columns, rows = summary_rows(Path(result["output"]))
-    table = Table(box=None, pad_edge=False)
-    for column in columns:
-        table.add_column(column, justify="right")
+    table = new_table(*columns)
     for row in rows:
         table.add_row(*(str(cell) for cell in row))
     console.print(table)
@@ -222,14 +221,16 @@ def render_result(console: Console, result: dict[str, Any]) -> None:
 
 
 def _render_plan(console: Console, plan: dict[str, Any]) -> None:
-    table = Table(title=f"Plan of {plan['name']}", title_justify="left", box=None, pad_edge=False)
-    for heading in ("stage", "tasks", "read", "written", "memory", "replicas", "note"):
-        table.add_column(heading, justify="left" if heading in ("stage", "note") else "right")
+    headings = ("stage", "tasks", "read", "written", "memory per task", "replicas", "note")
+    table = new_table(*headings, title=f"Plan of {plan['name']}")
     for stage in plan["stages"]:
+        sizes = [stage.get(key) for key in ("bytes_in", "bytes_out", "worker_memory_bytes")]
         table.add_row(
-            *(
-                str(stage.get(key) or "-")
-                for key in ("stage", "tasks", "read", "written", "memory", "replicas", "note")
-            )
+            stage["stage"],
+            str(stage.get("tasks", "-")),
+            *("-" if size is None else format_bytes(size) for size in sizes),
+            str(stage.get("replicas", "-")),
+            stage.get("note", ""),
         )
     console.print(table)
+    console.print(f"Results go to {plan['output']}", soft_wrap=True, markup=False)

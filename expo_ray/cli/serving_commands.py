@@ -9,7 +9,6 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
 from expo_ray.cli.session import (
     AddressOption,
@@ -18,6 +17,7 @@ from expo_ray.cli.session import (
     Session,
     VerboseFlag,
     key_value_table,
+    new_table,
 )
 from expo_ray.errors import ConfigError
 
@@ -280,9 +280,7 @@ def _render_points(console: Console, result: dict[str, Any]) -> None:
         "median_e2el_ms": "E2E ms",
         "p99_e2el_ms": "E2E p99 ms",
     }
-    table = Table(title=str(result["target"]), title_justify="left", box=None, pad_edge=False)
-    for heading in columns.values():
-        table.add_column(heading, justify="right")
+    table = new_table(*columns.values(), title=str(result["target"]))
     for point in result["points"]:
         row = [point.get(key) for key in columns]
         table.add_row(*("-" if v is None else f"{v:,.4g}" for v in row))

@@ -192,6 +192,14 @@ def key_value_table(rows: Mapping[str, object], *, title: str | None = None) -> 
     return table
 
 
+def new_table(*headings: str, title: str | None = None) -> Table:
+    """Return an empty table whose first column is text and whose others align right."""
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    for number, heading in enumerate(headings):
+        table.add_column(heading, justify="left" if number == 0 else "right", overflow="fold")
+    return table
+
+
 def format_bytes(num_bytes: float) -> str:
     """Format a size with decimal units: `1.5 GB`."""
     for unit in ("B", "kB", "MB", "GB", "TB"):

@@ -79,7 +79,7 @@ def _extrapolation_stage(
         vocab_policy=settings.vocab_policy,
         dry_run=True,
     ).as_dict()
-    return {**stage, **{k: v for k, v in plan.items() if k != "schema_version"}}
+    return {**stage, "tasks": plan["plan"]["num_shards"], **plan["plan"]}
 
 
 def _inference_stages(recipe: Recipe, num_prompts: int, num_rewards: int) -> list[dict[str, Any]]:
