@@ -54,7 +54,8 @@ def ray_session(address: str | None, *, num_cpus: int | None = None) -> Iterator
         ray.init(
             address=resolved,
             num_cpus=num_cpus if resolved == LOCAL else None,
-            logging_level=logging.WARNING,
+            # Its warnings at start-up are about defaults of future releases.
+            logging_level=logging.ERROR,
             log_to_driver=False,
             include_dashboard=False if resolved == LOCAL else None,
         )

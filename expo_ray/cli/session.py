@@ -183,12 +183,13 @@ def print_error(error: ExpoError, *, json_output: bool) -> None:
 
 
 def key_value_table(rows: Mapping[str, object], *, title: str | None = None) -> Table:
-    """Return a two-column table of facts."""
+    """Return a two-column table of facts; what is unknown is left out."""
     table = Table(title=title, show_header=False, box=None, title_justify="left", pad_edge=False)
     table.add_column(style="dim", no_wrap=True)
     table.add_column(overflow="fold")
     for key, value in rows.items():
-        table.add_row(key, Text(str(value)))
+        if value is not None and key != "schema_version":
+            table.add_row(key.replace("_", " "), Text(str(value)))
     return table
 
 
