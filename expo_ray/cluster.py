@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import signal
+import threading
 from collections.abc import Iterator
 
 from expo_ray.errors import ConfigError
@@ -50,6 +52,7 @@ def ray_session(address: str | None, *, num_cpus: int | None = None) -> Iterator
         return
     # Ray warns about a future default on every start; the new behaviour is the one we want.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    sigterm_handler = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(
             address=resolved,
@@ -66,6 +69,10 @@ def ray_session(address: str | None, *, num_cpus: int | None = None) -> Iterator
             got=f"{resolved} ({error})",
             hint="start one with `ray start --head`, or leave --address out for a local Ray",
         ) from error
+    # Ray's own handler prints a native stack and aborts the process three seconds later, before
+    # replicas and temporary files are cleaned up.
+    if sigterm_handler is not None and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, sigterm_handler)
     try:
         yield
     finally:
