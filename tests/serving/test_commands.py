@@ -1,0 +1,122 @@
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import httpx
+import pytest
+
+from expo_ray.errors import CheckpointError, ConfigError, TableError
+from expo_ray.serving import SamplingParams, generate, score, serve
+from expo_ray.tables import REWARDS_SCHEMA, read_table
+
+SERVE = """
+import json, signal, sys
+from expo_ray.serving import serve
+
+def leave(signum, frame):
+    raise SystemExit(128 + signum)
+
+signal.signal(signal.SIGTERM, leave)
+serve(
+    sys.argv[1], port=int(sys.argv[2]), api_key_env="PICO_KEY", address="local",
+    on_event=lambda event: print(json.dumps(event), flush=True),
+)
+"""
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def test_generate_and_score_files(
+    ray_cluster: str, pico_pair: tuple[Path, Path], tmp_path: Path
+) -> None:
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text(json.dumps({"prompt": "x" * 300}) + '\n{"instruction": "two"}\n')
+    responses = tmp_path / "new" / "responses.parquet"
+    initial, aligned = pico_pair
+    made = generate(
+        aligned,
+        prompts=prompts,
+        output=responses,
+        initial=initial,
+        alpha=0.3,
+        sampling=SamplingParams(max_tokens=5),
+    )
+    assert (made["num_rows"], made["num_errors"]) == (2, 1)
+    scored = score(
+        responses,
+        reward_model="implicit:beta=1",
+        output=tmp_path / "rewards.parquet",
+        initial=initial,
+        aligned=aligned,
+    )
+    assert (scored["num_scored"], scored["num_errors"]) == (2, 1)
+    failed, fine = read_table(tmp_path / "rewards.parquet", REWARDS_SCHEMA).to_pylist()
+    assert failed["reward"] is None
+    assert failed["error"].startswith("no response: the prompt has")
+    assert fine["reward"] == scored["mean_reward"]
+    assert fine["alpha"] == 0.3
+    assert json.dumps([made, scored])
+
+
+def test_wrong_requests_start_nothing(
+    pico_pair: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = str(pico_pair[1])
+    output = tmp_path / "o.parquet"
+    with pytest.raises(TableError):
+        generate(model, prompts=tmp_path / "none.jsonl", output=output)
+    with pytest.raises(CheckpointError):
+        score(tmp_path / "r.parquet", reward_model=str(tmp_path / "none"), output=output)
+    with pytest.raises(CheckpointError):
+        serve(tmp_path / "none")
+    monkeypatch.delenv("PICO_KEY", raising=False)
+    with pytest.raises(ConfigError, match="API key"):
+        serve(model, api_key_env="PICO_KEY")
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        with pytest.raises(ConfigError, match="port") as caught:
+            serve(model, port=taken.getsockname()[1], address="local")
+    assert caught.value.exit_code == 2
+    assert not output.exists()
+
+
+def test_serve_says_ready_when_it_answers_and_a_signal_ends_it(
+    pico_pair: tuple[Path, Path],
+) -> None:
+    """A Ray of its own: the command starts and stops it."""
+    port = free_port()
+    environment = {**os.environ, "PICO_KEY": "sk-1"}
+    environment.pop("RAY_ADDRESS", None)
+    with subprocess.Popen(
+        [sys.executable, "-c", SERVE, str(pico_pair[1]), str(port)],
+        stdout=subprocess.PIPE,
+        env=environment,
+        text=True,
+    ) as process:
+        try:
+            assert process.stdout is not None
+            events = [json.loads(process.stdout.readline()) for _ in range(2)]
+            assert [event["event"] for event in events] == ["starting", "ready"]
+            ready = events[1]
+            assert (ready["url"], ready["model"]) == (f"http://127.0.0.1:{port}", "aligned")
+            body = {"model": "aligned", "prompt": "x", "max_tokens": 2}
+            url = f"{ready['url']}/v1/completions"
+            headers = {"Authorization": "Bearer sk-1"}
+            assert httpx.post(url, json=body, headers=headers, timeout=30).status_code == 200
+            process.send_signal(signal.SIGTERM)
+            assert json.loads(process.stdout.readline()) == {"event": "stopping"}
+            assert process.wait(timeout=60) == 128 + signal.SIGTERM
+        finally:
+            process.kill()
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        probe.bind(("127.0.0.1", port))
