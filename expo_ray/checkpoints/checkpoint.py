@@ -8,7 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from expo_ray.checkpoints.header import TensorRef, parse_strict_json
-from expo_ray.checkpoints.index import collect_tensors, read_file_header, weight_files
+from expo_ray.checkpoints.index import (
+    INDEX_NAME,
+    collect_tensors,
+    read_file_header,
+    weight_files,
+)
 from expo_ray.checkpoints.sidecars import sort_files
 from expo_ray.checkpoints.storage import (
     RECORD_NAME,
@@ -73,7 +78,7 @@ class Checkpoint:
         config = parse_strict_json(
             storage.read_bytes(CONFIG_NAME), file=f"{storage.uri}/{CONFIG_NAME}"
         )
-        carried, others = sort_files(name for name in facts if name not in files)
+        carried, others = sort_files(set(facts) - {*files, INDEX_NAME})
         return cls(
             uri=storage.uri,
             tensors=tensors,

@@ -45,7 +45,9 @@ DTYPE_BITS = {
 }
 FLOAT_DTYPES = frozenset({"F16", "BF16", "F32", "F64"})
 INTEGER_DTYPES = frozenset({"BOOL", "U8", "I8", "U16", "I16", "U32", "I32", "U64", "I64"})
-LOW_PRECISION_DTYPES = frozenset(name for name in DTYPE_BITS if name.startswith(("F4", "F6", "F8")))
+LOW_PRECISION_DTYPES = frozenset(
+    name for name in DTYPE_BITS if name.startswith(("F4", "F6_", "F8_"))
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

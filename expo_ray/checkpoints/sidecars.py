@@ -57,11 +57,9 @@ def is_sidecar(name: str) -> bool:
     folder, _, base = name.rpartition("/")
     if folder not in ("", "additional_chat_templates"):
         return False
-    candidate = (
-        base.upper() if any(w in base.upper() for w in ("LICEN", "NOTICE", "USE_")) else base
-    )
-    path = f"{folder}/{candidate}" if folder else candidate
-    return any(fnmatchcase(path, pattern) for pattern in CARRIED)
+    if any(fnmatchcase(base.upper(), pattern) for pattern in LEGAL):
+        return True
+    return any(fnmatchcase(name, pattern) for pattern in CARRIED)
 
 
 def sort_files(names: Iterable[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:

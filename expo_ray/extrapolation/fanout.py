@@ -17,6 +17,8 @@ from expo_ray.extrapolation.tasks import TASK_MEMORY_BYTES, ShardReport, ShardTa
 # Beside its buffers a worker holds the imports of torch and Ray.
 WORKER_MEMORY_BYTES = TASK_MEMORY_BYTES + 512 * 1024 * 1024
 MAX_RETRIES = 3
+# A worker needs seconds to import torch: less work than this is not worth one of its own.
+MIN_BATCH_BYTES = 128 * 1024 * 1024
 POLL_SECONDS = 0.5
 LOADING_TIMEOUT_SECONDS = 300
 
@@ -73,23 +75,35 @@ def run_tasks(
         return _run_on_ray(tasks, loading_of, Advance(advance), running_bytes)
 
 
-def outcome_of(task: ShardTask) -> ShardReport | ExpoError:
-    """Run one task; a deliberate error is a value, so that Ray neither wraps nor retries it."""
+def batch_tasks(tasks: Sequence[ShardTask]) -> list[tuple[int, ...]]:
+    """Group the indices of tasks that one Ray task does one after the other."""
+    batches: list[list[int]] = []
+    filled = MIN_BATCH_BYTES
+    for index, task in enumerate(tasks):
+        if filled >= MIN_BATCH_BYTES:
+            batches.append([])
+            filled = 0
+        batches[-1].append(index)
+        filled += task.shard.input_bytes
+    return [tuple(batch) for batch in batches]
+
+
+def run_batch(tasks: Sequence[ShardTask]) -> list[ShardReport] | ExpoError:
+    """Run a batch; a deliberate error is a value, so that Ray neither wraps nor retries it."""
     try:
-        return run_shard(task)
+        return [_run_here(task) for task in tasks]
     except ExpoError as error:
         return error
-    except OSError as error:
-        return _os_error(task, error)
 
 
-def _run_here(task: ShardTask, done: Advance, base: int) -> ShardReport:
+def _run_here(task: ShardTask, done: Advance | None = None, base: int = 0) -> ShardReport:
     position = base
 
     def on_bytes(num_bytes: int) -> None:
         nonlocal position
         position += num_bytes
-        done.to(position)
+        if done is not None:
+            done.to(position)
 
     try:
         return run_shard(task, on_bytes)
@@ -106,7 +120,7 @@ def _run_on_ray(
     import ray
     from ray.exceptions import RayError
 
-    remote = ray.remote(outcome_of).options(
+    remote = ray.remote(run_batch).options(
         num_cpus=1,
         memory=WORKER_MEMORY_BYTES,
         max_retries=MAX_RETRIES,
@@ -115,21 +129,22 @@ def _run_on_ray(
     loading = None
     if loading_of:
         loading = ray.remote(check_loading).options(num_cpus=0, max_retries=1).remote(loading_of)
-    # Big shards first: a big one that starts last would keep the others waiting.
-    order = sorted(range(len(tasks)), key=lambda i: -tasks[i].shard.input_bytes)
-    pending = {remote.remote(tasks[i]): i for i in order}
+    sizes = [task.shard.input_bytes for task in tasks]
+    # Big batches first: a big one that starts last would keep the others waiting.
+    batches = sorted(batch_tasks(tasks), key=lambda batch: -sum(sizes[i] for i in batch))
+    pending = {remote.remote([tasks[i] for i in batch]): batch for batch in batches}
     reports: dict[int, ShardReport] = {}
     finished_bytes = 0
     try:
         while pending:
             ready, _ = ray.wait(list(pending), timeout=POLL_SECONDS)
             for ref in ready:
-                index = pending.pop(ref)
                 outcome = ray.get(ref, timeout=60)
+                batch = pending.pop(ref)
                 if isinstance(outcome, ExpoError):
                     raise outcome
-                reports[index] = outcome
-                finished_bytes += tasks[index].shard.input_bytes
+                reports.update(zip(batch, outcome, strict=True))
+                finished_bytes += sum(sizes[i] for i in batch)
             done.to(finished_bytes + running_bytes())
         check = None
         if loading is not None:

@@ -1,0 +1,222 @@
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from expo_ray.checkpoints import Checkpoint, iter_tensors, weights_digest
+from expo_ray.checkpoints.digests import WeightsDigest
+from expo_ray.checkpoints.quantization import quantization_of, refuse_quantized
+from expo_ray.checkpoints.sidecars import is_sidecar
+from expo_ray.errors import CheckpointError
+
+INDEX = "model.safetensors.index.json"
+
+
+@pytest.fixture
+def copy(pico_pair: tuple[Path, Path], tmp_path: Path) -> Path:
+    return Path(shutil.copytree(pico_pair[1], tmp_path / "copy"))
+
+
+def edit_index(folder: Path, name: str, file: str | None) -> None:
+    index = json.loads((folder / INDEX).read_text())
+    if file is None:
+        del index["weight_map"][name]
+    else:
+        index["weight_map"][name] = file
+    (folder / INDEX).write_text(json.dumps(index))
+
+
+def make(folder: Path, tensors: dict[str, torch.Tensor], **config: object) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    (folder / "config.json").write_text(json.dumps({"model_type": "x", **config}))
+    return folder
+
+
+def test_sharded_checkpoint_is_read_from_headers(pico_pair: tuple[Path, Path]) -> None:
+    checkpoint = Checkpoint.open(pico_pair[1])
+    stored = {}
+    for file in checkpoint.files:
+        stored.update(load_file(pico_pair[1] / file))
+    assert len(checkpoint.files) > 1
+    assert {n: r.shape for n, r in checkpoint.tensors.items()} == {
+        n: tuple(t.shape) for n, t in stored.items()
+    }
+    assert checkpoint.num_parameters == sum(t.numel() for t in stored.values())
+    assert checkpoint.config["model_type"] == "llama"
+    assert "tokenizer.json" in checkpoint.sidecars
+    read = dict(iter_tensors(checkpoint))
+    assert list(read) == sorted(stored)
+    assert all(torch.equal(read[name], stored[name]) for name in stored)
+
+
+def test_identity_names_size_header_and_time_of_every_file(copy: Path) -> None:
+    before = Checkpoint.open(copy).identity()
+    assert [set(e) for e in before] == [{"uri", "bytes", "header_sha256", "mtime"}] * len(before)
+    file = Path(str(before[0]["uri"]))
+    file.write_bytes(file.read_bytes())
+    after = Checkpoint.open(copy).identity()
+    assert after[0] != before[0]
+    assert after[1:] == before[1:]
+
+
+def test_weights_digest_is_the_documented_one_and_ignores_the_layout(
+    pico_pair: tuple[Path, Path], tmp_path: Path
+) -> None:
+    import hashlib
+
+    checkpoint = Checkpoint.open(pico_pair[1])
+    tensors = dict(iter_tensors(checkpoint))
+    lines = ""
+    digest = WeightsDigest()
+    for name in sorted(tensors):
+        raw = tensors[name].contiguous().view(torch.uint8).numpy().tobytes()
+        shape = ",".join(map(str, tensors[name].shape))
+        lines += f"{name} BF16 [{shape}] {hashlib.sha256(raw).hexdigest()}\n"
+    for name in reversed(tensors):
+        digest.add(name, tensors[name], "BF16", tensors[name].shape)
+    expected = hashlib.sha256(lines.encode()).hexdigest()
+    single = make(tmp_path / "single", tensors)
+    assert weights_digest(checkpoint) == expected
+    assert weights_digest(Checkpoint.open(single)) == expected
+    assert digest.hexdigest() == expected
+    with pytest.raises(ValueError, match="twice"):
+        digest.add(name, tensors[name], "BF16", tensors[name].shape)
+
+
+@pytest.mark.parametrize(
+    "file",
+    ["../model-00001-of-00003.safetensors", "/etc/passwd", "sub/x.safetensors", ".x.safetensors"],
+)
+def test_index_pointing_outside_is_refused(copy: Path, file: str) -> None:
+    edit_index(copy, "model.norm.weight", file)
+    with pytest.raises(CheckpointError, match="outside the checkpoint folder") as caught:
+        Checkpoint.open(copy)
+    assert caught.value.got == file
+
+
+def test_index_must_agree_with_the_files(copy: Path) -> None:
+    edit_index(copy, "model.norm.weight", "model-00001-of-00003.safetensors")
+    with pytest.raises(CheckpointError, match="file that does not hold it") as caught:
+        Checkpoint.open(copy)
+    assert "model.norm.weight" in str(caught.value.where)
+
+
+def test_unlisted_tensor_is_refused(copy: Path) -> None:
+    edit_index(copy, "model.norm.weight", None)
+    with pytest.raises(CheckpointError, match="does not list"):
+        Checkpoint.open(copy)
+
+
+def test_tensor_listed_nowhere_is_refused(copy: Path) -> None:
+    edit_index(copy, "model.extra.weight", "model-00001-of-00003.safetensors")
+    with pytest.raises(CheckpointError, match="file that does not hold it"):
+        Checkpoint.open(copy)
+
+
+def test_missing_shard_is_named(copy: Path) -> None:
+    (copy / "model-00002-of-00003.safetensors").unlink()
+    with pytest.raises(CheckpointError, match="missing") as caught:
+        Checkpoint.open(copy)
+    assert caught.value.got == "model-00002-of-00003.safetensors"
+
+
+def test_truncated_shard_is_refused(copy: Path) -> None:
+    path = copy / "model-00002-of-00003.safetensors"
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(CheckpointError, match="past the end of the file"):
+        Checkpoint.open(copy)
+
+
+def test_index_beside_a_single_file_is_ambiguous(copy: Path) -> None:
+    shutil.copy(copy / "model-00002-of-00003.safetensors", copy / "model.safetensors")
+    with pytest.raises(CheckpointError, match="which one counts"):
+        Checkpoint.open(copy)
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("pytorch_model.bin", "convert"),
+        ("adapter_model.safetensors", "LoRA"),
+        ("model.gguf", "GGUF"),
+        ("notes.txt", "path"),
+    ],
+)
+def test_folder_without_weights_says_what_it_has(tmp_path: Path, name: str, hint: str) -> None:
+    (tmp_path / name).write_bytes(b"x")
+    with pytest.raises(CheckpointError, match="no safetensors weights") as caught:
+        Checkpoint.open(tmp_path)
+    assert hint in str(caught.value.hint)
+
+
+@pytest.mark.parametrize("uri", ["s3://bucket/model", "hf://a/b", "/no/such/folder", "owner/name"])
+def test_addresses_that_do_not_work_are_refused(uri: str) -> None:
+    with pytest.raises(CheckpointError) as caught:
+        Checkpoint.open(uri)
+    assert caught.value.exit_code == 2
+    assert caught.value.hint
+
+
+def test_missing_config_is_refused(copy: Path) -> None:
+    (copy / "config.json").unlink()
+    with pytest.raises(CheckpointError, match=r"config\.json is missing"):
+        Checkpoint.open(copy)
+
+
+def test_unfinished_output_is_no_checkpoint(copy: Path) -> None:
+    (copy / ".expo_ray").mkdir()
+    with pytest.raises(CheckpointError, match="unfinished"):
+        Checkpoint.open(copy)
+
+
+def test_quantized_weights_are_refused_by_name(tmp_path: Path) -> None:
+    plain = {"w": torch.ones(2, 2)}
+    cases = {
+        "gptq": make(tmp_path / "a", plain, quantization_config={"quant_method": "gptq"}),
+        "awq": make(
+            tmp_path / "b", plain, text_config={"quantization_config": {"quant_method": "awq"}}
+        ),
+        "F8_E4M3": make(tmp_path / "c", {"w": torch.ones(2, 2).to(torch.float8_e4m3fn)}),
+        "gptq or awq": make(tmp_path / "d", {"l.qweight": torch.ones(2, dtype=torch.int32)}),
+        "bitsandbytes": make(tmp_path / "e", {"l.weight.absmax": torch.ones(2)}),
+        "fp8": make(tmp_path / "f", {"l.weight_scale_inv": torch.ones(2)}),
+    }
+    for kind, folder in cases.items():
+        with pytest.raises(CheckpointError, match="quantized") as caught:
+            refuse_quantized(Checkpoint.open(folder))
+        assert str(caught.value.got).startswith(kind)
+    assert quantization_of(Checkpoint.open(make(tmp_path / "g", plain))) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "carried"),
+    [
+        ("tokenizer.json", True),
+        ("tokenizer.model", True),
+        ("generation_config.json", True),
+        ("chat_template.jinja", True),
+        ("additional_chat_templates/tool.jinja", True),
+        ("preprocessor_config.json", True),
+        ("modeling_custom.py", True),
+        ("LICENSE.txt", True),
+        ("license", True),
+        ("USE_POLICY.md", True),
+        ("vocab.json", True),
+        ("merges.txt", True),
+        ("training_args.bin", False),
+        ("optimizer.pt", False),
+        ("trainer_state.json", False),
+        ("pytorch_model.bin", False),
+        ("consolidated.safetensors", False),
+        ("checkpoint-100/tokenizer.json", False),
+        ("events.out.tfevents", False),
+    ],
+)
+def test_sidecars_are_told_from_leftovers(name: str, carried: bool) -> None:
+    assert is_sidecar(name) is carried

@@ -1,0 +1,83 @@
+"""Small checkpoints of any tensors, and the closed form to compare with."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+IDENTITY_FILES = ("expo_ray.json", "README.md")
+
+
+def write(
+    folder: Path,
+    tensors: dict[str, torch.Tensor],
+    *,
+    num_shards: int = 1,
+    **config: object,
+) -> Path:
+    """Write an ordinary checkpoint; tensors go round-robin into the shards."""
+    folder.mkdir(parents=True, exist_ok=True)
+    settings = {"model_type": "synthetic", "architectures": ["Synthetic"], **config}
+    (folder / "config.json").write_text(json.dumps(settings))
+    if num_shards == 1:
+        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+        return folder
+    names = [f"model-{i:05d}-of-{num_shards:05d}.safetensors" for i in range(1, num_shards + 1)]
+    weight_map = {name: names[i % num_shards] for i, name in enumerate(sorted(tensors))}
+    for file in names:
+        part = {n: t for n, t in tensors.items() if weight_map[n] == file}
+        save_file(part, folder / file, metadata={"format": "pt"})
+    index = {"metadata": {}, "weight_map": weight_map}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    return folder
+
+
+def load(folder: Path) -> dict[str, torch.Tensor]:
+    """Read all weights with the safetensors library."""
+    tensors: dict[str, torch.Tensor] = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        tensors.update(load_file(file))
+    return tensors
+
+
+def closed_form(
+    initial: torch.Tensor, aligned: torch.Tensor, alpha: float, dtype: torch.dtype | None = None
+) -> torch.Tensor:
+    """The formula as the contract writes it, on whole tensors."""
+    if not aligned.dtype.is_floating_point:
+        return aligned
+    if torch.float64 in (initial.dtype, aligned.dtype):
+        one, two = aligned.double(), torch.tensor(alpha, dtype=torch.float64)
+        result = one + two * (one - initial.double())
+    else:
+        one, two = aligned.float(), torch.tensor(alpha, dtype=torch.float32)
+        result = one + two * (one - initial.float())
+    return result.to(dtype or aligned.dtype)
+
+
+def same_bits(first: torch.Tensor, second: torch.Tensor) -> bool:
+    """Compare dtype, shape and bytes."""
+    if first.dtype != second.dtype or first.shape != second.shape:
+        return False
+    one, two = (t.contiguous().reshape(-1).view(torch.uint8) for t in (first, second))
+    return torch.equal(one, two)
+
+
+def file_digests(folder: Path) -> dict[str, str]:
+    """sha256 of all files that two equal runs must have in common."""
+    return {
+        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name not in IDENTITY_FILES
+    }
+
+
+def noise(
+    shape: tuple[int, ...], dtype: torch.dtype, seed: int, scale: float = 1.0
+) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return (torch.randn(shape, generator=generator, dtype=torch.float64) * scale).to(dtype)

@@ -1,0 +1,115 @@
+"""Killed runs continue to the same bytes, and memory stays bounded. Real processes, real kills."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from expo_ray.checkpoints.header import build_header
+from expo_ray.extrapolation import extrapolate, verify
+from expo_ray.extrapolation.tasks import TASK_MEMORY_BYTES
+from tests.extrapolation.synthetic import file_digests, noise, write
+
+SCRIPT = """
+import sys
+from expo_ray.extrapolation import extrapolate
+extrapolate(*sys.argv[1:4], alpha=[0.3, 1.0], max_shard_size="2MB", address="inline")
+"""
+
+
+def synthetic_pair(folder: Path, num_tensors: int = 24) -> tuple[Path, Path]:
+    before = {f"layers.{i}.w": noise((1000, 500), torch.bfloat16, i) for i in range(num_tensors)}
+    after = {name: t + t / 64 for name, t in before.items()}
+    return write(folder / "initial", before, num_shards=3), write(folder / "aligned", after)
+
+
+def start(pair: tuple[Path, Path], output: Path) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-c", SCRIPT, *map(str, pair), str(output)]
+    return subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"})
+
+
+@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGTERM])
+def test_a_killed_run_continues_to_the_same_bytes(tmp_path: Path, sent: signal.Signals) -> None:
+    pair = synthetic_pair(tmp_path)
+    options = {"alpha": [0.3, 1.0], "max_shard_size": "2MB", "address": "inline"}
+    extrapolate(*pair, tmp_path / "whole", **options)
+    out = tmp_path / "out"
+    process = start(pair, out)
+    receipts = out / "alpha-0.3" / ".expo_ray" / "receipts"
+    # After some shards are done and before all are: progress decides, not the clock.
+    while process.poll() is None and len(list(receipts.glob("*.json"))) < 3:
+        time.sleep(0.002)
+    process.send_signal(sent)
+    assert process.wait(timeout=60) == -sent
+    assert not (out / "alpha-0.3" / "expo_ray.json").exists()
+    assert not (out / "alpha-0.3" / "config.json").exists()
+    done = {p: p.stat().st_mtime_ns for p in out.rglob("*.safetensors")}
+    result = extrapolate(*pair, out, **options)
+    assert sum(o.num_shards_resumed for o in result.outputs) >= 3
+    assert {p: p.stat().st_mtime_ns for p in done} == done
+    for name in ("alpha-0.3", "alpha-1"):
+        assert file_digests(out / name) == file_digests(tmp_path / "whole" / name)
+        verify(out / name, address="inline")
+
+
+def test_an_unfinished_result_of_another_plan_is_refused(tmp_path: Path) -> None:
+    from expo_ray.errors import ConfigError
+
+    pair = synthetic_pair(tmp_path, num_tensors=8)
+    out = tmp_path / "out" / "alpha-0.3"
+    process = start(pair, tmp_path / "out")
+    while process.poll() is None and not list((out / ".expo_ray").glob("receipts/*")):
+        time.sleep(0.002)
+    process.kill()
+    process.wait()
+    with pytest.raises(ConfigError, match="unfinished result of another plan"):
+        extrapolate(*pair, out, alpha=0.5, address="inline")
+    extrapolate(*pair, out, alpha=0.5, address="inline", overwrite=True)
+    verify(out, address="inline")
+
+
+MEMORY_SCRIPT = """
+import json, resource, sys
+import torch
+from expo_ray.extrapolation import extrapolate
+import expo_ray.extrapolation.job
+import huggingface_hub.repocard, transformers
+def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+before = peak()
+alphas = [0.1 * i for i in range(1, int(sys.argv[4]) + 1)]
+result = extrapolate(*sys.argv[1:4], alpha=alphas, address="inline")
+print(json.dumps({"above_imports": peak() - before, "bytes_read": result.bytes_read}))
+"""
+
+
+@pytest.mark.parametrize("num_alphas", [1, 3])
+def test_memory_is_bounded_whatever_the_size_of_a_tensor(tmp_path: Path, num_alphas: int) -> None:
+    num_rows, num_columns = 4000, 40_000
+    size = num_rows * num_columns * 2
+    assert size > 300_000_000 > TASK_MEMORY_BYTES
+    block = noise((1 << 20,), torch.bfloat16, 1)
+    for name, factor in (("initial", 1.0), ("aligned", 1.25)):
+        folder = write(tmp_path / name, {"placeholder": torch.ones(1)})
+        header = build_header([("w", "BF16", (num_rows, num_columns))])
+        raw = (block * factor).view(torch.uint8).numpy().tobytes()
+        with (folder / "model.safetensors").open("wb") as file:
+            file.write(header)
+            left = size
+            while left:
+                left -= file.write(raw[:left])
+    command = [sys.executable, "-c", MEMORY_SCRIPT]
+    command += [str(tmp_path / n) for n in ("initial", "aligned", "out")] + [str(num_alphas)]
+    done = subprocess.run(command, capture_output=True, check=True, text=True, timeout=170)
+    facts = json.loads(done.stdout.splitlines()[-1])
+    assert facts["bytes_read"] == 2 * size
+    assert facts["above_imports"] < TASK_MEMORY_BYTES
+    for path in tmp_path.rglob("*.safetensors"):
+        path.unlink()

@@ -1,0 +1,190 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from expo_ray.checkpoints import Checkpoint
+from expo_ray.errors import CheckpointError, ConfigError, PairError
+from expo_ray.extrapolation import extrapolate
+from expo_ray.extrapolation.pair import Pair, match_pair
+from tests.extrapolation.synthetic import closed_form, load, noise, same_bits, write
+
+
+def matrices(seed: int, **extra: torch.Tensor) -> dict[str, torch.Tensor]:
+    return {
+        "model.embed_tokens.weight": noise((12, 4), torch.bfloat16, seed),
+        "model.layers.0.mlp.up_proj.weight": noise((4, 4), torch.bfloat16, seed + 1),
+        **extra,
+    }
+
+
+def match(initial: Path, aligned: Path, **options: str) -> Pair:
+    return match_pair(Checkpoint.open(initial), Checkpoint.open(aligned), **options)
+
+
+def refused(
+    folder: Path, sides: list[dict], words: str, configs: tuple[dict, dict] = ({}, {})
+) -> str:
+    initial = write(folder / "initial", sides[0], **configs[0])
+    aligned = write(folder / "aligned", sides[1], **configs[1])
+    with pytest.raises(PairError, match=words) as caught:
+        extrapolate(initial, aligned, folder / "out", alpha=0.3, address="inline")
+    assert caught.value.exit_code == 2
+    assert not (folder / "out").exists()
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("side", [0, 1])
+def test_tensor_missing_on_one_side(tmp_path: Path, side: int) -> None:
+    sides = [matrices(1), matrices(2)]
+    sides[1 - side]["model.layers.1.extra"] = noise((4, 4), torch.bfloat16, 33)
+    text = refused(tmp_path, sides, f"missing from {('initial', 'aligned')[side]}")
+    assert "model.layers.1.extra" in text
+
+
+def test_shape_mismatch_names_both(tmp_path: Path) -> None:
+    name = "model.layers.0.mlp.up_proj.weight"
+    sides = [matrices(1), matrices(2)]
+    sides[1][name] = noise((4, 5), torch.bfloat16, 3)
+    text = refused(tmp_path, sides, "two shapes")
+    assert name in text
+    assert "initial [4, 4], aligned [4, 5]" in text
+
+
+def test_vocabulary_mismatch_is_told_from_a_shape_mismatch(tmp_path: Path) -> None:
+    sides = [matrices(1), matrices(2)]
+    sides[1]["model.embed_tokens.weight"] = noise((14, 4), torch.bfloat16, 3)
+    text = refused(tmp_path, sides, "vocabularies", ({"vocab_size": 12}, {"vocab_size": 14}))
+    assert "--vocab-policy" in text
+
+
+def test_float_against_integer(tmp_path: Path) -> None:
+    sides = [matrices(1, x=torch.ones(3)), matrices(2, x=torch.ones(3, dtype=torch.int64))]
+    refused(tmp_path, sides, "floating-point on one side and integer")
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ({"model_type": "llama"}, {"model_type": "mistral"}),
+        ({"architectures": ["A"]}, {"architectures": ["B"]}),
+        ({"num_attention_heads": 4}, {"num_attention_heads": 8}),
+        ({"text_config": {"num_key_value_heads": 4}}, {"num_key_value_heads": 2}),
+    ],
+)
+def test_different_architectures(tmp_path: Path, first: dict, second: dict) -> None:
+    refused(tmp_path, [matrices(1), matrices(2)], "different architectures", (first, second))
+
+
+def test_equal_weights_give_nothing_to_extrapolate(tmp_path: Path) -> None:
+    initial = write(tmp_path / "initial", matrices(1))
+    aligned = write(tmp_path / "aligned", matrices(1), num_shards=2)
+    for pair in ((initial, aligned), (initial, initial)):
+        with pytest.raises(PairError, match="nothing to extrapolate"):
+            extrapolate(*pair, tmp_path / "out", alpha=0.3, address="inline")
+    assert not (tmp_path / "out").exists()
+
+
+def test_one_different_element_at_the_end_is_enough(tmp_path: Path) -> None:
+    before = {"w": torch.zeros(300_000)}
+    after = {"w": torch.zeros(300_000)}
+    after["w"][-1] = 1
+    initial, aligned = write(tmp_path / "i", before), write(tmp_path / "a", after)
+    extrapolate(initial, aligned, tmp_path / "out", alpha=1, address="inline")
+    assert load(tmp_path / "out")["w"][-1] == 2
+
+
+def test_quantized_side_is_refused(tmp_path: Path) -> None:
+    initial = write(tmp_path / "initial", matrices(1))
+    settings = {"quantization_config": {"quant_method": "bitsandbytes"}}
+    aligned = write(tmp_path / "aligned", matrices(2), **settings)
+    with pytest.raises(CheckpointError, match="quantized") as caught:
+        extrapolate(initial, aligned, tmp_path / "out", alpha=0.3, address="inline")
+    assert "bitsandbytes" in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_unknown_options_are_refused(tmp_path: Path) -> None:
+    initial = write(tmp_path / "initial", matrices(1))
+    aligned = write(tmp_path / "aligned", matrices(2))
+    for options in (
+        {"output_dtype": "int8"},
+        {"vocab_policy": "guess"},
+        {"max_shard_size": "5 apples"},
+        {"max_shard_size": "0GB"},
+        {"alpha_rules": "rules.yaml"},
+    ):
+        with pytest.raises(ConfigError):
+            extrapolate(initial, aligned, tmp_path / "o", alpha=1, address="inline", **options)
+    assert not (tmp_path / "o").exists()
+
+
+@pytest.mark.parametrize("how", ["config", "equal bytes"])
+@pytest.mark.parametrize("stored_in", ["initial", "aligned"])
+def test_tied_head_stored_on_one_side_only(tmp_path: Path, how: str, stored_in: str) -> None:
+    tensors = {"initial": matrices(1), "aligned": matrices(7)}
+    tensors[stored_in]["lm_head.weight"] = tensors[stored_in]["model.embed_tokens.weight"].clone()
+    settings = {"tie_word_embeddings": True} if how == "config" else {}
+    folders = {n: write(tmp_path / n, t, **settings) for n, t in tensors.items()}
+    extrapolate(folders["initial"], folders["aligned"], tmp_path / "out", alpha=2, address="inline")
+    result = load(tmp_path / "out")
+    # Nothing is invented, nothing is dropped: the names are those of aligned.
+    assert result.keys() == tensors["aligned"].keys()
+    embedding = closed_form(*(tensors[s]["model.embed_tokens.weight"] for s in tensors), 2)
+    for name in result.keys() - {"model.layers.0.mlp.up_proj.weight"}:
+        assert same_bits(result[name], embedding)
+
+
+def test_untied_head_on_one_side_only_is_an_error(tmp_path: Path) -> None:
+    sides = [matrices(1), matrices(2)]
+    sides[1]["lm_head.weight"] = noise((12, 4), torch.bfloat16, 9)
+    assert "lm_head.weight" in refused(tmp_path, sides, "missing from initial")
+
+
+def vocabulary_pair(folder: Path, tokens: tuple[str, str] = ("abcdefghijkl", "abcdefghijklmn")):
+    sides = []
+    for name, text, seed in zip(("initial", "aligned"), tokens, (1, 5), strict=True):
+        tensors = matrices(seed)
+        tensors["model.embed_tokens.weight"] = noise((len(text), 4), torch.bfloat16, seed)
+        tensors["lm_head.weight"] = noise((len(text), 4), torch.float32, seed)
+        sides.append(write(folder / name, tensors, vocab_size=len(text)))
+        vocabulary = {token: i for i, token in enumerate(text)}
+        (folder / name / "tokenizer.json").write_text(json.dumps({"model": {"vocab": vocabulary}}))
+    return sides
+
+
+@pytest.mark.parametrize("grows", [True, False])
+@pytest.mark.parametrize("policy", ["common-rows", "copy-aligned"])
+def test_vocabularies_of_two_sizes(tmp_path: Path, grows: bool, policy: str) -> None:
+    tokens = ("abcdefghijkl", "abcdefghijklmn")
+    initial, aligned = vocabulary_pair(tmp_path, tokens if grows else tokens[::-1])
+    out = tmp_path / "out"
+    result = extrapolate(
+        initial,
+        aligned,
+        out,
+        alpha=0.5,
+        vocab_policy=policy,
+        address="inline",
+        output_dtype="float16",
+    )
+    before, after, written = load(initial), load(aligned), load(out)
+    num_common = 12 if policy == "common-rows" else 0
+    for name in ("model.embed_tokens.weight", "lm_head.weight"):
+        expected = after[name].to(torch.float16)
+        expected[:num_common] = closed_form(
+            before[name][:num_common], after[name][:num_common], 0.5, torch.float16
+        )
+        assert same_bits(written[name], expected)
+        assert any(name in note for note in result.notes)
+
+
+def test_common_rows_needs_the_same_tokens(tmp_path: Path) -> None:
+    initial, aligned = vocabulary_pair(tmp_path, ("abcdefghijkl", "abcdXfghijklmn"))
+    with pytest.raises(PairError, match="tokenizers disagree") as caught:
+        match(initial, aligned, vocab_policy="common-rows")
+    assert "token id 4" in str(caught.value)
+    assert match(initial, aligned, vocab_policy="copy-aligned").tensors

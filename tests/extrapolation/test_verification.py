@@ -1,0 +1,144 @@
+from __future__ import annotations
+
+import random
+import shutil
+from pathlib import Path
+
+import pytest
+
+from expo_ray.checkpoints import Checkpoint
+from expo_ray.errors import CheckpointError, PairError, VerifyError
+from expo_ray.extrapolation import extrapolate, verify
+
+Pair = tuple[Path, Path]
+
+
+@pytest.fixture(scope="module")
+def written(pico_pair: Pair, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("verify") / "out"
+    extrapolate(*pico_pair, out, alpha=0.3, max_shard_size="20KB", address="inline")
+    return out
+
+
+@pytest.fixture
+def copy(written: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(written, tmp_path / "copy"))
+
+
+def flip(path: Path, position: int, bit: int = 0) -> None:
+    data = bytearray(path.read_bytes())
+    data[position] ^= 1 << bit
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("recompute", [True, False])
+def test_untouched_output_is_fine(written: Path, recompute: bool) -> None:
+    result = verify(written, recompute=recompute, address="inline").as_dict()
+    assert result["ok"]
+    assert result["recomputed"] is recompute
+    assert result["num_tensors"] == len(Checkpoint.open(written).tensors)
+
+
+@pytest.mark.parametrize("recompute", [True, False])
+def test_a_flipped_bit_in_any_tensor_is_found_and_named(copy: Path, recompute: bool) -> None:
+    chance = random.Random(1)
+    for name, ref in Checkpoint.open(copy).tensors.items():
+        position = ref.offset_bytes + chance.randrange(ref.num_bytes)
+        bit = chance.randrange(8)
+        flip(copy / ref.file, position, bit)
+        with pytest.raises(VerifyError) as caught:
+            verify(copy, recompute=recompute, address="inline")
+        assert caught.value.exit_code == 1
+        assert f"{ref.file}, tensor {name!r}" in str(caught.value.got)
+        flip(copy / ref.file, position, bit)
+    verify(copy, recompute=recompute, address="inline")
+
+
+def test_a_flipped_bit_in_any_file_is_found_and_named(copy: Path) -> None:
+    chance = random.Random(2)
+    for path in sorted(copy.iterdir()):
+        if path.name == "expo_ray.json":
+            continue
+        size = path.stat().st_size
+        for position in (0, size - 1, chance.randrange(size)):
+            flip(path, position)
+            with pytest.raises(VerifyError) as caught:
+                verify(copy, address="inline")
+            assert path.name in str(caught.value.got)
+            flip(path, position)
+
+
+def test_any_bit_of_a_header_counts(copy: Path) -> None:
+    path = sorted(copy.glob("*.safetensors"))[0]
+    end = min(r.offset_bytes for r in Checkpoint.open(copy).tensors.values() if r.file == path.name)
+    for position in range(0, end, 7):
+        flip(path, position, position % 8)
+        with pytest.raises(VerifyError, match="not what its record says"):
+            verify(copy, recompute=False, address="inline")
+        flip(path, position, position % 8)
+
+
+def test_missing_truncated_and_foreign_files_are_found(copy: Path) -> None:
+    shards = sorted(copy.glob("*.safetensors"))
+    content = shards[0].read_bytes()
+    shards[0].write_bytes(content[:-10])
+    with pytest.raises(VerifyError, match=r"size differs"):
+        verify(copy, address="inline")
+    shards[0].unlink()
+    with pytest.raises(VerifyError, match=f"{shards[0].name}: the file is missing"):
+        verify(copy, address="inline")
+    shards[0].write_bytes(content)
+    (copy / "model.safetensors").write_bytes(content)
+    with pytest.raises(VerifyError, match="nobody recorded"):
+        verify(copy, address="inline")
+
+
+def test_moved_inputs_are_given_by_hand(copy: Path, pico_pair: Pair, tmp_path: Path) -> None:
+    moved = [Path(shutil.copytree(p, tmp_path / f"moved-{p.name}")) for p in pico_pair]
+    record = (copy / "expo_ray.json").read_text()
+    (copy / "expo_ray.json").write_text(record.replace(str(pico_pair[0].parent), "/gone"))
+    with pytest.raises(CheckpointError, match="no such") as caught:
+        verify(copy, address="inline")
+    assert "--initial" in str(caught.value.hint)
+    assert verify(copy, initial=moved[0], aligned=moved[1], address="inline").recomputed
+
+
+def test_other_inputs_give_other_weights(copy: Path, pico_pair: Pair, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    extrapolate(*pico_pair, other, alpha=1, address="inline")
+    with pytest.raises(VerifyError, match="differ from what the inputs give"):
+        verify(copy, aligned=other, address="inline")
+    with pytest.raises(PairError):
+        verify(copy, initial=_shrink(pico_pair[0], tmp_path / "less"), address="inline")
+
+
+def _shrink(folder: Path, target: Path) -> Path:
+    from safetensors.torch import save_file
+
+    from tests.extrapolation.synthetic import load
+
+    shutil.copytree(folder, target, ignore=shutil.ignore_patterns("*.safetensors*"))
+    tensors = load(folder)
+    tensors.pop("model.norm.weight")
+    save_file(tensors, target / "model.safetensors")
+    return target
+
+
+def test_recorded_input_that_changed_is_told(pico_pair: Pair, tmp_path: Path) -> None:
+    pair = [Path(shutil.copytree(p, tmp_path / p.name)) for p in pico_pair]
+    extrapolate(*pair, tmp_path / "out", alpha=0.3, address="inline")
+    checkpoint = Checkpoint.open(pair[0])
+    ref = checkpoint.tensors["model.norm.weight"]
+    flip(pair[0] / ref.file, ref.offset_bytes, 3)
+    with pytest.raises(VerifyError) as caught:
+        verify(tmp_path / "out", address="inline")
+    assert "model.norm.weight" in str(caught.value.got)
+    assert "initial changed after" in str(caught.value.hint)
+
+
+def test_what_is_no_output_is_refused(pico_pair: Pair, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="not a complete output"):
+        verify(pico_pair[0], address="inline")
+    (tmp_path / "expo_ray.json").write_text("{}")
+    with pytest.raises(CheckpointError, match="another schema"):
+        verify(tmp_path, address="inline")
