@@ -229,6 +229,8 @@ def delta_map(modules: Sequence[str], layers: Sequence[str], cells: Mapping[Any,
         axes.spines[:].set_visible(False)
         bar = figure.colorbar(image, ax=axes, pad=0.015, aspect=14)
         bar.outline.set_visible(False)
+        if bar.solids is not None:
+            bar.solids.set_edgecolor("face")
         bar.ax.yaxis.set_major_locator(MaxNLocator(4))
         bar.ax.yaxis.set_major_formatter(lambda value, _: f"{value:.2g}%")
         low, high = min(cells.values()), max(cells.values())

@@ -68,7 +68,7 @@ def test_ray_up_takes_the_aws_configuration() -> None:
 @pytest.mark.parametrize("change", [{"max_worker": 8}, {"head_node_type": "haed"}])
 def test_ray_up_refuses_a_wrong_configuration(change: dict[str, object]) -> None:
     config = {**yaml.safe_load(AWS.read_text(encoding="utf-8")), **change}
-    with pytest.raises(Exception, match="max_worker|head_node_type"):
+    with pytest.raises(Exception, match=r"max_worker|head_node_type"):
         validate_config(prepare_config(config))
 
 

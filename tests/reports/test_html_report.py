@@ -187,6 +187,27 @@ def test_a_malformed_file_is_named(tmp_path: Path, name: str, error: type[Except
     assert not (run.path / "report.html").exists()
 
 
+def test_what_could_not_be_measured_is_not_available(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path / "run")
+    selection = run.write_selection(verdict="keep-aligned", best_alpha=3.0)
+    measures = ("mean_reward", "ci_low", "ci_high", "gain", "gain_ci_low", "gain_ci_high",
+                "mean_tokens", "length_ratio", "truncation_rate")  # fmt: skip
+    for candidate in selection["candidates"][1:]:
+        candidate.update({**dict.fromkeys(measures), "num_pairs": 0, "num_errors": 100})
+    nothing = {"alpha": 3.0, "gain": None, "ci_low": None, "ci_high": None, "num_pairs": 0}
+    run.write_selection(
+        verdict="keep-aligned",
+        best_alpha=3.0,
+        candidates=selection["candidates"],
+        heldout={**nothing, "p_value": None},
+        guards=[{**selection["guards"][0], "value": None, "fired": True}],
+    )
+    text = Page(write_report(run.path)).text
+    assert "No candidate earned a comparison on held-out prompts." in text
+    assert "100 at alpha 3 (100%)" in text
+    assert "not measured" in text and not re.search(r"\b(None|nan)\b", text)
+
+
 def test_keep_aligned_says_what_was_rejected(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path / "run", peak=2.0, height=0.01, num_prompts=60)
     text = Page(write_report(run.write_all(verdict="keep-aligned", best_alpha=2.0))).text
