@@ -11,6 +11,8 @@ import pytest
 import ray
 import yaml
 from ray.runtime_env import RuntimeEnv
+from ray.serve import Application
+from ray.serve._private.api import call_user_app_builder_with_args_if_necessary
 from ray.serve.schema import ServeDeploySchema
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -170,3 +172,18 @@ def test_the_serve_configuration_fits_ray_serve() -> None:
     assert application.args.keys() == {"model", "initial", "alpha", "num_replicas"}
     workers = cluster_spec(resource("rayservice.yaml"))["workerGroupSpecs"]
     assert application.args["num_replicas"] == sum(group["replicas"] for group in workers)
+
+
+def test_the_builder_takes_the_arguments_of_the_service(
+    ray_cluster: str, pico_pair: tuple[Path, Path]
+) -> None:
+    app = pytest.importorskip("expo_ray.serving.app", reason="the Serve builder is not there yet")
+    config = yaml.safe_load(resource("rayservice.yaml")["spec"]["serveConfigV2"])
+    arguments = {
+        **config["applications"][0]["args"],
+        "initial": str(pico_pair[0]),
+        "model": str(pico_pair[1]),
+    }
+    # What Ray Serve itself does with import_path and args; nothing is deployed.
+    built = call_user_app_builder_with_args_if_necessary(app.build_app, arguments)
+    assert isinstance(built, Application)
