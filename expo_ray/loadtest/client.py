@@ -5,116 +5,110 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-import aiohttp
+import ray
 
+from expo_ray.loadtest.dispatch import Clock, Ramp, Send, closed_loop, open_loop
+from expo_ray.loadtest.handle import HandleSender
 from expo_ray.loadtest.records import Job, RequestRecord
-from expo_ray.loadtest.stream import READ_BUFFER_BYTES, Endpoint, send_request
+from expo_ray.loadtest.stream import Endpoint, HttpSender
 
 _LAG_SAMPLE_SECONDS = 0.02
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sent:
+    """What a client hands back."""
+
+    records: list[RequestRecord]
+    loop_lag_seconds: list[float]
+    """How late the event loop woke up, sampled all along."""
+
+
 class LoadClient:
-    """Sends requests from one process. A plain class; `run.py` makes it a Ray actor.
+    """Sends requests from one process. A plain class; `runner.py` makes it a Ray actor.
 
     Args:
         endpoint: The service.
         body: Fields of every request besides model and messages.
         timeout_seconds: Limit of one request.
+        direct: Reach the replicas through their Serve handle, without proxy and HTTP.
     """
 
-    def __init__(self, endpoint: Endpoint, body: dict[str, Any], timeout_seconds: float) -> None:
-        self._endpoint = endpoint
-        self._body = body
-        self._timeout_seconds = timeout_seconds
+    def __init__(
+        self, endpoint: Endpoint, body: dict[str, Any], timeout_seconds: float, direct: bool = False
+    ) -> None:
+        kind = HandleSender if direct else HttpSender
+        self._sender: HandleSender | HttpSender = kind(endpoint, body, timeout_seconds)
         self._num_done = 0
 
     async def num_done(self) -> int:
         """Return how many requests have ended, in all."""
         return self._num_done
 
+    async def unix_time(self) -> float:
+        """Return this machine's clock, by which the driver corrects for its own."""
+        return time.time()
+
+    async def node_id(self) -> str:
+        """Return the Ray node on which this client runs."""
+        return str(ray.get_runtime_context().get_node_id())
+
     async def run_closed(
-        self, jobs: Sequence[Job], *, concurrency: int, start_at: float
-    ) -> tuple[list[RequestRecord], list[float]]:
+        self, jobs: Sequence[Job], *, concurrency: int, start_at: float, ramp: Sequence[Ramp] = ()
+    ) -> Sent:
         """Keep `concurrency` requests in flight until the jobs are done.
 
         Args:
             jobs: Requests in order.
             concurrency: A request is due the moment that the one before it has ended.
-            start_at: Unix time of second 0.
-
-        Returns:
-            Records, and how late the event loop woke up.
+            start_at: Unix time of second 0, by this machine's clock.
+            ramp: See `closed_loop`.
         """
-        remaining = iter(jobs)
-        records: list[RequestRecord] = []
 
-        async def worker(session: aiohttp.ClientSession, origin: float) -> None:
-            due = 0.0
-            for job in remaining:
-                records.append(await self._send(session, job, origin=origin, due=due))
-                due = records[-1].done_seconds
+        async def loop(send: Send, clock: Clock) -> list[RequestRecord]:
+            return await closed_loop(send, jobs, concurrency=concurrency, clock=clock, ramp=ramp)
 
-        async with self._session() as session:
-            origin = await _wait_for_start(start_at)
-            async with _loop_lag() as lag:
-                await asyncio.gather(*(worker(session, origin) for _ in range(concurrency)))
-        return records, lag
+        return await self._run(loop, start_at)
 
     async def run_open(
         self, jobs: Sequence[Job], *, due_seconds: Sequence[float], start_at: float
-    ) -> tuple[list[RequestRecord], list[float]]:
+    ) -> Sent:
         """Send every request when it is due, however many are still in flight.
 
         Args:
             jobs: Requests in order.
             due_seconds: When each is due, ascending.
-            start_at: Unix time of second 0.
-
-        Returns:
-            Records, and how late the event loop woke up.
+            start_at: Unix time of second 0, by this machine's clock.
         """
-        async with self._session() as session:
-            origin = await _wait_for_start(start_at)
-            sending = []
+
+        async def loop(send: Send, clock: Clock) -> list[RequestRecord]:
+            return await open_loop(send, jobs, due_seconds=due_seconds, clock=clock)
+
+        return await self._run(loop, start_at)
+
+    async def _run(
+        self, loop: Callable[[Send, Clock], Awaitable[list[RequestRecord]]], start_at: float
+    ) -> Sent:
+        origin = time.perf_counter() + start_at - time.time()
+
+        def clock() -> float:
+            return time.perf_counter() - origin
+
+        async with self._sender as sender:
+
+            async def send(job: Job, due: float, clock: Clock) -> RequestRecord:
+                record = await sender.send(job, due, clock)
+                self._num_done += 1
+                return record
+
+            await asyncio.sleep(-clock())
             async with _loop_lag() as lag:
-                for job, due in zip(jobs, due_seconds, strict=True):
-                    await asyncio.sleep(due - (time.perf_counter() - origin))
-                    send = self._send(session, job, origin=origin, due=due)
-                    sending.append(asyncio.create_task(send))
-                records = await asyncio.gather(*sending)
-        return records, lag
-
-    async def _send(
-        self, session: aiohttp.ClientSession, job: Job, *, origin: float, due: float
-    ) -> RequestRecord:
-        record = await send_request(
-            session, self._endpoint, job, self._body, origin=origin, intended_seconds=due
-        )
-        self._num_done += 1
-        return record
-
-    def _session(self) -> aiohttp.ClientSession:
-        return aiohttp.ClientSession(
-            # Servers drop idle connections after five seconds or more; stay clear of that race.
-            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=2),
-            timeout=aiohttp.ClientTimeout(total=self._timeout_seconds),
-            read_bufsize=READ_BUFFER_BYTES,
-        )
-
-
-def split_jobs(jobs: Sequence[Job], num_clients: int) -> Iterator[Sequence[Job]]:
-    """Deal the jobs out to clients, in turn."""
-    return (jobs[i::num_clients] for i in range(num_clients))
-
-
-async def _wait_for_start(start_at: float) -> float:
-    """Sleep until second 0 and return its `time.perf_counter()`."""
-    origin = time.perf_counter() + start_at - time.time()
-    await asyncio.sleep(origin - time.perf_counter())
-    return origin
+                records = await loop(send, clock)
+        return Sent(records=records, loop_lag_seconds=lag)
 
 
 @contextlib.asynccontextmanager

@@ -1,13 +1,16 @@
-"""What is written down about one request; all times in seconds since the start of its point."""
+"""What is written down about one request; all times in seconds since second 0 of its point."""
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
 
 from expo_ray.tables import Message
+
+Phase = Literal["warmup", "ramp", "measured", "cooldown"]
+"""Only measured requests enter the figures; the others put the service into its state."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -17,6 +20,9 @@ class Job:
     request_id: int
     prompt_id: str
     messages: tuple[Message, ...]
+    phase: Phase = "measured"
+    max_tokens: int | None = None
+    """Longest answer of this request; None takes that of the load test."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -25,6 +31,7 @@ class RequestRecord:
 
     request_id: int
     prompt_id: str
+    phase: Phase = "measured"
     intended_seconds: float
     """When it ought to have been sent; every latency counts from here."""
     sent_seconds: float
@@ -36,6 +43,10 @@ class RequestRecord:
     input_tokens: int | None = None
     """From the server's usage, like `output_tokens`; None where it reports none."""
     output_tokens: int | None = None
+    cached_tokens: int | None = None
+    """Tokens of the prompt that came from a prefix cache, where the server tells."""
+    replica: str | None = None
+    """Which replica answered, where the server tells."""
     finish_reason: str | None = None
     error: str | None = None
     """Class of the failure, None when fine: connect, timeout, http_NNN, mid_stream, malformed,
@@ -59,23 +70,25 @@ class RequestRecord:
             return None
         return (self.token_seconds[-1] - self.token_seconds[0]) / (self.output_tokens - 1)
 
-    def as_row(self, *, point: int, phase: str) -> dict[str, Any]:
+    def as_row(self, *, point: int) -> dict[str, Any]:
         """Return the row of requests.parquet."""
-        return {"point": point, "phase": phase, **asdict(self)}
+        return {"point": point, **asdict(self)}
 
 
 REQUESTS_SCHEMA = pa.schema(
     [
         ("point", pa.int32()),
-        ("phase", pa.string()),
         ("request_id", pa.int64()),
         ("prompt_id", pa.string()),
+        ("phase", pa.string()),
         ("intended_seconds", pa.float64()),
         ("sent_seconds", pa.float64()),
         ("token_seconds", pa.list_(pa.float64())),
         ("done_seconds", pa.float64()),
         ("input_tokens", pa.int64()),
         ("output_tokens", pa.int64()),
+        ("cached_tokens", pa.int64()),
+        ("replica", pa.string()),
         ("finish_reason", pa.string()),
         ("error", pa.string()),
         ("error_detail", pa.string()),

@@ -1,4 +1,4 @@
-"""One streamed chat completion over HTTP, timed.
+"""Streamed chat completions over HTTP, timed.
 
 Bytes are stamped when they arrive, before they are parsed. Nothing is retried: a retry would hide
 what the load test is there to see.
@@ -6,20 +6,21 @@ what the load test is there to see.
 
 from __future__ import annotations
 
-import json
-import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
 import aiohttp
 
+from expo_ray.loadtest.answer import Answer, StreamError
+from expo_ray.loadtest.dispatch import Clock
 from expo_ray.loadtest.records import Job, RequestRecord
 
-READ_BUFFER_BYTES = 2**20
-"""aiohttp's 64 KiB make the client look like a slow server at high rates."""
+REPLICA_HEADER = "x-expo-ray-replica"
+"""Response header in which `expo-ray serve` names the replica that answers."""
 
-_MAX_DETAIL_CHARACTERS = 300
+_READ_BUFFER_BYTES = 2**20
+"""aiohttp's 64 KiB make the client look like a slow server at high rates."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -31,6 +32,8 @@ class Endpoint:
     model: str
     weights_digest: str | None = None
     api_key: str | None = field(default=None, repr=False)
+    app_name: str | None = None
+    """Ray Serve application behind it, where it is one of this cluster."""
 
     @property
     def api_url(self) -> str:
@@ -44,123 +47,99 @@ class Endpoint:
         return {} if self.api_key is None else {"Authorization": f"Bearer {self.api_key}"}
 
 
-class _StreamError(Exception):
-    def __init__(self, kind: str, detail: str) -> None:
-        super().__init__(detail)
-        self.kind = kind
-
-
-@dataclass(kw_only=True, slots=True)
-class _Answer:
-    """What has arrived of an answer so far."""
-
-    token_seconds: list[float] = field(default_factory=list)
-    input_tokens: int | None = None
-    output_tokens: int | None = None
-    finish_reason: str | None = None
-    ended: bool = False
-
-    def add(self, data: bytes, seconds: float) -> None:
-        if data == b"[DONE]":
-            self.ended = True
-            return
-        try:
-            self._read(json.loads(data), seconds)
-        except (ValueError, TypeError, AttributeError) as error:
-            raise _StreamError("malformed", f"not a completion chunk: {data[:100]!r}") from error
-
-    def _read(self, event: dict[str, Any], seconds: float) -> None:
-        if event.get("error"):
-            raise _StreamError("mid_stream", json.dumps(event["error"]))
-        usage = event.get("usage")
-        if usage:
-            self.input_tokens = usage.get("prompt_tokens")
-            self.output_tokens = usage.get("completion_tokens")
-        for choice in event.get("choices") or ():
-            if (choice.get("delta") or {}).get("content"):
-                self.token_seconds.append(seconds)
-            if choice.get("finish_reason"):
-                self.finish_reason = choice["finish_reason"]
-                self.ended = True
-
-    def check(self) -> None:
-        if not self.ended:
-            raise _StreamError("truncated", "the stream stopped without finish_reason or [DONE]")
-        if not self.token_seconds:
-            raise _StreamError("empty", "the answer has no text")
-
-
-async def send_request(
-    session: aiohttp.ClientSession,
-    endpoint: Endpoint,
-    job: Job,
-    body: dict[str, Any],
-    *,
-    origin: float,
-    intended_seconds: float,
-) -> RequestRecord:
-    """Send one request and read its stream to the end.
+def request_body(endpoint: Endpoint, job: Job, body: dict[str, Any]) -> dict[str, Any]:
+    """Return the JSON of one request.
 
     Args:
-        session: Its timeout is the request's.
-        endpoint: The service.
-        job: Prompt and id.
-        body: Further fields of the request.
-        origin: `time.perf_counter()` at second 0 of the point.
-        intended_seconds: When the request was due.
-
-    Returns:
-        The record, whatever happened; only a cancellation is raised.
+        endpoint: Names the model.
+        job: Prompt and, where it has one, its own limit of tokens.
+        body: Further fields.
     """
-    answer = _Answer()
-    error: str | None = None
-    detail: str | None = None
-    answering = False
-    sent = time.perf_counter() - origin
-    request = {
+    own = {} if job.max_tokens is None else {"max_tokens": job.max_tokens}
+    return {
         **body,
+        **own,
         "model": endpoint.model,
         "messages": list(job.messages),
         "stream": True,
         "stream_options": {"include_usage": True},
     }
-    url = f"{endpoint.api_url}/chat/completions"
-    try:
-        async with session.post(url, json=request, headers=endpoint.headers) as response:
-            if response.status != 200:
-                text = await response.text(errors="replace")
-                raise _StreamError(f"http_{response.status}", text)
-            answering = True
-            async for data, stamp in _events(response):
-                answer.add(data, stamp - origin)
-        answer.check()
-    except _StreamError as failure:
-        error, detail = failure.kind, str(failure)
-    except TimeoutError:
-        error, detail = "timeout", "no end within the time limit"
-    except (aiohttp.ClientError, OSError) as failure:
-        error = "mid_stream" if answering else "connect"
-        detail = f"{type(failure).__name__}: {failure}"
-    return RequestRecord(
-        request_id=job.request_id,
-        prompt_id=job.prompt_id,
-        intended_seconds=intended_seconds,
-        sent_seconds=sent,
-        token_seconds=tuple(answer.token_seconds),
-        done_seconds=time.perf_counter() - origin,
-        input_tokens=answer.input_tokens,
-        output_tokens=answer.output_tokens,
-        finish_reason=answer.finish_reason,
-        error=error,
-        error_detail=None if detail is None else detail[:_MAX_DETAIL_CHARACTERS],
-    )
 
 
-async def _events(response: aiohttp.ClientResponse) -> AsyncIterator[tuple[bytes, float]]:
+class HttpSender:
+    """Sends requests over HTTP; an async context manager that holds the connections.
+
+    Args:
+        endpoint: The service.
+        body: Fields of every request besides model and messages.
+        timeout_seconds: Limit of one request.
+    """
+
+    def __init__(self, endpoint: Endpoint, body: dict[str, Any], timeout_seconds: float) -> None:
+        self._endpoint = endpoint
+        self._url = f"{endpoint.api_url}/chat/completions"
+        self._body = body
+        self._timeout_seconds = timeout_seconds
+
+    async def __aenter__(self) -> Self:
+        self._session = aiohttp.ClientSession(
+            # Servers drop idle connections after five seconds or more; stay clear of that race.
+            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=2),
+            timeout=aiohttp.ClientTimeout(total=self._timeout_seconds),
+            read_bufsize=_READ_BUFFER_BYTES,
+        )
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self._session.close()
+
+    async def send(self, job: Job, due: float, clock: Clock) -> RequestRecord:
+        """Send one request and read its stream to the end.
+
+        Args:
+            job: Prompt and id.
+            due: When it was due.
+            clock: Seconds since second 0 of the point.
+
+        Returns:
+            The record, whatever happened; only a cancellation is raised.
+        """
+        answer = Answer()
+        failure: tuple[str, str] | None = None
+        answering = False
+        sent = clock()
+        body = request_body(self._endpoint, job, self._body)
+        try:
+            async with self._session.post(
+                self._url, json=body, headers=self._endpoint.headers
+            ) as response:
+                answer.replica = response.headers.get(REPLICA_HEADER)
+                if response.status != 200:
+                    text = await response.text(errors="replace")
+                    raise StreamError(f"http_{response.status}", text)
+                answering = True
+                async for data, stamp in _events(response, clock):
+                    answer.add(data, stamp)
+            answer.check()
+        except StreamError as error:
+            failure = error.kind, str(error)
+        except TimeoutError:
+            failure = "timeout", "no end within the time limit"
+        except (aiohttp.ClientError, OSError) as error:
+            kind = "mid_stream" if answering else "connect"
+            failure = kind, f"{type(error).__name__}: {error}"
+        return answer.as_record(
+            job, intended_seconds=due, sent_seconds=sent, done_seconds=clock(), failure=failure
+        )
+
+
+async def _events(
+    response: aiohttp.ClientResponse, clock: Clock
+) -> AsyncIterator[tuple[bytes, float]]:
     """Yield the data of server-sent events with the time at which their bytes arrived."""
     rest = b""
     async for block in response.content.iter_any():
-        stamp = time.perf_counter()
+        stamp = clock()
         *lines, rest = (rest + block).split(b"\n")
         for line in lines:
             if line.startswith(b"data:"):

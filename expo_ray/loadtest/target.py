@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 from collections.abc import Iterator
+from urllib.parse import urlsplit
 
 import httpx
+import ray
 
 from expo_ray.errors import ConfigError, ServingError
 from expo_ray.loadtest.options import LoadtestOptions
+from expo_ray.loadtest.placement import is_loopback
 from expo_ray.loadtest.stream import Endpoint
 
 _TIMEOUT_SECONDS = 30.0
@@ -39,13 +43,42 @@ def open_target(
                 got=target,
                 hint="give a model instead of a URL to serve it extrapolated",
             )
+        if options.direct:
+            raise ConfigError(
+                "a service at a URL has no handle to reach its replicas by",
+                where="direct",
+                got=target,
+                expected="a model, which is served for the test",
+            )
         yield _resolve(Endpoint(url=target, model=options.model or "", api_key=_api_key(options)))
         return
     from expo_ray.serving import ModelSource, ServedModel
 
     source = ModelSource(model=target, initial=initial, alpha=alpha)
-    with ServedModel(source, num_replicas=options.num_replicas, engine=options.engine) as served:
-        yield Endpoint(url=served.url, model=served.model, weights_digest=served.weights_digest)
+    is_private = is_loopback(options.host)
+    key = None if is_private else secrets.token_urlsafe(32)
+    with ServedModel(
+        source,
+        num_replicas=options.num_replicas,
+        engine=options.engine,
+        host=options.host,
+        api_key=key,
+    ) as served:
+        yield Endpoint(
+            url=served.url if is_private else _reachable(served.url),
+            model=served.model,
+            weights_digest=served.weights_digest,
+            api_key=key,
+            app_name=served.app_name,
+        )
+
+
+def _reachable(url: str) -> str:
+    """Name this machine as other nodes of the cluster know it, instead of its loopback address."""
+    parts = urlsplit(url)
+    if not is_loopback(parts.hostname):
+        return url
+    return parts._replace(netloc=f"{ray.util.get_node_ip_address()}:{parts.port}").geturl()
 
 
 def _resolve(endpoint: Endpoint) -> Endpoint:

@@ -33,6 +33,9 @@ from expo_ray.serving.openai_protocol import (
 )
 from expo_ray.serving.source import ModelSource
 
+REPLICA_HEADER = "x-expo-ray-replica"
+"""Response header that names the replica, so that a load test sees how evenly they share."""
+
 _DEFAULT_COMPLETION_TOKENS = 16  # OpenAI's, for /v1/completions alone
 
 app = FastAPI(title="expo-ray", docs_url=None, redoc_url=None)
@@ -70,6 +73,11 @@ async def _http_error(request: Request, error: HTTPException) -> Response:
 def key_digest(key: str) -> str:
     """Return what replicas keep of an API key: the key itself never enters Ray."""
     return hashlib.sha256(key.encode()).hexdigest()
+
+
+# Before the class: `serve.ingress` copies what the routes refer to at this point.
+def _replica() -> str:
+    return str(serve.get_replica_context().replica_id.unique_id)
 
 
 @serve.deployment
@@ -127,6 +135,21 @@ class OpenAIServer(Generator):
         wanted = body.max_completion_tokens or body.max_tokens
         row = self._row(body, self._engine.encode_chat(body.chat()), wanted)
         return await self._respond("chat", body, row)
+
+    async def chat_events(self, body: dict[str, Any]) -> AsyncIterator[str]:
+        """Stream a chat completion to a caller with a Serve handle, without proxy and HTTP.
+
+        Args:
+            body: As for POST /v1/chat/completions; the first piece is an SSE comment that names
+                the replica.
+        """
+        asked = ChatBody.model_validate(body)
+        self._require_model(asked.model)
+        wanted = asked.max_completion_tokens or asked.max_tokens
+        row = self._row(asked, self._engine.encode_chat(asked.chat()), wanted)
+        yield f": {REPLICA_HEADER} {_replica()}\n\n"
+        async for event in self._events(self._format("chat"), row, with_usage=True):
+            yield event
 
     @app.post("/v1/completions")
     async def completions(self, body: CompletionBody, request: Request) -> Response:
@@ -212,20 +235,24 @@ class OpenAIServer(Generator):
     async def _respond(
         self, kind: Literal["chat", "text"], body: GenerationBody, row: Row
     ) -> Response:
-        answer = ResponseFormat(
+        answer = self._format(kind)
+        headers = {REPLICA_HEADER: _replica()}
+        if body.stream:
+            with_usage = body.stream_options is not None and body.stream_options.include_usage
+            events = self._events(answer, row, with_usage=with_usage)
+            return StreamingResponse(events, media_type="text/event-stream", headers=headers)
+        result = [event async for event in self.stream(row) if isinstance(event, Generated)][-1]
+        if result.error is not None:
+            raise ApiError(500, result.error, code="generation_failed")
+        return JSONResponse(answer.whole(result), headers=headers)
+
+    def _format(self, kind: Literal["chat", "text"]) -> ResponseFormat:
+        return ResponseFormat(
             kind,
             request_id=secrets.token_hex(12),
             model=self._name,
             weights_digest=str(self._loaded.weights_digest),
         )
-        if body.stream:
-            with_usage = body.stream_options is not None and body.stream_options.include_usage
-            events = self._events(answer, row, with_usage=with_usage)
-            return StreamingResponse(events, media_type="text/event-stream")
-        result = [event async for event in self.stream(row) if isinstance(event, Generated)][-1]
-        if result.error is not None:
-            raise ApiError(500, result.error, code="generation_failed")
-        return JSONResponse(answer.whole(result))
 
     async def _events(
         self, answer: ResponseFormat, row: Row, *, with_usage: bool

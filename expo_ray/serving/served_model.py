@@ -50,6 +50,8 @@ class ServedModel:
     model: str
     """The name that requests give."""
     weights_digest: str
+    app_name: str
+    """Name of the Serve application, for callers that reach its replicas by a handle."""
 
     def __init__(
         self,
@@ -90,6 +92,7 @@ class ServedModel:
             if loaded.error is not None:
                 raise loaded.error
             self.weights_digest = loaded.weights_digest
+            self.app_name = str(handle.app_name)
             self.url = f"{root}{route or ''}".rstrip("/")
             self._wait_for_an_answer()
             self._stack = stack.pop_all()

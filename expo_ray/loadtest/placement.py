@@ -1,0 +1,112 @@
+"""Where the clients run: off the nodes that hold replicas, wherever there are other nodes.
+
+A client on the machine of a replica takes its processor time and measures its own disturbance.
+A service that listens on the loopback address alone leaves no choice: its clients run on the
+driver's machine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit
+
+import ray
+from ray import serve
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from expo_ray.errors import ConfigError
+
+_MAX_CLIENTS = 8
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Placement:
+    """Nodes for the clients."""
+
+    node_ids: tuple[str, ...]
+    """Clients take them in turn."""
+    beside_replicas: bool
+    """No other node was left."""
+    num_clients: int
+
+    def options(self, index: int) -> dict[str, Any]:
+        """Return the actor options of a client.
+
+        It reserves no CPU, so that it starts beside replicas which have taken them all: clients
+        wait for the network nearly all the time.
+        """
+        node = self.node_ids[index % len(self.node_ids)]
+        # Soft: a node that dies meanwhile must not keep the load test waiting.
+        strategy = NodeAffinitySchedulingStrategy(node_id=node, soft=True)
+        return {"num_cpus": 0, "scheduling_strategy": strategy}
+
+
+def place_clients(
+    num_clients: int | None, *, url: str | None, labels: Mapping[str, str] | None = None
+) -> Placement:
+    """Choose the nodes for the clients.
+
+    Args:
+        num_clients: How many; None takes one per node, at least two.
+        url: The service; a node of this cluster on which it listens counts as one with replicas.
+            None for clients that reach replicas through their handle.
+        labels: Ray node labels that a node must have.
+
+    Raises:
+        ConfigError: No node has these labels.
+    """
+    alive = [node for node in ray.nodes() if node["Alive"]]
+    allowed = [
+        node
+        for node in alive
+        if all(node.get("Labels", {}).get(key) == value for key, value in (labels or {}).items())
+    ]
+    if not allowed:
+        raise ConfigError(
+            "no node of the Ray cluster has these labels",
+            where="client_labels",
+            got=dict(labels or {}),
+            hint="start a node with `ray start --labels ...`, or leave them out",
+        )
+    host = None if url is None else urlsplit(url).hostname
+    busy = _replica_nodes() | _nodes_of_host(alive, host)
+    if is_loopback(host):
+        here = ray.get_runtime_context().get_node_id()
+        busy |= {here}
+        allowed = [node for node in alive if node["NodeID"] == here]
+    free = [node for node in allowed if node["NodeID"] not in busy]
+    nodes = free or allowed
+    return Placement(
+        node_ids=tuple(sorted(node["NodeID"] for node in nodes)),
+        beside_replicas=not free,
+        num_clients=num_clients or min(_MAX_CLIENTS, max(2, len(nodes))),
+    )
+
+
+def is_loopback(host: str | None) -> bool:
+    """Say whether only programs on the same machine reach this host."""
+    return host is not None and (host in ("localhost", "::1") or host.startswith("127."))
+
+
+def _replica_nodes() -> set[str]:
+    """Return the nodes on which Ray Serve of this cluster has replicas."""
+    # serve.status() does not name nodes; no public Python call does.
+    from ray.serve.context import _get_global_client
+
+    if not ray.is_initialized() or not serve.status().applications:
+        return set()
+    client = _get_global_client(raise_if_no_controller_running=False)
+    details = {} if client is None else client.get_serve_details()
+    return {
+        str(replica["node_id"])
+        for app in details.get("applications", {}).values()
+        for deployment in app.get("deployments", {}).values()
+        for replica in deployment.get("replicas", [])
+    }
+
+
+def _nodes_of_host(nodes: list[dict[str, Any]], host: str | None) -> set[str]:
+    names = ("NodeManagerAddress", "NodeManagerHostname", "NodeName")
+    return {str(node["NodeID"]) for node in nodes if host in {node.get(name) for name in names}}
