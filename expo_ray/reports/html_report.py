@@ -122,10 +122,8 @@ def _drawings(run: RunFiles, speed: Mapping[str, Any]) -> list[Drawing]:
     aligned_truth = prompt_means(run.truth.get(0.0, ()), split="tuning").values()
     truth_mean = sum(aligned_truth) / len(aligned_truth) if aligned_truth else None
     curves = {
-        name.split("-", maxsplit=1)[-1]: gain_curve(
-            tables, alphas=alphas, split="tuning", confidence=level
-        )
-        for name, tables in list(run.rewards.items())[1:]
+        name: gain_curve(tables, alphas=alphas, split="tuning", confidence=level)
+        for name, tables in run.guard_rewards.items()
     }
     guards = {name: gains for name, gains in curves.items() if gains}
     drawn = [figures.reward_curve(selection, truth, truth_mean)]
@@ -141,7 +139,7 @@ def _drawings(run: RunFiles, speed: Mapping[str, Any]) -> list[Drawing]:
 
 
 def _side_by_side(run: RunFiles, alpha: float | None) -> dict[str, Any]:
-    scoring = next(iter(run.rewards.values()), {})
+    scoring = run.scoring_rewards
     if alpha is None:
         return {"examples": [], "outcome": None}
     deltas_by_key = examples.differences(scoring, alpha, split="heldout")

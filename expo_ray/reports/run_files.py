@@ -41,6 +41,16 @@ class RunFiles:
     checkpoints: Mapping[float, Mapping[str, Any]]
     """The `expo_ray.json` of every checkpoint that is still there."""
 
+    @property
+    def scoring_rewards(self) -> Mapping[float, Rows]:
+        """The tables of the reward model that scores: index 0."""
+        return next((t for name, t in self.rewards.items() if name.startswith("0-")), {})
+
+    @property
+    def guard_rewards(self) -> Mapping[str, Mapping[float, Rows]]:
+        """The tables of those that guard, by folder name."""
+        return {name: t for name, t in self.rewards.items() if not name.startswith("0-")}
+
     @classmethod
     def read(cls, run_dir: str | Path) -> RunFiles:
         """Read a run directory.
