@@ -62,7 +62,10 @@ class ExtrapolationSettings(BaseModel):
     @classmethod
     def _finite_and_distinct(cls, alphas: tuple[float, ...]) -> tuple[float, ...]:
         # Alpha 0 is always a candidate and is the aligned model itself: nothing is written for it.
-        rounded = sorted({parse_alpha(alpha) for alpha in alphas} - {0.0})
+        try:
+            rounded = sorted({parse_alpha(alpha) for alpha in alphas} - {0.0})
+        except ConfigError as error:
+            raise ValueError(error.message) from error
         if not rounded:
             raise ValueError("at least one alpha other than 0 is needed")
         return tuple(rounded)

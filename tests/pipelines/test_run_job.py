@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
+import psutil
 import pytest
 
 from tests.workflow.test_run import write_recipe
@@ -56,7 +60,13 @@ def head(tmp_path: Path) -> Iterator[dict[str, str]]:
     try:
         yield {**environment, "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{dashboard}"}
     finally:
-        process.terminate()
+        family = [
+            *psutil.Process(process.pid).children(recursive=True),
+            psutil.Process(process.pid),
+        ]
+        for member in family:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                member.kill()
         process.wait(timeout=30)
         log.close()
 
@@ -66,8 +76,6 @@ def head(tmp_path: Path) -> Iterator[dict[str, str]]:
 def test_the_pipeline_runs_as_a_submitted_job(
     head: dict[str, str], tmp_path: Path, pico_pair: tuple[Path, Path], pico_reward_model: Path
 ) -> None:
-    import httpx
-
     url = head["RAY_API_SERVER_ADDRESS"]
     for _ in range(120):
         try:
@@ -75,7 +83,7 @@ def test_the_pipeline_runs_as_a_submitted_job(
                 break
         except httpx.HTTPError:
             pass
-        __import__("time").sleep(0.5)
+        time.sleep(0.5)
     recipe = write_recipe(tmp_path, pico_pair, pico_reward_model, loadtest=None)
     submit = [
         str(RAY),
