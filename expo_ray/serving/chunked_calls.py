@@ -11,14 +11,23 @@ from ray.serve.exceptions import RayServeException, ReplicaUnavailableError
 
 from expo_ray.errors import ServingError
 
+Item = TypeVar("Item")
 Chunk = TypeVar("Chunk")
 _MAX_ATTEMPTS = 4
 _TIMEOUT_SECONDS = 3600.0
 _REPLICA_LOST = (RayActorError, WorkerCrashedError, ReplicaUnavailableError)
 
 
-def split(rows: Sequence[Chunk], size: int) -> list[Sequence[Chunk]]:
-    """Return consecutive chunks of at most `size` rows."""
+def split(rows: Sequence[Item], *, max_rows: int, num_replicas: int) -> list[Sequence[Item]]:
+    """Return consecutive chunks of like size, as many for each replica.
+
+    Args:
+        rows: The work.
+        max_rows: Most rows of a chunk.
+        num_replicas: Chunks are a multiple of this, so that no replica idles at the end.
+    """
+    num_rounds = -(-len(rows) // (max_rows * num_replicas))
+    size = max(1, -(-len(rows) // max(1, num_rounds * num_replicas)))
     return [rows[start : start + size] for start in range(0, len(rows), size)]
 
 

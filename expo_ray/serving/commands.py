@@ -142,7 +142,7 @@ def serve(
         host=host,
         port=port,
         route="/",
-        api_key=_api_key(api_key_env),
+        api_key=read_api_key(api_key_env),
     )
     if resolve_address(address) == LOCAL:
         require_free_port(host, port)
@@ -169,7 +169,12 @@ def _source(model: str | Path, initial: str | Path | None, alpha: float | None) 
     )
 
 
-def _api_key(variable: str | None) -> str | None:
+def read_api_key(variable: str | None) -> str | None:
+    """Return the API key that an environment variable holds; None asks for none.
+
+    Raises:
+        ConfigError: The variable is not set.
+    """
     if variable is None:
         return None
     key = os.environ.get(variable)

@@ -24,7 +24,6 @@ from expo_ray.tables import RESPONSES_SCHEMA, Prompt, ResumableTable, row_seed
 
 _SCHEMA_VERSION = 1
 _KEY = ("prompt_id", "sample", "weights_digest")
-_LOAD_TIMEOUT_SECONDS = 3600.0
 
 
 class GeneratorReplicas:
@@ -95,7 +94,10 @@ class GeneratorReplicas:
             },
         )
         wanted = [(prompt, i) for prompt in prompts for i in range(sampling.num_samples)]
-        digest = source.known_digest(read_weights=bool(table.done))
+        # Only a table that looks complete is worth reading the weights for.
+        answered = {key[:2] for key in table.done}
+        looks_complete = all((prompt.prompt_id, i) in answered for prompt, i in wanted)
+        digest = source.known_digest(read_weights=looks_complete)
         todo = _missing(wanted, table, digest)
         if todo or digest is None:
             digest = self._load(source, digest, progress)
@@ -162,8 +164,9 @@ class GeneratorReplicas:
             return self._handle.answer.remote(source, rows)
 
         try:
+            chunks = split(todo, max_rows=MAX_BATCH_ROWS, num_replicas=self._num_replicas)
             for chunk, answered in call_in_chunks(
-                call, split(todo, MAX_BATCH_ROWS), num_in_flight=2 * self._num_replicas
+                call, chunks, num_in_flight=2 * self._num_replicas
             ):
                 made: Answered = answered
                 _checked(source, made.loaded, fixed["weights_digest"])

@@ -99,8 +99,9 @@ class RewardReplicas:
         todo = [row for row in responses if tuple(row[name] for name in _KEY) not in done]
         bar = progress.start(f"Scoring with {self._spec.short_name}", len(todo), "responses")
         try:
+            chunks = split(todo, max_rows=_CHUNK_ROWS, num_replicas=self._num_replicas)
             for chunk, scored in call_in_chunks(
-                self._call, split(todo, _CHUNK_ROWS), num_in_flight=2 * self._num_replicas
+                self._call, chunks, num_in_flight=2 * self._num_replicas
             ):
                 table.append(_table_rows(chunk, scored))
                 bar.advance(len(chunk))

@@ -84,7 +84,7 @@ class ServedModel:
         with ExitStack() as stack:
             host, port = self._listen
             root = ensure_serve(host=host, port=port)
-            app = application(self._app(), label="server", route=self._route)
+            app = application(self.bind(), label="server", route=self._route)
             handle, route = stack.enter_context(app)
             [(_, loaded)] = call_in_chunks(
                 lambda _: handle.describe.remote(), [self._source], num_in_flight=1
@@ -101,7 +101,8 @@ class ServedModel:
     def __exit__(self, *exc: object) -> None:
         self._stack.close()
 
-    def _app(self) -> serve.Application:
+    def bind(self) -> serve.Application:
+        """Return the Serve application, not deployed yet."""
         options = replica_options(self._num_replicas)
         rewarder: Any = None
         if self._spec is not None:
