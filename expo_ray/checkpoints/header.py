@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 import struct
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -43,6 +44,7 @@ DTYPE_BITS = {
     "F8_E5M2FNUZ": 8,
     "F8_E8M0": 8,
 }
+_UNPRINTABLE = re.compile("[\\x00-\\x1f\\x7f\\ud800-\\udfff]")
 FLOAT_DTYPES = frozenset({"F16", "BF16", "F32", "F64"})
 INTEGER_DTYPES = frozenset({"BOOL", "U8", "I8", "U16", "I16", "U32", "I32", "U64", "I64"})
 LOW_PRECISION_DTYPES = frozenset(
@@ -114,13 +116,16 @@ def parse_length(prefix: bytes, *, file: str, file_bytes: int) -> int:
     return int(length)
 
 
-def parse_header(data: bytes, *, file: str, file_bytes: int) -> Header:
+def parse_header(
+    data: bytes, *, file: str, file_bytes: int, folder_uri: str | None = None
+) -> Header:
     """Check a whole header against the format and the size of its file.
 
     Args:
         data: The length field and the JSON.
-        file: Name of the file, for messages and for the references.
+        file: Name of the file, for the references.
         file_bytes: Size of the whole file.
+        folder_uri: Where the file lies, for messages.
 
     Returns:
         The tensors, in the order of their bytes.
@@ -128,14 +133,15 @@ def parse_header(data: bytes, *, file: str, file_bytes: int) -> Header:
     Raises:
         CheckpointError: Anything is not as the format demands.
     """
-    length = parse_length(data[:LENGTH_BYTES], file=file, file_bytes=file_bytes)
-    table = _parse_json(data[LENGTH_BYTES : LENGTH_BYTES + length], file)
-    _check_metadata(table.pop("__metadata__", {}), file)
+    where = f"{folder_uri}/{file}" if folder_uri else file
+    length = parse_length(data[:LENGTH_BYTES], file=where, file_bytes=file_bytes)
+    table = _parse_json(data[LENGTH_BYTES : LENGTH_BYTES + length], where)
+    _check_metadata(table.pop("__metadata__", {}), where)
     base = LENGTH_BYTES + length
-    tensors = [_parse_entry(name, entry, file, base) for name, entry in table.items()]
+    tensors = [_parse_entry(name, entry, file, where, base) for name, entry in table.items()]
     # A tensor without elements shares its offset with the next one: shorter ranges go first.
     tensors.sort(key=lambda ref: (ref.offset_bytes, ref.num_bytes, ref.name))
-    _check_ranges(tensors, file, base, file_bytes)
+    _check_ranges(tensors, where, base, file_bytes)
     digest = hashlib.sha256(data[:base]).hexdigest()
     return Header(tensors=tuple(tensors), sha256=digest, data_offset_bytes=base)
 
@@ -214,10 +220,10 @@ def _check_metadata(metadata: object, file: str) -> None:
         )
 
 
-def _parse_entry(name: str, entry: object, file: str, base: int) -> TensorRef:
-    where = f"{file}, tensor {name[:200]!r}"
+def _parse_entry(name: str, entry: object, file: str, path: str, base: int) -> TensorRef:
+    where = f"{path}, tensor {name[:200]!r}"
     # Lines of names feed digests and logs: a line break inside one could forge another tensor.
-    if not name or any(ord(c) < 32 or ord(c) == 127 or 0xD800 <= ord(c) < 0xE000 for c in name):
+    if not name or _UNPRINTABLE.search(name):
         raise CheckpointError(
             "a tensor name is empty or has control characters", where=where, expected="text"
         )

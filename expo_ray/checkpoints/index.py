@@ -75,7 +75,7 @@ def read_file_header(storage: Storage, file: str) -> Header:
             reader.read_into(0, memoryview(data))
         except (EOFError, OSError) as error:
             raise CheckpointError("the file cannot be read", where=where, got=error) from error
-    return parse_header(bytes(data), file=file, file_bytes=file_bytes)
+    return parse_header(bytes(data), file=file, file_bytes=file_bytes, folder_uri=storage.uri)
 
 
 def collect_tensors(

@@ -98,7 +98,7 @@ class ChunkWorker:
             for index, target in enumerate(outputs):
                 alpha = self._alphas[dtype][index]
                 block.write(alpha, target[part])
-                counted = measure_output(block, target[part], aligned[part])
+                counted = measure_output(target[part], aligned[part])
                 if counted.num_nonfinite and not self._task.allow_overflow:
                     overflows = count_overflows(block, target[part])
                     if overflows:

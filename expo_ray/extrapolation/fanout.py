@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from expo_ray.cluster import INLINE, ray_session, resolve_address
 from expo_ray.errors import ExpoError, ShardError
@@ -148,7 +149,7 @@ def _run_on_ray(
             done.to(finished_bytes + running_bytes())
         check = None
         if loading is not None:
-            check = ray.get(loading, timeout=LOADING_TIMEOUT_SECONDS)
+            check = _loading_outcome(loading)
     except RayError as error:
         raise ShardError(
             "Ray could not finish a task",
@@ -159,6 +160,18 @@ def _run_on_ray(
         for ref in [*pending, *([loading] if loading is not None else [])]:
             ray.cancel(ref)
     return [reports[i] for i in range(len(tasks))], check
+
+
+def _loading_outcome(ref: Any) -> LoadingCheck:
+    """Wait for the trial load; it is advice, so its own failure stops nothing."""
+    import ray
+    from ray.exceptions import RayError
+
+    try:
+        check: LoadingCheck = ray.get(ref, timeout=LOADING_TIMEOUT_SECONDS)
+    except RayError as error:
+        return LoadingCheck(status="skipped", note=f"the trial load ended: {type(error).__name__}")
+    return check
 
 
 def _os_error(task: ShardTask, error: OSError) -> ShardError:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import torch
 
-BLOCK_ELEMENTS = 131_072
+BLOCK_ELEMENTS = 65_536
 
 
 class Workspace:

@@ -149,7 +149,7 @@ def extrapolate(
         bytes_read=sum(report.bytes_read for report in reports),
         bytes_written=sum(report.bytes_written for report in reports),
         seconds=time.monotonic() - started,
-        notes=plan.pair.notes,
+        notes=(*plan.pair.notes, *_loading_notes(loading)),
         loading=loading,
         plan=_summary(plan, targets),
     )
@@ -363,6 +363,14 @@ def _finish(
         remove_work_folder(target.folder)
         status = "resumed" if target.num_resumed else "written"
     return _output(plan, target, status, digest)
+
+
+def _loading_notes(loading: LoadingCheck | None) -> list[str]:
+    if loading is None or loading.status == "loads":
+        return []
+    names = [*loading.missing, *loading.unexpected]
+    detail = loading.note or f"{len(names)} names missing or unexpected, first {names[0]}"
+    return [f"trial load by transformers, as for aligned itself: {loading.status} ({detail})"]
 
 
 def _output(plan: Plan, target: Target, status: str, digest: str | None) -> OutputResult:

@@ -15,6 +15,7 @@ import torch
 from expo_ray.extrapolation.formula import Block
 
 _INTEGERS = {1: np.int8, 2: np.int16, 4: np.int32, 8: np.int64}
+_TORCH_INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 @dataclass(kw_only=True, slots=True)
@@ -115,17 +116,15 @@ def measure_inputs(block: Block, initial: torch.Tensor, aligned: torch.Tensor) -
     return sums
 
 
-def measure_output(block: Block, target: torch.Tensor, aligned: torch.Tensor) -> OutputSums:
+def measure_output(target: torch.Tensor, aligned: torch.Tensor) -> OutputSums:
     """Measure one computed block right after `Block.write`.
 
     Args:
-        block: Holds the unrounded output.
         target: The rounded output.
         aligned: The aligned values in the dtype of the file.
     """
-    sums = OutputSums(max_abs=_max_abs(block.output))
-    if not sums.max_abs <= torch.finfo(target.dtype).max:
-        # Rounding may still bring the value back into range: only the written one counts.
+    sums = OutputSums(max_abs=_max_abs_by_bits(target))
+    if not math.isfinite(sums.max_abs):
         sums.num_nonfinite = int(torch.count_nonzero(~torch.isfinite(target)))
     reference = aligned if aligned.dtype == target.dtype else aligned.to(target.dtype)
     sums.num_changed = count_different(reference, target)
@@ -159,6 +158,25 @@ def _max_abs(values: torch.Tensor) -> float:
     view = values.numpy()
     # numpy's reductions carry NaN along; Python's max() would lose it.
     return float(np.maximum(view.max(), -view.min())) if view.size else 0.0
+
+
+def _max_abs_by_bits(values: torch.Tensor) -> float:
+    """Return the largest magnitude, infinite where a value is infinite or NaN.
+
+    Floats without their sign are ordered like integers. Read as signed, the largest integer is the
+    largest positive float; read as unsigned, it is the negative float farthest from zero.
+    """
+    if not values.numel():
+        return 0.0
+    integer = _INTEGERS[values.element_size()]
+    signed = values.view(torch.uint8).numpy().view(integer)
+    sign_bit = 1 << (8 * values.element_size() - 1)
+    positive = max(0, int(signed.max()))
+    farthest = int(signed.view(f"u{values.element_size()}").max())
+    magnitude = max(positive, farthest - sign_bit)
+    found = torch.tensor(magnitude, dtype=_TORCH_INTEGERS[values.element_size()])
+    largest = float(found.view(values.dtype))
+    return largest if math.isfinite(largest) else math.inf
 
 
 def _cosine(initial: float | None, aligned: float | None, delta: float | None) -> float | None:

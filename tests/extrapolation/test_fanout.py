@@ -37,7 +37,7 @@ class Recorder:
         pass
 
 
-@pytest.mark.parametrize("batch_bytes", [1, 128 * 1024 * 1024])
+@pytest.mark.parametrize("batch_bytes", [40_000, 128 * 1024 * 1024])
 def test_ray_and_inline_write_the_same_bytes(
     pico_pair: Pair,
     tmp_path: Path,

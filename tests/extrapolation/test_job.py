@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from expo_ray.checkpoints import Checkpoint, iter_tensors, weights_digest
-from expo_ray.errors import ConfigError, RequestError, ShardError
+from expo_ray.errors import CheckpointError, ConfigError, RequestError, ShardError
 from expo_ray.extrapolation import extrapolate, inspect_checkpoint
 from expo_ray.extrapolation import job as job_module
 from expo_ray.extrapolation.plan import build_plan, natural_key, parse_size
@@ -218,6 +219,51 @@ def test_wrong_requests_write_nothing(pico_pair: Pair, tmp_path: Path) -> None:
             extrapolate(first, second, tmp_path / "out", alpha=alpha, address="inline")
         assert caught.value.exit_code == 2
     assert list(tmp_path.iterdir()) == []
+
+
+def _drop_shard(aligned: Path) -> None:
+    next(aligned.glob("*.safetensors")).unlink()
+
+
+def _truncate(aligned: Path) -> None:
+    path = next(aligned.glob("*.safetensors"))
+    path.write_bytes(path.read_bytes()[:-5])
+
+
+def _lengthen_header(aligned: Path) -> None:
+    path = next(aligned.glob("*.safetensors"))
+    path.write_bytes(b"\xff" * 8 + path.read_bytes()[8:])
+
+
+def _point_outside(aligned: Path) -> None:
+    path = aligned / "model.safetensors.index.json"
+    path.write_text(path.read_text().replace('"model-00001', '"../model-00001'))
+
+
+def _empty_index(aligned: Path) -> None:
+    (aligned / "model.safetensors.index.json").write_text("")
+
+
+def _quantize(aligned: Path) -> None:
+    config = json.loads((aligned / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "gptq"}
+    (aligned / "config.json").write_text(json.dumps(config))
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [_drop_shard, _truncate, _lengthen_header, _point_outside, _empty_index, _quantize],
+)
+@pytest.mark.parametrize("side", [0, 1])
+def test_damaged_inputs_write_nothing(
+    pair: Pair, tmp_path: Path, damage: Callable[[Path], None], side: int
+) -> None:
+    damage(pair[side])
+    with pytest.raises(CheckpointError) as caught:
+        run(pair, tmp_path / "out")
+    assert caught.value.exit_code == 2
+    assert str(pair[side].name) in str(caught.value)
+    assert not (tmp_path / "out").exists()
 
 
 def test_disk_space_is_checked_before(
