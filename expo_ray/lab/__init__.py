@@ -1,0 +1,39 @@
+"""The tiny laboratory: a task with a hidden truth, and the models trained on it.
+
+Training needs the extra `lab`; settings and truth do not.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from expo_ray.lab.prepare import LabResult, find_lab, prepare_lab
+    from expo_ray.lab.settings import LabSettings
+    from expo_ray.lab.task import truth_reward
+    from expo_ray.lab.truth_table import write_truth
+
+__all__ = [
+    "LabResult",
+    "LabSettings",
+    "find_lab",
+    "prepare_lab",
+    "truth_reward",
+    "write_truth",
+]
+
+_MODULES = {
+    "LabResult": "prepare",
+    "LabSettings": "settings",
+    "find_lab": "prepare",
+    "prepare_lab": "prepare",
+    "truth_reward": "task",
+    "write_truth": "truth_table",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)

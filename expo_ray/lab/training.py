@@ -1,0 +1,267 @@
+"""Training the laboratory's models with TRL: SFT, DPO and reward models, one function each.
+
+The functions are plain and need no Ray; `prepare.py` runs each of them in its own Ray task. They
+read and write ordinary checkpoints, and return the facts that the report shows.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedTokenizerFast,
+    Trainer,
+    TrainerCallback,
+)
+from trl import DPOConfig, DPOTrainer, RewardConfig, RewardTrainer, SFTConfig, SFTTrainer
+
+from expo_ray.lab.data import Pair, Purpose, draw_example, draw_pair, draw_prompts, split_requests
+from expo_ray.lab.models import (
+    new_language_model,
+    new_reward_model,
+    save_checkpoint,
+    train_tokenizer,
+)
+from expo_ray.lab.settings import LabSettings
+from expo_ray.lab.task import Request, truth_reward
+
+OnStep = Callable[[int, int], None]
+"""Called with (optimizer steps done, steps in all)."""
+
+Facts = dict[str, Any]
+_NUM_CHECK_PAIRS = 1000
+_TOKENIZER_EXAMPLES = 3000
+
+
+def requests_for(settings: LabSettings, purpose: Purpose) -> list[Request]:
+    """Return the requests that one purpose owns alone."""
+    rng = np.random.default_rng(settings.derive_seed("split"))
+    return split_requests(rng, num_evaluation=settings.num_eval_prompts)[purpose]
+
+
+def eval_prompts(settings: LabSettings) -> list[str]:
+    """Return the held-out evaluation prompts."""
+    rng = np.random.default_rng(settings.derive_seed("evaluation"))
+    return draw_prompts(rng, requests_for(settings, "evaluation"))
+
+
+def lab_tokenizer(settings: LabSettings) -> PreTrainedTokenizerFast:
+    """Return the tokenizer that all models of these settings share."""
+    rng = np.random.default_rng(settings.derive_seed("tokenizer"))
+    requests = requests_for(settings, "initial")
+    examples = (draw_example(rng, requests) for _ in range(_TOKENIZER_EXAMPLES))
+    return train_tokenizer((t for pair in examples for t in pair), vocab_size=settings.vocab_size)
+
+
+def train_initial(settings: LabSettings, output: Path, *, on_step: OnStep) -> Facts:
+    """Train the initial model by SFT on answers of mixed quality, from scratch."""
+    tokenizer = lab_tokenizer(settings)
+    rng = np.random.default_rng(settings.derive_seed("sft-data"))
+    requests = requests_for(settings, "initial")
+    examples = [draw_example(rng, requests) for _ in range(settings.num_sft_examples)]
+    prompt_ids = _encode(tokenizer, [p for p, _ in examples])
+    chat_ids = _encode(tokenizer, [p for p, _ in examples], [a for _, a in examples])
+    dataset = Dataset.from_dict(
+        {
+            "input_ids": chat_ids,
+            # Loss on the answer only.
+            "labels": [
+                [-100] * len(p) + c[len(p) :] for p, c in zip(prompt_ids, chat_ids, strict=True)
+            ],
+        }
+    )
+    model = new_language_model(settings, tokenizer, seed=settings.derive_seed("sft-init"))
+    with tempfile.TemporaryDirectory() as scratch:
+        arguments = SFTConfig(
+            **_common(scratch, seed=settings.derive_seed("sft-order")),
+            learning_rate=settings.sft_learning_rate,
+            per_device_train_batch_size=settings.sft_batch_size,
+            max_length=None,
+        )
+        trainer = SFTTrainer(
+            model=model, args=arguments, train_dataset=dataset, processing_class=tokenizer
+        )
+        facts = _train(trainer, on_step)
+    save_checkpoint(model, tokenizer, output)
+    return facts | {"num_examples": len(examples), **measure_truth(settings, output)}
+
+
+def train_aligned(settings: LabSettings, initial: Path, output: Path, *, on_step: OnStep) -> Facts:
+    """Train the aligned model by DPO on a share of the preference data, from the initial one."""
+    tokenizer = AutoTokenizer.from_pretrained(initial)
+    pairs = _draw_pairs(settings, "aligned", settings.num_dpo_pairs)
+    dataset = Dataset.from_list(
+        [
+            {
+                "prompt": pair.messages(),
+                "chosen": [{"role": "assistant", "content": pair.chosen}],
+                "rejected": [{"role": "assistant", "content": pair.rejected}],
+            }
+            for pair in pairs
+        ]
+    )
+    model = AutoModelForCausalLM.from_pretrained(initial, dtype=torch.float32)
+    with tempfile.TemporaryDirectory() as scratch:
+        arguments = DPOConfig(
+            **_common(scratch, seed=settings.derive_seed("dpo-order")),
+            learning_rate=settings.dpo_learning_rate,
+            per_device_train_batch_size=settings.dpo_batch_size,
+            beta=settings.dpo_beta,
+            max_length=None,
+        )
+        trainer = DPOTrainer(
+            model=model, args=arguments, train_dataset=dataset, processing_class=tokenizer
+        )
+        facts = _train(trainer, on_step)
+    save_checkpoint(model, tokenizer, output)
+    # Measured on a model loaded anew: the trained object carries a forward bound to itself.
+    return facts | _pair_facts(pairs) | measure_truth(settings, output)
+
+
+def train_reward_model(
+    settings: LabSettings, purpose: Purpose, output: Path, *, on_step: OnStep
+) -> Facts:
+    """Train a reward model from scratch, on prompts that no other model is trained on.
+
+    Args:
+        settings: Settings of the laboratory.
+        purpose: `reward_model` or `guard_reward_model`: whose prompts and seeds.
+        output: Where the checkpoint is written.
+        on_step: Told of every optimizer step.
+
+    Returns:
+        Training facts with the accuracy on fresh pairs of held-out evaluation prompts.
+    """
+    tokenizer = lab_tokenizer(settings)
+    shares = {"damaged_share": settings.damaged_share, "near_share": settings.near_share}
+    pairs = _draw_pairs(settings, purpose, settings.num_reward_pairs, **shares)
+    check = _draw_pairs(settings, "evaluation", _NUM_CHECK_PAIRS)
+    model = new_reward_model(settings, tokenizer, seed=settings.derive_seed(f"{purpose}-init"))
+    with tempfile.TemporaryDirectory() as scratch:
+        arguments = RewardConfig(
+            **_common(scratch, seed=settings.derive_seed(f"{purpose}-order")),
+            learning_rate=settings.reward_learning_rate,
+            per_device_train_batch_size=settings.reward_batch_size,
+            max_length=None,
+        )
+        trainer = RewardTrainer(
+            model=model,
+            args=arguments,
+            train_dataset=_pair_dataset(tokenizer, pairs),
+            eval_dataset=_pair_dataset(tokenizer, check),
+            processing_class=tokenizer,
+        )
+        facts = _train(trainer, on_step)
+        accuracy = trainer.evaluate()["eval_accuracy"]
+    save_checkpoint(model, tokenizer, output)
+    return facts | _pair_facts(pairs) | {"heldout_accuracy": accuracy}
+
+
+@torch.inference_mode()
+def measure_truth(settings: LabSettings, checkpoint: Path) -> Facts:
+    """Return the mean hidden truth of one sampled answer per evaluation prompt."""
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+    model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32).eval()
+    chats = [[{"role": "user", "content": prompt}] for prompt in eval_prompts(settings)]
+    inputs = tokenizer.apply_chat_template(
+        chats, add_generation_prompt=True, padding=True, return_dict=True, return_tensors="pt"
+    )
+    torch.manual_seed(settings.derive_seed("truth-sampling"))
+    output = model.generate(
+        **inputs,
+        do_sample=True,
+        temperature=0.7,
+        top_p=0.9,
+        top_k=50,
+        max_new_tokens=settings.max_new_tokens,
+    )
+    answers = tokenizer.batch_decode(
+        output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True
+    )
+    scores = [truth_reward(chat, answer) for chat, answer in zip(chats, answers, strict=True)]
+    return {"mean_truth": float(np.mean(scores)), "num_truth_prompts": len(scores)}
+
+
+class _StepReporter(TrainerCallback):  # type: ignore[misc]
+    def __init__(self, on_step: OnStep) -> None:
+        self.on_step = on_step
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.on_step(state.global_step, state.max_steps)
+
+
+def _train(trainer: Trainer, on_step: OnStep) -> Facts:
+    trainer.add_callback(_StepReporter(on_step))
+    start = time.perf_counter()
+    result = trainer.train()
+    return {
+        "num_steps": result.global_step,
+        "mean_loss": result.training_loss,
+        "train_seconds": time.perf_counter() - start,
+    }
+
+
+def _common(scratch: str, *, seed: int) -> dict[str, Any]:
+    return {
+        "output_dir": scratch,
+        "num_train_epochs": 1,
+        "per_device_eval_batch_size": 100,
+        "lr_scheduler_type": "cosine",
+        "warmup_steps": 0.1,
+        "weight_decay": 0.0,
+        "max_grad_norm": 1.0,
+        "seed": seed,
+        # float32 on the CPU: see models.save_checkpoint.
+        "bf16": False,
+        "use_cpu": True,
+        "gradient_checkpointing": False,
+        "save_strategy": "no",
+        "logging_strategy": "no",
+        "report_to": [],
+        "disable_tqdm": True,
+        "dataloader_pin_memory": False,
+    }
+
+
+def _draw_pairs(
+    settings: LabSettings, purpose: Purpose, num_pairs: int, **shares: float
+) -> list[Pair]:
+    rng = np.random.default_rng(settings.derive_seed(f"{purpose}-pairs"))
+    requests = requests_for(settings, purpose)
+    return [draw_pair(rng, requests, **shares) for _ in range(num_pairs)]
+
+
+def _pair_facts(pairs: Sequence[Pair]) -> Facts:
+    agreement = sum(pair.agrees for pair in pairs) / len(pairs)
+    return {"num_pairs": len(pairs), "label_agreement": agreement}
+
+
+def _pair_dataset(tokenizer: PreTrainedTokenizerFast, pairs: Sequence[Pair]) -> Dataset:
+    prompts = [pair.prompt for pair in pairs]
+    chosen_ids = _encode(tokenizer, prompts, [pair.chosen for pair in pairs])
+    rejected_ids = _encode(tokenizer, prompts, [pair.rejected for pair in pairs])
+    return Dataset.from_dict({"chosen_ids": chosen_ids, "rejected_ids": rejected_ids})
+
+
+def _encode(
+    tokenizer: PreTrainedTokenizerFast, prompts: Sequence[str], answers: Sequence[str] | None = None
+) -> list[list[int]]:
+    """Tokenize many chats at once; TRL's own mapping, one example at a time, takes far longer."""
+    chats = [[{"role": "user", "content": prompt}] for prompt in prompts]
+    if answers is not None:
+        for chat, answer in zip(chats, answers, strict=True):
+            chat.append({"role": "assistant", "content": answer})
+    encoded = tokenizer.apply_chat_template(
+        chats, add_generation_prompt=answers is None, return_dict=True
+    )
+    ids: list[list[int]] = encoded["input_ids"]
+    return ids
