@@ -10,12 +10,28 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from expo_ray.loadtest.compare import compare_summaries
+    from expo_ray.loadtest.contest import Contender, compare_targets
     from expo_ray.loadtest.options import LoadtestOptions
     from expo_ray.loadtest.run import loadtest
+    from expo_ray.loadtest.scaling import loadtest_scaling
 
-__all__ = ["LoadtestOptions", "compare_summaries", "loadtest"]
+__all__ = [
+    "Contender",
+    "LoadtestOptions",
+    "compare_summaries",
+    "compare_targets",
+    "loadtest",
+    "loadtest_scaling",
+]
 
-_MODULES = {"LoadtestOptions": "options", "compare_summaries": "compare", "loadtest": "run"}
+_MODULES = {
+    "Contender": "contest",
+    "LoadtestOptions": "options",
+    "compare_summaries": "compare",
+    "compare_targets": "contest",
+    "loadtest": "run",
+    "loadtest_scaling": "scaling",
+}
 
 
 def __getattr__(name: str) -> object:

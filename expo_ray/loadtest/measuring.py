@@ -53,6 +53,7 @@ def measure(
     alpha: float | None,
     progress: Progress,
     salt: str | None = None,
+    direct: bool = False,
 ) -> Measured:
     """Offer every load of a plan to a service.
 
@@ -63,6 +64,7 @@ def measure(
         alpha: Its alpha, where known.
         progress: Where to report.
         salt: Of unique prompts; None takes that of the options, or draws one.
+        direct: Reach the replicas through their handle, without proxy and HTTP.
 
     Raises:
         ConfigError: The clients may run nowhere.
@@ -79,6 +81,7 @@ def measure(
         max_tokens=plan.max_tokens,
         options=options,
         progress=progress,
+        direct=direct,
         # While searching, a load that no plan has named must still reach its steady state.
         min_rounds=0 if plan.find is None else 4,
     )
@@ -109,6 +112,7 @@ def measure(
         "num_prompts": len(plan.prompts),
         # A server with a prefix cache answers a prompt that it has seen sooner.
         "prompts_reused": source.prefix_cache == "reused",
+        "direct": direct,
         "prefix_cache": source.prefix_cache,
         "prompt_salt": salt,
         "num_requests": plan.num_requests,

@@ -36,9 +36,6 @@ class LoadtestOptions(BaseModel):
     client_labels: dict[str, str] = Field(default_factory=dict)
     """Labels of the Ray nodes on which clients may run; empty prefers nodes without replicas."""
 
-    direct: bool = False
-    """Reach the replicas of a served model through their Serve handle, without proxy and HTTP."""
-
     num_replicas: int = Field(default=1, ge=1)
     """Replicas of a model that is served for the test."""
 

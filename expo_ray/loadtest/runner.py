@@ -49,6 +49,7 @@ class Runner:
         max_tokens: Longest answer.
         options: Everything else.
         progress: Where to report.
+        direct: Reach the replicas through their handle, without proxy and HTTP.
         min_rounds: Of a closed loop, measure at least so many times its requests in flight.
 
     Raises:
@@ -64,6 +65,7 @@ class Runner:
         max_tokens: int,
         options: LoadtestOptions,
         progress: Progress,
+        direct: bool = False,
         min_rounds: int = 0,
     ) -> None:
         self._prompts = prompts
@@ -73,14 +75,14 @@ class Runner:
         self._progress = progress
         self.placement = place_clients(
             options.num_clients,
-            url=None if options.direct else endpoint.url,
+            url=None if direct else endpoint.url,
             labels=options.client_labels,
         )
         body = {**options.extra_body, "max_tokens": max_tokens}
         actor: Any = ray.remote(LoadClient)
         self._clients = [
             actor.options(**self.placement.options(index)).remote(
-                endpoint, body, options.request_timeout_seconds, options.direct
+                endpoint, body, options.request_timeout_seconds, direct
             )
             for index in range(self.placement.num_clients)
         ]

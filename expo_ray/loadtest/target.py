@@ -43,13 +43,6 @@ def open_target(
                 got=target,
                 hint="give a model instead of a URL to serve it extrapolated",
             )
-        if options.direct:
-            raise ConfigError(
-                "a service at a URL has no handle to reach its replicas by",
-                where="direct",
-                got=target,
-                expected="a model, which is served for the test",
-            )
         yield _resolve(Endpoint(url=target, model=options.model or "", api_key=_api_key(options)))
         return
     from expo_ray.serving import ModelSource, ServedModel

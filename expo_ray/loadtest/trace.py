@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from expo_ray.errors import TableError
@@ -49,7 +50,7 @@ def read_trace(path: str | Path, *, speed: float = 1.0) -> tuple[TraceRequest, .
     try:
         read = _recorded(path) if path.suffix == ".parquet" else _lines(path)
         requests = sorted(read, key=lambda r: r.due_seconds)
-    except (OSError, UnicodeDecodeError, KeyError) as error:
+    except (OSError, UnicodeDecodeError, pa.ArrowException) as error:
         raise TableError("the trace cannot be read", where=path, got=error) from error
     if not requests:
         raise TableError("the trace is empty", where=path, expected="one request or more")

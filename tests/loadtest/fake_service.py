@@ -28,6 +28,7 @@ class FakeService:
     most_in_flight: int = 0
     one_at_a_time: bool = False
     usage: bool = True
+    extra_tokens: int = 0
     _lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     async def list_models(self, request: web.Request) -> web.Response:
@@ -49,7 +50,7 @@ class FakeService:
         if order.startswith("http_"):
             return web.Response(status=int(order.removeprefix("http_")), text="no\nluck")
         options = dict(pair.split("=") for pair in order.split() if "=" in pair)
-        num_tokens = int(options.get("tokens", 3))
+        num_tokens = int(options.get("tokens", 3)) + self.extra_tokens
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
         await response.prepare(request)
 

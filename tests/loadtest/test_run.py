@@ -93,7 +93,7 @@ def test_answers_without_text_are_counted_and_allowed_unless_all_are(
             output=tmp_path / "out",
             concurrency=[1],
             num_requests=4,
-            options=LoadtestOptions(num_warmup=0),
+            options=LoadtestOptions(num_warmup=0, num_clients=1),
             address=ray_cluster,
         )
 
@@ -167,3 +167,115 @@ def test_a_model_is_served_for_the_time_of_the_test(
     [point] = summary["points"]
     assert set(point["errors"]) <= {"empty"}  # a random model may say nothing
     assert 0 < point["total_output_tokens"] <= 6 * 4
+
+
+def test_a_ramp_a_cool_down_and_a_trace(
+    service: FakeService, tmp_path: Path, ray_cluster: str
+) -> None:
+    trace = tmp_path / "trace.jsonl"
+    own = "tokens=2 trace=1"
+    trace.write_text(
+        '{"seconds": 0}\n' + json.dumps({"seconds": 0.1, "prompt": own, "max_tokens": 4}) + "\n"
+    )
+    summary = loadtest(
+        service.url,
+        prompts=write_prompts(tmp_path, *["tokens=3 wait=0.005"] * 5),
+        output=tmp_path / "out",
+        concurrency=[2],
+        rate=[50.0],
+        trace=trace,
+        num_requests=8,
+        max_tokens=5,
+        options=LoadtestOptions(
+            num_clients=2, num_warmup=0, ramp_seconds=0.4, num_cooldown=3, unique_prompts=True
+        ),
+        address=ray_cluster,
+    )
+    rows = pq.read_table(tmp_path / "out" / "requests.parquet").to_pylist()
+    closed, opened, replayed = ([r for r in rows if r["point"] == i] for i in range(3))
+    for point in (closed, opened):
+        phases = [row["phase"] for row in point]
+        assert (phases.count("measured"), phases.count("cooldown")) == (8, 3)
+        assert phases.count("ramp") >= 2
+        assert all(r["intended_seconds"] < 0.4 for r in point if r["phase"] == "ramp")
+        assert all(r["intended_seconds"] >= 0.4 for r in point if r["phase"] == "measured")
+    assert [row["intended_seconds"] for row in replayed] == [0.0, 0.1]
+    assert [point["num_requests"] for point in summary["points"]] == [8, 8, 2]
+    assert [point["trace"] for point in summary["points"]] == [False, False, True]
+    assert summary["points"][2]["offered_rate"] == pytest.approx(10.0)
+    [asked] = [b for b in service.requests if own in b["messages"][0]["content"]]
+    assert asked["max_tokens"] == 4
+    once = {b["messages"][0]["content"] for b in service.requests if own not in str(b)}
+    assert len(once) > 20  # five prompts, each with letters of its own in every request
+    assert (summary["prefix_cache"], summary["prompts_reused"]) == ("unique", False)
+    assert summary["clients"]["num_clients"] == 2
+    assert summary["clients"]["beside_replicas"] is True  # the service listens on this machine
+
+
+def test_searches_end_where_the_service_does(
+    service: FakeService, tmp_path: Path, ray_cluster: str
+) -> None:
+    service.one_at_a_time = True  # some 30 requests a second, whatever is asked
+
+    def run(**load: Any) -> dict[str, Any]:
+        options = LoadtestOptions(
+            num_warmup=0,
+            num_clients=1,
+            e2el_slo_ms=300.0,
+            arrivals="constant",
+            search_precision=0.5,
+            max_points=8,
+        )
+        return loadtest(
+            service.url,
+            prompts=write_prompts(tmp_path, "tokens=1 wait=0.03"),
+            output=tmp_path / "out",
+            num_requests=20,
+            options=options,
+            address=ray_cluster,
+            **load,
+        )["search"]
+
+    saturated = run(concurrency=[1], find="saturation")
+    assert saturated["found"] is True
+    assert saturated["load"]["concurrency"] <= 4
+    assert 5 < saturated["request_throughput"] < 34
+    best = run(rate=[8.0], find="slo")
+    assert best["found"] is True
+    assert 2 <= best["rate"] < best["failed_rate"]
+    with pytest.raises(EvaluationError, match="no load was within the limits"):
+        loadtest(
+            service.url,
+            prompts=write_prompts(tmp_path, "tokens=1 wait=0.03"),
+            output=tmp_path / "none",
+            rate=[4.0],
+            find="slo",
+            num_requests=2,
+            options=LoadtestOptions(num_warmup=0, num_clients=1, e2el_slo_ms=1.0, max_points=2),
+            address=ray_cluster,
+        )
+    assert json.loads((tmp_path / "none" / "summary.json").read_text())["search"]["rate"] is None
+
+
+def test_searches_that_make_no_sense(service: FakeService, tmp_path: Path) -> None:
+    prompts = write_prompts(tmp_path, "tokens=1")
+    for load, message in (
+        ({"concurrency": [1], "find": "slo"}, "load to begin with"),
+        ({"concurrency": [1], "rate": [1.0], "find": "saturation"}, "load to begin with"),
+        ({"rate": [1.0], "find": "slo"}, "no objective"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            loadtest(service.url, prompts=prompts, output=tmp_path / "out", **load)
+    assert not (tmp_path / "out").exists()
+
+
+def test_labels_that_no_node_has(service: FakeService, tmp_path: Path, ray_cluster: str) -> None:
+    with pytest.raises(ConfigError, match="labels"):
+        loadtest(
+            service.url,
+            prompts=write_prompts(tmp_path, "tokens=1"),
+            output=tmp_path / "out",
+            concurrency=[1],
+            options=LoadtestOptions(client_labels={"role": "load"}),
+            address=ray_cluster,
+        )
