@@ -14,6 +14,9 @@ class ProgressBar(Protocol):
     def advance(self, amount: float = 1) -> None:
         """Add `amount` units of work that are done."""
 
+    def set_total(self, total: float) -> None:
+        """Say how many units there are, where that was not known at the start."""
+
     def close(self) -> None:
         """Mark the line as finished; further calls have no effect."""
 
@@ -37,6 +40,9 @@ class Progress(Protocol):
 
 class _NullBar:
     def advance(self, amount: float = 1) -> None:
+        pass
+
+    def set_total(self, total: float) -> None:
         pass
 
     def close(self) -> None:

@@ -75,6 +75,9 @@ class _RichBar:
     def advance(self, amount: float = 1) -> None:
         self._progress.advance(self._task_id, amount)
 
+    def set_total(self, total: float) -> None:
+        self._progress.update(self._task_id, total=total)
+
     def close(self) -> None:
         self._progress.stop_task(self._task_id)
 

@@ -9,7 +9,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from expo_ray.lab.prepare import LabResult, find_lab, prepare_lab
+    from expo_ray.lab.prepare import prepare_lab
+    from expo_ray.lab.result import LabResult, find_lab
     from expo_ray.lab.settings import LabSettings
     from expo_ray.lab.task import truth_reward
     from expo_ray.lab.truth_table import write_truth
@@ -24,9 +25,9 @@ __all__ = [
 ]
 
 _MODULES = {
-    "LabResult": "prepare",
+    "LabResult": "result",
     "LabSettings": "settings",
-    "find_lab": "prepare",
+    "find_lab": "result",
     "prepare_lab": "prepare",
     "truth_reward": "task",
     "write_truth": "truth_table",

@@ -9,10 +9,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeVar, get_args
+from typing import Literal, TypeVar
 
 import numpy as np
 
+from expo_ray.lab.settings import LabSettings
 from expo_ray.lab.task import (
     CATEGORIES,
     POLITE_CLOSERS,
@@ -30,7 +31,12 @@ from expo_ray.tables import Message
 T = TypeVar("T")
 Purpose = Literal["evaluation", "initial", "aligned", "reward_model", "guard_reward_model"]
 # Of the requests that evaluation leaves, the share that each kind of training gets.
-_SHARES = {"initial": 0.4, "aligned": 0.2, "reward_model": 0.2, "guard_reward_model": 0.2}
+_SHARES: dict[Purpose, float] = {
+    "initial": 0.4,
+    "aligned": 0.2,
+    "reward_model": 0.2,
+    "guard_reward_model": 0.2,
+}
 VAGUE = "stuff"
 # Slope of the labeller: a pair one point apart is labelled right with probability 0.92.
 LABEL_SLOPE = 2.5
@@ -77,31 +83,29 @@ class Pair:
         return [{"role": "user", "content": self.prompt}]
 
 
-def split_requests(rng: np.random.Generator, *, num_evaluation: int) -> dict[Purpose, list[Request]]:
-    """Deal all requests to the purposes, each to one only.
+def random_source(settings: LabSettings, label: str) -> np.random.Generator:
+    """Return the generator of one purpose, from the seed of the settings and a label."""
+    return np.random.default_rng(settings.derive_seed(label))
 
-    Args:
-        rng: Source of the order.
-        num_evaluation: Requests kept for evaluation, at most half of all.
 
-    Returns:
-        The requests of each purpose.
-    """
+def requests_for(settings: LabSettings, purpose: Purpose) -> list[Request]:
+    """Return the requests that one purpose owns alone."""
     requests = all_requests()
-    order = [requests[i] for i in rng.permutation(len(requests))]
-    dealt: dict[Purpose, list[Request]] = {"evaluation": order[:num_evaluation]}
-    rest = order[num_evaluation:]
-    start = 0.0
-    for purpose in get_args(Purpose)[1:]:
-        end = start + _SHARES[purpose]
-        dealt[purpose] = rest[round(start * len(rest)) : round(end * len(rest))]
-        start = end
-    return dealt
+    order = random_source(settings, "split").permutation(len(requests))
+    dealt = [requests[i] for i in order]
+    if purpose == "evaluation":
+        return dealt[: settings.num_eval_prompts]
+    rest = dealt[settings.num_eval_prompts :]
+    names = list(_SHARES)
+    before = sum(_SHARES[name] for name in names[: names.index(purpose)])
+    end = before + _SHARES[purpose]
+    return rest[round(before * len(rest)) : round(end * len(rest))]
 
 
-def draw_prompts(rng: np.random.Generator, requests: Sequence[Request]) -> list[str]:
-    """Return one prompt per request, in a template drawn at random."""
-    return [request.text(_pick(rng, TEMPLATES)) for request in requests]
+def eval_prompts(settings: LabSettings) -> list[str]:
+    """Return the held-out evaluation prompts, one per request, in templates drawn at random."""
+    rng = random_source(settings, "evaluation")
+    return [request.text(_pick(rng, TEMPLATES)) for request in requests_for(settings, "evaluation")]
 
 
 def draw_example(rng: np.random.Generator, requests: Sequence[Request]) -> tuple[str, str]:

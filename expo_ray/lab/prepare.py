@@ -4,7 +4,7 @@
     reward-model, guard-reward-model        (need nothing from the others)
 
 A finished model is renamed into place and never trained again; `lab.json`, written last, marks
-the laboratory as complete.
+the laboratory as complete. On a cluster the cache folder must be shared by all nodes.
 """
 
 from __future__ import annotations
@@ -13,49 +13,26 @@ import importlib.util
 import json
 import shutil
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import ray
+from ray.exceptions import RayError
 
 from expo_ray.checkpoints import atomic_write_json, atomic_write_text
 from expo_ray.cluster import ray_session
 from expo_ray.errors import EvaluationError, MissingExtraError
+from expo_ray.lab.data import eval_prompts
+from expo_ray.lab.result import LabResult, find_lab, lab_paths
 from expo_ray.lab.settings import CODE_VERSION, LabSettings
 from expo_ray.progress import NullProgress, Progress, ProgressBar
 
-INITIAL, ALIGNED = "initial", "aligned"
-REWARD, GUARD = "reward-model", "guard-reward-model"
-_RECORD = "lab.json"
+_EXTRA = ("trl", "datasets", "accelerate")
 _POLL_SECONDS = 0.5
 
 Facts = dict[str, Any]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class LabResult:
-    """Where the files of a finished laboratory lie."""
-
-    folder: Path
-    initial: Path
-    aligned: Path
-    reward_model: Path
-    guard_reward_model: Path | None
-    prompts: Path
-    """JSONL of the held-out evaluation prompts."""
-
-    @property
-    def record(self) -> Path:
-        """Settings and training facts, JSON."""
-        return self.folder / _RECORD
-
-
-def find_lab(cache: str | Path, settings: LabSettings) -> LabResult | None:
-    """Return the finished laboratory of these settings; None where it must be trained."""
-    result = _result(Path(cache), settings)
-    return result if result.record.exists() else None
 
 
 def prepare_lab(
@@ -73,29 +50,23 @@ def prepare_lab(
         address: Ray cluster; None means `RAY_ADDRESS`, else a local Ray.
         progress: Shows the training steps of every model.
 
+    Returns:
+        Where everything lies.
+
     Raises:
         MissingExtraError: TRL is not installed.
-        EvaluationError: A training task failed.
+        EvaluationError: A training task failed; what is finished is kept for the next call.
     """
-    result = _result(Path(cache), settings)
-    if result.record.exists():
-        return result
-    missing = [name for name in ("trl", "datasets", "accelerate") if not _installed(name)]
-    if missing:
-        raise MissingExtraError(
-            "training the laboratory needs optional packages",
-            where="lab",
-            got=f"{', '.join(missing)} not installed",
-            hint="pip install -c constraints.txt 'expo-ray[lab]'",
-        )
+    finished = find_lab(cache, settings)
+    if finished is not None:
+        return finished
+    _require_extra()
+    result = lab_paths(cache, settings)
     result.folder.mkdir(parents=True, exist_ok=True)
     with ray_session(address):
-        facts = _train_all(settings, result, progress or NullProgress())
-    from expo_ray.lab.training import eval_prompts
-
-    prompts = enumerate(eval_prompts(settings))
-    lines = [json.dumps({"prompt_id": f"{n:04d}", "prompt": text}) for n, text in prompts]
-    atomic_write_text(result.prompts, "\n".join(lines) + "\n")
+        facts = _train_missing(settings, result, progress or NullProgress())
+    rows = ({"prompt_id": f"{i:04d}", "prompt": p} for i, p in enumerate(eval_prompts(settings)))
+    atomic_write_text(result.prompts, "".join(json.dumps(row) + "\n" for row in rows))
     record = {
         "schema_version": 1,
         "code_version": CODE_VERSION,
@@ -106,52 +77,53 @@ def prepare_lab(
     return result
 
 
-def _result(cache: Path, settings: LabSettings) -> LabResult:
-    folder = cache / settings.digest()[:16]
-    return LabResult(
-        folder=folder,
-        initial=folder / INITIAL,
-        aligned=folder / ALIGNED,
-        reward_model=folder / REWARD,
-        guard_reward_model=folder / GUARD if settings.guard_reward_model else None,
-        prompts=folder / "prompts.jsonl",
-    )
+def _require_extra() -> None:
+    missing = [name for name in _EXTRA if importlib.util.find_spec(name) is None]
+    if missing:
+        raise MissingExtraError(
+            "training the laboratory needs optional packages",
+            got=f"{', '.join(missing)} not installed",
+            hint="pip install 'expo-ray[lab]'",
+        )
 
 
-def _installed(package: str) -> bool:
-    return importlib.util.find_spec(package) is not None
+def _train_missing(
+    settings: LabSettings, result: LabResult, progress: Progress
+) -> dict[str, Facts]:
+    """Train what is not there yet and return the facts of all models."""
+    models = [result.initial, result.reward_model, result.aligned]
+    if result.guard_reward_model is not None:
+        # Before aligned, which has to wait for initial and is short.
+        models.insert(2, result.guard_reward_model)
+    facts = {model.name: _read_facts(model) for model in models}
+    if facts[result.initial.name] is None:
+        facts[result.aligned.name] = None  # It continues from the weights to come.
+    wanted = [model for model in models if facts[model.name] is None]
+    with _step_board() as board, ExitStack() as stack:
+        bars, tasks = {}, {}
+        initial_task = None
+        for model in wanted:
+            bars[model.name] = progress.start(f"Training {model.name}", unit="steps")
+            stack.callback(bars[model.name].close)
+            waits_for = initial_task if model == result.aligned else None
+            task = train.remote(settings, str(model), board, waits_for)
+            initial_task = task if model == result.initial else initial_task
+            tasks[task] = model.name
+        shown = dict.fromkeys(bars, 0)
+        pending = list(tasks)
+        while pending:
+            ready, pending = ray.wait(pending, num_returns=1, timeout=_POLL_SECONDS)
+            _advance(bars, shown, ray.get(board.read.remote(), timeout=60))
+            for task in ready:
+                facts[tasks[task]] = _get_facts(task, tasks[task])
+                bars[tasks[task]].close()
+    return {name: found for name, found in facts.items() if found is not None}
 
 
-def _train_all(settings: LabSettings, result: LabResult, progress: Progress) -> dict[str, Facts]:
-    board = _StepBoard.remote()
-    names = [INITIAL, REWARD, *([GUARD] if settings.guard_reward_model else []), ALIGNED]
-    done = {name: _read_facts(result.folder, name) for name in names}
-    # The aligned model waits for the initial one; the others start as soon as a CPU is free.
-    initial_task = None
-    tasks: dict[Any, str] = {}
-    for name in names:
-        if done[name] is None:
-            waits_for = initial_task if name == ALIGNED else None
-            task = _train_one.remote(name, settings, str(result.folder), board, waits_for)
-            initial_task = task if name == INITIAL else initial_task
-            tasks[task] = name
-    bars = {name: progress.start(f"Training {name}", unit="steps") for name in tasks.values()}
-    shown = dict.fromkeys(bars, 0)
-    pending = list(tasks)
-    while pending:
-        ready, pending = ray.wait(pending, num_returns=1, timeout=_POLL_SECONDS)
-        _advance(bars, shown, ray.get(board.read.remote()))
-        for task in ready:
-            done[tasks[task]] = _get(task, tasks[task])
-            bars[tasks[task]].close()
-    ray.kill(board)
-    return {name: facts for name, facts in done.items() if facts is not None}
-
-
-def _get(task: Any, name: str) -> Facts:
+def _get_facts(task: Any, name: str) -> Facts:
     try:
         facts: Facts = ray.get(task)
-    except ray.exceptions.RayError as error:
+    except RayError as error:
         raise EvaluationError(
             "training a laboratory model failed",
             where=name,
@@ -170,15 +142,18 @@ def _advance(
         shown[name] = num_done
 
 
-def _read_facts(folder: Path, name: str) -> Facts | None:
-    path = folder / "facts" / f"{name}.json"
-    if not path.exists() or not (folder / name).is_dir():
+def _facts_path(model: Path) -> Path:
+    return model.parent / "facts" / f"{model.name}.json"
+
+
+def _read_facts(model: Path) -> Facts | None:
+    path = _facts_path(model)
+    if not path.exists() or not model.is_dir():
         return None
     facts: Facts = json.loads(path.read_text(encoding="utf-8"))
     return facts
 
 
-@ray.remote(num_cpus=0)
 class _StepBoard:
     """Where training tasks write how far they are, and the driver reads it."""
 
@@ -192,47 +167,53 @@ class _StepBoard:
         return self._steps
 
 
-@ray.remote(num_cpus=1, max_retries=2)
-def _train_one(
-    name: str, settings: LabSettings, folder: str, board: Any, waits_for: object
-) -> Facts:
+@contextmanager
+def _step_board() -> Iterator[Any]:
+    board = ray.remote(num_cpus=0)(_StepBoard).remote()
+    train = ray.remote(num_cpus=1, max_retries=2)(_train_one)
+    try:
+        yield board
+    finally:
+        ray.kill(board)
+
+
+def _train_one(settings: LabSettings, output: str, board: Any, waits_for: object) -> Facts:
     """Train one model in a worker; `waits_for` is only there to order the tasks."""
     import torch
 
     from expo_ray.lab import training
 
+    # One thread: the task asked for one CPU, and the order of sums must not hang on the machine.
     torch.set_num_threads(1)
-    root = Path(folder)
-    partial = root / f".{name}.partial"
+    model = Path(output)
+    partial = model.with_name(f".{model.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
-    on_step = _throttled(lambda done, total: board.report.remote(name, done, total))
-    start = time.monotonic()
-    if name == INITIAL:
-        facts = training.train_initial(settings, partial, on_step=on_step)
-    elif name == ALIGNED:
-        facts = training.train_aligned(settings, root / INITIAL, partial, on_step=on_step)
-    elif name == REWARD:
-        facts = training.train_reward_model(settings, "reward_model", partial, on_step=on_step)
-    else:
-        facts = training.train_reward_model(
-            settings, "guard_reward_model", partial, on_step=on_step
-        )
-    facts = {**facts, "seconds": round(time.monotonic() - start, 2)}
-    shutil.rmtree(root / name, ignore_errors=True)
-    partial.rename(root / name)
-    (root / "facts").mkdir(exist_ok=True)
-    atomic_write_json(root / "facts" / f"{name}.json", facts)
-    return facts
-
-
-def _throttled(report: Callable[[int, int], None]) -> Callable[[int, int], None]:
-    last = 0.0
+    last_report = 0.0
 
     def on_step(num_done: int, total: int) -> None:
-        nonlocal last
-        now = time.monotonic()
-        if now - last > _POLL_SECONDS or num_done == total:
-            last = now
-            report(num_done, total)
+        nonlocal last_report
+        if num_done == total or time.monotonic() - last_report > _POLL_SECONDS:
+            last_report = time.monotonic()
+            board.report.remote(model.name, num_done, total)
 
-    return on_step
+    start = time.monotonic()
+    match model.name:
+        case "initial":
+            facts = training.train_initial(settings, partial, on_step=on_step)
+        case "aligned":
+            initial = model.with_name("initial")
+            facts = training.train_aligned(settings, initial, partial, on_step=on_step)
+        case "reward-model":
+            facts = training.train_reward_model(settings, "reward_model", partial, on_step=on_step)
+        case _:
+            facts = training.train_reward_model(
+                settings, "guard_reward_model", partial, on_step=on_step
+            )
+    facts["seconds"] = time.monotonic() - start
+    # The facts say that a model is finished: gone before it is replaced, back after it.
+    _facts_path(model).unlink(missing_ok=True)
+    shutil.rmtree(model, ignore_errors=True)
+    partial.rename(model)
+    _facts_path(model).parent.mkdir(exist_ok=True)
+    atomic_write_json(_facts_path(model), facts)
+    return facts

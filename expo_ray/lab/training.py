@@ -24,7 +24,15 @@ from transformers import (
 )
 from trl import DPOConfig, DPOTrainer, RewardConfig, RewardTrainer, SFTConfig, SFTTrainer
 
-from expo_ray.lab.data import Pair, Purpose, draw_example, draw_pair, draw_prompts, split_requests
+from expo_ray.lab.data import (
+    Pair,
+    Purpose,
+    draw_example,
+    draw_pair,
+    eval_prompts,
+    random_source,
+    requests_for,
+)
 from expo_ray.lab.models import (
     new_language_model,
     new_reward_model,
@@ -32,7 +40,7 @@ from expo_ray.lab.models import (
     train_tokenizer,
 )
 from expo_ray.lab.settings import LabSettings
-from expo_ray.lab.task import Request, truth_reward
+from expo_ray.lab.task import truth_reward
 
 OnStep = Callable[[int, int], None]
 """Called with (optimizer steps done, steps in all)."""
@@ -42,21 +50,9 @@ _NUM_CHECK_PAIRS = 1000
 _TOKENIZER_EXAMPLES = 3000
 
 
-def requests_for(settings: LabSettings, purpose: Purpose) -> list[Request]:
-    """Return the requests that one purpose owns alone."""
-    rng = np.random.default_rng(settings.derive_seed("split"))
-    return split_requests(rng, num_evaluation=settings.num_eval_prompts)[purpose]
-
-
-def eval_prompts(settings: LabSettings) -> list[str]:
-    """Return the held-out evaluation prompts."""
-    rng = np.random.default_rng(settings.derive_seed("evaluation"))
-    return draw_prompts(rng, requests_for(settings, "evaluation"))
-
-
 def lab_tokenizer(settings: LabSettings) -> PreTrainedTokenizerFast:
     """Return the tokenizer that all models of these settings share."""
-    rng = np.random.default_rng(settings.derive_seed("tokenizer"))
+    rng = random_source(settings, "tokenizer")
     requests = requests_for(settings, "initial")
     examples = (draw_example(rng, requests) for _ in range(_TOKENIZER_EXAMPLES))
     return train_tokenizer((t for pair in examples for t in pair), vocab_size=settings.vocab_size)
@@ -65,7 +61,7 @@ def lab_tokenizer(settings: LabSettings) -> PreTrainedTokenizerFast:
 def train_initial(settings: LabSettings, output: Path, *, on_step: OnStep) -> Facts:
     """Train the initial model by SFT on answers of mixed quality, from scratch."""
     tokenizer = lab_tokenizer(settings)
-    rng = np.random.default_rng(settings.derive_seed("sft-data"))
+    rng = random_source(settings, "sft-data")
     requests = requests_for(settings, "initial")
     examples = [draw_example(rng, requests) for _ in range(settings.num_sft_examples)]
     prompt_ids = _encode(tokenizer, [p for p, _ in examples])
@@ -235,7 +231,7 @@ def _common(scratch: str, *, seed: int) -> dict[str, Any]:
 def _draw_pairs(
     settings: LabSettings, purpose: Purpose, num_pairs: int, **shares: float
 ) -> list[Pair]:
-    rng = np.random.default_rng(settings.derive_seed(f"{purpose}-pairs"))
+    rng = random_source(settings, f"{purpose}-pairs")
     requests = requests_for(settings, purpose)
     return [draw_pair(rng, requests, **shares) for _ in range(num_pairs)]
 

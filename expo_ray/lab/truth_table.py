@@ -5,37 +5,43 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from expo_ray.lab.settings import CODE_VERSION
-from expo_ray.lab.task import truth_reward
-from expo_ray.tables import REWARDS_SCHEMA, ResumableTable, read_table
+from expo_ray.errors import TableError
+from expo_ray.lab.task import TRUTH_NAME, TRUTH_VERSION, truth_reward
+from expo_ray.tables import RESPONSES_SCHEMA, REWARDS_SCHEMA, ResumableTable, read_table
 
-TRUTH_NAME = "hidden-truth"
 _CARRIED = ("prompt_id", "sample", "split", "alpha", "weights_digest", "seed")
 
 
-def write_truth(responses: Path, output: Path) -> None:
-    """Score every response of a table by the task's own rules.
+def write_truth(responses_path: str | Path, output_path: str | Path) -> None:
+    """Score every response of a table by the hidden rule.
 
     Args:
-        responses: A responses table of the laboratory's prompts.
-        output: Rewards table to write, with reward model `hidden-truth`.
+        responses_path: Responses to prompts of the laboratory.
+        output_path: Rewards table to write, with reward model `hidden-truth`.
 
     Raises:
-        TableError: The responses table is malformed.
+        TableError: The responses table is malformed, or has prompts of another task.
     """
-    rows = [_score(row) for row in read_table(responses).to_pylist()]
-    table = ResumableTable(output, REWARDS_SCHEMA, key=("prompt_id", "sample", "weights_digest"))
+    responses = read_table(responses_path, RESPONSES_SCHEMA).to_pylist()
+    try:
+        rows = [_score(row) for row in responses]
+    except ValueError as error:
+        raise TableError(
+            "only prompts of the laboratory have a hidden truth", where=responses_path, got=error
+        ) from error
+    key = ("prompt_id", "sample", "weights_digest")
+    table = ResumableTable(output_path, REWARDS_SCHEMA, key=key)
     table.append(rows)
     table.finish()
 
 
 def _score(row: dict[str, Any]) -> dict[str, Any]:
-    failed = row["error"] is not None or row["response"] is None
+    failed = row["error"] is not None
     return {
         **{column: row[column] for column in _CARRIED},
         "reward": None if failed else truth_reward(row["messages"], row["response"]),
         "reward_model": TRUTH_NAME,
-        "reward_model_revision": f"code-{CODE_VERSION}",
+        "reward_model_revision": TRUTH_VERSION,
         "tokens": row["completion_tokens"],
         "truncated": False,
         "error": row["error"],

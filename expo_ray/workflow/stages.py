@@ -89,7 +89,7 @@ def prepare_models(run: Run) -> None:
             run.prompts_path = str(lab.prompts)
             guards = [] if lab.guard_reward_model is None else [str(lab.guard_reward_model)]
             rewards = [str(lab.reward_model), *guards, *rewards]
-            atomic_write_json(run.directory.lab_file, read_json(lab.initial.parent / "lab.json"))
+            atomic_write_json(run.directory.lab_file, read_json(lab.record))
     run.reward_models = {reward_label(i, spec): spec for i, spec in enumerate(rewards)}
     run.prompts = read_prompts(run.prompts_path, limit=recipe.prompts.limit)
     _record_inputs(run)
