@@ -25,10 +25,9 @@ import torch
 
 from expo_ray.checkpoints.header import build_header
 from expo_ray.extrapolation.engine import run_shard
-from expo_ray.extrapolation.job import shard_task
 from expo_ray.extrapolation.plan import Plan, build_plan
 from expo_ray.extrapolation.shard_files import RECEIPT_FOLDER, RUN_FILE, ShardFile
-from expo_ray.extrapolation.tasks import WRITE, ShardOutput
+from expo_ray.extrapolation.tasks import WRITE, ShardOutput, shard_task
 
 HIDDEN = 4096
 CHUNK_BYTES = 2 * 1024 * 1024

@@ -3,71 +3,37 @@
 from __future__ import annotations
 
 import contextlib
-import shutil
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from expo_ray.checkpoints.storage import RECORD_NAME
-from expo_ray.errors import ConfigError, PairError
-from expo_ray.extrapolation.alpha import checkpoint_name, parse_alphas
+from expo_ray.errors import ConfigError
+from expo_ray.extrapolation.alpha import parse_alphas
 from expo_ray.extrapolation.assembly import Attachments, assemble, read_attachments
 from expo_ray.extrapolation.fanout import WORKER_MEMORY_BYTES, run_tasks
 from expo_ray.extrapolation.loading import LoadingCheck
-from expo_ray.extrapolation.pair import Pair
+from expo_ray.extrapolation.pair import refuse_equal_weights
 from expo_ray.extrapolation.plan import (
     DEFAULT_SHARD_SIZE,
-    OutputShard,
     Plan,
     build_plan,
-    input_facts,
-    plan_digest,
 )
 from expo_ray.extrapolation.record import read_record
 from expo_ray.extrapolation.results import ExtrapolationResult, OutputResult
+from expo_ray.extrapolation.targets import Target, check_space, claim, find_targets, plan_tasks
 from expo_ray.extrapolation.tasks import (
     TASK_MEMORY_BYTES,
-    WRITE,
-    ShardOutput,
-    ShardReceipt,
     ShardReport,
     ShardTask,
 )
-from expo_ray.extrapolation.ties import same_bytes
 from expo_ray.extrapolation.work_folder import (
-    OutputState,
-    claimed_folder,
-    examine_output,
     read_receipt,
     remove_work_folder,
     written_bytes,
 )
 from expo_ray.progress import NullProgress, Progress
-
-_SAMPLE_BYTES = 64 * 1024
-# Room for index, sidecars and record beside the weights.
-_SPARE_BYTES = 64 * 1024 * 1024
-
-
-@dataclass(kw_only=True, slots=True)
-class Target:
-    """One output checkpoint of a run."""
-
-    alpha: float
-    folder: Path
-    plan_digest: str
-    state: OutputState
-    run_token: str = ""
-    receipts: dict[str, ShardReceipt] = field(default_factory=dict)
-    """Finished shards by name; those found at the start were resumed."""
-    num_resumed: int = 0
-
-    @property
-    def is_done(self) -> bool:
-        """Whether the checkpoint was complete before this run."""
-        return self.state is OutputState.COMPLETE
 
 
 def extrapolate(
@@ -127,17 +93,17 @@ def extrapolate(
         vocab_policy=vocab_policy,
     )
     attachments = read_attachments(plan)
-    targets = _find_targets(plan, output, alphas, attachments, overwrite=overwrite)
+    targets = find_targets(plan, output, alphas, attachments, overwrite=overwrite)
     if dry_run:
         return _dry_result(plan, targets, started)
     if not all(target.is_done for target in targets):
-        _refuse_equal_weights(plan.pair)
-        _check_space(plan, targets)
+        refuse_equal_weights(plan.pair)
+        check_space(plan, targets)
     allow = {"allow_nonfinite": allow_nonfinite, "allow_overflow": allow_overflow}
     with contextlib.ExitStack() as stack:
         for target in targets:
             if not target.is_done:
-                _claim(stack, plan, target, overwrite=overwrite)
+                claim(stack, plan, target, overwrite=overwrite)
         tasks = plan_tasks(plan, targets, **allow)
         reports, loading = _run(plan, targets, tasks, address, progress or NullProgress())
         for report in reports:
@@ -153,154 +119,6 @@ def extrapolate(
         loading=loading,
         plan=_summary(plan, targets),
     )
-
-
-def plan_tasks(
-    plan: Plan,
-    targets: Sequence[Target],
-    *,
-    allow_nonfinite: bool = False,
-    allow_overflow: bool = False,
-) -> list[ShardTask]:
-    """Return one task per shard that some target still lacks."""
-    tasks = []
-    for shard in plan.shards:
-        outputs = tuple(
-            ShardOutput(
-                alpha=target.alpha,
-                folder=str(target.folder),
-                plan_digest=target.plan_digest,
-                run_token=target.run_token,
-            )
-            for target in targets
-            if not target.is_done and shard.name not in target.receipts
-        )
-        if outputs:
-            tasks.append(
-                shard_task(
-                    plan,
-                    shard,
-                    WRITE,
-                    outputs,
-                    allow_nonfinite=allow_nonfinite,
-                    allow_overflow=allow_overflow,
-                )
-            )
-    return tasks
-
-
-def shard_task(
-    plan: Plan,
-    shard: OutputShard,
-    mode: str,
-    outputs: tuple[ShardOutput, ...],
-    **options: Any,
-) -> ShardTask:
-    """Return the task for one shard, with the facts of just the input files that it reads."""
-    pair = plan.pair
-    return ShardTask(
-        mode=mode,
-        shard=shard,
-        initial_uri=pair.initial.uri,
-        aligned_uri=pair.aligned.uri,
-        initial_files=input_facts(
-            pair.initial, {p.initial.file for p in shard.tensors if p.initial}
-        ),
-        aligned_files=input_facts(pair.aligned, {p.aligned.file for p in shard.tensors}),
-        outputs=outputs,
-        **options,
-    )
-
-
-def _find_targets(
-    plan: Plan,
-    output: str | Path,
-    alphas: Sequence[float],
-    attachments: Attachments,
-    *,
-    overwrite: bool,
-) -> list[Target]:
-    text = str(output)
-    if "://" in text and not text.startswith("file://"):
-        raise ConfigError(
-            "this kind of output is not supported yet",
-            where="OUTPUT",
-            got=text,
-            expected="a local folder",
-        )
-    root = Path(text.removeprefix("file://")).expanduser().absolute()
-    digests = attachments.digests()
-    targets = []
-    for alpha in alphas:
-        folder = root if len(alphas) == 1 else root / checkpoint_name(alpha)
-        _refuse_input_as_output(plan.pair, folder)
-        digest = plan_digest(plan, alpha, digests)
-        state = examine_output(folder, digest, overwrite=overwrite)
-        targets.append(Target(alpha=alpha, folder=folder, plan_digest=digest, state=state))
-    return targets
-
-
-def _refuse_input_as_output(pair: Pair, folder: Path) -> None:
-    for side, checkpoint in (("initial", pair.initial), ("aligned", pair.aligned)):
-        source = Path(checkpoint.uri).resolve()
-        if folder.resolve() == source or source in folder.resolve().parents:
-            raise ConfigError(
-                f"the output lies in {side}, which is never written to",
-                where="OUTPUT",
-                got=folder,
-                hint="choose another folder",
-            )
-
-
-def _refuse_equal_weights(pair: Pair) -> None:
-    """Stop where both sides hold the same weights; the first differing sample ends the search."""
-    moved = [p for p in pair.tensors if p.initial is not None]
-    for limit_bytes in (_SAMPLE_BYTES, None):
-        for p in moved:
-            if p.initial is None or p.initial.dtype != p.aligned.dtype:
-                return
-            if not same_bytes(
-                pair.initial, p.initial, pair.aligned, p.aligned, limit_bytes=limit_bytes
-            ):
-                return
-    raise PairError(
-        "initial and aligned hold the same weights: there is nothing to extrapolate",
-        where=f"{pair.initial.uri} and {pair.aligned.uri}",
-        hint="check that both paths are the ones you meant",
-    )
-
-
-def _check_space(plan: Plan, targets: Sequence[Target]) -> None:
-    needed: dict[Path, int] = {}
-    for target in targets:
-        if target.is_done:
-            continue
-        present = sum(p.stat().st_size for p in target.folder.glob("*.safetensors"))
-        parent = next(p for p in (target.folder, *target.folder.parents) if p.exists())
-        needed[parent] = needed.get(parent, 0) + max(0, plan.file_bytes - present)
-    for parent, num_bytes in needed.items():
-        free_bytes = shutil.disk_usage(parent).free
-        if num_bytes + _SPARE_BYTES > free_bytes:
-            raise ConfigError(
-                "there is not enough room on the disk of the output",
-                where=parent,
-                got=f"{free_bytes} bytes free",
-                expected=f"at least {num_bytes + _SPARE_BYTES} bytes",
-            )
-
-
-def _claim(stack: contextlib.ExitStack, plan: Plan, target: Target, *, overwrite: bool) -> None:
-    target.run_token = stack.enter_context(
-        claimed_folder(target.folder, target.plan_digest, overwrite=overwrite)
-    )
-    if not target.run_token:
-        target.state = OutputState.COMPLETE
-        return
-    for shard in plan.shards:
-        receipt = read_receipt(target.folder, shard.name, target.plan_digest)
-        if receipt is not None:
-            target.receipts[shard.name] = receipt
-    target.num_resumed = len(target.receipts)
 
 
 def _run(

@@ -11,9 +11,11 @@ from expo_ray.checkpoints.checkpoint import Checkpoint
 from expo_ray.checkpoints.header import FLOAT_DTYPES, INTEGER_DTYPES, TensorRef
 from expo_ray.checkpoints.quantization import refuse_quantized
 from expo_ray.errors import CheckpointError, ConfigError, PairError
-from expo_ray.extrapolation.ties import tied_partner
+from expo_ray.extrapolation.ties import same_bytes, tied_partner
 
 VOCAB_POLICIES = ("refuse", "common-rows", "copy-aligned")
+# Samples of all tensors first: equal tensors of frozen layers are not read whole then.
+_SAMPLE_BYTES = 64 * 1024
 OUTPUT_DTYPES = {"auto": None, "bfloat16": "BF16", "float16": "F16", "float32": "F32"}
 
 # Shapes alone do not show these: the same matrices with other heads are another function.
@@ -97,6 +99,28 @@ def match_pair(
     if not any(pair.num_extrapolated for pair in pairs):
         raise PairError("the pair has no floating-point tensor to extrapolate", where=aligned.uri)
     return Pair(initial=initial, aligned=aligned, tensors=tuple(pairs), notes=tuple(notes))
+
+
+def refuse_equal_weights(pair: Pair) -> None:
+    """Let pairs pass that differ; the first differing sample ends the search.
+
+    Raises:
+        PairError: Both sides hold the same weights.
+    """
+    moved = [p for p in pair.tensors if p.initial is not None]
+    for limit_bytes in (_SAMPLE_BYTES, None):
+        for p in moved:
+            if p.initial is None or p.initial.dtype != p.aligned.dtype:
+                return
+            if not same_bytes(
+                pair.initial, p.initial, pair.aligned, p.aligned, limit_bytes=limit_bytes
+            ):
+                return
+    raise PairError(
+        "initial and aligned hold the same weights: there is nothing to extrapolate",
+        where=f"{pair.initial.uri} and {pair.aligned.uri}",
+        hint="check that both paths are the ones you meant",
+    )
 
 
 def vocabulary_size(config: Mapping[str, Any]) -> int | None:

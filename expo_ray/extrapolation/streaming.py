@@ -13,10 +13,9 @@ from expo_ray.extrapolation.alpha import parse_alpha
 from expo_ray.extrapolation.chunk_worker import ChunkWorker, Slot
 from expo_ray.extrapolation.engine import split_chunks
 from expo_ray.extrapolation.input_files import InputFiles
-from expo_ray.extrapolation.job import shard_task
 from expo_ray.extrapolation.plan import OutputShard, build_plan
 from expo_ray.extrapolation.shard_files import ShardFile
-from expo_ray.extrapolation.tasks import WRITE, ShardOutput
+from expo_ray.extrapolation.tasks import WRITE, ShardOutput, shard_task
 
 CHUNK_BYTES = 4 * 1024 * 1024
 

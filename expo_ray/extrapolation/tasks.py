@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from expo_ray.checkpoints.storage import FileFacts
-from expo_ray.extrapolation.plan import OutputShard
+from expo_ray.extrapolation.plan import OutputShard, Plan, input_facts
 
 WRITE = "write"
 COMPARE = "compare"
@@ -104,3 +104,26 @@ class ShardReport:
     """One per output of the task."""
     statistics: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Per tensor, without what depends on alpha; filled when measuring."""
+
+
+def shard_task(
+    plan: Plan,
+    shard: OutputShard,
+    mode: str,
+    outputs: tuple[ShardOutput, ...],
+    **options: Any,
+) -> ShardTask:
+    """Return the task for one shard, with the facts of just the input files that it reads."""
+    pair = plan.pair
+    return ShardTask(
+        mode=mode,
+        shard=shard,
+        initial_uri=pair.initial.uri,
+        aligned_uri=pair.aligned.uri,
+        initial_files=input_facts(
+            pair.initial, {p.initial.file for p in shard.tensors if p.initial}
+        ),
+        aligned_files=input_facts(pair.aligned, {p.aligned.file for p in shard.tensors}),
+        outputs=outputs,
+        **options,
+    )

@@ -6,17 +6,16 @@ import hashlib
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from expo_ray.checkpoints.checkpoint import Checkpoint
 from expo_ray.checkpoints.digests import BUFFER_BYTES, WeightsDigest
 from expo_ray.errors import CheckpointError, PairError, VerifyError
 from expo_ray.extrapolation.fanout import run_tasks
-from expo_ray.extrapolation.job import shard_task
 from expo_ray.extrapolation.plan import Plan, build_plan
 from expo_ray.extrapolation.record import read_record
 from expo_ray.extrapolation.results import VerifyResult
-from expo_ray.extrapolation.tasks import COMPARE, Problem, ShardOutput, ShardReceipt
+from expo_ray.extrapolation.tasks import COMPARE, Problem, ShardOutput, ShardReceipt, shard_task
 from expo_ray.progress import NullProgress, Progress
 
 _MAX_LISTED = 10
@@ -193,46 +192,44 @@ def _hash_files(
 ) -> list[ShardReceipt]:
     """Hash files and tensors as they lie there, without the inputs."""
     try:
-        tensors = Checkpoint.open(folder).tensors.values()
+        refs = list(Checkpoint.open(folder).tensors.values())
     except CheckpointError:
-        tensors = {}.values()  # reported before; the file digests still tell which file it is
-    buffer = memoryview(bytearray(BUFFER_BYTES))
+        refs = []  # reported before; the file digests still tell which file it is
     receipts = []
     bar = progress.start("Hashing weights", sum(entry["bytes"] for entry in present), "B")
     for entry in present:
-        digest = hashlib.sha256()
-        num_bytes = 0
-        facts = {}
         with (folder / entry["name"]).open("rb") as file:
-            while length := file.readinto(buffer):
-                digest.update(buffer[:length])
-                num_bytes += length
-                bar.advance(length)
-            for ref in tensors:
-                if ref.file != entry["name"]:
-                    continue
-                file.seek(ref.offset_bytes)
-                tensor_digest = hashlib.sha256()
-                left = ref.num_bytes
-                while left and (length := file.readinto(buffer[: min(left, BUFFER_BYTES)])):
-                    tensor_digest.update(buffer[:length])
-                    left -= length
-                facts[ref.name] = {
+            facts = {
+                ref.name: {
                     "dtype": ref.dtype,
                     "shape": list(ref.shape),
-                    "sha256": tensor_digest.hexdigest(),
+                    "sha256": _hash_range(file, ref.offset_bytes, ref.num_bytes),
                 }
-        receipts.append(
-            ShardReceipt(
-                name=entry["name"],
-                plan_digest="",
-                num_bytes=num_bytes,
-                sha256=digest.hexdigest(),
-                tensors=facts,
+                for ref in refs
+                if ref.file == entry["name"]
+            }
+            receipts.append(
+                ShardReceipt(
+                    name=entry["name"],
+                    plan_digest="",
+                    num_bytes=entry["bytes"],
+                    sha256=_hash_range(file, 0, entry["bytes"]),
+                    tensors=facts,
+                )
             )
-        )
+        bar.advance(entry["bytes"])
     bar.close()
     return receipts
+
+
+def _hash_range(file: BinaryIO, offset_bytes: int, num_bytes: int) -> str:
+    """Return the sha256 of a range; of what is there, where the file is shorter."""
+    digest = hashlib.sha256()
+    file.seek(offset_bytes)
+    while num_bytes and (data := file.read(min(num_bytes, BUFFER_BYTES))):
+        digest.update(data)
+        num_bytes -= len(data)
+    return digest.hexdigest()
 
 
 def _check_receipts(record: dict[str, Any], receipts: Sequence[ShardReceipt]) -> list[Problem]:

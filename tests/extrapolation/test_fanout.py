@@ -10,9 +10,8 @@ from safetensors.torch import load_file, save_file
 from expo_ray.checkpoints import Checkpoint
 from expo_ray.errors import ShardError, VerifyError
 from expo_ray.extrapolation import diagnose, extrapolate, fanout, verify
-from expo_ray.extrapolation.job import shard_task
 from expo_ray.extrapolation.plan import build_plan
-from expo_ray.extrapolation.tasks import MEASURE
+from expo_ray.extrapolation.tasks import MEASURE, shard_task
 from tests.extrapolation.synthetic import file_digests
 
 Pair = tuple[Path, Path]

@@ -17,6 +17,7 @@ from expo_ray.checkpoints import Checkpoint, iter_tensors, weights_digest
 from expo_ray.errors import CheckpointError, ConfigError, RequestError, ShardError
 from expo_ray.extrapolation import extrapolate, inspect_checkpoint
 from expo_ray.extrapolation import job as job_module
+from expo_ray.extrapolation import targets as targets_module
 from expo_ray.extrapolation.plan import build_plan, natural_key, parse_size
 from expo_ray.extrapolation.record import read_record
 from tests.extrapolation.synthetic import closed_form, file_digests, load, noise, same_bits, write
@@ -269,7 +270,7 @@ def test_damaged_inputs_write_nothing(
 def test_disk_space_is_checked_before(
     pico_pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(job_module, "_SPARE_BYTES", 2**60)
+    monkeypatch.setattr(targets_module, "SPARE_BYTES", 2**60)
     with pytest.raises(ConfigError, match="not enough room"):
         run(pico_pair, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
@@ -299,7 +300,7 @@ def test_two_runs_cannot_share_an_output(pico_pair: Pair, tmp_path: Path) -> Non
 
 def test_task_of_an_older_run_is_fenced_off(pico_pair: Pair, tmp_path: Path) -> None:
     from expo_ray.extrapolation.engine import run_shard
-    from expo_ray.extrapolation.tasks import WRITE, ShardOutput
+    from expo_ray.extrapolation.tasks import WRITE, ShardOutput, shard_task
     from expo_ray.extrapolation.work_folder import claimed_folder
 
     out = tmp_path / "out"
@@ -308,7 +309,7 @@ def test_task_of_an_older_run_is_fenced_off(pico_pair: Pair, tmp_path: Path) -> 
         pass
     with claimed_folder(out, "digest", overwrite=False):
         stale = ShardOutput(alpha=1, folder=str(out), plan_digest="digest", run_token=old_token)
-        task = job_module.shard_task(plan, plan.shards[0], WRITE, (stale,))
+        task = shard_task(plan, plan.shards[0], WRITE, (stale,))
         with pytest.raises(ShardError, match="taken over"):
             run_shard(task)
     assert not list(out.glob("*.safetensors"))

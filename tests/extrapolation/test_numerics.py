@@ -16,9 +16,8 @@ from expo_ray.extrapolation import extrapolate, stream_weights
 from expo_ray.extrapolation import job as job_module
 from expo_ray.extrapolation.engine import split_chunks
 from expo_ray.extrapolation.formula import BLOCK_ELEMENTS
-from expo_ray.extrapolation.job import shard_task
 from expo_ray.extrapolation.plan import build_plan
-from expo_ray.extrapolation.tasks import WRITE
+from expo_ray.extrapolation.tasks import WRITE, shard_task
 from tests.extrapolation.synthetic import closed_form, load, noise, same_bits, write
 
 FLOATS = [torch.bfloat16, torch.float16, torch.float32, torch.float64]

@@ -1,0 +1,172 @@
+"""The outputs of one run: where each alpha goes, whether it may, and what is there already."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from expo_ray.errors import ConfigError
+from expo_ray.extrapolation.alpha import checkpoint_name
+from expo_ray.extrapolation.assembly import Attachments
+from expo_ray.extrapolation.pair import Pair
+from expo_ray.extrapolation.plan import Plan, plan_digest
+from expo_ray.extrapolation.tasks import (
+    WRITE,
+    ShardOutput,
+    ShardReceipt,
+    ShardTask,
+    shard_task,
+)
+from expo_ray.extrapolation.work_folder import (
+    OutputState,
+    claimed_folder,
+    examine_output,
+    read_receipt,
+)
+
+# Room for index, sidecars and record beside the weights.
+SPARE_BYTES = 64 * 1024 * 1024
+
+
+@dataclass(kw_only=True, slots=True)
+class Target:
+    """One output checkpoint of a run."""
+
+    alpha: float
+    folder: Path
+    plan_digest: str
+    state: OutputState
+    run_token: str = ""
+    receipts: dict[str, ShardReceipt] = field(default_factory=dict)
+    """Finished shards by name; those found at the start were resumed."""
+    num_resumed: int = 0
+
+    @property
+    def is_done(self) -> bool:
+        """Whether the checkpoint was complete before this run."""
+        return self.state is OutputState.COMPLETE
+
+
+def find_targets(
+    plan: Plan,
+    output: str | Path,
+    alphas: Sequence[float],
+    attachments: Attachments,
+    *,
+    overwrite: bool,
+) -> list[Target]:
+    """Decide where every alpha goes; nothing is changed.
+
+    Raises:
+        ConfigError: An output lies in an input, or holds what this run did not make.
+    """
+    text = str(output)
+    if "://" in text and not text.startswith("file://"):
+        raise ConfigError(
+            "this kind of output is not supported yet",
+            where="OUTPUT",
+            got=text,
+            expected="a local folder",
+        )
+    root = Path(text.removeprefix("file://")).expanduser().absolute()
+    digests = attachments.digests()
+    targets = []
+    for alpha in alphas:
+        folder = root if len(alphas) == 1 else root / checkpoint_name(alpha)
+        _refuse_input_as_output(plan.pair, folder)
+        digest = plan_digest(plan, alpha, digests)
+        state = examine_output(folder, digest, overwrite=overwrite)
+        targets.append(Target(alpha=alpha, folder=folder, plan_digest=digest, state=state))
+    return targets
+
+
+def _refuse_input_as_output(pair: Pair, folder: Path) -> None:
+    for side, checkpoint in (("initial", pair.initial), ("aligned", pair.aligned)):
+        source = Path(checkpoint.uri).resolve()
+        if folder.resolve() == source or source in folder.resolve().parents:
+            raise ConfigError(
+                f"the output lies in {side}, which is never written to",
+                where="OUTPUT",
+                got=folder,
+                hint="choose another folder",
+            )
+
+
+def check_space(plan: Plan, targets: Sequence[Target]) -> None:
+    """Let a run pass whose outputs fit on their disks.
+
+    Raises:
+        ConfigError: They do not.
+    """
+    needed: dict[Path, int] = {}
+    for target in targets:
+        if target.is_done:
+            continue
+        present = sum(p.stat().st_size for p in target.folder.glob("*.safetensors"))
+        parent = next(p for p in (target.folder, *target.folder.parents) if p.exists())
+        needed[parent] = needed.get(parent, 0) + max(0, plan.file_bytes - present)
+    for parent, num_bytes in needed.items():
+        free_bytes = shutil.disk_usage(parent).free
+        if num_bytes + SPARE_BYTES > free_bytes:
+            raise ConfigError(
+                "there is not enough room on the disk of the output",
+                where=parent,
+                got=f"{free_bytes} bytes free",
+                expected=f"at least {num_bytes + SPARE_BYTES} bytes",
+            )
+
+
+def claim(stack: contextlib.ExitStack, plan: Plan, target: Target, *, overwrite: bool) -> None:
+    """Own the folder of a target until the stack closes, and find its finished shards.
+
+    Raises:
+        ConfigError: Another run owns it.
+    """
+    target.run_token = stack.enter_context(
+        claimed_folder(target.folder, target.plan_digest, overwrite=overwrite)
+    )
+    if not target.run_token:
+        target.state = OutputState.COMPLETE
+        return
+    for shard in plan.shards:
+        receipt = read_receipt(target.folder, shard.name, target.plan_digest)
+        if receipt is not None:
+            target.receipts[shard.name] = receipt
+    target.num_resumed = len(target.receipts)
+
+
+def plan_tasks(
+    plan: Plan,
+    targets: Sequence[Target],
+    *,
+    allow_nonfinite: bool = False,
+    allow_overflow: bool = False,
+) -> list[ShardTask]:
+    """Return one task per shard that some target still lacks."""
+    tasks = []
+    for shard in plan.shards:
+        outputs = tuple(
+            ShardOutput(
+                alpha=target.alpha,
+                folder=str(target.folder),
+                plan_digest=target.plan_digest,
+                run_token=target.run_token,
+            )
+            for target in targets
+            if not target.is_done and shard.name not in target.receipts
+        )
+        if outputs:
+            tasks.append(
+                shard_task(
+                    plan,
+                    shard,
+                    WRITE,
+                    outputs,
+                    allow_nonfinite=allow_nonfinite,
+                    allow_overflow=allow_overflow,
+                )
+            )
+    return tasks
