@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
+from expo_ray.cli.loadtest_command import loadtest
 from expo_ray.cli.session import (
     AddressOption,
     JsonFlag,
@@ -17,7 +17,6 @@ from expo_ray.cli.session import (
     Session,
     VerboseFlag,
     key_value_table,
-    new_table,
 )
 from expo_ray.errors import ConfigError
 
@@ -203,87 +202,3 @@ def score(
             progress=session.progress,
         )
         session.emit(result, lambda console: console.print(key_value_table(result)))
-
-
-def loadtest(
-    target: Annotated[str, typer.Argument(help="A checkpoint, or the URL of an OpenAI service.")],
-    prompts: Prompts,
-    output: Annotated[Path, typer.Option(help="Folder for summary.json and requests.parquet.")],
-    concurrency: Annotated[
-        str | None, typer.Option(help="Closed loop: requests in flight, e.g. 1,2,4.")
-    ] = None,
-    rate: Annotated[
-        str | None, typer.Option(help="Open loop: requests per second, e.g. 1,2,4.")
-    ] = None,
-    num_requests: Annotated[int, typer.Option(min=1, help="Measured requests per point.")] = 100,
-    max_tokens: Annotated[int, typer.Option(min=1, help="Longest response.")] = 256,
-    initial: InitialOption = None,
-    alpha: AlphaOption = None,
-    address: AddressOption = None,
-    json_output: JsonFlag = False,
-    verbose: VerboseFlag = False,
-    quiet: QuietFlag = False,
-) -> None:
-    """Measure latency and throughput, from the intended send time of each request.
-
-    Example: expo-ray loadtest ./expo --prompts prompts.jsonl --output lt --concurrency 1,4,16
-    """
-    from expo_ray.loadtest import loadtest as run_loadtest
-
-    points = {"--concurrency": concurrency, "--rate": rate}
-    if sum(value is not None for value in points.values()) != 1:
-        raise ConfigError(
-            "give either --concurrency (closed loop) or --rate (open loop)",
-            where="loadtest",
-            hint="--concurrency 1,4,16",
-        )
-    with Session(json_output=json_output, verbose=verbose, quiet=quiet) as session:
-        result = run_loadtest(
-            target,
-            prompts=prompts,
-            output=output,
-            concurrency=[int(n) for n in _numbers("--concurrency", concurrency)],
-            rate=_numbers("--rate", rate),
-            num_requests=num_requests,
-            max_tokens=max_tokens,
-            initial=initial,
-            alpha=alpha,
-            address=address,
-            progress=session.progress,
-        )
-        session.emit(result, lambda console: _render_points(console, result))
-
-
-def _numbers(flag: str, text: str | None) -> list[float]:
-    try:
-        numbers = [float(part) for part in (text or "").split(",") if part.strip()]
-    except ValueError as error:
-        raise ConfigError(
-            "not a list of numbers", where=flag, got=text, expected="1,2,4"
-        ) from error
-    whole = flag != "--concurrency" or all(n == int(n) for n in numbers)
-    if any(not 0 < n < 1e6 for n in numbers) or not whole:
-        raise ConfigError("out of range", where=flag, got=text, expected="positive, e.g. 1,2,4")
-    return numbers
-
-
-def _render_points(console: Console, result: dict[str, Any]) -> None:
-    columns = {
-        "concurrency": "in flight",
-        "offered_rate": "offered/s",
-        "completed": "done",
-        "failed": "failed",
-        "request_throughput": "req/s",
-        "output_throughput": "tok/s",
-        "median_ttft_ms": "TTFT ms",
-        "median_tpot_ms": "TPOT ms",
-        "median_e2el_ms": "E2E ms",
-        "p99_e2el_ms": "E2E p99 ms",
-    }
-    table = new_table(*columns.values(), title=str(result["target"]))
-    for point in result["points"]:
-        row = [point.get(key) for key in columns]
-        table.add_row(*("-" if v is None else f"{v:,.4g}" for v in row))
-    console.print(table)
-    if any(point["client_saturated"] for point in result["points"]):
-        console.print("[red]void:[/red] the client could not keep up at some points")
