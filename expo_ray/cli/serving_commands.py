@@ -16,6 +16,7 @@ from expo_ray.cli.session import (
     QuietFlag,
     Session,
     VerboseFlag,
+    from_flags,
     key_value_table,
 )
 from expo_ray.errors import ConfigError
@@ -149,7 +150,7 @@ def generate(
     if preset not in (None, "paper"):
         raise ConfigError("unknown preset", where="--preset", got=preset, expected="paper")
     base = PAPER_SAMPLING if preset == "paper" else SamplingParams()
-    sampling = SamplingParams(**{**base.model_dump(), **changes})
+    sampling = from_flags(SamplingParams, {**base.model_dump(), **changes})
     with Session(json_output=json_output, verbose=verbose, quiet=quiet) as session:
         result = run_generate(
             model,

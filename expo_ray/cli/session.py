@@ -12,9 +12,10 @@ import signal
 import sys
 from collections.abc import Callable, Mapping
 from types import FrameType
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import typer
+from pydantic import BaseModel, ValidationError
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -32,10 +33,11 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from expo_ray.errors import ExpoError
+from expo_ray.errors import ConfigError, ExpoError
 from expo_ray.progress import NullProgress, ProgressBar
 
 SCHEMA_VERSION = 1
+Settings = TypeVar("Settings", bound=BaseModel)
 
 JsonFlag = Annotated[
     bool, typer.Option("--json", help="One JSON object on stdout; logs and progress on stderr.")
@@ -183,6 +185,20 @@ def print_error(error: ExpoError, *, json_output: bool) -> None:
         value = getattr(error, label)
         if value is not None:
             console.print(Text.assemble((f"  {label}: ", "dim"), value), soft_wrap=True)
+
+
+def from_flags(settings: type[Settings], values: Mapping[str, Any]) -> Settings:
+    """Build settings from flags of the same names.
+
+    Raises:
+        ConfigError: Names the first flag whose value is out of range.
+    """
+    try:
+        return settings(**values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        flag = f"--{str(first['loc'][0]).replace('_', '-')}" if first["loc"] else None
+        raise ConfigError(first["msg"], where=flag, got=first["input"]) from error
 
 
 def key_value_table(rows: Mapping[str, object], *, title: str | None = None) -> Table:
