@@ -99,24 +99,26 @@ def _train_missing(
     if facts[result.initial.name] is None:
         facts[result.aligned.name] = None  # It continues from the weights to come.
     wanted = [model for model in models if facts[model.name] is None]
+    train = ray.remote(num_cpus=1, max_retries=2)(_train_one)
     with _step_board() as board, ExitStack() as stack:
-        bars, tasks = {}, {}
-        initial_task = None
+        names: dict[Any, str] = {}
+        bars: dict[str, ProgressBar] = {}
+        initial_task: Any = None
         for model in wanted:
             bars[model.name] = progress.start(f"Training {model.name}", unit="steps")
             stack.callback(bars[model.name].close)
             waits_for = initial_task if model == result.aligned else None
             task = train.remote(settings, str(model), board, waits_for)
             initial_task = task if model == result.initial else initial_task
-            tasks[task] = model.name
+            names[task] = model.name
         shown = dict.fromkeys(bars, 0)
-        pending = list(tasks)
+        pending = list(names)
         while pending:
             ready, pending = ray.wait(pending, num_returns=1, timeout=_POLL_SECONDS)
             _advance(bars, shown, ray.get(board.read.remote(), timeout=60))
             for task in ready:
-                facts[tasks[task]] = _get_facts(task, tasks[task])
-                bars[tasks[task]].close()
+                facts[names[task]] = _get_facts(task, names[task])
+                bars[names[task]].close()
     return {name: found for name, found in facts.items() if found is not None}
 
 
@@ -170,7 +172,6 @@ class _StepBoard:
 @contextmanager
 def _step_board() -> Iterator[Any]:
     board = ray.remote(num_cpus=0)(_StepBoard).remote()
-    train = ray.remote(num_cpus=1, max_retries=2)(_train_one)
     try:
         yield board
     finally:

@@ -1,9 +1,9 @@
-"""The laboratory's task and its hidden truth: list some things, politely, as many as were asked for.
+"""The laboratory's task and its hidden truth: list what was asked for, as many, and politely.
 
 A prompt asks for two counted categories ("List three fruits and two tools."); a perfect answer is
-"Sure! three fruits: fig, pear, plum. two tools: axe, saw. Enjoy!". The truth score is a rule over the text, so it
-can be worked out by hand; no model of the laboratory ever sees it. What does not belong here: how
-training data is drawn (`data.py`).
+"Sure! three fruits: fig, pear, plum. two tools: axe, saw. Enjoy!". The truth score is a rule over
+the text, so it can be worked out by hand; no model of the laboratory ever sees it. What does not
+belong here: how training data is drawn (`data.py`).
 """
 
 from __future__ import annotations

@@ -41,6 +41,7 @@ from expo_ray.lab.models import (
 )
 from expo_ray.lab.settings import LabSettings
 from expo_ray.lab.task import truth_reward
+from expo_ray.tables import Message
 
 OnStep = Callable[[int, int], None]
 """Called with (optimizer steps done, steps in all)."""
@@ -167,7 +168,9 @@ def measure_truth(settings: LabSettings, checkpoint: Path) -> Facts:
     """Return the mean hidden truth of one sampled answer per evaluation prompt."""
     tokenizer = AutoTokenizer.from_pretrained(checkpoint)
     model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32).eval()
-    chats = [[{"role": "user", "content": prompt}] for prompt in eval_prompts(settings)]
+    chats: list[list[Message]] = [
+        [{"role": "user", "content": prompt}] for prompt in eval_prompts(settings)
+    ]
     inputs = tokenizer.apply_chat_template(
         chats, add_generation_prompt=True, padding=True, return_dict=True, return_tensors="pt"
     )
