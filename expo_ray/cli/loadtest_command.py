@@ -78,9 +78,7 @@ def loadtest(
     ] = None,
     warmup: Annotated[
         int | None,
-        typer.Option(
-            min=0, help="Requests before each point, not measured.", rich_help_panel=_LOAD
-        ),
+        typer.Option(min=0, help="Requests before a point, not measured.", rich_help_panel=_LOAD),
     ] = None,
     cooldown: Annotated[
         int | None,
@@ -241,7 +239,7 @@ def loadtest(
         if len(numbers) > 1:
             from expo_ray.loadtest import loadtest_scaling
 
-            pair = {"initial": initial, "alpha": alpha}
+            pair: dict[str, Any] = {"initial": initial, "alpha": alpha}
             scaled = loadtest_scaling(
                 target, replicas=numbers, concurrency=flights[0], **pair, **common
             )
