@@ -17,6 +17,7 @@ from expo_ray.loadtest.records import Job, RequestRecord
 from expo_ray.loadtest.stream import Endpoint, HttpSender
 
 _LAG_SAMPLE_SECONDS = 0.02
+_TIMER_STEP_SECONDS = 0.001
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -86,7 +87,9 @@ class LoadClient:
         """
 
         async def loop(send: Send, clock: Clock) -> list[RequestRecord]:
-            return await open_loop(send, jobs, due_seconds=due_seconds, clock=clock)
+            return await open_loop(
+                send, jobs, due_seconds=due_seconds, clock=clock, sleep=precise_sleep
+            )
 
         return await self._run(loop, start_at)
 
@@ -109,6 +112,17 @@ class LoadClient:
             async with _loop_lag() as lag:
                 records = await loop(send, clock)
         return Sent(records=records, loop_lag_seconds=lag)
+
+
+async def precise_sleep(seconds: float) -> None:
+    """Sleep without the event loop's own delay: it wakes up in whole milliseconds, rounded up.
+
+    The last of them passes in turns of the loop, in which other requests go on.
+    """
+    until = time.perf_counter() + seconds
+    await asyncio.sleep(max(0.0, seconds - _TIMER_STEP_SECONDS))
+    while time.perf_counter() < until:
+        await asyncio.sleep(0)
 
 
 @contextlib.asynccontextmanager

@@ -17,6 +17,8 @@ Clock = Callable[[], float]
 Send = Callable[[Job, float, Clock], Awaitable[RequestRecord]]
 """Sends a job that was due at some second, and returns what happened."""
 
+Sleep = Callable[[float], Awaitable[None]]
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Ramp:
@@ -66,7 +68,12 @@ async def closed_loop(
 
 
 async def open_loop(
-    send: Send, jobs: Sequence[Job], *, due_seconds: Sequence[float], clock: Clock
+    send: Send,
+    jobs: Sequence[Job],
+    *,
+    due_seconds: Sequence[float],
+    clock: Clock,
+    sleep: Sleep = asyncio.sleep,
 ) -> list[RequestRecord]:
     """Send every request when it is due, however many are still in flight.
 
@@ -75,12 +82,13 @@ async def open_loop(
         jobs: Requests in order.
         due_seconds: When each is due, ascending.
         clock: Seconds since second 0.
+        sleep: Waits so many seconds, at once where they are negative.
 
     Returns:
         Records in the order of the jobs.
     """
     sending = []
     for job, due in zip(jobs, due_seconds, strict=True):
-        await asyncio.sleep(due - clock())
+        await sleep(due - clock())
         sending.append(asyncio.ensure_future(send(job, due, clock)))
     return list(await asyncio.gather(*sending))
