@@ -1,0 +1,164 @@
+"""A whole laboratory, trained for a few steps on the session's Ray."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+
+from expo_ray.checkpoints import Checkpoint, weights_digest
+from expo_ray.errors import MissingExtraError
+from expo_ray.lab import LabResult, LabSettings, find_lab, prepare, prepare_lab
+from expo_ray.lab.data import eval_prompts
+from expo_ray.tables import read_prompts
+
+MICRO = LabSettings(
+    seed=3,
+    num_eval_prompts=8,
+    num_sft_examples=48,
+    num_preference_pairs=80,
+    preference_fraction=0.2,
+    dpo_batch_size=8,
+    num_reward_pairs=32,
+    max_new_tokens=4,
+)
+
+
+class RecordingProgress:
+    """Counts what every bar was told."""
+
+    def __init__(self) -> None:
+        self.bars: dict[str, list[float]] = {}
+
+    def start(self, description: str, total: float | None = None, unit: str = "") -> _Bar:
+        return _Bar(self.bars.setdefault(description, [0.0, 0.0, 0.0]))
+
+    def message(self, text: str) -> None:
+        pass
+
+
+class _Bar:
+    def __init__(self, record: list[float]) -> None:
+        self.record = record
+
+    def advance(self, amount: float = 1) -> None:
+        self.record[0] += amount
+
+    def set_total(self, total: float) -> None:
+        self.record[1] = total
+
+    def close(self) -> None:
+        self.record[2] += 1
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("lab")
+
+
+@pytest.fixture(scope="module")
+def shown() -> RecordingProgress:
+    return RecordingProgress()
+
+
+@pytest.fixture(scope="module")
+def lab(cache: Path, shown: RecordingProgress, ray_cluster: str) -> LabResult:
+    return prepare_lab(cache, MICRO, address=ray_cluster, progress=shown)
+
+
+def models(lab: LabResult) -> list[Path]:
+    assert lab.guard_reward_model is not None
+    return [lab.initial, lab.aligned, lab.reward_model, lab.guard_reward_model]
+
+
+def test_models_are_ordinary_checkpoints_of_several_shards(lab: LabResult) -> None:
+    for folder in models(lab):
+        checkpoint = Checkpoint.open(folder)
+        assert len(checkpoint.files) >= 3
+        assert {ref.dtype for ref in checkpoint.tensors.values()} == {"F32"}
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        assert tokenizer.chat_template
+        assert checkpoint.config["vocab_size"] == len(tokenizer)
+    initial, aligned = Checkpoint.open(lab.initial), Checkpoint.open(lab.aligned)
+    shapes = [{n: (t.dtype, t.shape) for n, t in c.tensors.items()} for c in (initial, aligned)]
+    assert shapes[0] == shapes[1]
+    assert AutoModelForCausalLM.from_pretrained(lab.aligned).config.tie_word_embeddings
+
+
+def test_alignment_moves_every_weight_matrix(lab: LabResult) -> None:
+    initial = AutoModelForCausalLM.from_pretrained(lab.initial).state_dict()
+    aligned = AutoModelForCausalLM.from_pretrained(lab.aligned).state_dict()
+    for name, weight in initial.items():
+        change = (aligned[name] - weight).norm() / weight.norm()
+        assert 0 < change < 0.1, name
+
+
+def test_reward_models_are_classifiers_independent_of_each_other(lab: LabResult) -> None:
+    assert lab.guard_reward_model is not None
+    rewards = []
+    for folder in (lab.reward_model, lab.guard_reward_model):
+        model = AutoModelForSequenceClassification.from_pretrained(folder)
+        assert model.config.num_labels == 1
+        rewards.append(model(torch.tensor([[1, 4, 50, 60, 2]])).logits.item())
+    assert rewards[0] != rewards[1]
+
+
+def test_prompts_are_the_held_out_ones(lab: LabResult) -> None:
+    prompts = read_prompts(lab.prompts)
+    assert [p.messages[-1]["content"] for p in prompts] == eval_prompts(MICRO)
+
+
+def test_record_has_the_facts(lab: LabResult) -> None:
+    record = json.loads(lab.record.read_text())
+    assert record["settings"]["seed"] == 3
+    facts = record["models"]
+    assert facts["initial"]["num_steps"] == 3
+    assert facts["aligned"]["num_pairs"] == 16
+    assert facts["aligned"]["num_steps"] == 2
+    assert facts["reward-model"]["num_steps"] == 2
+    for name in ("reward-model", "guard-reward-model"):
+        assert 0 < facts[name]["heldout_accuracy"] < 1
+    for name in ("initial", "aligned"):
+        assert -5 <= facts[name]["mean_truth"] <= 7
+
+
+def test_progress_counts_every_step(lab: LabResult, shown: RecordingProgress) -> None:
+    assert len(shown.bars) == 4
+    assert shown.bars["Training initial"][:2] == [3, 3]
+    assert all(num_closed >= 1 for _, _, num_closed in shown.bars.values())
+
+
+def test_a_killed_run_continues_with_the_same_bytes(
+    lab: LabResult, cache: Path, ray_cluster: str
+) -> None:
+    before = {folder: weights_digest(Checkpoint.open(folder)) for folder in models(lab)}
+    inodes = {folder: folder.stat().st_ino for folder in models(lab)}
+    # As after a kill while aligned was being saved.
+    lab.record.unlink()
+    (lab.folder / "facts" / "aligned.json").unlink()
+    (lab.folder / ".aligned.partial").mkdir()
+    assert find_lab(cache, MICRO) is None
+    shown = RecordingProgress()
+    again = prepare_lab(cache, MICRO, address=ray_cluster, progress=shown)
+    assert again == lab
+    assert list(shown.bars) == ["Training aligned"]
+    assert {folder: weights_digest(Checkpoint.open(folder)) for folder in models(lab)} == before
+    kept = [folder for folder in models(lab) if folder.stat().st_ino == inodes[folder]]
+    assert kept == [lab.initial, lab.reward_model, lab.guard_reward_model]
+    assert not (lab.folder / ".aligned.partial").exists()
+
+
+def test_a_finished_laboratory_needs_no_ray(lab: LabResult, cache: Path) -> None:
+    # Any work would need Ray, which this address refuses.
+    assert prepare_lab(cache, MICRO, address="inline") == lab
+
+
+def test_a_missing_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prepare, "_EXTRA", ("package_that_nobody_has",))
+    with pytest.raises(MissingExtraError) as caught:
+        prepare_lab(tmp_path / "lab", MICRO, address="inline")
+    assert caught.value.hint == "pip install 'expo-ray[lab]'"
+    assert not (tmp_path / "lab").exists()
