@@ -71,7 +71,10 @@ def test_extrapolate_verify_inspect_diagnose(pico_pair: tuple[Path, Path], tmp_p
     planned = json_of(
         run("extrapolate", initial, aligned, output, "-a", "0.5", "--dry-run", *inline)
     )
-    assert planned["bytes_read"] and not output.exists()
+    plan = planned["plan"]
+    assert isinstance(plan, dict)
+    assert plan["bytes_in"] > plan["bytes_out"] > 0
+    assert not output.exists()
     written = json_of(run("extrapolate", initial, aligned, output, "-a", "0.5", *inline))
     assert (output / "expo_ray.json").exists()
     [checkpoint] = written["outputs"]  # type: ignore[misc]
