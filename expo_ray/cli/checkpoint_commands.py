@@ -45,14 +45,24 @@ def extrapolate(
     aligned: Aligned,
     output: Annotated[str, typer.Argument(help="Folder of the new checkpoint.")],
     alpha: Annotated[
-        list[float],
+        list[float] | None,
         typer.Option(
             "--alpha",
             "-a",
             help="How far beyond ALIGNED, in units of delta; repeat for several checkpoints "
-            "from one read (OUTPUT/alpha-0.3/, ...). Negative values interpolate.",
+            "from one read (OUTPUT/alpha-0.3/, ...). Negative values interpolate. "
+            "Beside --alpha-rules: the alpha of tensors without a rule.",
         ),
-    ],
+    ] = None,
+    alpha_rules: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="YAML list of rules, the first match wins: "
+            "{match: GLOB, alpha: A}, or {match: GLOB, alpha: {first: A, last: B}} by depth. "
+            "Every tensor needs a rule (or --alpha), every rule a tensor.",
+        ),
+    ] = None,
     output_dtype: Annotated[
         str, typer.Option(help="auto (each tensor's own), bfloat16, float16 or float32.")
     ] = "auto",
@@ -92,7 +102,8 @@ def extrapolate(
             initial,
             aligned,
             output,
-            alpha=alpha,
+            alpha=alpha or (),
+            alpha_rules=alpha_rules,
             output_dtype=output_dtype,
             max_shard_size=max_shard_size,
             vocab_policy=vocab_policy,
@@ -197,7 +208,7 @@ def _render_extrapolation(console: Console, result: dict[str, Any]) -> None:
     table = new_table("alpha", "checkpoint", "status", "size", "shards", "weights digest")
     for output in result["outputs"]:
         table.add_row(
-            f"{output['alpha']:g}",
+            _alpha_text(output["alpha"]),
             Text(output["path"]),
             output["status"],
             format_bytes(output["num_bytes"]),
@@ -216,11 +227,15 @@ def _render_extrapolation(console: Console, result: dict[str, Any]) -> None:
         )
 
 
+def _alpha_text(alpha: float | None) -> str:
+    return "by rules" if alpha is None else f"{alpha:g}"
+
+
 def _render_verification(console: Console, result: dict[str, Any]) -> None:
     how = "recomputed from the inputs" if result["recomputed"] else "compared with their receipts"
     console.print(
         f"[green]verified[/green] {result['num_tensors']:,} tensors "
-        f"({format_bytes(result['num_bytes'])}) {how}, alpha {result['alpha']:g}"
+        f"({format_bytes(result['num_bytes'])}) {how}, alpha {_alpha_text(result['alpha'])}"
     )
     console.print(key_value_table({"weights digest": result["weights_digest"]}))
 
@@ -238,7 +253,7 @@ def _render_inspection(console: Console, result: dict[str, Any], *, every_tensor
     if result["extrapolated"]:
         origin = result["extrapolated"]
         facts["extrapolated"] = (
-            f"alpha {origin['alpha']:g} from {origin['initial']} and {origin['aligned']}"
+            f"alpha {_alpha_text(origin['alpha'])} from {origin['initial']} and {origin['aligned']}"
         )
     console.print(key_value_table(facts))
     if every_tensor:

@@ -20,6 +20,7 @@ from expo_ray.checkpoints.index import INDEX_NAME, build_index
 from expo_ray.checkpoints.storage import RECORD_NAME
 from expo_ray.errors import ShardError
 from expo_ray.extrapolation.alpha import round_alpha
+from expo_ray.extrapolation.alpha_rules import Resolution
 from expo_ray.extrapolation.loading import LoadingCheck
 from expo_ray.extrapolation.model_card import render_card
 from expo_ray.extrapolation.plan import FORMULA, Plan
@@ -93,7 +94,8 @@ def assemble(
     plan: Plan,
     *,
     folder: Path,
-    alpha: float,
+    alpha: float | None,
+    resolution: Resolution | None,
     plan_digest: str,
     receipts: Sequence[ShardReceipt],
     attachments: Attachments,
@@ -105,7 +107,8 @@ def assemble(
     Args:
         plan: The plan.
         folder: The output folder, with all shards in it.
-        alpha: Its alpha.
+        alpha: Its alpha, None under rules.
+        resolution: Under rules, the alpha of every tensor.
         plan_digest: Its plan digest.
         receipts: One per shard, in the order of the plan.
         attachments: Config and sidecars.
@@ -119,6 +122,7 @@ def assemble(
         ShardError: The headers on disk are not those of the plan.
     """
     digest = _weights_digest(receipts)
+    alphas = resolution.alphas if resolution else {}
     files = [_entry(r.name, r.num_bytes, r.sha256, "weights") for r in receipts]
     if len(receipts) > 1:
         index = build_index(
@@ -131,6 +135,7 @@ def assemble(
         files.append(_write(folder, name, data, "sidecar"))
     card = render_card(
         alpha=alpha,
+        alpha_range=(min(alphas.values()), max(alphas.values())) if alphas else None,
         initial_uri=plan.pair.initial.uri,
         aligned_uri=plan.pair.aligned.uri,
         weights_digest=digest,
@@ -144,7 +149,8 @@ def assemble(
     record = {
         "schema_version": RECORD_VERSION,
         "alpha": alpha,
-        "alpha_float32": round_alpha(alpha),
+        "alpha_float32": None if alpha is None else round_alpha(alpha),
+        "alpha_rules": resolution.as_dict() if resolution else None,
         "formula": FORMULA,
         "weights_digest": digest,
         "plan_digest": plan_digest,
@@ -164,7 +170,11 @@ def assemble(
         "files_not_carried": list(plan.pair.aligned.other_files),
         "notes": list(plan.pair.notes),
         "loading": loading.as_dict() if loading else None,
-        "tensors": {name: facts for r in receipts for name, facts in sorted(r.tensors.items())},
+        "tensors": {
+            name: {**facts, "alpha": alphas.get(name)} if alphas else facts
+            for r in receipts
+            for name, facts in sorted(r.tensors.items())
+        },
     }
     atomic_write_json(folder / RECORD_NAME, record)
     return digest

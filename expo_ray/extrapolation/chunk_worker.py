@@ -56,10 +56,6 @@ class ChunkWorker:
         self._inputs = inputs
         self._files = files
         self._local = threading.local()
-        self._alphas = {
-            torch.float32: [round_alpha(output.alpha) for output in task.outputs],
-            torch.float64: [output.alpha for output in task.outputs],
-        }
 
     def run(self, chunk: Chunk, slot: Slot) -> tuple[DeltaSums, list[memoryview]]:
         """Work on one chunk and return its sums and the bytes to hash, one per output."""
@@ -88,6 +84,9 @@ class ChunkWorker:
         dtype = torch.float64 if computes_float64(pair) else torch.float32
         workspace = self._workspace(dtype)
         outputs = self._targets(pair, aligned.numel(), slot)
+        alphas = [output.alpha_of(pair.name) for output in self._task.outputs]
+        if dtype == torch.float32:
+            alphas = [round_alpha(alpha) for alpha in alphas]
         sums = DeltaSums()
         for start in range(0, aligned.numel(), BLOCK_ELEMENTS):
             part = slice(start, start + BLOCK_ELEMENTS)
@@ -96,13 +95,12 @@ class ChunkWorker:
             if measured.num_nonfinite and not self._task.allow_nonfinite:
                 raise self._nonfinite(pair, measured.num_nonfinite)
             for index, target in enumerate(outputs):
-                alpha = self._alphas[dtype][index]
-                block.write(alpha, target[part])
+                block.write(alphas[index], target[part])
                 counted = measure_output(target[part], aligned[part])
                 if counted.num_nonfinite and not self._task.allow_overflow:
                     overflows = count_overflows(block, target[part])
                     if overflows:
-                        raise _overflow(pair, self._task.outputs[index].alpha, overflows)
+                        raise self._overflow(pair, index, overflows)
                 measured.outputs.append(counted)
             sums.add(measured)
         return sums, outputs
@@ -123,7 +121,7 @@ class ChunkWorker:
             num_lost = int(torch.count_nonzero(~torch.isfinite(target)))
             sums.outputs[index].num_nonfinite = num_lost
             if num_lost > num_bad and not self._task.allow_overflow:
-                raise _overflow(pair, self._task.outputs[index].alpha, num_lost - num_bad)
+                raise self._overflow(pair, index, num_lost - num_bad)
         return sums, outputs
 
     def _targets(self, pair: TensorPair, n: int, slot: Slot) -> list[torch.Tensor]:
@@ -145,12 +143,13 @@ class ChunkWorker:
             hint="--allow-nonfinite goes on all the same",
         )
 
-
-def _overflow(pair: TensorPair, alpha: float, count: int) -> ShardError:
-    return ShardError(
-        "the result does not fit the output dtype",
-        where=f"tensor {pair.name!r}, alpha {format_alpha(alpha)}",
-        got=f"{count} or more elements become infinite in {pair.output_dtype}",
-        expected="finite values",
-        hint="choose a smaller alpha or a wider --output-dtype; --allow-overflow goes on",
-    )
+    def _overflow(self, pair: TensorPair, index: int, count: int) -> ShardError:
+        is_copied = not pair.num_extrapolated
+        alpha = "" if is_copied else format_alpha(self._task.outputs[index].alpha_of(pair.name))
+        return ShardError(
+            "the result does not fit the output dtype",
+            where=f"tensor {pair.name!r}, {f'alpha {alpha}' if alpha else 'copied'}",
+            got=f"{count} or more elements become infinite in {pair.output_dtype}",
+            expected="finite values",
+            hint="choose a smaller alpha or a wider --output-dtype; --allow-overflow goes on",
+        )

@@ -9,8 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from expo_ray.checkpoints.storage import RECORD_NAME
-from expo_ray.errors import ConfigError
 from expo_ray.extrapolation.alpha import parse_alphas
+from expo_ray.extrapolation.alpha_rules import (
+    AlphaRules,
+    default_of_rules,
+    read_alpha_rules,
+    resolve,
+)
 from expo_ray.extrapolation.assembly import Attachments, assemble, read_attachments
 from expo_ray.extrapolation.fanout import WORKER_MEMORY_BYTES, run_tasks
 from expo_ray.extrapolation.loading import LoadingCheck
@@ -41,11 +46,11 @@ def extrapolate(
     aligned: str | Path,
     output: str | Path,
     *,
-    alpha: float | str | Sequence[float | str],
+    alpha: float | str | Sequence[float | str] = (),
     output_dtype: str = "auto",
     max_shard_size: str | int = DEFAULT_SHARD_SIZE,
     vocab_policy: str = "refuse",
-    alpha_rules: object = None,
+    alpha_rules: str | Path | AlphaRules | None = None,
     allow_nonfinite: bool = False,
     allow_overflow: bool = False,
     overwrite: bool = False,
@@ -62,11 +67,11 @@ def extrapolate(
         aligned: Folder of the model after alignment (DPO, RLHF).
         output: Folder to write; with several alphas one folder `alpha-A` per alpha inside it, all
             from one read of the inputs.
-        alpha: One number or several.
+        alpha: One number or several. Under `alpha_rules` at most one, for tensors without a rule.
         output_dtype: auto (each aligned tensor's own), bfloat16, float16 or float32.
         max_shard_size: Limit of a weight file: 5GB, 500MB, 2GiB.
         vocab_policy: refuse, common-rows or copy-aligned, for vocabularies of two sizes.
-        alpha_rules: Not supported yet.
+        alpha_rules: YAML file of globs and depth ramps; one checkpoint comes out, in `output`.
         allow_nonfinite: Go on where an input holds NaN or infinity.
         allow_overflow: Go on where a result does not fit the output dtype.
         overwrite: Replace what the output folder holds.
@@ -82,9 +87,8 @@ def extrapolate(
         WorkError: The work failed; starting it again continues.
     """
     started = time.monotonic()
-    if alpha_rules is not None:
-        raise ConfigError("alpha rules are not supported yet", where="--alpha-rules")
-    alphas = parse_alphas(alpha)
+    rules = None if alpha_rules is None else read_alpha_rules(alpha_rules)
+    alphas = default_of_rules(alpha) if rules else parse_alphas(alpha)
     plan = build_plan(
         initial,
         aligned,
@@ -93,7 +97,12 @@ def extrapolate(
         vocab_policy=vocab_policy,
     )
     attachments = read_attachments(plan)
-    targets = find_targets(plan, output, alphas, attachments, overwrite=overwrite)
+    resolution = None
+    if rules:
+        resolution = resolve(rules, plan.pair.tensors, default=alphas[0] if alphas else None)
+    targets = find_targets(
+        plan, output, alphas, attachments, overwrite=overwrite, resolution=resolution
+    )
     if dry_run:
         return _dry_result(plan, targets, started)
     if not all(target.is_done for target in targets):
@@ -172,6 +181,7 @@ def _finish(
             plan,
             folder=target.folder,
             alpha=target.alpha,
+            resolution=target.resolution,
             plan_digest=target.plan_digest,
             receipts=[target.receipts[shard.name] for shard in plan.shards],
             attachments=attachments,
@@ -205,6 +215,7 @@ def _output(plan: Plan, target: Target, status: str, digest: str | None) -> Outp
 
 def _summary(plan: Plan, targets: Sequence[Target]) -> dict[str, Any]:
     pending = sum(not target.is_done for target in targets)
+    resolution = next((target.resolution for target in targets), None)
     return {
         "num_shards": len(plan.shards),
         "num_tensors": len(plan.pair.tensors),
@@ -213,6 +224,7 @@ def _summary(plan: Plan, targets: Sequence[Target]) -> dict[str, Any]:
         "bytes_out": plan.file_bytes * pending,
         "task_memory_bytes": TASK_MEMORY_BYTES,
         "worker_memory_bytes": WORKER_MEMORY_BYTES,
+        "alpha_rules": resolution.as_dict() if resolution else None,
         "shards": [
             {"name": s.name, "bytes_in": s.input_bytes, "bytes_out": s.data_bytes}
             for s in plan.shards

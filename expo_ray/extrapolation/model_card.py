@@ -15,7 +15,7 @@ _HUB_CACHE = re.compile(r"models--([^/]+?)--([^/]+)/snapshots/[0-9a-f]{40}$")
 _BODY = """
 # {title}
 
-Weights extrapolated beyond alignment training (ExPO) with alpha = {alpha}:
+Weights extrapolated beyond alignment training (ExPO) with {alpha}:
 
     theta2 = theta1 + alpha * (theta1 - theta0)
 
@@ -51,24 +51,26 @@ Inputs, receipts of all files and statistics of all tensors are in `expo_ray.jso
 
 def render_card(
     *,
-    alpha: float,
+    alpha: float | None,
     initial_uri: str,
     aligned_uri: str,
     weights_digest: str,
     num_parameters: int,
     dtype: str,
     folder_name: str,
+    alpha_range: tuple[float, float] | None = None,
 ) -> str:
     """Return the README.md of an output checkpoint.
 
     Args:
-        alpha: The alpha.
+        alpha: The alpha, None under rules.
         initial_uri: Where initial was read from.
         aligned_uri: Where aligned was read from.
         weights_digest: Digest of the output weights.
         num_parameters: Elements of all tensors.
         dtype: The dtype most parameters have.
         folder_name: Name of the output folder, for the title.
+        alpha_range: Under rules, the smallest and the largest alpha of a tensor.
     """
     parents = [public_name(aligned_uri), public_name(initial_uri)]
     data = ModelCardData(
@@ -79,7 +81,7 @@ def render_card(
     )
     body = _BODY.format(
         title=folder_name,
-        alpha=format_alpha(alpha),
+        alpha=_alpha_words(alpha, alpha_range),
         initial=parents[1],
         aligned=parents[0],
         formula=FORMULA,
@@ -88,6 +90,15 @@ def render_card(
         weights_digest=weights_digest,
     )
     return str(ModelCard(f"---\n{data.to_yaml()}\n---\n{body}"))
+
+
+def _alpha_words(alpha: float | None, alpha_range: tuple[float, float] | None) -> str:
+    if alpha is not None:
+        return f"alpha = {format_alpha(alpha)}"
+    if alpha_range is None:
+        return "an alpha of its own per tensor"
+    low, high = map(format_alpha, alpha_range)
+    return f"an alpha of its own per tensor, from {low} to {high} (rules in `expo_ray.json`)"
 
 
 def public_name(uri: str) -> str:

@@ -30,7 +30,7 @@ _PATTERNS = (
         ),
     ),
 )
-_LAYER = re.compile(r"(?:^|\.)(?:layers?|h|blocks?|block)\.(\d+)\.")
+_LAYER = re.compile(r"((?:^|.*?\.)(?:layers?|h|blocks?))\.(\d+)\.")
 
 
 def module_group(name: str) -> str:
@@ -40,5 +40,14 @@ def module_group(name: str) -> str:
 
 def layer_index(name: str) -> int | None:
     """Return the depth of the layer a tensor is in, None outside of layers."""
-    match = _LAYER.search(name)
-    return int(match[1]) if match else None
+    position = layer_position(name)
+    return position[1] if position else None
+
+
+def layer_position(name: str) -> tuple[str, int] | None:
+    """Return the stack of layers a tensor is in and its depth there, None outside of layers.
+
+    `model.layers.3.mlp.up_proj.weight` is ("model.layers", 3); a vision tower is another stack.
+    """
+    match = _LAYER.match(name)
+    return (match[1], int(match[2])) if match else None

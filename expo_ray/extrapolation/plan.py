@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -131,19 +131,28 @@ def lay_out(tensors: Sequence[TensorPair], max_shard_bytes: int) -> tuple[Output
     )
 
 
-def plan_digest(plan: Plan, alpha: float, attachments: dict[str, str]) -> str:
+def plan_digest(
+    plan: Plan,
+    alpha: float | None,
+    attachments: dict[str, str],
+    tensor_alphas: Mapping[str, float] | None = None,
+) -> str:
     """Return what decides whether two runs would write the same files.
 
     Args:
         plan: The plan.
-        alpha: The alpha of one output.
+        alpha: The alpha of one output, None under alpha rules.
         attachments: sha256 of config.json and of every sidecar, by name.
+        tensor_alphas: Under alpha rules, the alpha of every tensor that the formula covers.
     """
+    alphas = {"": alpha} if alpha is not None else dict(tensor_alphas or {})
     facts = {
         "plan_version": PLAN_VERSION,
         "formula": FORMULA,
-        "alpha": round_alpha(alpha).hex(),
-        "alpha_float64": alpha.hex() if plan.has_float64 else None,
+        "alpha": {name: round_alpha(value).hex() for name, value in alphas.items()},
+        "alpha_float64": {name: value.hex() for name, value in alphas.items()}
+        if plan.has_float64
+        else None,
         "initial": plan.pair.initial.identity(),
         "aligned": plan.pair.aligned.identity(),
         "output_dtype": plan.output_dtype,

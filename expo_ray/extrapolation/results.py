@@ -15,7 +15,8 @@ SCHEMA_VERSION = 1
 class OutputResult:
     """One checkpoint."""
 
-    alpha: float
+    alpha: float | None
+    """None under alpha rules."""
     path: str
     status: str
     """written, resumed (some shards were there), skipped (it was complete), or planned."""
@@ -74,7 +75,8 @@ class VerifyResult:
     """What `verify` checked; one with problems is raised as an error instead."""
 
     path: str
-    alpha: float
+    alpha: float | None
+    """None under alpha rules."""
     weights_digest: str
     num_files: int
     num_tensors: int

@@ -9,11 +9,12 @@ from pathlib import Path
 import torch
 
 from expo_ray.checkpoints.tensors import TORCH_DTYPES
-from expo_ray.extrapolation.alpha import parse_alpha
+from expo_ray.extrapolation.alpha import parse_alphas
+from expo_ray.extrapolation.alpha_rules import AlphaRules, resolve
 from expo_ray.extrapolation.chunk_worker import ChunkWorker, Slot
 from expo_ray.extrapolation.engine import split_chunks
 from expo_ray.extrapolation.input_files import InputFiles
-from expo_ray.extrapolation.plan import OutputShard, build_plan
+from expo_ray.extrapolation.plan import OutputShard, Plan, build_plan
 from expo_ray.extrapolation.shard_files import ShardFile
 from expo_ray.extrapolation.tasks import WRITE, ShardOutput, shard_task
 
@@ -23,8 +24,9 @@ CHUNK_BYTES = 4 * 1024 * 1024
 def stream_weights(
     initial: str | Path,
     aligned: str | Path,
-    alpha: float,
+    alpha: float | None = None,
     *,
+    alpha_rules: str | Path | AlphaRules | None = None,
     output_dtype: str = "auto",
     vocab_policy: str = "refuse",
     allow_nonfinite: bool = False,
@@ -35,7 +37,9 @@ def stream_weights(
     Args:
         initial: Folder of the model before alignment.
         aligned: Folder of the model after it.
-        alpha: The alpha; 0 gives the formula's result, not a copy of aligned.
+        alpha: The alpha; 0 gives the formula's result, not a copy of aligned. Under rules it
+            is for tensors without a rule.
+        alpha_rules: As for `extrapolate`.
         output_dtype: As for `extrapolate`.
         vocab_policy: As for `extrapolate`.
         allow_nonfinite: As for `extrapolate`.
@@ -50,7 +54,7 @@ def stream_weights(
     """
     plan = build_plan(initial, aligned, output_dtype=output_dtype, vocab_policy=vocab_policy)
     shard = OutputShard(name="stream", tensors=plan.pair.tensors)
-    output = ShardOutput(alpha=parse_alpha(alpha), folder="", plan_digest="")
+    output = _output(plan, alpha, alpha_rules)
     task = shard_task(
         plan,
         shard,
@@ -79,6 +83,16 @@ def stream_weights(
         inputs.check_unchanged()
     finally:
         inputs.close()
+
+
+def _output(
+    plan: Plan, alpha: float | None, alpha_rules: str | Path | AlphaRules | None
+) -> ShardOutput:
+    if alpha_rules is None:
+        (only,) = parse_alphas(() if alpha is None else alpha)
+        return ShardOutput(alpha=only, folder="", plan_digest="")
+    resolution = resolve(alpha_rules, plan.pair.tensors, default=alpha)
+    return ShardOutput(alpha=None, folder="", plan_digest="", tensor_alphas=resolution.alphas)
 
 
 class _TensorSink(ShardFile):

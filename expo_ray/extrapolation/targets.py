@@ -10,6 +10,7 @@ from pathlib import Path
 
 from expo_ray.errors import ConfigError
 from expo_ray.extrapolation.alpha import checkpoint_name
+from expo_ray.extrapolation.alpha_rules import Resolution
 from expo_ray.extrapolation.assembly import Attachments
 from expo_ray.extrapolation.pair import Pair
 from expo_ray.extrapolation.plan import Plan, plan_digest
@@ -35,10 +36,13 @@ SPARE_BYTES = 64 * 1024 * 1024
 class Target:
     """One output checkpoint of a run."""
 
-    alpha: float
+    alpha: float | None
+    """None under alpha rules."""
     folder: Path
     plan_digest: str
     state: OutputState
+    resolution: Resolution | None = None
+    """Under alpha rules, the alpha of every tensor."""
     run_token: str = ""
     receipts: dict[str, ShardReceipt] = field(default_factory=dict)
     """Finished shards by name; those found at the start were resumed."""
@@ -57,8 +61,17 @@ def find_targets(
     attachments: Attachments,
     *,
     overwrite: bool,
+    resolution: Resolution | None = None,
 ) -> list[Target]:
     """Decide where every alpha goes; nothing is changed.
+
+    Args:
+        plan: The plan.
+        output: The folder that the caller named.
+        alphas: One output per alpha.
+        attachments: What lies beside the weights.
+        overwrite: Whether what is there may be replaced.
+        resolution: Alpha rules that replace `alphas` by one output.
 
     Raises:
         ConfigError: An output lies in an input, or holds what this run did not make.
@@ -74,12 +87,20 @@ def find_targets(
     root = Path(text.removeprefix("file://")).expanduser().absolute()
     digests = attachments.digests()
     targets = []
-    for alpha in alphas:
-        folder = root if len(alphas) == 1 else root / checkpoint_name(alpha)
+    for alpha in [None] if resolution else alphas:
+        folder = root if alpha is None or len(alphas) == 1 else root / checkpoint_name(alpha)
         _refuse_input_as_output(plan.pair, folder)
-        digest = plan_digest(plan, alpha, digests)
+        digest = plan_digest(plan, alpha, digests, resolution.alphas if resolution else None)
         state = examine_output(folder, digest, overwrite=overwrite)
-        targets.append(Target(alpha=alpha, folder=folder, plan_digest=digest, state=state))
+        targets.append(
+            Target(
+                alpha=alpha,
+                folder=folder,
+                plan_digest=digest,
+                state=state,
+                resolution=resolution,
+            )
+        )
     return targets
 
 
@@ -154,6 +175,7 @@ def plan_tasks(
                 folder=str(target.folder),
                 plan_digest=target.plan_digest,
                 run_token=target.run_token,
+                tensor_alphas=target.resolution.of(shard) if target.resolution else {},
             )
             for target in targets
             if not target.is_done and shard.name not in target.receipts

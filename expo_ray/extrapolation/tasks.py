@@ -22,11 +22,18 @@ DEFAULT_THREADS = 2
 class ShardOutput:
     """One checkpoint that a task writes its shard into, or compares it with."""
 
-    alpha: float
+    alpha: float | None
+    """None where every tensor has its own."""
     folder: str
     plan_digest: str
     run_token: str = ""
     """Drawn by the run that owns the folder; a task of an older run finds another one there."""
+    tensor_alphas: Mapping[str, float] = field(default_factory=dict)
+    """Under alpha rules, of the tensors of the shard that the formula covers."""
+
+    def alpha_of(self, name: str) -> float:
+        """Return the alpha of one tensor."""
+        return self.tensor_alphas[name] if self.alpha is None else self.alpha
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -173,7 +173,13 @@ def _recompute(
     progress: Progress,
 ) -> list[ShardReceipt]:
     names = {entry["name"] for entry in present}
-    output = ShardOutput(alpha=record["alpha"], folder=str(folder), plan_digest="")
+    rows = record["tensors"].items()
+    output = ShardOutput(
+        alpha=record["alpha"],
+        folder=str(folder),
+        plan_digest="",
+        tensor_alphas={name: row["alpha"] for name, row in rows if row.get("alpha") is not None},
+    )
     tasks = [
         shard_task(plan, shard, COMPARE, (output,), allow_nonfinite=True, allow_overflow=True)
         for shard in plan.shards

@@ -153,7 +153,8 @@ def _describe(table: dict[str, Any]) -> str:
     if "alpha" not in table:
         return ""
     sides = [str(table.get(side, {}).get("uri")) for side in ("initial", "aligned")]
-    return f" (alpha {table['alpha']} of {sides[0]} and {sides[1]})"
+    alpha = "by rules" if table["alpha"] is None else table["alpha"]
+    return f" (alpha {alpha} of {sides[0]} and {sides[1]})"
 
 
 def _check_sizes(folder: Path, record: Path) -> None:

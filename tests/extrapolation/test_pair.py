@@ -115,7 +115,6 @@ def test_unknown_options_are_refused(tmp_path: Path) -> None:
         {"vocab_policy": "guess"},
         {"max_shard_size": "5 apples"},
         {"max_shard_size": "0GB"},
-        {"alpha_rules": "rules.yaml"},
     ):
         with pytest.raises(ConfigError):
             extrapolate(initial, aligned, tmp_path / "o", alpha=1, address="inline", **options)

@@ -1,0 +1,257 @@
+"""Rules that give parts of a model their own alpha: globs and depth ramps, the first match wins.
+
+    default: 0.3                              # without it every tensor needs a rule
+    rules:
+      - {match: "*norm*", alpha: 0}
+      - {match: "*.self_attn.*", alpha: {first: 0.1, last: 0.5}}
+
+A plain list of rules is accepted too. A ramp runs from the first to the last layer of the stack a
+tensor is in, so that a vision tower has a ramp of its own.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, StrictFloat, StrictInt, ValidationError
+
+from expo_ray.errors import ConfigError
+from expo_ray.extrapolation.alpha import parse_alpha
+from expo_ray.extrapolation.modules import layer_position
+from expo_ray.extrapolation.pair import TensorPair
+from expo_ray.extrapolation.plan import OutputShard
+
+FLAG = "--alpha-rules"
+Number = StrictFloat | StrictInt
+Stack = dict[str, tuple[int, int]]
+
+
+class Ramp(BaseModel):
+    """Alpha by depth: linear from the first layer of a stack to its last."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    first: Number
+    last: Number
+
+
+class AlphaRule(BaseModel):
+    """One line of a rules file."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    match: str
+    """Glob over the whole name of a tensor; `*` also passes dots."""
+    alpha: Number | Ramp
+
+
+class AlphaRules(BaseModel):
+    """A rules file."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    rules: tuple[AlphaRule, ...]
+    default: Number | None = None
+    """For tensors that no rule matches."""
+
+    @classmethod
+    def parse(cls, table: object, *, where: str = FLAG) -> AlphaRules:
+        """Return the rules of a table.
+
+        Args:
+            table: A mapping with `rules` and perhaps `default`, or a list of rules.
+            where: Named in errors.
+
+        Raises:
+            ConfigError: A key is unknown, a value is no finite number, or there is no rule.
+        """
+        try:
+            found = cls.model_validate({"rules": table} if isinstance(table, list) else table)
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise ConfigError(
+                "the alpha rules are malformed",
+                where=f"{where}: {'.'.join(map(str, first['loc'])) or 'top level'}",
+                got=f"{first['input']!r} ({first['msg']})",
+                expected="a list of {match: GLOB, alpha: NUMBER or {first: NUMBER, last: NUMBER}}",
+            ) from error
+        if not found.rules:
+            raise ConfigError("there is no rule", where=where, expected="at least one")
+        ends = [(r.alpha.first, r.alpha.last) for r in found.rules if isinstance(r.alpha, Ramp)]
+        plain = [r.alpha for r in found.rules if not isinstance(r.alpha, Ramp)]
+        default = [] if found.default is None else [found.default]
+        for value in (*plain, *default, *(end for pair in ends for end in pair)):
+            parse_alpha(value)
+        return found
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return what `parse` reads."""
+        return self.model_dump(mode="json")
+
+
+def read_alpha_rules(source: str | Path | AlphaRules) -> AlphaRules:
+    """Return the rules of a YAML file.
+
+    Raises:
+        ConfigError: The file cannot be read or is malformed.
+    """
+    if isinstance(source, AlphaRules):
+        return source
+    try:
+        table = yaml.safe_load(Path(source).expanduser().read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(
+            "the alpha rules cannot be read", where=f"{FLAG} {source}", got=error
+        ) from error
+    return AlphaRules.parse(table, where=f"{FLAG} {source}")
+
+
+def default_of_rules(alpha: str | float | Sequence[str | float]) -> tuple[float, ...]:
+    """Return the alpha given beside rules, for tensors that no rule matches.
+
+    Raises:
+        ConfigError: There are several: rules give one checkpoint.
+    """
+    values = [alpha] if isinstance(alpha, str | int | float) else list(alpha)
+    if len(values) > 1:
+        raise ConfigError(
+            "rules give one checkpoint",
+            where=f"--alpha beside {FLAG}",
+            got=", ".join(map(str, values)),
+            expected="at most one alpha, for tensors that no rule matches",
+        )
+    return tuple(parse_alpha(value) for value in values)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Resolution:
+    """Alpha of every tensor that the formula covers."""
+
+    rules: AlphaRules
+    alphas: Mapping[str, float]
+    """By tensor name, sorted."""
+    counts: tuple[int, ...]
+    """Number of tensors per rule."""
+    num_default: int
+
+    def of(self, shard: OutputShard) -> dict[str, float]:
+        """Return the alphas of the tensors of one file."""
+        return {p.name: self.alphas[p.name] for p in shard.tensors if p.num_extrapolated}
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the rules and what each of them got, JSON-able; `rules` can be parsed again."""
+        table = self.rules.as_dict()
+        for row, count in zip(table["rules"], self.counts, strict=True):
+            row["num_tensors"] = count
+        return {**table, "num_default": self.num_default}
+
+
+def resolve(
+    source: str | Path | AlphaRules,
+    tensors: Sequence[TensorPair],
+    *,
+    default: float | None = None,
+) -> Resolution:
+    """Give every tensor that the formula covers its alpha.
+
+    Tensors that are copied (integers, rows of a vocabulary that one side lacks) need none.
+
+    Args:
+        source: A YAML file, or rules that were read before.
+        tensors: The tensors of the plan.
+        default: As `--alpha`, for tensors that no rule matches.
+
+    Raises:
+        ConfigError: A tensor has no rule, a rule has no tensor, or a ramp meets no layer.
+    """
+    rules = _with_default(read_alpha_rules(source), default)
+    stacks = _stacks(tensors)
+    names = sorted(pair.name for pair in tensors if pair.num_extrapolated)
+    counts = [0] * len(rules.rules)
+    alphas: dict[str, float] = {}
+    without: list[str] = []
+    for name in names:
+        index = next((i for i, r in enumerate(rules.rules) if fnmatchcase(name, r.match)), None)
+        if index is not None:
+            counts[index] += 1
+            alphas[name] = _value(rules.rules[index], index, name, stacks)
+        elif rules.default is not None:
+            alphas[name] = parse_alpha(rules.default)
+        else:
+            without.append(name)
+    if without:
+        raise ConfigError(
+            "no rule matches a tensor",
+            where=FLAG,
+            got=f"{len(without)} tensors without alpha, first {without[0]!r}",
+            expected="a rule for every tensor, or a default",
+            hint='add `default: ALPHA`, or a last rule {match: "*", alpha: ALPHA}',
+        )
+    for index, count in enumerate(counts):
+        if not count:
+            raise _unused(rules, index, tensors)
+    num_default = len(names) - sum(counts)
+    return Resolution(rules=rules, alphas=alphas, counts=tuple(counts), num_default=num_default)
+
+
+def _with_default(rules: AlphaRules, default: float | None) -> AlphaRules:
+    if default is None:
+        return rules
+    if rules.default is not None:
+        raise ConfigError(
+            "two defaults are given",
+            where=f"--alpha and default of {FLAG}",
+            got=f"{default:g} and {rules.default:g}",
+            expected="one of them",
+        )
+    return rules.model_copy(update={"default": parse_alpha(default)})
+
+
+def _stacks(tensors: Sequence[TensorPair]) -> Stack:
+    depths: dict[str, list[int]] = defaultdict(list)
+    for pair in tensors:
+        position = layer_position(pair.name)
+        if position is not None:
+            depths[position[0]].append(position[1])
+    return {stack: (min(found), max(found)) for stack, found in depths.items()}
+
+
+def _value(rule: AlphaRule, index: int, name: str, stacks: Stack) -> float:
+    if not isinstance(rule.alpha, Ramp):
+        return parse_alpha(rule.alpha)
+    position = layer_position(name)
+    if position is None:
+        raise ConfigError(
+            "a ramp matches a tensor that is in no layer",
+            where=f"{FLAG}, rule {index + 1} ({rule.match})",
+            got=name,
+            expected="a name with a layer number, such as model.layers.3.mlp.up_proj.weight",
+            hint="narrow the pattern, or put a rule with a plain alpha before it",
+        )
+    first, last = stacks[position[0]]
+    share = (position[1] - first) / (last - first) if last > first else 0.0
+    return parse_alpha(rule.alpha.first + (rule.alpha.last - rule.alpha.first) * share)
+
+
+def _unused(rules: AlphaRules, index: int, tensors: Sequence[TensorPair]) -> ConfigError:
+    pattern = rules.rules[index].match
+    matches = [pair for pair in tensors if fnmatchcase(pair.name, pattern)]
+    taken = [pair.name for pair in matches if pair.num_extrapolated]
+    got = "no tensor has such a name"
+    if taken:
+        got = f"earlier rules take all {len(taken)} tensors that it matches, first {taken[0]!r}"
+    elif matches:
+        got = f"only tensors that are copied, first {matches[0].name!r}"
+    return ConfigError(
+        "a rule is never used",
+        where=f"{FLAG}, rule {index + 1} ({pattern})",
+        got=got,
+        expected="at least one tensor of the formula per rule",
+        hint="`expo-ray inspect -v` lists the names; put narrow patterns first",
+    )
