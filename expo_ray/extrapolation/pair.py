@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,8 @@ from expo_ray.extrapolation.ties import same_bytes, tied_partner
 VOCAB_POLICIES = ("refuse", "common-rows", "copy-aligned")
 # Samples of all tensors first: equal tensors of frozen layers are not read whole then.
 _SAMPLE_BYTES = 64 * 1024
+_PARENT_HINT = "initial must be the model that aligned was trained from"
+_ONE_EXPERT = re.compile(r"\.experts\.\d+\.")
 OUTPUT_DTYPES = {"auto": None, "bfloat16": "BF16", "float16": "F16", "float32": "F32"}
 
 # Shapes alone do not show these: the same matrices with other heads are another function.
@@ -213,7 +216,7 @@ def _common_rows(
             where=f"tensor {ref.name!r}",
             got=got,
             expected="the same shape on both sides",
-            hint="initial must be the model that aligned was trained from",
+            hint=_PARENT_HINT,
         )
     if policy == "refuse":
         raise PairError(
@@ -256,7 +259,7 @@ def _check_architecture(initial: Mapping[str, Any], aligned: Mapping[str, Any]) 
                 where=f"config.json, {key}",
                 got=f"initial {first}, aligned {second}",
                 expected="the same on both sides",
-                hint="initial must be the model that aligned was trained from",
+                hint=_PARENT_HINT,
             )
 
 
@@ -273,8 +276,21 @@ def _missing(name: str, *, present: Checkpoint, missing: Checkpoint, side: str) 
         where=f"tensor {name!r}",
         got=f"only in {present.uri}",
         expected=f"in {missing.uri} too",
-        hint="initial must be the model that aligned was trained from",
+        hint=_naming_hint(name, missing) or _PARENT_HINT,
     )
+
+
+def _naming_hint(name: str, missing: Checkpoint) -> str | None:
+    """Tell two ways of naming one model from two models."""
+    experts = [other for other in missing.tensors if ".experts." in other]
+    one_by_one = [bool(_ONE_EXPERT.search(other)) for other in experts]
+    if ".experts." in name and experts and bool(_ONE_EXPERT.search(name)) not in one_by_one:
+        difference = "stores experts fused, the other one by one"
+    elif any(f".{name}".endswith(f".{o}") or o.endswith(f".{name}") for o in missing.tensors):
+        difference = "names its tensors with another prefix"
+    else:
+        return None
+    return f"one side {difference}: save both with the same version of transformers"
 
 
 def _check_option(flag: str, value: str, choices: tuple[str, ...]) -> None:
