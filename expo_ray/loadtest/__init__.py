@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from expo_ray.loadtest.compare import compare_summaries
+    from expo_ray.loadtest.compare import compare_folders, compare_summaries
     from expo_ray.loadtest.contest import Contender, compare_targets
     from expo_ray.loadtest.options import LoadtestOptions
     from expo_ray.loadtest.run import loadtest
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Contender",
     "LoadtestOptions",
+    "compare_folders",
     "compare_summaries",
     "compare_targets",
     "loadtest",
@@ -27,6 +28,7 @@ __all__ = [
 _MODULES = {
     "Contender": "contest",
     "LoadtestOptions": "options",
+    "compare_folders": "compare",
     "compare_summaries": "compare",
     "compare_targets": "contest",
     "loadtest": "run",

@@ -6,8 +6,14 @@ ways: the first says how fast the service works, the second how soon users are s
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
+
+import pyarrow.parquet as pq
+
+from expo_ray.loadtest.paired import compare_requests
 
 _RATIOS = (
     "request_throughput",
@@ -19,6 +25,17 @@ _RATIOS = (
 )
 _SAME = 0.05
 """Ratios this close to 1 are called unchanged: repeated runs differ by about as much."""
+
+_PAIR_COLUMNS = [
+    "point",
+    "phase",
+    "request_id",
+    "prompt_id",
+    "intended_seconds",
+    "done_seconds",
+    "output_tokens",
+    "error",
+]
 
 
 def compare_summaries(baseline: Mapping[str, Any], candidate: Mapping[str, Any]) -> dict[str, Any]:
@@ -43,6 +60,35 @@ def compare_summaries(baseline: Mapping[str, Any], candidate: Mapping[str, Any])
             if _load(point) in before
         ],
     }
+
+
+def compare_folders(baseline: Path, candidate: Path) -> dict[str, Any]:
+    """Compare two load tests by their files: figures, and pairs of requests with intervals.
+
+    Both must have offered the same prompts in the same order, as the same arguments do.
+
+    Args:
+        baseline: Folder with summary.json and requests.parquet of the reference.
+        candidate: The same of the other.
+
+    Returns:
+        What `compare_summaries` does; each point has `paired` too, see
+        `expo_ray.loadtest.paired.compare_requests`.
+    """
+    summaries, rows = [], []
+    for folder in (baseline, candidate):
+        summaries.append(json.loads((folder / "summary.json").read_text(encoding="utf-8")))
+        table = pq.read_table(folder / "requests.parquet", columns=_PAIR_COLUMNS)
+        rows.append(table.to_pylist())
+    compared = compare_summaries(*summaries)
+    indices = [{_load(p): i for i, p in enumerate(s["points"])} for s in summaries]
+    for point in compared["points"]:
+        sides = [
+            [row for row in found if row["point"] == index[_load(point)]]
+            for found, index in zip(rows, indices, strict=True)
+        ]
+        point["paired"] = compare_requests(*sides, is_closed=point["mode"] == "closed")
+    return compared
 
 
 def _load(point: Mapping[str, Any]) -> tuple[Any, ...]:

@@ -7,7 +7,7 @@ driver's machine.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
@@ -58,28 +58,54 @@ def place_clients(
         ConfigError: No node has these labels.
     """
     alive = [node for node in ray.nodes() if node["Alive"]]
+    host = None if url is None else urlsplit(url).hostname
+    return choose_nodes(
+        alive,
+        replica_nodes=_replica_nodes() | _nodes_of_host(alive, host),
+        here=ray.get_runtime_context().get_node_id() if is_loopback(host) else None,
+        num_clients=num_clients,
+        labels=labels or {},
+    )
+
+
+def choose_nodes(
+    alive: Sequence[Mapping[str, Any]],
+    *,
+    replica_nodes: Set[str],
+    here: str | None,
+    num_clients: int | None,
+    labels: Mapping[str, str],
+) -> Placement:
+    """Choose among nodes as `ray.nodes()` describes them.
+
+    Args:
+        alive: The nodes.
+        replica_nodes: Ids of those with replicas or the service itself.
+        here: The only node that reaches the service, which listens there; None where all do.
+        num_clients: See `place_clients`.
+        labels: See `place_clients`.
+
+    Raises:
+        ConfigError: No node has these labels.
+    """
+    reaching = [node for node in alive if here in (None, node["NodeID"])]
     allowed = [
         node
-        for node in alive
-        if all(node.get("Labels", {}).get(key) == value for key, value in (labels or {}).items())
+        for node in reaching
+        if all(node.get("Labels", {}).get(key) == value for key, value in labels.items())
     ]
     if not allowed:
         raise ConfigError(
-            "no node of the Ray cluster has these labels",
+            "no node that reaches the service has these labels",
             where="client_labels",
-            got=dict(labels or {}),
+            got=dict(labels),
             hint="start a node with `ray start --labels ...`, or leave them out",
         )
-    host = None if url is None else urlsplit(url).hostname
-    busy = _replica_nodes() | _nodes_of_host(alive, host)
-    if is_loopback(host):
-        here = ray.get_runtime_context().get_node_id()
-        busy |= {here}
-        allowed = [node for node in alive if node["NodeID"] == here]
+    busy = replica_nodes | {here}
     free = [node for node in allowed if node["NodeID"] not in busy]
     nodes = free or allowed
     return Placement(
-        node_ids=tuple(sorted(node["NodeID"] for node in nodes)),
+        node_ids=tuple(sorted(str(node["NodeID"]) for node in nodes)),
         beside_replicas=not free,
         num_clients=num_clients or min(_MAX_CLIENTS, max(2, len(nodes))),
     )

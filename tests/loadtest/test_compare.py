@@ -1,11 +1,16 @@
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
-from expo_ray.loadtest import LoadtestOptions, compare_summaries
+from expo_ray.loadtest import LoadtestOptions, compare_folders, compare_summaries
 from expo_ray.loadtest.metrics import summarize_point
+from expo_ray.loadtest.records import REQUESTS_SCHEMA
 from tests.loadtest.test_metrics import record
 
 
@@ -57,3 +62,22 @@ def test_unknown_figures_stay_unknown() -> None:
     assert point["output_throughput_ratio"] is None
     assert point["tokens_per_request_ratio"] is None
     assert "answers: not known" in point["text"]
+
+
+def test_folders_are_compared_pair_by_pair(tmp_path: Path) -> None:
+    for name, factor in (("before", 1), ("after", 2)):
+        folder = tmp_path / name
+        folder.mkdir()
+        found = summary(name, num_tokens=10 * factor, seconds=1.0)
+        (folder / "summary.json").write_text(json.dumps(found))
+        rows = [
+            record(i, output_tokens=10 * factor, prompt_id=f"p{i}").as_row(point=0)
+            for i in range(4)
+        ]
+        pq.write_table(
+            pa.Table.from_pylist(rows, schema=REQUESTS_SCHEMA), folder / "requests.parquet"
+        )
+    [point] = compare_folders(tmp_path / "before", tmp_path / "after")["points"]
+    assert point["tokens_per_request_ratio"] == 2.0
+    assert point["paired"]["num_pairs"] == 4
+    assert point["paired"]["tokens_per_request"]["ratio"] == 2.0

@@ -1,0 +1,194 @@
+"""Do the figures of `expo-ray loadtest` agree with those of `vllm bench serve`?
+
+Both drive the same server with the same prompts at the same concurrency, in turns: pairs of runs,
+the order reversed from pair to pair. Printed: per figure the ratio (ours over theirs) of every
+pair and the median of the ratios. Pass: each median is within 10% of 1.
+
+    python benchmarks/loadtest_agreement.py [--pairs 5] [--concurrency 4] [--url URL --tokenizer T]
+
+Without --url it serves a small random Llama by vLLM itself, here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+FIGURES = ("mean_ttft_ms", "mean_tpot_ms", "request_throughput", "output_throughput")
+LIMIT = 0.1
+START_SECONDS = 300
+# The command line of a vLLM whose distribution has another name does not start; its parts do.
+BENCH = (
+    "from vllm.benchmarks.serve import add_cli_args, main\n"
+    "from vllm.utils.argparse_utils import FlexibleArgumentParser\n"
+    "parser = FlexibleArgumentParser()\n"
+    "add_cli_args(parser)\n"
+    "main(parser.parse_args())\n"
+)
+
+
+def environment() -> dict[str, str]:
+    defaults = {
+        "OMP_NUM_THREADS": "1",
+        "VLLM_CPU_KVCACHE_SPACE": "1",
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        "HF_HUB_OFFLINE": "1",
+        "VLLM_LOGGING_LEVEL": "WARNING",
+        "VLLM_NO_USAGE_STATS": "1",
+    }
+    return {**defaults, **os.environ}
+
+
+def save_model(folder: Path) -> Path:
+    import torch
+    from transformers import LlamaForCausalLM
+
+    from tests.pico import pico_config, pico_tokenizer
+    from tests.pico import save_model as save
+
+    torch.manual_seed(0)
+    config = pico_config(
+        hidden_size=256,
+        intermediate_size=512,
+        num_hidden_layers=4,
+        max_position_embeddings=512,
+        tie_word_embeddings=False,
+    )
+    model = LlamaForCausalLM(config)
+    # It says letters alone: what is no text (special tokens, halves of characters) is sent in no
+    # chunk, and neither tool could time it.
+    vocabulary = pico_tokenizer().get_vocab()
+    silent = [i for token, i in vocabulary.items() if not (len(token) == 1 and token.isascii())]
+    with torch.no_grad():
+        model.lm_head.weight[silent] = 0
+    return save(model.to(torch.bfloat16), folder, max_shard_size="1GB")
+
+
+@contextlib.contextmanager
+def vllm_server(model: Path, log: Path) -> Iterator[str]:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server"]
+    command += ["--model", str(model), "--served-model-name", "model", "--enforce-eager"]
+    command += ["--host", "127.0.0.1", "--port", str(port), "--max-model-len", "512"]
+    command += ["--no-enable-prefix-caching"]
+    with log.open("w") as file:
+        server = subprocess.Popen(
+            command, env=environment(), stdout=file, stderr=file, start_new_session=True
+        )
+        try:
+            url = f"http://127.0.0.1:{port}"
+            deadline = time.monotonic() + START_SECONDS
+            while True:
+                if server.poll() is not None or time.monotonic() > deadline:
+                    raise SystemExit(f"vLLM did not start:\n{log.read_text()[-3000:]}")
+                with contextlib.suppress(urllib.error.URLError, ConnectionError):
+                    urllib.request.urlopen(f"{url}/health", timeout=5)
+                    break
+                time.sleep(1)
+            yield url
+        finally:
+            server.terminate()
+            server.wait(60)
+
+
+def theirs(args: argparse.Namespace, url: str, folder: Path, prompts: Path) -> dict[str, Any]:
+    command = [sys.executable, "-c", BENCH, "--backend", "openai-chat", "--base-url", url]
+    command += ["--endpoint", "/v1/chat/completions", "--model", args.model]
+    command += ["--tokenizer", str(args.tokenizer), "--dataset-name", "custom"]
+    command += ["--dataset-path", str(prompts), "--custom-output-len", str(args.tokens)]
+    command += ["--skip-chat-template", "--num-prompts", str(args.num_requests)]
+    command += ["--max-concurrency", str(args.concurrency), "--num-warmups", "4"]
+    command += ["--ignore-eos", "--temperature", "0", "--disable-tqdm", "--save-result"]
+    command += ["--percentile-metrics", "ttft,tpot,itl,e2el", "--result-dir", str(folder)]
+    command += ["--result-filename", "theirs.json", "--ready-check-timeout-sec", "0"]
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=900)
+    if done.returncode:
+        raise SystemExit(f"vllm bench serve failed:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
+    result: dict[str, Any] = json.loads((folder / "theirs.json").read_text())
+    return result
+
+
+def ours(args: argparse.Namespace, url: str, folder: Path, prompts: Path) -> dict[str, Any]:
+    from expo_ray.loadtest import LoadtestOptions, loadtest
+
+    summary = loadtest(
+        url,
+        prompts=prompts,
+        output=folder,
+        concurrency=[args.concurrency],
+        num_requests=args.num_requests,
+        max_tokens=args.tokens,
+        options=LoadtestOptions(
+            model=args.model,
+            num_warmup=4,
+            num_clients=1,
+            extra_body={"ignore_eos": True, "temperature": 0.0},
+        ),
+        address="local",
+    )
+    point: dict[str, Any] = summary["points"][0]
+    return point
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--pairs", type=int, default=5)
+    parser.add_argument("--concurrency", type=int, default=4)
+    parser.add_argument("--num-requests", type=int, default=100)
+    parser.add_argument("--tokens", type=int, default=64)
+    parser.add_argument("--url", help="a running server instead of one started here")
+    parser.add_argument("--model", default="model", help="its model name")
+    parser.add_argument("--tokenizer", type=Path, help="its tokenizer, a folder")
+    args = parser.parse_args()
+    os.environ.update(environment())
+    with tempfile.TemporaryDirectory() as temporary, contextlib.ExitStack() as stack:
+        folder = Path(temporary)
+        prompts = folder / "prompts.jsonl"
+        lines = (
+            json.dumps({"prompt": f"Number {i}: tell me something new.", "prompt_id": str(i)})
+            for i in range(args.num_requests + 4)
+        )
+        prompts.write_text("\n".join(lines))
+        url = args.url
+        if url is None:
+            args.tokenizer = save_model(folder / "model")
+            url = stack.enter_context(vllm_server(args.tokenizer, folder / "server.log"))
+        ratios: dict[str, list[float]] = {name: [] for name in FIGURES}
+        for number in range(-1, args.pairs):  # the first pair warms the server up
+            sides = {"ours": ours, "theirs": theirs}
+            order = list(sides) if number % 2 else list(sides)[::-1]
+            found = {name: sides[name](args, url, folder, prompts) for name in order}
+            if number < 0:
+                continue
+            for name in FIGURES:
+                ratios[name].append(found["ours"][name] / found["theirs"][name])
+            shown = ", ".join(
+                f"{n} {found['ours'][n]:.4g} / {found['theirs'][n]:.4g}" for n in FIGURES
+            )
+            print(f"pair {number + 1}: {shown}", flush=True)
+    print(f"{args.num_requests} requests, {args.concurrency} in flight, {args.tokens} tokens each")
+    medians = {name: statistics.median(values) for name, values in ratios.items()}
+    for name, values in ratios.items():
+        print(f"{name}: median {medians[name]:.3f} of {', '.join(f'{v:.3f}' for v in values)}")
+    return 0 if all(abs(ratio - 1) <= LIMIT for ratio in medians.values()) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
