@@ -58,3 +58,38 @@ class NullProgress:
 
     def message(self, text: str) -> None:
         """Ignore the text."""
+
+
+class CombinedProgress:
+    """A `Progress` whose every line advances one line of another: many calls, one bar.
+
+    Args:
+        progress: Where the one line is drawn.
+        description: A few words, present tense.
+        total: Units of work of all calls together.
+        unit: "B" for bytes, otherwise a plural noun.
+    """
+
+    def __init__(self, progress: Progress, description: str, *, total: float, unit: str) -> None:
+        self._progress = progress
+        self._bar = progress.start(description, total, unit)
+
+    def start(self, description: str, total: float | None = None, unit: str = "") -> ProgressBar:
+        """Return the one line; its own total stands."""
+        return _Part(self._bar)
+
+    def message(self, text: str) -> None:
+        """Pass the news on."""
+        self._progress.message(text)
+
+    def close(self) -> None:
+        """Mark the one line as finished."""
+        self._bar.close()
+
+
+class _Part(_NullBar):
+    def __init__(self, bar: ProgressBar) -> None:
+        self._bar = bar
+
+    def advance(self, amount: float = 1) -> None:
+        self._bar.advance(amount)

@@ -66,7 +66,7 @@ class _AmountColumn(ProgressColumn):
         if unit == "B":
             return self._bytes.render(task)
         total = "?" if task.total is None else f"{task.total:g}"
-        return Text(f"{task.completed:g}/{total} {unit}", style="progress.download")
+        return Text(f"{task.completed:g}/{total} {unit}", style="progress.download", no_wrap=True)
 
 
 class _RichBar:

@@ -105,7 +105,7 @@ def _inference_stages(recipe: Recipe, num_prompts: int, num_rewards: int) -> lis
             {
                 "stage": "load test",
                 "tasks": 2 * points * recipe.loadtest.num_requests,
-                "replicas": 1,
+                "replicas": recipe.loadtest.num_replicas,
                 "note": f"aligned and candidate at {points} concurrencies",
             }
         )

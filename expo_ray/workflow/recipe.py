@@ -87,7 +87,8 @@ class LoadtestSettings(BaseModel):
 
     concurrency: tuple[int, ...] = Field((1, 4, 16), description="Requests in flight, per point.")
     num_requests: int = Field(100, ge=1, description="Measured requests per point.")
-    max_tokens: int = Field(256, ge=1)
+    max_tokens: int = Field(256, ge=1, description="Longest response.")
+    num_replicas: int = Field(1, ge=1, description="Replicas that share the load.")
 
 
 class Recipe(BaseModel):

@@ -7,7 +7,7 @@ import os
 import platform
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +20,7 @@ from expo_ray.errors import ConfigError
 from expo_ray.extrapolation import checkpoint_name, extrapolate
 from expo_ray.lab import prepare_lab, write_truth
 from expo_ray.loadtest import LoadtestOptions, loadtest
-from expo_ray.progress import Progress
+from expo_ray.progress import CombinedProgress, Progress
 from expo_ray.reports import render_model_card, write_report
 from expo_ray.selection import choose_alpha
 from expo_ray.serving import GeneratorReplicas, ModelSource, RewardReplicas
@@ -54,6 +54,14 @@ class Run:
         """Return the checkpoint that is served for a candidate."""
         model = self.aligned if alpha == 0 else str(self.directory.checkpoint(alpha))
         return ModelSource(model=model)
+
+    @contextmanager
+    def responses_bar(self, description: str, alphas: Sequence[float]) -> Iterator[Progress]:
+        """Show the work on several candidates as one line."""
+        total = len(alphas) * len(self.prompts) * self.recipe.sampling.num_samples
+        combined = CombinedProgress(self.progress, description, total=total, unit="responses")
+        yield combined
+        combined.close()
 
     @contextmanager
     def stage(self, name: str, *, done: bool) -> Iterator[bool]:
@@ -167,9 +175,12 @@ def generate_responses(run: Run) -> None:
             seed=run.recipe.seed,
         )
         settings = run.recipe.generators
-        with GeneratorReplicas(
-            num_replicas=settings.num_replicas, engine=settings.engine
-        ) as replicas:
+        with (
+            GeneratorReplicas(
+                num_replicas=settings.num_replicas, engine=settings.engine
+            ) as replicas,
+            run.responses_bar("Generating", missing) as progress,
+        ):
             for alpha in missing:
                 replicas.write_responses(
                     run.source(alpha),
@@ -178,7 +189,7 @@ def generate_responses(run: Run) -> None:
                     sampling=run.recipe.sampling,
                     splits=splits,
                     alpha=alpha,
-                    progress=run.progress,
+                    progress=progress,
                 )
 
 
@@ -189,17 +200,20 @@ def score_responses(run: Run) -> None:
         with run.stage(f"scoring {label}", done=not missing) as todo:
             if not todo:
                 continue
-            with RewardReplicas(
-                spec,
-                num_replicas=run.recipe.rewarders.num_replicas,
-                initial=run.initial,
-                aligned=run.aligned,
-            ) as replicas:
+            with (
+                RewardReplicas(
+                    spec,
+                    num_replicas=run.recipe.rewarders.num_replicas,
+                    initial=run.initial,
+                    aligned=run.aligned,
+                ) as replicas,
+                run.responses_bar(f"Scoring with {label}", missing) as progress,
+            ):
                 for alpha in missing:
                     replicas.write_rewards(
                         run.directory.responses(alpha),
                         run.directory.rewards(label, alpha),
-                        progress=run.progress,
+                        progress=progress,
                     )
     if run.recipe.lab is not None:
         for alpha in run.alphas:
@@ -256,7 +270,7 @@ def measure_throughput(run: Run, selection: Mapping[str, Any]) -> None:
                 concurrency=settings.concurrency,
                 num_requests=settings.num_requests,
                 max_tokens=settings.max_tokens,
-                options=_loadtest_options(run),
+                options=_loadtest_options(run, num_replicas=settings.num_replicas),
                 address=run.address,
                 progress=run.progress,
             )
@@ -266,14 +280,13 @@ def measure_throughput(run: Run, selection: Mapping[str, Any]) -> None:
         )
 
 
-def _loadtest_options(run: Run) -> LoadtestOptions:
+def _loadtest_options(run: Run, *, num_replicas: int) -> LoadtestOptions:
     """Decode as the evaluation did, so that answers have the same lengths."""
     sampling = run.recipe.sampling
-    settings = run.recipe.generators
     return LoadtestOptions(
         extra_body={"temperature": sampling.temperature, "top_p": sampling.top_p},
-        engine=settings.engine,
-        num_replicas=settings.num_replicas,
+        engine=run.recipe.generators.engine,
+        num_replicas=num_replicas,
         seed=run.recipe.seed,
     )
 
