@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import RayError
+from ray.exceptions import RayError, RayTaskError
 
 from expo_ray.checkpoints import atomic_write_json, atomic_write_text
 from expo_ray.cluster import ray_session
@@ -111,6 +111,8 @@ def _train_missing(
             task = train.remote(settings, str(model), board, waits_for)
             initial_task = task if model == result.initial else initial_task
             names[task] = model.name
+            # A no-op once it is finished; after a failure nothing goes on writing unseen.
+            stack.callback(ray.cancel, task, force=True)
         shown = dict.fromkeys(bars, 0)
         pending = list(names)
         while pending:
@@ -126,10 +128,12 @@ def _get_facts(task: Any, name: str) -> Facts:
     try:
         facts: Facts = ray.get(task)
     except RayError as error:
+        # What the training code raised, where it was that; else what Ray says about the worker.
+        cause = error.cause if isinstance(error, RayTaskError) else error
         raise EvaluationError(
             "training a laboratory model failed",
             where=name,
-            got=str(error)[-800:],
+            got=f"{type(cause).__name__}: {cause}",
             hint="run the same command again; finished models are kept",
         ) from error
     return facts
@@ -197,7 +201,7 @@ def _train_one(settings: LabSettings, output: str, board: Any, waits_for: object
             last_report = time.monotonic()
             board.report.remote(model.name, num_done, total)
 
-    start = time.monotonic()
+    start, cpu_start = time.monotonic(), time.process_time()
     match model.name:
         case "initial":
             facts = training.train_initial(settings, partial, on_step=on_step)
@@ -211,6 +215,7 @@ def _train_one(settings: LabSettings, output: str, board: Any, waits_for: object
                 settings, "guard_reward_model", partial, on_step=on_step
             )
     facts["seconds"] = time.monotonic() - start
+    facts["cpu_seconds"] = time.process_time() - cpu_start
     # The facts say that a model is finished: gone before it is replaced, back after it.
     _facts_path(model).unlink(missing_ok=True)
     shutil.rmtree(model, ignore_errors=True)

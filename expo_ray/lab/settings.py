@@ -22,7 +22,7 @@ class LabSettings(BaseModel):
     num_eval_prompts: int = Field(
         300, ge=1, le=720, description="Held-out prompts; no training prompt is among them."
     )
-    vocab_size: int = Field(600, ge=300, le=4096, description="Tokens of the byte-level BPE.")
+    vocab_size: int = Field(600, ge=300, le=4096, description="Most tokens of the byte-level BPE.")
     hidden_size: int = Field(128, ge=16, multiple_of=16, description="Width of all models.")
     num_layers: int = Field(2, ge=1, description="Layers of all models.")
 

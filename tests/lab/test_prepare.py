@@ -10,9 +10,10 @@ import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from expo_ray.checkpoints import Checkpoint, weights_digest
-from expo_ray.errors import MissingExtraError
+from expo_ray.errors import EvaluationError, MissingExtraError
 from expo_ray.lab import LabResult, LabSettings, find_lab, prepare, prepare_lab
 from expo_ray.lab.data import eval_prompts
+from expo_ray.lab.result import lab_paths
 from expo_ray.tables import read_prompts
 
 MICRO = LabSettings(
@@ -154,6 +155,19 @@ def test_a_killed_run_continues_with_the_same_bytes(
 def test_a_finished_laboratory_needs_no_ray(lab: LabResult, cache: Path) -> None:
     # Any work would need Ray, which this address refuses.
     assert prepare_lab(cache, MICRO, address="inline") == lab
+
+
+def test_a_failed_training_names_its_model(tmp_path: Path, ray_cluster: str) -> None:
+    settings = MICRO.model_copy(update={"guard_reward_model": False})
+    # The facts cannot be written where a file stands in the way of their folder.
+    facts = lab_paths(tmp_path, settings).folder / "facts"
+    facts.parent.mkdir()
+    facts.touch()
+    with pytest.raises(EvaluationError) as caught:
+        prepare_lab(tmp_path, settings, address=ray_cluster)
+    assert caught.value.where in ("initial", "reward-model", "aligned")
+    assert str(caught.value.got).startswith("NotADirectoryError")
+    assert find_lab(tmp_path, settings) is None
 
 
 def test_a_missing_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
