@@ -8,8 +8,10 @@ import os
 import secrets
 from pathlib import Path
 
+from expo_ray.checkpoints.remote_path import AnyPath, RemotePath
 
-def atomic_write_bytes(path: str | Path, data: bytes) -> None:
+
+def atomic_write_bytes(path: str | AnyPath, data: bytes) -> None:
     """Write `data` so that a reader sees the old file or the new one, never a part.
 
     Args:
@@ -19,6 +21,9 @@ def atomic_write_bytes(path: str | Path, data: bytes) -> None:
     Raises:
         OSError: The folder is missing or cannot be written to; the target is untouched.
     """
+    if isinstance(path, RemotePath):
+        path.write_bytes(data)  # an object appears whole or not at all
+        return
     target = Path(path)
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(6)}.tmp")
     # Not tempfile: its files are private, and a checkpoint is read by other users of the disk.
@@ -36,12 +41,12 @@ def atomic_write_bytes(path: str | Path, data: bytes) -> None:
     fsync_folder(target.parent)
 
 
-def atomic_write_text(path: str | Path, data: str) -> None:
+def atomic_write_text(path: str | AnyPath, data: str) -> None:
     """Write text as UTF-8; see `atomic_write_bytes`."""
     atomic_write_bytes(path, data.encode("utf-8"))
 
 
-def atomic_write_json(path: str | Path, data: object) -> None:
+def atomic_write_json(path: str | AnyPath, data: object) -> None:
     """Write an object as indented JSON; NaN and infinity are refused.
 
     Raises:

@@ -14,6 +14,7 @@ from expo_ray.checkpoints.index import (
     read_file_header,
     weight_files,
 )
+from expo_ray.checkpoints.remote_path import any_path
 from expo_ray.checkpoints.sidecars import sort_files
 from expo_ray.checkpoints.storage import (
     RECORD_NAME,
@@ -58,16 +59,16 @@ class Checkpoint:
         """Read the headers of a checkpoint.
 
         Args:
-            uri: A local folder.
+            uri: A local folder, s3://, gs://, hf://owner/name[@revision] or a bare Hub id.
             allow_unfinished: Accept an output folder whose extrapolation has not ended.
 
         Raises:
             CheckpointError: A file is missing, malformed or of a kind that is not supported.
         """
         storage = open_storage(uri)
-        if not allow_unfinished:
-            _refuse_unfinished(storage)
         facts = storage.list_files()
+        if not allow_unfinished and RECORD_NAME not in facts:
+            _refuse_unfinished(storage)
         claims, files = weight_files(storage, facts)
         headers = {file: read_file_header(storage, file) for file in files}
         tensors = collect_tensors(storage.uri, claims, headers)
@@ -121,8 +122,9 @@ class Checkpoint:
 
 
 def _refuse_unfinished(storage: Storage) -> None:
-    folder = Path(storage.uri)
-    if (folder / WORK_FOLDER).exists() and not (folder / RECORD_NAME).exists():
+    if storage.uri.startswith("hf://"):
+        return
+    if (any_path(storage.uri) / WORK_FOLDER).exists():
         raise CheckpointError(
             "the checkpoint is unfinished: an extrapolation into this folder did not end",
             where=storage.uri,

@@ -17,6 +17,7 @@ from expo_ray.errors import CheckpointError
 WORK_FOLDER = ".expo_ray"
 RECORD_NAME = "expo_ray.json"
 MAX_SMALL_FILE_BYTES = 512 * 1024 * 1024
+MAX_DEPTH = 2
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -128,7 +129,7 @@ class LocalStorage:
         for root, folders, names in os.walk(self._folder):
             # A dump of training runs may sit inside: two levels hold all that a checkpoint has.
             depth = len(Path(root).relative_to(self._folder).parts)
-            folders[:] = [f for f in folders if not f.startswith(".") and depth < 2]
+            folders[:] = [f for f in folders if not f.startswith(".") and depth < MAX_DEPTH]
             for name in names:
                 path = Path(root) / name
                 relative = path.relative_to(self._folder).as_posix()
@@ -164,35 +165,42 @@ class LocalStorage:
 
 
 def open_storage(uri: str | Path) -> Storage:
-    """Return the storage behind a path or URI.
+    """Return the storage behind a path, a URI or a Hub id.
+
+    A local folder wins over a Hub id of the same name.
 
     Raises:
-        CheckpointError: The folder is missing, or the scheme is not supported.
+        CheckpointError: There is no such checkpoint, or the scheme is not supported.
     """
+    from expo_ray.checkpoints.hub_storage import HubStorage, is_hub_address
+    from expo_ray.checkpoints.remote_path import RemotePath, any_path, is_remote
+    from expo_ray.checkpoints.remote_storage import RemoteStorage
+
     text = str(uri)
-    if "://" in text and not text.startswith("file://"):
-        raise CheckpointError(
-            "this kind of address is not supported yet",
-            where=text,
-            got=text.split("://", 1)[0] + "://",
-            expected="a local folder",
-            hint="copy the checkpoint to a disk that every node sees, and give its path",
-        )
-    path = Path(text.removeprefix("file://")).expanduser().absolute()
+    if is_remote(text):
+        return RemoteStorage(RemotePath(text))
+    if text.startswith("hf://"):
+        return HubStorage(text)
+    path = Path(str(any_path(text)))
     if path.is_file():
         raise CheckpointError(
             "a checkpoint is a folder, this is a file",
             where=path,
             hint=f"give the folder: {path.parent}",
         )
-    if not path.is_dir():
-        hint = "check the path"
-        if text.count("/") == 1 and not text.startswith((".", "~", "/")):
-            hint = "Hub ids are not supported yet: download with `hf download` and give the folder"
-        raise CheckpointError(
-            "no such checkpoint folder", where=path, expected="a folder", hint=hint
-        )
-    return LocalStorage(path)
+    if path.is_dir():
+        return LocalStorage(path)
+    if is_hub_address(text):
+        return HubStorage(text)
+    raise CheckpointError(
+        "no such checkpoint folder", where=path, expected="a folder", hint="check the path"
+    )
+
+
+def hidden_or_deep(name: str) -> bool:
+    """Tell whether a file inside a checkpoint is left out of listings."""
+    parts = name.split("/")
+    return len(parts) > MAX_DEPTH + 1 or any(part.startswith(".") for part in parts)
 
 
 def _facts(name: str, status: os.stat_result) -> FileFacts:

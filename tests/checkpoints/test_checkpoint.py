@@ -155,7 +155,7 @@ def test_folder_without_weights_says_what_it_has(tmp_path: Path, name: str, hint
     assert hint in str(caught.value.hint)
 
 
-@pytest.mark.parametrize("uri", ["s3://bucket/model", "hf://a/b", "/no/such/folder", "owner/name"])
+@pytest.mark.parametrize("uri", ["ftp://host/model", "hf://a/b", "/no/such/folder", "owner/name"])
 def test_addresses_that_do_not_work_are_refused(uri: str) -> None:
     with pytest.raises(CheckpointError) as caught:
         Checkpoint.open(uri)

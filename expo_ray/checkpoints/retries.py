@@ -1,0 +1,99 @@
+"""Retries of named I/O errors with back-off: bounded, logged, never of an error of our own.
+
+What counts as passing: a connection that broke, a time-out, a server that was busy, a network file
+system that hiccuped. A file that is missing, a right that is lacking or a full disk is none.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import random
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+logger = logging.getLogger(__name__)
+
+ATTEMPTS = 5
+FIRST_DELAY_SECONDS = 0.2
+LONGEST_DELAY_SECONDS = 8.0
+_PASSING = frozenset(
+    getattr(errno, name)
+    for name in (
+        "EIO",
+        "EAGAIN",
+        "ESTALE",
+        "ETIMEDOUT",
+        "ECONNRESET",
+        "ECONNABORTED",
+        "ECONNREFUSED",
+        "EHOSTUNREACH",
+        "ENETDOWN",
+        "ENETUNREACH",
+        "EPIPE",
+        "EREMOTEIO",
+    )
+    if hasattr(errno, name)
+)
+# Object stores report through pyarrow as OSError without errno: their words decide.
+_FINAL_WORDS = (
+    "ACCESS_DENIED",
+    "INVALID_ACCESS_KEY",
+    "INVALID_CLIENT_TOKEN",
+    "INVALID_SIGNATURE",
+    "SIGNATURE_DOES_NOT_MATCH",
+    "NO_SUCH_BUCKET",
+    "NO_SUCH_KEY",
+    "NO_SUCH_UPLOAD",
+    "RESOURCE_NOT_FOUND",
+    "status 416",
+    "past end of file",
+)
+_T = TypeVar("_T")
+
+
+def is_passing(error: BaseException) -> bool:
+    """Tell whether trying again may help."""
+    if isinstance(error, ConnectionError | TimeoutError):
+        return True
+    if not isinstance(error, OSError):
+        return False
+    if error.errno is not None:
+        return error.errno in _PASSING
+    return not any(word in str(error) for word in _FINAL_WORDS)
+
+
+def retry_io(
+    call: Callable[[], _T],
+    *,
+    what: str,
+    attempts: int = ATTEMPTS,
+    passing: Callable[[BaseException], bool] = is_passing,
+) -> _T:
+    """Call until it works, at most `attempts` times, waiting twice as long after each failure.
+
+    Args:
+        call: The work; it must be safe to repeat.
+        what: A few words for the log.
+        attempts: How often in all.
+        passing: Which errors are worth another attempt.
+
+    Returns:
+        What the call returned.
+
+    Raises:
+        OSError: The last failure, or the first one that no repetition can cure.
+    """
+    delay_seconds = FIRST_DELAY_SECONDS
+    for attempt in range(1, attempts + 1):
+        try:
+            return call()
+        except OSError as error:
+            if attempt == attempts or not passing(error):
+                raise
+            logger.warning("attempt %d of %d to %s failed: %s", attempt, attempts, what, error)
+        # Many workers that failed together must not come back together.
+        time.sleep(delay_seconds * random.uniform(0.5, 1.0))  # noqa: S311
+        delay_seconds = min(2 * delay_seconds, LONGEST_DELAY_SECONDS)
+    raise AssertionError("unreachable")
