@@ -168,6 +168,14 @@ def tensor_bytes(dtype: str, shape: Iterable[int]) -> int:
     return (math.prod(shape) * DTYPE_BITS[dtype] + 7) // 8
 
 
+def is_tensor_name(name: str) -> bool:
+    """Tell whether a name is printable text.
+
+    Lines of names feed digests and logs: a line break inside one could forge another tensor.
+    """
+    return bool(name) and not _UNPRINTABLE.search(name)
+
+
 def parse_strict_json(data: bytes, *, file: str) -> dict[str, object]:
     """Parse a JSON object without repeated keys.
 
@@ -222,8 +230,7 @@ def _check_metadata(metadata: object, file: str) -> None:
 
 def _parse_entry(name: str, entry: object, file: str, path: str, base: int) -> TensorRef:
     where = f"{path}, tensor {name[:200]!r}"
-    # Lines of names feed digests and logs: a line break inside one could forge another tensor.
-    if not name or _UNPRINTABLE.search(name):
+    if not is_tensor_name(name):
         raise CheckpointError(
             "a tensor name is empty or has control characters", where=where, expected="text"
         )

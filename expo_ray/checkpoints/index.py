@@ -17,11 +17,14 @@ from expo_ray.checkpoints.header import (
     parse_length,
     parse_strict_json,
 )
+from expo_ray.checkpoints.pickle_archive import read_archive_header
 from expo_ray.checkpoints.storage import Storage
 from expo_ray.errors import CheckpointError
 
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
+PICKLE_INDEX_NAME = "pytorch_model.bin.index.json"
+PICKLE_SINGLE_NAME = "pytorch_model.bin"
 
 
 def weight_files(storage: Storage, names: Collection[str]) -> tuple[dict[str, str], list[str]]:
@@ -32,40 +35,30 @@ def weight_files(storage: Storage, names: Collection[str]) -> tuple[dict[str, st
         names: Its files.
 
     Raises:
-        CheckpointError: No safetensors weights, or an index that cannot be followed.
+        CheckpointError: No weights that can be read, or an index that cannot be followed.
     """
-    if INDEX_NAME not in names:
-        if SINGLE_NAME not in names:
-            raise _no_weights(storage.uri, names)
-        return {}, [SINGLE_NAME]
-    claims = _read_claims(storage)
-    files = sorted(set(claims.values()))
-    if SINGLE_NAME in names and files != [SINGLE_NAME]:
-        raise CheckpointError(
-            "the folder holds an index and model.safetensors besides: which one counts is unclear",
-            where=storage.uri,
-            expected="one of the two",
-            hint="remove the stale one",
-        )
-    for file in files:
-        if file not in names:
-            raise CheckpointError(
-                "the index names a file that is missing",
-                where=f"{storage.uri}/{INDEX_NAME}",
-                got=file,
-                hint="fetch the checkpoint again",
-            )
-    return claims, files
+    # As transformers does: safetensors where both kinds are there.
+    for index, single in (
+        (INDEX_NAME, SINGLE_NAME),
+        (PICKLE_INDEX_NAME, PICKLE_SINGLE_NAME),
+    ):
+        if index in names:
+            return _indexed_files(storage, names, index, single)
+        if single in names:
+            return {}, [single]
+    raise _no_weights(storage.uri, names)
 
 
 def read_file_header(storage: Storage, file: str) -> Header:
     """Read and check the header of one weight file.
 
     Raises:
-        CheckpointError: The file is not a well-formed safetensors file.
+        CheckpointError: The file is well-formed neither as safetensors nor as a torch archive.
     """
     where = f"{storage.uri}/{file}"
     with storage.open(file) as reader:
+        if file.endswith(".bin"):
+            return read_archive_header(reader, where=where)
         file_bytes = reader.facts.num_bytes
         try:
             prefix = bytearray(min(LENGTH_BYTES, file_bytes))
@@ -107,6 +100,29 @@ def collect_tensors(
     return dict(sorted(found.items()))
 
 
+def _indexed_files(
+    storage: Storage, names: Collection[str], index: str, single: str
+) -> tuple[dict[str, str], list[str]]:
+    claims = _read_claims(storage, index)
+    files = sorted(set(claims.values()))
+    if single in names and files != [single]:
+        raise CheckpointError(
+            f"the folder holds an index and {single} besides: which one counts is unclear",
+            where=storage.uri,
+            expected="one of the two",
+            hint="remove the stale one",
+        )
+    for file in files:
+        if file not in names:
+            raise CheckpointError(
+                "the index names a file that is missing",
+                where=f"{storage.uri}/{index}",
+                got=file,
+                hint="fetch the checkpoint again",
+            )
+    return claims, files
+
+
 def build_index(files: Mapping[str, str], *, total_bytes: int, num_parameters: int) -> bytes:
     """Return the index for `tensor name -> file`, as transformers writes it."""
     table = {
@@ -116,9 +132,10 @@ def build_index(files: Mapping[str, str], *, total_bytes: int, num_parameters: i
     return (json.dumps(table, indent=2, ensure_ascii=False) + "\n").encode("utf-8")
 
 
-def _read_claims(storage: Storage) -> dict[str, str]:
-    where = f"{storage.uri}/{INDEX_NAME}"
-    table = parse_strict_json(storage.read_bytes(INDEX_NAME), file=where)
+def _read_claims(storage: Storage, index: str) -> dict[str, str]:
+    where = f"{storage.uri}/{index}"
+    suffix = index.removesuffix(".index.json").rpartition(".")[2]
+    table = parse_strict_json(storage.read_bytes(index), file=where)
     claims = table.get("weight_map")
     if not isinstance(claims, dict) or not claims:
         raise CheckpointError(
@@ -129,19 +146,19 @@ def _read_claims(storage: Storage) -> dict[str, str]:
             raise CheckpointError(
                 "the index names a file that is no string", where=f"{where}, tensor {name!r}"
             )
-        if not _is_plain(file):
+        if not _is_plain(file, suffix):
             raise CheckpointError(
                 "the index points outside the checkpoint folder",
                 where=f"{where}, tensor {name!r}",
                 got=file,
-                expected="the bare name of a .safetensors file",
+                expected=f"the bare name of a .{suffix} file",
             )
     return claims
 
 
-def _is_plain(file: str) -> bool:
+def _is_plain(file: str, suffix: str) -> bool:
     bad = any(c in file for c in "/\\\0:") or file.startswith(".")
-    return file.endswith(".safetensors") and not bad
+    return file.endswith(f".{suffix}") and not bad
 
 
 def _compare(uri: str, claims: Mapping[str, str], found: Mapping[str, TensorRef]) -> None:
@@ -168,11 +185,11 @@ def _no_weights(uri: str, names: Collection[str]) -> CheckpointError:
     if any(name.startswith("adapter_model") for name in names):
         hint = "LoRA adapters are not supported yet: merge the adapter into its model first"
     elif any(name.endswith((".bin", ".pth", ".pt")) for name in names):
-        hint = "pickled weights are not supported yet: convert them to safetensors first"
+        hint = f"pickled weights are read from {PICKLE_SINGLE_NAME} or {PICKLE_INDEX_NAME}"
     elif any(name.endswith(".gguf") for name in names):
         hint = "GGUF files are not supported: give the original safetensors checkpoint"
     return CheckpointError(
-        "the folder holds no safetensors weights",
+        "the folder holds no weights that can be read",
         where=uri,
         expected=f"{SINGLE_NAME} or {INDEX_NAME}",
         hint=hint,
