@@ -69,11 +69,15 @@ def _extrapolation_stage(
     if initial is None or aligned is None:
         return {**stage, "note": "sizes are known once the laboratory is trained"}
     settings = recipe.extrapolation
+    alphas = settings.alphas
+    if settings.live:
+        alphas = alphas[:1]
+        stage["note"] = "inside the replicas; the chosen one is written at the end"
     plan = extrapolate(
         initial,
         aligned,
         str(Path(recipe.output) / "checkpoints"),
-        alpha=settings.alphas,
+        alpha=alphas,
         output_dtype=settings.output_dtype,
         max_shard_size=settings.max_shard_size,
         vocab_policy=settings.vocab_policy,

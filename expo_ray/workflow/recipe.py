@@ -55,8 +55,20 @@ class ExtrapolationSettings(BaseModel):
     max_shard_size: str = "5GB"
     vocab_policy: Literal["refuse", "common-rows", "copy-aligned"] = "refuse"
     keep: Literal["chosen", "all"] = Field(
-        "chosen", description="Which candidate checkpoints stay on disk after the choice."
+        "chosen",
+        description="`chosen`: candidates are extrapolated inside the replicas and only the chosen "
+        "one is written; `all`: every candidate is written first and stays.",
     )
+
+    @property
+    def live(self) -> bool:
+        """Whether candidates are served without being written.
+
+        Replicas compute each tensor in its own dtype and refuse differing vocabularies; for other
+        settings the candidates are written first, so that what was measured is what is kept.
+        """
+        plain = self.output_dtype == "auto" and self.vocab_policy == "refuse"
+        return self.keep == "chosen" and plain
 
     @field_validator("alphas")
     @classmethod

@@ -62,12 +62,12 @@ def run_recipe(
             progress=progress or NullProgress(),
         )
         stages.prepare_models(this)
-        stages.write_checkpoints(this)
+        stages.write_candidates(this)
         stages.generate_responses(this)
         stages.score_responses(this)
         selection = stages.choose(this)
         stages.measure_throughput(this, selection)
-        stages.drop_candidates(this, selection)
+        stages.keep_chosen(this, selection)
         report = stages.write_up(this, selection)
     return {"output": str(directory.path), "report": str(report), "selection": selection}
 
@@ -89,6 +89,8 @@ def select(
     """Choose alpha for a pair: extrapolate, answer the prompts, score, decide.
 
     This is a run without laboratory and load test; its directory can be resumed and reported.
+    Unless all are kept, candidates are extrapolated inside the replicas and only the chosen one
+    is written.
 
     Args:
         initial: theta0, the SFT checkpoint.

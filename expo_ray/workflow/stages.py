@@ -16,7 +16,7 @@ from typing import Any
 import pyarrow as pa
 
 from expo_ray.checkpoints import Checkpoint, atomic_write_json
-from expo_ray.errors import ConfigError
+from expo_ray.errors import ConfigError, VerifyError
 from expo_ray.extrapolation import checkpoint_name, extrapolate
 from expo_ray.lab import prepare_lab, write_truth
 from expo_ray.loadtest import LoadtestOptions, loadtest
@@ -51,9 +51,12 @@ class Run:
         return tuple(sorted({0.0, *self.recipe.extrapolation.alphas}))
 
     def source(self, alpha: float) -> ModelSource:
-        """Return the checkpoint that is served for a candidate."""
-        model = self.aligned if alpha == 0 else str(self.directory.checkpoint(alpha))
-        return ModelSource(model=model)
+        """Return what is served for a candidate: a checkpoint, or the pair and its alpha."""
+        if alpha == 0:
+            return ModelSource(model=self.aligned)
+        if self.recipe.extrapolation.live:
+            return ModelSource(model=self.aligned, initial=self.initial, alpha=alpha)
+        return ModelSource(model=str(self.directory.checkpoint(alpha)))
 
     @contextmanager
     def responses_bar(self, description: str, alphas: Sequence[float]) -> Iterator[Progress]:
@@ -138,23 +141,28 @@ def _digests(identity: Mapping[str, Any]) -> list[tuple[object, object]]:
     return [(file["bytes"], file["header_sha256"]) for file in identity["files"]]
 
 
-def write_checkpoints(run: Run) -> None:
-    """Extrapolate every candidate alpha in one read of the pair."""
-    settings = run.recipe.extrapolation
+def write_candidates(run: Run) -> None:
+    """Extrapolate every candidate alpha in one read of the pair, unless replicas do it live."""
+    if run.recipe.extrapolation.live:
+        return
     # A finished sweep needs its checkpoints no more: those not kept may be gone by now.
-    done = run.directory.selection_file.exists() or all(
-        (run.directory.checkpoint(alpha) / "expo_ray.json").exists() for alpha in settings.alphas
-    )
+    if run.directory.selection_file.exists() and run.recipe.extrapolation.keep == "chosen":
+        return
+    _extrapolate(run, run.recipe.extrapolation.alphas)
+
+
+def _extrapolate(run: Run, alphas: Sequence[float]) -> None:
+    settings = run.recipe.extrapolation
+    done = all((run.directory.checkpoint(alpha) / "expo_ray.json").exists() for alpha in alphas)
     with run.stage("extrapolation", done=done) as todo:
         if not todo:
             return
-        several = len(settings.alphas) > 1
-        first = run.directory.checkpoint(settings.alphas[0])
+        one = run.directory.checkpoint(alphas[0])
         extrapolate(
             run.initial,
             run.aligned,
-            str(run.directory.checkpoints if several else first),
-            alpha=settings.alphas,
+            str(run.directory.checkpoints if len(alphas) > 1 else one),
+            alpha=alphas,
             output_dtype=settings.output_dtype,
             max_shard_size=settings.max_shard_size,
             vocab_policy=settings.vocab_policy,
@@ -263,8 +271,11 @@ def measure_throughput(run: Run, selection: Mapping[str, Any]) -> None:
         for label, tested in (("aligned", 0.0), (candidate, alpha)):
             if (run.directory.loadtest(label) / "summary.json").exists():
                 continue
+            source = run.source(tested)
             loadtest(
-                run.source(tested).model,
+                source.model,
+                initial=source.initial,
+                alpha=source.alpha,
                 prompts=run.prompts_path,
                 output=run.directory.loadtest(label),
                 concurrency=settings.concurrency,
@@ -291,13 +302,31 @@ def _loadtest_options(run: Run, *, num_replicas: int) -> LoadtestOptions:
     )
 
 
-def drop_candidates(run: Run, selection: Mapping[str, Any]) -> None:
-    """Remove the checkpoints that were not chosen, unless all are kept."""
+def keep_chosen(run: Run, selection: Mapping[str, Any]) -> None:
+    """Leave the chosen checkpoint alone on disk, unless all are kept.
+
+    Raises:
+        VerifyError: What was written is not what answered the prompts.
+    """
     if run.recipe.extrapolation.keep == "all":
         return
+    chosen = float(selection["best_alpha"])
     for alpha in run.recipe.extrapolation.alphas:
-        if alpha != selection["best_alpha"]:
+        if alpha != chosen:
             shutil.rmtree(run.directory.checkpoint(alpha), ignore_errors=True)
+    if chosen == 0:
+        return
+    _extrapolate(run, [chosen])
+    written = read_json(run.directory.checkpoint(chosen) / "expo_ray.json")["weights_digest"]
+    answered = set(read_table(run.directory.responses(chosen))["weights_digest"].to_pylist())
+    if answered != {written}:
+        raise VerifyError(
+            "the written checkpoint is not the model that answered the prompts",
+            where=run.directory.checkpoint(chosen),
+            got=written,
+            expected=", ".join(sorted(answered)),
+            hint="remove this run directory and start again",
+        )
 
 
 def write_up(run: Run, selection: Mapping[str, Any]) -> Path:
