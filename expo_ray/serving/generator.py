@@ -9,48 +9,21 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import TypeVar
 
 from ray import serve
 
-from expo_ray.errors import ExpoError, TableError
+from expo_ray.errors import ExpoError
 from expo_ray.serving.engines import make_engine
 from expo_ray.serving.engines.interface import Generated, Row
-from expo_ray.serving.sampling import SamplingParams
+from expo_ray.serving.engines.options import EngineOptions
+from expo_ray.serving.loaded import NOTHING_LOADED, Answered, ChatRow, Loaded
+from expo_ray.serving.row_fitting import fit_rows
 from expo_ray.serving.source import ModelSource
-from expo_ray.tables.prompts import Message
 
 Result = TypeVar("Result")
 MAX_BATCH_ROWS = 64
 _BATCH_WAIT_SECONDS = 0.01
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Loaded:
-    """What a replica says about the weights that it holds."""
-
-    weights_digest: str | None
-    max_model_len: int
-    error: ExpoError | None = None
-    """Why there are none. A value, because an exception would lose its type on the way."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ChatRow:
-    """One response that a driver asks for."""
-
-    messages: Sequence[Message]
-    params: SamplingParams
-    seed: int
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Answered:
-    """The responses of a chunk and the digest of the weights that made them."""
-
-    loaded: Loaded
-    responses: list[Generated]
 
 
 class Generator:
@@ -59,13 +32,19 @@ class Generator:
     Args:
         engine: As `resolve_engine` returns it.
         source: Weights to load at the start; None waits for the first chunk of rows.
+        options: Settings of the engine.
     """
 
-    def __init__(self, engine: str, source: ModelSource | None = None) -> None:
+    def __init__(
+        self,
+        engine: str,
+        source: ModelSource | None = None,
+        options: EngineOptions | None = None,
+    ) -> None:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="engine")
-        self._engine = make_engine(engine)
+        self._engine = make_engine(engine, options)
         self._source: ModelSource | None = None
-        self._loaded = Loaded(weights_digest=None, max_model_len=0)
+        self._loaded = NOTHING_LOADED
         if source is not None:
             self._switch(source)
 
@@ -106,25 +85,13 @@ class Generator:
         loaded = self._switch(source)
         if loaded.error is not None:
             return Answered(loaded=loaded, responses=[])
-        responses: list[Generated | None] = [None] * len(rows)
-        fitting: dict[int, Row] = {}
-        for i, row in enumerate(rows):
-            try:
-                ids = self._engine.encode_chat(row.messages)
-            except TableError as error:
-                responses[i] = _refused(str(error))
-                continue
-            room = loaded.max_model_len - len(ids)
-            if room < 1:
-                context = f"the model's context is {loaded.max_model_len}"
-                responses[i] = _refused(f"the prompt has {len(ids)} tokens, {context}", len(ids))
-            else:
-                limit = min(row.params.max_tokens, room)
-                fitting[i] = Row(prompt_ids=ids, params=row.params, seed=row.seed, max_tokens=limit)
+        fitting, responses = fit_rows(
+            rows, encode=self._engine.encode_chat, max_model_len=loaded.max_model_len
+        )
         if fitting:
-            for i, made in zip(fitting, self._engine.generate([*fitting.values()]), strict=True):
-                responses[i] = made
-        return Answered(loaded=loaded, responses=[r for r in responses if r is not None])
+            made = self._engine.generate([*fitting.values()])
+            responses.update(zip(fitting, made, strict=True))
+        return Answered(loaded=loaded, responses=[responses[i] for i in range(len(rows))])
 
     @serve.batch(  # type: ignore[untyped-decorator]
         max_batch_size=MAX_BATCH_ROWS, batch_wait_timeout_s=_BATCH_WAIT_SECONDS
@@ -162,13 +129,3 @@ class Generator:
         finally:
             row.cancelled = True
             batch.cancel()
-
-
-def _refused(error: str, prompt_tokens: int = 0) -> Generated:
-    return Generated(
-        text="",
-        finish_reason="length",
-        prompt_tokens=prompt_tokens,
-        completion_tokens=0,
-        error=error,
-    )

@@ -8,22 +8,24 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Self
 
-from ray import serve
-
 from expo_ray.checkpoints import Checkpoint
 from expo_ray.errors import ConfigError, ServingError
 from expo_ray.progress import NullProgress, Progress
 from expo_ray.serving.chunked_calls import call_in_chunks, split
-from expo_ray.serving.engines import resolve_engine
+from expo_ray.serving.engines import TRANSFORMERS, resolve_engine
 from expo_ray.serving.engines.interface import Generated
-from expo_ray.serving.generator import MAX_BATCH_ROWS, Answered, ChatRow, Generator, Loaded
-from expo_ray.serving.launching import application, ensure_serve, replica_options
+from expo_ray.serving.engines.options import EngineOptions
+from expo_ray.serving.generator import MAX_BATCH_ROWS
+from expo_ray.serving.launching import application, ensure_serve
+from expo_ray.serving.loaded import Answered, ChatRow, Loaded
+from expo_ray.serving.replica_apps import bulk_app, same_engine
 from expo_ray.serving.sampling import SamplingParams
 from expo_ray.serving.source import ModelSource
 from expo_ray.tables import RESPONSES_SCHEMA, Prompt, ResumableTable, row_seed
 
 _SCHEMA_VERSION = 1
 _KEY = ("prompt_id", "sample", "weights_digest")
+_NO_OPTIONS = EngineOptions()
 
 
 class GeneratorReplicas:
@@ -31,24 +33,38 @@ class GeneratorReplicas:
 
     Args:
         num_replicas: How many; each takes one CPU, and one GPU where the cluster has any.
-        engine: `auto` or `transformers`.
+        engine: `auto`, `transformers` or `vllm`.
+        options: Settings of the engine.
 
     Raises:
-        ConfigError: The engine is not available.
+        ConfigError: The engine is unknown, or has no such settings.
         MissingExtraError: The engine's package is not installed.
     """
 
-    def __init__(self, num_replicas: int = 1, engine: str = "transformers") -> None:
+    def __init__(
+        self,
+        num_replicas: int = 1,
+        engine: str = "transformers",
+        *,
+        options: EngineOptions = _NO_OPTIONS,
+    ) -> None:
         self._num_replicas = num_replicas
         self._engine = resolve_engine(engine)
+        self._options = options
+        if self._engine == TRANSFORMERS:
+            options.require_none_for(self._engine)
         self._stack = ExitStack()
         self._handle: Any = None
+        self._launched: ModelSource | None = None
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        self._handle = None
+        self._close()
+
+    def _close(self) -> None:
+        self._handle = self._launched = None
         self._stack.close()
 
     def write_responses(
@@ -115,6 +131,7 @@ class GeneratorReplicas:
             "output": str(output_path),
             "model": source.name,
             "weights_digest": digest,
+            "engine": self._engine,
             "num_rows": len(rows),
             "num_generated": len(todo),
             "num_resumed": len(wanted) - len(todo),
@@ -125,14 +142,15 @@ class GeneratorReplicas:
         }
 
     def _load(self, source: ModelSource, expected: str | None, progress: Progress) -> str:
+        if self._launched is not None and not same_engine(self._engine, self._launched, source):
+            self._close()
         if self._handle is None:
-            progress.message(f"starting {self._num_replicas} generator replica(s)")
+            progress.message(f"starting {self._num_replicas} {self._engine} generator replica(s)")
+            source.check()
             ensure_serve()
-            deployment = serve.deployment(Generator).options(
-                max_ongoing_requests=8, **replica_options(self._num_replicas)
-            )
-            app = application(deployment.bind(self._engine), label="generator")
-            self._handle, _ = self._stack.enter_context(app)
+            app = bulk_app(self._engine, source, self._options, num_replicas=self._num_replicas)
+            self._handle, _ = self._stack.enter_context(application(app, label="generator"))
+            self._launched = source
         [(_, loaded)] = call_in_chunks(self._handle.load.remote, [source], num_in_flight=1)
         return _checked(source, loaded, expected)
 

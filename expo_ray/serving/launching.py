@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import secrets
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,9 +15,16 @@ from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 
 from expo_ray.errors import ConfigError, ServingError
+from expo_ray.serving.engines.options import EngineOptions
 
 LOCALHOST = "127.0.0.1"
 _LOGGING = {"log_level": "WARNING", "enable_access_log": False}
+_SHUTDOWN = {
+    "logging_config": _LOGGING,
+    # Nothing of ours has to be drained when an application is taken down.
+    "graceful_shutdown_wait_loop_s": 0.1,
+    "graceful_shutdown_timeout_s": 2,
+}
 
 
 def running_endpoint() -> tuple[str, int] | None:
@@ -128,14 +135,42 @@ def replica_options(num_replicas: int) -> dict[str, Any]:
     Raises:
         ConfigError: The cluster can never hold so many.
     """
+    has_gpu = ray.cluster_resources().get("GPU", 0) > 0
+    _require_resources(num_replicas, {"CPU": 1, "GPU": int(has_gpu)})
+    return {
+        "num_replicas": num_replicas,
+        "ray_actor_options": {"num_cpus": 1, "num_gpus": int(has_gpu)},
+        **_SHUTDOWN,
+    }
+
+
+def vllm_options(num_replicas: int, options: EngineOptions) -> dict[str, Any]:
+    """Return deployment options of vLLM replicas: `ray.serve.llm` adds the workers' resources.
+
+    Args:
+        num_replicas: How many.
+        options: How many devices each takes.
+
+    Raises:
+        ConfigError: The cluster can never hold so many.
+    """
+    num_workers = options.tensor_parallel_size * int(
+        options.engine_args.get("pipeline_parallel_size", 1)
+    )
+    has_gpu = ray.cluster_resources().get("GPU", 0) > 0
+    _require_resources(num_replicas, {"GPU" if has_gpu else "CPU": num_workers})
+    return {
+        "num_replicas": num_replicas,
+        **_SHUTDOWN,
+    }
+
+
+def _require_resources(num_replicas: int, needs: Mapping[str, float]) -> None:
     if num_replicas < 1:
         raise ConfigError(
             "too few replicas", where="num_replicas", got=num_replicas, expected="1 or more"
         )
     resources = ray.cluster_resources()
-    needs = {"CPU": 1.0}
-    if resources.get("GPU", 0) > 0:
-        needs["GPU"] = 1.0
     for kind, amount in needs.items():
         if num_replicas * amount > resources.get(kind, 0):
             raise ConfigError(
@@ -144,11 +179,3 @@ def replica_options(num_replicas: int) -> dict[str, Any]:
                 got=f"{num_replicas} replicas with {amount:g} {kind} each",
                 expected=f"{resources.get(kind, 0):g} {kind} or fewer in all",
             )
-    return {
-        "num_replicas": num_replicas,
-        "ray_actor_options": {"num_cpus": 1, "num_gpus": int(needs.get("GPU", 0))},
-        "logging_config": _LOGGING,
-        # Nothing of ours has to be drained when an application is taken down.
-        "graceful_shutdown_wait_loop_s": 0.1,
-        "graceful_shutdown_timeout_s": 2,
-    }

@@ -13,16 +13,18 @@ _MIX_1 = 0xBF58476D1CE4E5B9 - 2**64
 _MIX_2 = 0x94D049BB133111EB - 2**64
 
 
-def gumbel_noise(seeds_b: torch.Tensor, position: int, tokens_bk: torch.Tensor) -> torch.Tensor:
+def gumbel_noise(
+    seeds_b: torch.Tensor, position: int | torch.Tensor, tokens_bk: torch.Tensor
+) -> torch.Tensor:
     """Return Gumbel(0, 1) noise in float64, one value per (seed, position, token).
 
     Args:
         seeds_b: int64, the seed of each row.
-        position: Which generated token, from 0.
+        position: Which generated token, from 0: one for all rows, or int64 [B].
         tokens_bk: int64, token ids.
     """
     # Each of the three parts passes through its own round, so that neighbours do not cancel.
-    step = seeds_b.new_tensor(position + 1) * _GOLDEN
+    step = (torch.as_tensor(position, device=seeds_b.device) + 1) * _GOLDEN
     row_b1 = _mix(_mix(seeds_b) + step)[:, None]
     bits_bk = _mix(row_b1 + (tokens_bk + 1) * _GOLDEN)
     # 53 bits, half a step off 0 and 1: neither logarithm meets a zero.

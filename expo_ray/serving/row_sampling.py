@@ -40,7 +40,8 @@ class RowSampler:
             return torch.tensor(values, dtype=torch.float32, device=device)[:, None]
 
         self._greedy_b1 = column([p.temperature for p in params]) == 0
-        self._temperature_b1 = column([p.temperature or 1.0 for p in params])
+        # A temperature so small that the division overflows is greedy sampling anyway.
+        self._temperature_b1 = column([max(p.temperature, 1e-6) for p in params])
         self._top_p_b1 = column([p.top_p for p in params]).double()
         self._presence_b1 = column([p.presence_penalty for p in params])
         self._frequency_b1 = column([p.frequency_penalty for p in params])
@@ -75,19 +76,15 @@ class RowSampler:
         if self._top_k_b1 is None:
             limits = [min(k or vocab_size, vocab_size) for k in self._top_k]
             self._top_k_b1 = torch.tensor(limits, device=logits_bv.device)[:, None]
-        num_candidates = int(self._top_k_b1.max())
-        # Likeliest first. float64 from here on: what is summed or compared is K small.
-        logits_bk, tokens_bk = logits_bv.topk(num_candidates, dim=1)
-        logits_bk = logits_bk.double() / self._temperature_b1
-        ranks_k = torch.arange(num_candidates, device=logits_bv.device)
-        logits_bk = logits_bk.masked_fill(ranks_k >= self._top_k_b1, -torch.inf)
-        probs_bk = logits_bk.softmax(dim=1)
-        before_bk = probs_bk.cumsum(dim=1) - probs_bk
-        noisy_bk = logits_bk + gumbel_noise(self._seeds_b, position, tokens_bk)
-        # The likeliest token has nothing before it, so one candidate always remains.
-        noisy_bk = noisy_bk.masked_fill(before_bk >= self._top_p_b1, -torch.inf)
-        rank_b1 = noisy_bk.argmax(dim=1, keepdim=True).masked_fill(self._greedy_b1, 0)
-        return tokens_bk.gather(1, rank_b1)
+        greedy_b1 = logits_bv.argmax(dim=1, keepdim=True)
+        drawn_b1 = draw_tokens(
+            logits_bv / self._temperature_b1,
+            seeds_b=self._seeds_b,
+            position=position,
+            top_k_b1=self._top_k_b1,
+            top_p_b1=self._top_p_b1,
+        )
+        return torch.where(self._greedy_b1, greedy_b1, drawn_b1)
 
     def _penalized(
         self, input_ids: torch.Tensor, logits_bv: torch.Tensor, position: int
@@ -99,3 +96,32 @@ class RowSampler:
             self._counts_bv.scatter_add_(1, last_b1, torch.ones_like(last_b1, dtype=torch.float32))
         penalty_bv = self._frequency_b1 * self._counts_bv
         return logits_bv - penalty_bv - self._presence_b1 * (self._counts_bv > 0)
+
+
+def draw_tokens(
+    logits_bv: torch.Tensor,
+    *,
+    seeds_b: torch.Tensor,
+    position: int | torch.Tensor,
+    top_k_b1: torch.Tensor,
+    top_p_b1: torch.Tensor,
+) -> torch.Tensor:
+    """Return one token per row, [B, 1]: top-k, then top-p, then the row's own noise.
+
+    Args:
+        logits_bv: Penalties and temperature applied.
+        seeds_b: int64, the seed of each row.
+        position: Which generated token, from 0: one for all rows, or [B].
+        top_k_b1: Candidates of each row, at least 1.
+        top_p_b1: float64, the share that a row's candidates have to reach.
+    """
+    # Likeliest first. float64 from here on: what is summed or compared is K small.
+    logits_bk, tokens_bk = logits_bv.topk(int(top_k_b1.max()), dim=1)
+    ranks_k = torch.arange(logits_bk.shape[1], device=logits_bv.device)
+    logits_bk = logits_bk.double().masked_fill(ranks_k >= top_k_b1, -torch.inf)
+    probs_bk = logits_bk.softmax(dim=1)
+    before_bk = probs_bk.cumsum(dim=1) - probs_bk
+    noisy_bk = logits_bk + gumbel_noise(seeds_b, position, tokens_bk)
+    # The likeliest token has nothing before it, so one candidate always remains.
+    noisy_bk = noisy_bk.masked_fill(before_bk >= top_p_b1, -torch.inf)
+    return tokens_bk.gather(1, noisy_bk.argmax(dim=1, keepdim=True))

@@ -57,6 +57,15 @@ class ModelSource:
         folder = self.model.rstrip("/").rsplit("/", 1)[-1]
         return folder if self.alpha is None else f"{folder}@alpha={format_alpha(self.alpha)}"
 
+    def check(self) -> None:
+        """Read the first tensor: a wrong pair or checkpoint shows before any replica starts.
+
+        Raises:
+            RequestError: The checkpoint or the pair is wrong.
+            ShardError: Non-finite values.
+        """
+        next(iter(self.iter_weights()), None)
+
     def iter_weights(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Yield (name, tensor) of all weights."""
         # Imported here: whoever only names a source does not wait for torch.

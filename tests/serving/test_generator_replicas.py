@@ -7,12 +7,12 @@ import pytest
 import ray
 
 from expo_ray.checkpoints import Checkpoint, weights_digest
-from expo_ray.errors import CheckpointError, ConfigError, MissingExtraError
+from expo_ray.errors import CheckpointError, ConfigError
 from expo_ray.extrapolation import extrapolate
 from expo_ray.progress import NullProgress
 from expo_ray.rewards import RewardModelSpec, load_reward_model
 from expo_ray.serving import GeneratorReplicas, ModelSource, RewardReplicas, SamplingParams
-from expo_ray.serving.engines import resolve_engine
+from expo_ray.serving.engines.options import EngineOptions, parse_engine_args
 from expo_ray.serving.rewarder import Rewarder
 from expo_ray.tables import (
     RESPONSES_SCHEMA,
@@ -169,8 +169,10 @@ def test_a_reward_model_that_is_none_keeps_its_error(pico_pair: tuple[Path, Path
 def test_requests_that_are_wrong_before_anything_starts(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="unknown engine"):
         GeneratorReplicas(engine="tgi")
-    with pytest.raises((ConfigError, MissingExtraError), match="vLLM"):
-        resolve_engine("vllm")
+    with pytest.raises(ConfigError, match="no such settings"):
+        GeneratorReplicas(options=EngineOptions(tensor_parallel_size=2))
+    with pytest.raises(ConfigError, match="name=value"):
+        parse_engine_args(["=3"])
     with pytest.raises(ConfigError, match="pair"):
         RewardReplicas("implicit:beta=1", initial=tmp_path)
     with pytest.raises(ConfigError, match="both"):

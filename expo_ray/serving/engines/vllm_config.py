@@ -1,0 +1,101 @@
+"""How a model is given to `ray.serve.llm`: engine arguments, resources, replicas."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import ray
+
+from expo_ray.errors import ConfigError
+from expo_ray.serving.engines.options import EngineOptions
+from expo_ray.serving.source import ModelSource
+
+MAX_NUM_SEQS = 256
+_KV_CACHE_GIB = "1"
+
+
+def source_fields(source: ModelSource) -> dict[str, Any]:
+    """Return a source as plain values, which cross to vLLM's processes."""
+    return dataclasses.asdict(source)
+
+
+def llm_config(
+    source: ModelSource, options: EngineOptions, *, deployment: Mapping[str, Any]
+) -> Any:
+    """Return the `LLMConfig` of a model.
+
+    Args:
+        source: Which weights.
+        options: Settings of the engine.
+        deployment: Options of the Serve deployment: replicas, queues.
+
+    Raises:
+        ConfigError: vLLM does not know an engine argument, or refuses its value.
+    """
+    from ray.serve.llm import LLMConfig
+
+    has_gpu = ray.cluster_resources().get("GPU", 0) > 0
+    try:
+        config = LLMConfig(
+            model_loading_config={"model_id": source.name, "model_source": source.model},
+            engine_kwargs=_engine_args(source, options, has_gpu=has_gpu),
+            accelerator_config={"kind": "gpu" if has_gpu else "cpu"},
+            # The workers' bundles hold the CPUs and GPUs; the replica itself only passes on.
+            deployment_config={
+                **deployment,
+                "ray_actor_options": {"num_cpus": 1 if has_gpu else 0},
+            },
+            runtime_env={} if has_gpu else {"env_vars": _cpu_environment(deployment)},
+            experimental_configs={"stream_batching_interval_ms": 0},
+            log_engine_metrics=False,
+        )
+        config.get_engine_config()
+    except ValueError as error:
+        raise ConfigError("vLLM refuses its settings", where="--engine-arg", got=error) from error
+    return config
+
+
+def _engine_args(source: ModelSource, options: EngineOptions, *, has_gpu: bool) -> dict[str, Any]:
+    from expo_ray.serving.engines.vllm_noise import PROCESSOR
+    from expo_ray.serving.engines.vllm_worker import EXTENSION, LOAD_FORMAT
+
+    # Without a GPU: tests and laptops. float32 as the transformers engine there; compiling
+    # would take longer than most such services live.
+    defaults = {} if has_gpu else {"dtype": "float32", "enforce_eager": True}
+    parallel = {"tensor_parallel_size": options.tensor_parallel_size}
+    context = {} if options.max_model_len is None else {"max_model_len": options.max_model_len}
+    ours = {
+        "load_format": LOAD_FORMAT,
+        "model_loader_extra_config": source_fields(source),
+        "worker_extension_cls": EXTENSION,
+        "logits_processors": [PROCESSOR],
+        # What a checkpoint wishes for would change results behind the request's settings.
+        "generation_config": "vllm",
+    }
+    taken = sorted({*ours, "model", "served_model_name"} & {*options.engine_args})
+    if taken:
+        raise ConfigError(
+            "these engine arguments are set by expo-ray", where="--engine-arg", got=", ".join(taken)
+        )
+    return {
+        "max_num_seqs": MAX_NUM_SEQS,
+        **defaults,
+        **parallel,
+        **context,
+        **options.engine_args,
+        **ours,
+    }
+
+
+def _cpu_environment(deployment: Mapping[str, Any]) -> dict[str, str]:
+    num_threads = max(1, (os.cpu_count() or 1) // int(deployment.get("num_replicas") or 1))
+    defaults = {
+        "VLLM_CPU_KVCACHE_SPACE": _KV_CACHE_GIB,
+        # vLLM pins threads to cores by default: replicas would all sit on the same ones.
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        "OMP_NUM_THREADS": str(num_threads),
+    }
+    return {name: os.environ.get(name, value) for name, value in defaults.items()}

@@ -1,0 +1,77 @@
+"""Sampling for vLLM in which a row's token depends on (seed, position) and its own logits alone.
+
+vLLM's own seeds draw from a generator per request, whose noise is by rank in the vocabulary and
+moves with every other use of it; here the noise is that of the transformers engine.
+Shapes: B rows of vLLM's batch, V vocabulary, S of them with a seed.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from vllm.sampling_params import SamplingParams
+from vllm.v1.sample.logits_processor import BatchUpdate, LogitsProcessor
+from vllm.v1.sample.logits_processor.interface import MoveDirectionality
+
+from expo_ray.serving.row_sampling import draw_tokens
+
+PROCESSOR = f"{__name__}:SeededNoise"
+
+
+class SeededNoise(LogitsProcessor):  # type: ignore[misc]
+    """Draws the token of every row that has a seed; rows without one are vLLM's."""
+
+    def __init__(self, vllm_config: Any, device: torch.device, is_pin_memory: bool) -> None:
+        # vLLM's index in the batch -> (settings, tokens so far: a list that grows by itself).
+        self._rows: dict[int, tuple[SamplingParams, list[int]]] = {}
+        self._device = device
+
+    def is_argmax_invariant(self) -> bool:
+        """Run after the temperature, and not for greedy rows."""
+        return True
+
+    def update_state(self, batch_update: BatchUpdate | None) -> None:
+        """Follow rows that come, go and move within the batch."""
+        if batch_update is None:
+            return
+        for index in batch_update.removed:
+            self._rows.pop(index, None)
+        for index, params, _, output_ids in batch_update.added:
+            self._rows.pop(index, None)
+            if params.seed is not None:
+                self._rows[index] = (params, output_ids)
+        for start, end, direction in batch_update.moved:
+            moving, replaced = self._rows.pop(start, None), self._rows.pop(end, None)
+            if moving is not None:
+                self._rows[end] = moving
+            if replaced is not None and direction == MoveDirectionality.SWAP:
+                self._rows[start] = replaced
+
+    def apply(self, logits: torch.Tensor) -> torch.Tensor:
+        """Leave one token to rows with a seed.
+
+        Args:
+            logits: [B, V], penalties and temperature applied.
+        """
+        rows = {i: row for i, row in self._rows.items() if row[0].temperature > 0}
+        if not rows:
+            return logits
+        index_s = torch.tensor([*rows], device=self._device)
+        vocab_size = logits.shape[1]
+
+        def column(values: list[float], dtype: torch.dtype) -> torch.Tensor:
+            return torch.tensor(values, dtype=dtype, device=self._device)
+
+        params = [row[0] for row in rows.values()]
+        chosen_s1 = draw_tokens(
+            logits[index_s],
+            seeds_b=column([p.seed % 2**63 for p in params], torch.int64),
+            position=column([len(row[1]) for row in rows.values()], torch.int64),
+            top_k_b1=column(
+                [p.top_k if 0 < p.top_k < vocab_size else vocab_size for p in params], torch.int64
+            )[:, None],
+            top_p_b1=column([p.top_p for p in params], torch.float64)[:, None],
+        )
+        logits[index_s] = torch.full_like(logits[index_s], -torch.inf).scatter_(1, chosen_s1, 0.0)
+        return logits

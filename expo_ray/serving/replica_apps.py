@@ -1,0 +1,99 @@
+"""The Serve applications of each engine, not deployed yet."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ray import serve
+
+from expo_ray.checkpoints import Checkpoint
+from expo_ray.serving.engines import VLLM
+from expo_ray.serving.engines.options import EngineOptions
+from expo_ray.serving.generator import Generator
+from expo_ray.serving.launching import replica_options, vllm_options
+from expo_ray.serving.source import ModelSource
+
+_SAME_MODEL = ("_name_or_path", "dtype", "torch_dtype", "transformers_version")
+
+
+def bulk_app(
+    engine: str, source: ModelSource, options: EngineOptions, *, num_replicas: int
+) -> serve.Application:
+    """Return the application that answers rows of a driver.
+
+    Args:
+        engine: As `resolve_engine` returns it.
+        source: The weights that come first.
+        options: Settings of the engine.
+        num_replicas: How many.
+
+    Raises:
+        ConfigError: The cluster is too small, or vLLM refuses its settings.
+    """
+    if engine != VLLM:
+        deployment = serve.deployment(Generator).options(
+            max_ongoing_requests=8, **replica_options(num_replicas)
+        )
+        return deployment.bind(engine, None, options)
+    from expo_ray.serving.vllm_generator import VLLMGenerator
+
+    return vllm_app(
+        VLLMGenerator,
+        source,
+        options,
+        deployment=vllm_options(num_replicas, options) | {"max_ongoing_requests": 8},
+        bind={"source": source},
+    )
+
+
+def vllm_app(
+    replica: Any,
+    source: ModelSource,
+    options: EngineOptions,
+    *,
+    deployment: dict[str, Any],
+    bind: dict[str, Any],
+) -> serve.Application:
+    """Return the application of a vLLM replica class, built by `ray.serve.llm`.
+
+    Args:
+        replica: A subclass of `LLMServer`.
+        source: Its weights.
+        options: Settings of the engine.
+        deployment: Options of the deployment.
+        bind: Arguments of the replica besides `llm_config`.
+
+    Raises:
+        ConfigError: vLLM refuses its settings.
+    """
+    from ray.serve.llm import build_llm_deployment
+
+    from expo_ray.serving.engines.vllm_config import llm_config
+
+    config = llm_config(source, options, deployment=deployment)
+    app: serve.Application = build_llm_deployment(
+        config,
+        deployment_cls=replica,
+        bind_kwargs=bind,
+        # Else it would be the model's id, which may hold what a name must not.
+        override_serve_options={"name": replica.__name__},
+    )
+    return app
+
+
+def same_engine(engine: str, one: ModelSource, other: ModelSource) -> bool:
+    """Say whether replicas that were started for one source can load the other in place.
+
+    Args:
+        engine: As `resolve_engine` returns it.
+        one: What they were started for.
+        other: What they shall load.
+    """
+    if engine != VLLM:
+        return True
+
+    def facts(source: ModelSource) -> dict[str, Any]:
+        config = Checkpoint.open(source.model).config
+        return {key: value for key, value in config.items() if key not in _SAME_MODEL}
+
+    return facts(one) == facts(other)
