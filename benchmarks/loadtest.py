@@ -48,9 +48,11 @@ def serve(ready: Connection, log_path: str, num_tokens: int, token_seconds: floa
             await asyncio.sleep(token_seconds)
             sent.append(time.time())
             await response.write(b'data: {"choices": [{"delta": {"content": "x "}}]}\n\n')
+        end = {"choices": [{"delta": {}, "finish_reason": "stop"}]}
         usage = {"prompt_tokens": 1, "completion_tokens": num_tokens}
-        end = {"choices": [{"delta": {}, "finish_reason": "stop"}], "usage": usage}
-        await response.write(f"data: {json.dumps(end)}\n\ndata: [DONE]\n\n".encode())
+        last = {"choices": [], "usage": usage}
+        for event in (json.dumps(end), json.dumps(last), "[DONE]"):
+            await response.write(f"data: {event}\n\n".encode())
         prompt = body["messages"][-1]["content"]
         log.write(json.dumps({"prompt": prompt, "arrived": arrived, "sent": sent}) + "\n")
         return response
