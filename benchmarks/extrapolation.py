@@ -28,6 +28,7 @@ from expo_ray.extrapolation.engine import run_shard
 from expo_ray.extrapolation.plan import Plan, build_plan
 from expo_ray.extrapolation.shard_files import RECEIPT_FOLDER, RUN_FILE, ShardFile
 from expo_ray.extrapolation.tasks import WRITE, ShardOutput, shard_task
+from expo_ray.extrapolation.write_behind import start_writing
 
 HIDDEN = 4096
 CHUNK_BYTES = 2 * 1024 * 1024
@@ -111,6 +112,7 @@ def run_floor(plan: Plan, output: Path, num_outputs: int, num_threads: int) -> f
                 done = 0
                 while done < length:
                     done += os.pwrite(target, slot[1][done:length], position + done)
+                start_writing(target, position, length)
 
         position = len(header)
         running: deque[tuple[Future[None], tuple[memoryview, memoryview]]] = deque()

@@ -5,13 +5,15 @@ from __future__ import annotations
 import threading
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from expo_ray.checkpoints.header import DTYPE_BITS, FLOAT_DTYPES, TensorRef, tensor_bytes
 from expo_ray.checkpoints.tensors import TORCH_DTYPES
 from expo_ray.errors import ShardError
 from expo_ray.extrapolation.alpha import format_alpha, round_alpha
-from expo_ray.extrapolation.formula import BLOCK_ELEMENTS, Workspace
+from expo_ray.extrapolation.formula import BLOCK_ELEMENTS, Block, Workspace
+from expo_ray.extrapolation.fused_kernel import MIN_INPUT_BYTES, Bits, fused_kernel
 from expo_ray.extrapolation.input_files import InputFiles
 from expo_ray.extrapolation.pair import TensorPair
 from expo_ray.extrapolation.plan import computes_float64
@@ -56,6 +58,8 @@ class ChunkWorker:
         self._inputs = inputs
         self._files = files
         self._local = threading.local()
+        is_worth_it = task.shard.input_bytes >= MIN_INPUT_BYTES
+        self._kernel = fused_kernel() if is_worth_it else None
 
     def run(self, chunk: Chunk, slot: Slot) -> tuple[DeltaSums, list[memoryview]]:
         """Work on one chunk and return its sums and the bytes to hash, one per output."""
@@ -87,23 +91,43 @@ class ChunkWorker:
         alphas = [output.alpha_of(pair.name) for output in self._task.outputs]
         if dtype == torch.float32:
             alphas = [round_alpha(alpha) for alpha in alphas]
+        kernel = self._kernel if _is_bfloat16(initial, aligned, *outputs) else None
+        bits = [_bits(values) for values in (initial, aligned, *outputs)] if kernel else []
         sums = DeltaSums()
         for start in range(0, aligned.numel(), BLOCK_ELEMENTS):
             part = slice(start, start + BLOCK_ELEMENTS)
-            block = workspace.load(initial[part], aligned[part])
-            measured = measure_inputs(block, initial[part], aligned[part])
-            if measured.num_nonfinite and not self._task.allow_nonfinite:
-                raise self._nonfinite(pair, measured.num_nonfinite)
-            for index, target in enumerate(outputs):
-                block.write(alphas[index], target[part])
-                counted = measure_output(target[part], aligned[part])
-                if counted.num_nonfinite and not self._task.allow_overflow:
-                    overflows = count_overflows(block, target[part])
-                    if overflows:
-                        raise self._overflow(pair, index, overflows)
-                measured.outputs.append(counted)
+            measured = None
+            if kernel:
+                first, second, *results = (values[part] for values in bits)
+                measured = kernel.run(first, second, results, alphas)
+            if measured is None:
+                block = workspace.load(initial[part], aligned[part])
+                targets = [output[part] for output in outputs]
+                measured = self._block(pair, block, initial[part], aligned[part], targets, alphas)
             sums.add(measured)
         return sums, outputs
+
+    def _block(
+        self,
+        pair: TensorPair,
+        block: Block,
+        initial: torch.Tensor,
+        aligned: torch.Tensor,
+        targets: list[torch.Tensor],
+        alphas: list[float],
+    ) -> DeltaSums:
+        measured = measure_inputs(block, initial, aligned)
+        if measured.num_nonfinite and not self._task.allow_nonfinite:
+            raise self._nonfinite(pair, measured.num_nonfinite)
+        for index, target in enumerate(targets):
+            block.write(alphas[index], target)
+            counted = measure_output(target, aligned)
+            if counted.num_nonfinite and not self._task.allow_overflow:
+                overflows = count_overflows(block, target)
+                if overflows:
+                    raise self._overflow(pair, index, overflows)
+            measured.outputs.append(counted)
+        return measured
 
     def _copy(
         self, pair: TensorPair, aligned: torch.Tensor, slot: Slot
@@ -153,3 +177,12 @@ class ChunkWorker:
             expected="finite values",
             hint="choose a smaller alpha or a wider --output-dtype; --allow-overflow goes on",
         )
+
+
+def _is_bfloat16(*tensors: torch.Tensor) -> bool:
+    return all(tensor.dtype == torch.bfloat16 for tensor in tensors)
+
+
+def _bits(values: torch.Tensor) -> Bits:
+    bits: Bits = values.view(torch.int16).numpy().view(np.uint16)
+    return bits

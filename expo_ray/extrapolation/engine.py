@@ -1,8 +1,8 @@
 """The shard engine: one output shard, all alphas, one read of the inputs, small memory.
 
 Chunks of a tensor are read, computed and written by a few threads, each with preallocated
-buffers; the bytes are then hashed in file order. The output bytes depend on neither the chunk size
-nor the number of threads. A callable without Ray.
+buffers; other threads hash the bytes in file order. The output bytes depend on neither the chunk
+size nor the number of threads. A callable without Ray.
 """
 
 from __future__ import annotations
@@ -34,6 +34,9 @@ from expo_ray.extrapolation.tasks import (
 )
 
 MIN_CHUNK_BYTES = 64 * 1024
+# Chunks that wait for their digests while others are computed.
+SPARE_SLOTS = 4
+MAX_LANES = 8
 
 
 def run_shard(task: ShardTask, on_bytes: Callable[[int], None] | None = None) -> ShardReport:
@@ -90,30 +93,41 @@ def _process(
     for file in files:
         file.begin(names)
     sums = [DeltaSums(outputs=[OutputSums() for _ in files]) for _ in names]
-    num_slots = task.num_threads + 2
+    num_slots = task.num_threads + SPARE_SLOTS
     # Comparing needs the bytes found beside the bytes computed.
     buffers_per_slot = 2 + len(files) * (2 if task.mode == COMPARE else 1)
     budget = BUFFER_BUDGET_BYTES // (num_slots * buffers_per_slot)
     chunk_bytes = max(MIN_CHUNK_BYTES, min(task.chunk_bytes, budget) // 4096 * 4096)
     slots = [Slot(chunk_bytes, len(files)) for _ in range(num_slots)]
     running: deque[tuple[Chunk, Slot, Future[tuple[DeltaSums, list[memoryview]]]]] = deque()
-    with _pool(task.num_threads) as workers, _pool(task.num_threads) as hashers:
+    hashing: deque[tuple[Slot, list[Future[None]]]] = deque()
+    with _pool(task.num_threads) as workers, contextlib.ExitStack() as stack:
+        lanes = [stack.enter_context(_pool(1)) for _ in range(2 * min(len(files), MAX_LANES // 2))]
 
         def settle() -> None:
             chunk, slot, future = running.popleft()
             chunk_sums, views = future.result()
-            _hash(hashers, files, names[chunk.index], views)
+            hashing.append((slot, _hash(lanes, files, names[chunk.index], views)))
             sums[chunk.index].add(chunk_sums)
             on_bytes(_input_bytes(task.shard.tensors[chunk.index], chunk))
+
+        def free_slot() -> None:
+            while running and running[0][2].done():
+                settle()
+            if not hashing:
+                settle()
+            slot, jobs = hashing.popleft()
+            for job in jobs:
+                job.result()
             slots.append(slot)
 
         for chunk in split_chunks(task, chunk_bytes):
             if not slots:
-                settle()
+                free_slot()
             slot = slots.pop()
             running.append((chunk, slot, workers.submit(worker.run, chunk, slot)))
-        while running:
-            settle()
+        while running or hashing:
+            free_slot()
     return sums
 
 
@@ -127,14 +141,15 @@ def _pool(num_threads: int) -> Iterator[ThreadPoolExecutor]:
 
 
 def _hash(
-    hashers: ThreadPoolExecutor, files: list[ShardFile], name: str, views: list[memoryview]
-) -> None:
+    lanes: list[ThreadPoolExecutor], files: list[ShardFile], name: str, views: list[memoryview]
+) -> list[Future[None]]:
+    """Queue the bytes of a chunk; a lane has one thread, so that bytes keep their order."""
     jobs: list[Future[None]] = []
-    for file, view in zip(files, views, strict=True):
-        jobs.append(hashers.submit(file.hash_file, view))
-        jobs.append(hashers.submit(file.hash_tensor, name, view))
-    for job in jobs:
-        job.result()
+    for index, (file, view) in enumerate(zip(files, views, strict=True)):
+        lane = 2 * index % len(lanes)
+        jobs.append(lanes[lane].submit(file.hash_file, view))
+        jobs.append(lanes[lane + 1].submit(file.hash_tensor, name, view))
+    return jobs
 
 
 def split_chunks(task: ShardTask, chunk_bytes: int) -> Iterator[Chunk]:

@@ -20,6 +20,7 @@ from expo_ray.checkpoints.storage import WORK_FOLDER
 from expo_ray.errors import ShardError
 from expo_ray.extrapolation.statistics import count_different
 from expo_ray.extrapolation.tasks import Problem, ShardOutput, ShardReceipt
+from expo_ray.extrapolation.write_behind import start_writing
 
 RECEIPT_FOLDER = "receipts"
 RUN_FILE = "run.json"
@@ -103,6 +104,7 @@ class ShardWriter(ShardFile):
         """Write the bytes at their place."""
         data = computed.view(torch.uint8).numpy().data
         self._write(offset_bytes, data)
+        start_writing(self._descriptor, offset_bytes, len(data))
         return data
 
     def finish(self, tensors: dict[str, dict[str, Any]]) -> ShardReceipt:
