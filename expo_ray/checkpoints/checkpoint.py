@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from expo_ray.checkpoints.adapters import ADAPTER_CONFIG, base_address_of
 from expo_ray.checkpoints.header import TensorRef, parse_strict_json
 from expo_ray.checkpoints.index import (
     INDEX_NAME,
@@ -22,6 +23,7 @@ from expo_ray.checkpoints.storage import (
     FileFacts,
     Storage,
     open_storage,
+    split_address,
 )
 from expo_ray.errors import CheckpointError
 
@@ -53,20 +55,45 @@ class Checkpoint:
     other_files: tuple[str, ...]
     """Everything else in the folder: other weights, optimizer state, logs."""
     storage: Storage = field(repr=False)
+    auto_dtypes: Mapping[str, str] = field(default_factory=dict)
+    """Where a tensor is computed in float32 from a narrower one: the dtype to write it in."""
 
     @classmethod
-    def open(cls, uri: str | Path, *, allow_unfinished: bool = False) -> Checkpoint:
+    def open(
+        cls,
+        uri: str | Path,
+        *,
+        allow_unfinished: bool = False,
+        base: Checkpoint | None = None,
+    ) -> Checkpoint:
         """Read the headers of a checkpoint.
 
         Args:
-            uri: A local folder, s3://, gs://, hf://owner/name[@revision] or a bare Hub id.
+            uri: A local folder, s3://, gs://, hf://owner/name[@revision] or a bare Hub id; the
+                folder of a LoRA adapter stands for the model it makes of its base, which
+                ADAPTER#base=BASE names.
             allow_unfinished: Accept an output folder whose extrapolation has not ended.
+            base: What an adapter belongs to where its address does not say; without it, what
+                its config names.
 
         Raises:
             CheckpointError: A file is missing, malformed or of a kind that is not supported.
         """
-        storage = open_storage(uri)
+        address, base_address = split_address(str(uri))
+        storage = open_storage(address)
         facts = storage.list_files()
+        if ADAPTER_CONFIG in facts:
+            from expo_ray.checkpoints.merged_storage import open_merged
+
+            if base_address:
+                base = cls.open(base_address)
+            return open_merged(storage, facts, base or cls.open(base_address_of(storage)))
+        if base_address:
+            raise CheckpointError(
+                "only the address of an adapter has a base",
+                where=storage.uri,
+                expected=f"{ADAPTER_CONFIG} in the folder",
+            )
         if not allow_unfinished and RECORD_NAME not in facts:
             _refuse_unfinished(storage)
         claims, files = weight_files(storage, facts)

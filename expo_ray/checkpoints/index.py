@@ -183,7 +183,7 @@ def _compare(uri: str, claims: Mapping[str, str], found: Mapping[str, TensorRef]
 def _no_weights(uri: str, names: Collection[str]) -> CheckpointError:
     hint = "check the path"
     if any(name.startswith("adapter_model") for name in names):
-        hint = "LoRA adapters are not supported yet: merge the adapter into its model first"
+        hint = "a LoRA adapter needs its adapter_config.json beside the weights"
     elif any(name.endswith((".bin", ".pth", ".pt")) for name in names):
         hint = f"pickled weights are read from {PICKLE_SINGLE_NAME} or {PICKLE_INDEX_NAME}"
     elif any(name.endswith(".gguf") for name in names):

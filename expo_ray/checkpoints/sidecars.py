@@ -28,6 +28,18 @@ CARRIED = (
     "feature_extractor_config.json",
     "*.py",
 )
+TOKENIZER = (
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab*",
+    "merges.txt",
+    "*.tiktoken",
+    "*.model",
+    "*.vocab",
+    "chat_template*",
+    "additional_chat_templates/*",
+)
 LEGAL = ("*LICENSE*", "*LICENCE*", "*NOTICE*", "*USE_POLICY*")
 WEIGHT_SUFFIXES = (
     ".safetensors",
@@ -60,6 +72,11 @@ def is_sidecar(name: str) -> bool:
     if any(fnmatchcase(base.upper(), pattern) for pattern in LEGAL):
         return True
     return any(fnmatchcase(name, pattern) for pattern in CARRIED)
+
+
+def belongs_to_tokenizer(name: str) -> bool:
+    """Tell whether a file is part of a tokenizer: two tokenizers are never mixed."""
+    return any(fnmatchcase(name, pattern) for pattern in TOKENIZER)
 
 
 def sort_files(names: Iterable[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:

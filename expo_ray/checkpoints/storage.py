@@ -16,6 +16,8 @@ from expo_ray.errors import CheckpointError
 
 WORK_FOLDER = ".expo_ray"
 RECORD_NAME = "expo_ray.json"
+# An adapter and the base it belongs to, as one address: ADAPTER#base=BASE.
+BASE_MARK = "#base="
 MAX_SMALL_FILE_BYTES = 512 * 1024 * 1024
 MAX_DEPTH = 2
 
@@ -177,6 +179,10 @@ def open_storage(uri: str | Path) -> Storage:
     from expo_ray.checkpoints.remote_storage import RemoteStorage
 
     text = str(uri)
+    if BASE_MARK in text:
+        from expo_ray.checkpoints.merged_storage import open_merged_storage
+
+        return open_merged_storage(text)
     if is_remote(text):
         return RemoteStorage(RemotePath(text))
     if text.startswith("hf://"):
@@ -195,6 +201,12 @@ def open_storage(uri: str | Path) -> Storage:
     raise CheckpointError(
         "no such checkpoint folder", where=path, expected="a folder", hint="check the path"
     )
+
+
+def split_address(uri: str) -> tuple[str, str]:
+    """Return the adapter and its base, or the address itself and an empty text."""
+    address, _, base = uri.partition(BASE_MARK)
+    return address, base
 
 
 def hidden_or_deep(name: str) -> bool:

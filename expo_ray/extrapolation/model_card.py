@@ -7,6 +7,7 @@ from pathlib import Path
 
 from huggingface_hub import ModelCard, ModelCardData
 
+from expo_ray.checkpoints.storage import split_address
 from expo_ray.extrapolation.alpha import format_alpha
 from expo_ray.extrapolation.plan import FORMULA
 
@@ -107,6 +108,7 @@ def public_name(uri: str) -> str:
     The Hub id where the path is one of the Hub's cache, otherwise the last part of the path: a
     card is published, and the folders of the machine that wrote it concern nobody.
     """
+    uri = split_address(uri)[0]
     match = _HUB_CACHE.search(uri)
     if match:
         return f"{match[1]}/{match[2]}"

@@ -11,6 +11,7 @@ from typing import Any
 from expo_ray.checkpoints.checkpoint import Checkpoint
 from expo_ray.checkpoints.header import FLOAT_DTYPES, INTEGER_DTYPES, TensorRef
 from expo_ray.checkpoints.quantization import refuse_quantized
+from expo_ray.checkpoints.storage import split_address
 from expo_ray.errors import CheckpointError, ConfigError, PairError
 from expo_ray.extrapolation.ties import same_bytes, tied_partner
 
@@ -88,7 +89,7 @@ def match_pair(
     for checkpoint in (initial, aligned):
         refuse_quantized(checkpoint)
     _check_architecture(initial.config, aligned.config)
-    notes: list[str] = []
+    notes = _adapter_notes(initial, aligned)
     for name in initial.tensors:
         if name not in aligned.tensors:
             partner = tied_partner(initial, name, other=aligned)
@@ -151,6 +152,24 @@ def token_table(checkpoint: Checkpoint) -> dict[int, str] | None:
     return tokens
 
 
+def _adapter_notes(initial: Checkpoint, aligned: Checkpoint) -> list[str]:
+    bases = {}
+    for side, checkpoint in (("initial", initial), ("aligned", aligned)):
+        base = split_address(checkpoint.uri)[1]
+        if base:
+            bases[side] = base
+    if len(set(bases.values())) > 1:
+        raise PairError(
+            "the adapters of the two sides belong to two bases",
+            where=f"{initial.uri} and {aligned.uri}",
+            got=f"initial {bases['initial']}, aligned {bases['aligned']}",
+            expected="one base",
+        )
+    return [
+        f"{side} is a LoRA adapter on {base}, summed in float32" for side, base in bases.items()
+    ]
+
+
 def _match_tensor(
     initial: Checkpoint,
     aligned: Checkpoint,
@@ -178,7 +197,9 @@ def _match_tensor(
         aligned=ref,
         initial=partner if num_extrapolated else None,
         num_extrapolated=num_extrapolated,
-        output_dtype=(output_dtype or ref.dtype) if is_float else ref.dtype,
+        output_dtype=(output_dtype or aligned.auto_dtypes.get(ref.name, ref.dtype))
+        if is_float
+        else ref.dtype,
     )
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from expo_ray.checkpoints.checkpoint import Checkpoint
 from expo_ray.checkpoints.header import build_header, tensor_bytes
 from expo_ray.checkpoints.index import SINGLE_NAME
-from expo_ray.checkpoints.storage import FileFacts
+from expo_ray.checkpoints.storage import FileFacts, split_address
 from expo_ray.errors import ConfigError
 from expo_ray.extrapolation.alpha import round_alpha
 from expo_ray.extrapolation.pair import Pair, TensorPair, match_pair
@@ -97,8 +97,9 @@ def build_plan(
         ConfigError: An option is unknown, or both sides are one folder.
     """
     max_shard_bytes = parse_size(max_shard_size)
-    sides = [c if isinstance(c, Checkpoint) else Checkpoint.open(c) for c in (initial, aligned)]
-    pair = match_pair(*sides, vocab_policy=vocab_policy, output_dtype=output_dtype)
+    first = initial if isinstance(initial, Checkpoint) else Checkpoint.open(initial)
+    second = aligned if isinstance(aligned, Checkpoint) else _open_aligned(aligned, first)
+    pair = match_pair(first, second, vocab_policy=vocab_policy, output_dtype=output_dtype)
     return Plan(
         pair=pair,
         shards=lay_out(pair.tensors, max_shard_bytes),
@@ -106,6 +107,12 @@ def build_plan(
         max_shard_bytes=max_shard_bytes,
         vocab_policy=vocab_policy,
     )
+
+
+def _open_aligned(aligned: str | Path, initial: Checkpoint) -> Checkpoint:
+    """Open aligned; an adapter whose address names no base belongs to initial, or to its base."""
+    base = split_address(initial.uri)[1]
+    return Checkpoint.open(aligned, base=Checkpoint.open(base) if base else initial)
 
 
 def lay_out(tensors: Sequence[TensorPair], max_shard_bytes: int) -> tuple[OutputShard, ...]:

@@ -1,0 +1,301 @@
+"""LoRA adapters as PEFT writes them: which tensor of the base they change, and by what.
+
+    delta = scaling * (B @ A)      scaling = lora_alpha / r, or lora_alpha / sqrt(r) under rsLoRA
+
+Only what is understood wholly is accepted: a setting or a tensor of another kind is refused by
+name, because leaving it out would give weights that nobody trained.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from expo_ray.checkpoints.header import FLOAT_DTYPES, Header, TensorRef, parse_strict_json
+from expo_ray.checkpoints.index import (
+    INDEX_NAME,
+    PICKLE_SINGLE_NAME,
+    SINGLE_NAME,
+    read_file_header,
+)
+from expo_ray.checkpoints.storage import FileFacts, Storage, open_storage
+from expo_ray.errors import CheckpointError
+
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_FILES = ("adapter_model.safetensors", "adapter_model.bin")
+
+_PREFIX = "base_model.model."
+_LORA = re.compile(
+    r"(?P<module>.+)\.lora_(?P<kind>embedding_)?(?P<side>[AB])(\.default)?(\.weight)?"
+)
+_WRAPPERS = re.compile(r"\.(base_layer|modules_to_save(\.default)?)(?=\.)")
+# Settings that change nothing about the meaning of the tensors, or that are followed here.
+_UNDERSTOOD = {
+    *("task_type", "peft_type", "peft_version", "auto_mapping", "inference_mode", "megatron_core"),
+    *("base_model_name_or_path", "revision", "modules_to_save", "ensure_weight_tying", "bias"),
+    *("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern"),
+    *("r", "rank_pattern", "lora_alpha", "alpha_pattern", "use_rslora", "fan_in_fan_out"),
+    *("lora_dropout", "init_lora_weights", "loftq_config", "eva_config", "corda_config"),
+    *("qalora_group_size",),
+}
+# Other ways to begin training (PiSSA, OLoRA, ...) change the weights of the base too.
+_PLAIN_STARTS = (True, False, "gaussian", "eva", "orthogonal", None)
+_BASE_HINT = "name it in the address: ADAPTER#base=PATH"
+_MERGE_HINT = "merge the adapter into its model with peft first, and give the merged checkpoint"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LoraTensor:
+    """The change of one tensor of the base."""
+
+    name: str
+    a: TensorRef
+    """(r, in)."""
+    b: TensorRef
+    """(out, r)."""
+    scaling: float
+    is_transposed: bool
+    """Whether the base stores (in, out): embeddings, and the Conv1D of GPT-2."""
+    stored: TensorRef | None
+    """The adapter's own copy of the base tensor, where it has one."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Adapter:
+    """An adapter folder as its config and header describe it."""
+
+    storage: Storage
+    config: Mapping[str, Any]
+    file: str
+    """Name of its weight file."""
+    facts: FileFacts
+    config_version: str
+    digest: str
+    """sha256 over header and config: the scaling is part of what the weights are."""
+    factors: Mapping[str, Mapping[str, TensorRef]]
+    """Module -> A, B; of an embedding: embedding_A, embedding_B."""
+    replaced: Mapping[str, TensorRef]
+    """Whole tensors that take the place of the base's: modules_to_save, trained biases."""
+
+    def change_of(self, ref: TensorRef) -> LoraTensor | None:
+        """Return what the adapter adds to a tensor of the base, None where nothing.
+
+        Raises:
+            CheckpointError: The shapes do not belong together.
+        """
+        module = ref.name.removesuffix(".weight")
+        factors = self.factors.get(module) if ref.name.endswith(".weight") else None
+        if factors is None:
+            return None
+        is_embedding = "embedding_A" in factors
+        kind = "embedding_" if is_embedding else ""
+        if set(factors) != {f"{kind}A", f"{kind}B"}:
+            raise self._refusal("half of a LoRA pair is missing", module, sorted(factors))
+        a, b = factors[f"{kind}A"], factors[f"{kind}B"]
+        shapes = f"A {list(a.shape)}, B {list(b.shape)}, base {list(ref.shape)}"
+        rank, pattern = a.shape[0] if a.shape else 0, _pattern_value
+        if len(a.shape) != 2 or len(b.shape) != 2 or b.shape[1] != rank or not rank:
+            raise self._refusal("only LoRA on matrices is supported", module, shapes)
+        if rank != pattern(self.config, "rank_pattern", "r", module):
+            raise self._refusal("the rank is not the one in the config", module, shapes)
+        direct = (b.shape[0], a.shape[1])
+        if ref.shape not in (direct, direct[::-1]):
+            raise self._refusal("the adapter does not fit the shape of the base", module, shapes)
+        is_square = direct[0] == direct[1]
+        is_flagged = bool(self.config.get("fan_in_fan_out"))
+        is_transposed = is_embedding or (is_flagged if is_square else ref.shape != direct)
+        if ref.dtype not in FLOAT_DTYPES - {"F64"} or not {a.dtype, b.dtype} <= FLOAT_DTYPES:
+            dtypes = f"A {a.dtype}, B {b.dtype}, base {ref.dtype}"
+            raise self._refusal("LoRA on weights of this dtype is not supported", module, dtypes)
+        alpha = float(pattern(self.config, "alpha_pattern", "lora_alpha", module))
+        return LoraTensor(
+            name=ref.name,
+            a=a,
+            b=b,
+            scaling=alpha / (math.sqrt(rank) if self.config.get("use_rslora") else rank),
+            is_transposed=is_transposed,
+            stored=self.replaced.get(ref.name),
+        )
+
+    def _refusal(self, message: str, module: str, got: object) -> CheckpointError:
+        where = f"{self.storage.uri}, module {module!r}"
+        return CheckpointError(message, where=where, got=got, hint=_MERGE_HINT)
+
+
+def base_address_of(storage: Storage) -> str:
+    """Return the base that an adapter's config names.
+
+    Raises:
+        CheckpointError: It names none that can be found here.
+    """
+    where = f"{storage.uri}/{ADAPTER_CONFIG}"
+    config = parse_strict_json(storage.read_bytes(ADAPTER_CONFIG), file=where)
+    name, revision = config.get("base_model_name_or_path"), config.get("revision")
+    if not isinstance(name, str) or not name:
+        raise CheckpointError(
+            "the adapter does not say which model it belongs to", where=where, hint=_BASE_HINT
+        )
+    address = f"hf://{name}@{revision}" if revision and not Path(name).exists() else name
+    try:
+        open_storage(address)
+    except CheckpointError as error:
+        raise CheckpointError(
+            "the base that the adapter names cannot be found",
+            where=where,
+            got=name,
+            hint=_BASE_HINT,
+        ) from error
+    return address
+
+
+def read_adapter(storage: Storage, files: Mapping[str, FileFacts]) -> Adapter:
+    """Read the config and the header of an adapter folder.
+
+    Raises:
+        CheckpointError: It is malformed, or of a kind that is not supported.
+    """
+    where = f"{storage.uri}/{ADAPTER_CONFIG}"
+    raw = storage.read_bytes(ADAPTER_CONFIG)
+    config = parse_strict_json(raw, file=where)
+    _check_config(config, where)
+    full = next((n for n in (SINGLE_NAME, INDEX_NAME, PICKLE_SINGLE_NAME) if n in files), None)
+    if full is not None:
+        raise CheckpointError(
+            "the folder holds an adapter and a whole model: which one counts is unclear",
+            where=storage.uri,
+            got=f"{ADAPTER_CONFIG} and {full}",
+            expected="one of the two",
+        )
+    file = next((name for name in ADAPTER_FILES if name in files), None)
+    if file is None:
+        raise CheckpointError(
+            "the adapter has no weights", where=storage.uri, expected=" or ".join(ADAPTER_FILES)
+        )
+    header = read_file_header(storage, file)
+    factors, replaced = _sort_tensors(header, f"{storage.uri}/{file}")
+    return Adapter(
+        storage=storage,
+        config=config,
+        file=file,
+        facts=files[file],
+        config_version=files[ADAPTER_CONFIG].version,
+        digest=hashlib.sha256(header.sha256.encode() + raw).hexdigest(),
+        factors=factors,
+        replaced=replaced,
+    )
+
+
+def check_against_base(adapter: Adapter, base: Mapping[str, TensorRef]) -> None:
+    """Let adapters pass that change tensors of this base, each in a way that can be told.
+
+    Raises:
+        CheckpointError: A module is not in the base, has another shape, or is tied.
+    """
+    uri = adapter.storage.uri
+    wanted = [f"{module}.weight" for module in adapter.factors] + list(adapter.replaced)
+    for name in wanted:
+        if name not in base:
+            raise CheckpointError(
+                "the adapter changes a tensor that the base does not have",
+                where=f"{uri}, tensor {name!r}",
+                hint="the base must be the model that the adapter was trained on, with the same "
+                "names in its files",
+            )
+        if "embed" in name and not any("head" in other or "embed_out" in other for other in base):
+            raise CheckpointError(
+                "the adapter changes an embedding that is tied to the head",
+                where=f"{uri}, tensor {name!r}",
+                hint=_MERGE_HINT,
+            )
+    for name, ref in adapter.replaced.items():
+        if ref.shape != base[name].shape:
+            raise CheckpointError(
+                "the adapter replaces a tensor by one of another shape",
+                where=f"{uri}, tensor {name!r}",
+                got=list(ref.shape),
+                expected=list(base[name].shape),
+                hint=_MERGE_HINT,
+            )
+    changes = [(base[n], adapter.change_of(base[n])) for n in wanted if n not in adapter.replaced]
+    linear = [(ref, c) for ref, c in changes if c and "embedding" not in c.a.name]
+    flags = {c.is_transposed for ref, c in linear if ref.shape[0] != ref.shape[1]}
+    square = [ref.name for ref, _ in linear if ref.shape[0] == ref.shape[1]]
+    if square and flags - {bool(adapter.config.get("fan_in_fan_out"))}:
+        raise CheckpointError(
+            "fan_in_fan_out of the adapter disagrees with its shapes, and a square matrix could be "
+            "meant either way",
+            where=f"{uri}, tensor {square[0]!r}",
+            hint=_MERGE_HINT,
+        )
+
+
+def _check_config(config: Mapping[str, Any], where: str) -> None:
+    for key, value in config.items():
+        if value and key not in _UNDERSTOOD:
+            raise _unsupported(where, key, value)
+    if config.get("peft_type") != "LORA":
+        raise _unsupported(where, "peft_type", config.get("peft_type"))
+    if config.get("init_lora_weights", True) not in _PLAIN_STARTS:
+        raise _unsupported(where, "init_lora_weights", config["init_lora_weights"])
+    fine = (
+        type(config.get("r")) is int
+        and isinstance(config.get("lora_alpha"), int | float)
+        and isinstance(config.get("rank_pattern") or {}, dict)
+        and isinstance(config.get("alpha_pattern") or {}, dict)
+    )
+    if not fine:
+        raise CheckpointError("the adapter's rank and scaling cannot be read", where=where)
+
+
+def _unsupported(where: str, key: str, value: object) -> CheckpointError:
+    return CheckpointError(
+        "adapters of this kind are not supported",
+        where=where,
+        got=f"{key} = {value}"[:200],
+        expected="plain LoRA",
+        hint=_MERGE_HINT,
+    )
+
+
+def _sort_tensors(
+    header: Header, where: str
+) -> tuple[dict[str, dict[str, TensorRef]], dict[str, TensorRef]]:
+    factors: dict[str, dict[str, TensorRef]] = {}
+    replaced: dict[str, TensorRef] = {}
+    for ref in header.tensors:
+        name = ref.name.removeprefix(_PREFIX)
+        match = _LORA.fullmatch(name)
+        if match and name != ref.name:
+            side = (match["kind"] or "") + match["side"]
+            is_new = factors.setdefault(match["module"], {}).setdefault(side, ref) is ref
+        elif "lora_" in name or name == ref.name:
+            raise CheckpointError(
+                "the adapter holds a tensor that is no plain LoRA",
+                where=f"{where}, tensor {ref.name!r}",
+                hint=_MERGE_HINT,
+            )
+        else:
+            is_new = replaced.setdefault(_WRAPPERS.sub("", name), ref) is ref
+        if not is_new:
+            raise CheckpointError(
+                "the adapter holds a tensor twice", where=f"{where}, tensor {ref.name!r}"
+            )
+    if not factors and not replaced:
+        raise CheckpointError("the adapter holds no tensors", where=where)
+    return factors, replaced
+
+
+def _pattern_value(config: Mapping[str, Any], patterns: str, default: str, module: str) -> Any:
+    """Return the setting of a module: the first pattern that matches the end of its name."""
+    for pattern, value in (config.get(patterns) or {}).items():
+        try:
+            if re.fullmatch(rf"(.*\.)?({pattern})", module):
+                return value
+        except re.error:
+            continue
+    return config[default]

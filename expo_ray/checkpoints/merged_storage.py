@@ -1,0 +1,257 @@
+"""A base and a LoRA adapter, read as one checkpoint: the sum is computed while it is read.
+
+    aligned[i, j] = base.float()[i, j] + scaling * (((B[i,0]*A[0,j]) + B[i,1]*A[1,j]) + ...)
+
+in float32, every operation rounded by itself and the terms added in this order, so that the bits
+depend on neither the place nor the length of a read, nor on a matrix library. Each file of the
+base appears under its own name with the changed tensors, as F32, behind its last byte. Nothing is
+written.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Self
+
+import torch
+
+from expo_ray.checkpoints.adapters import (
+    ADAPTER_CONFIG,
+    Adapter,
+    LoraTensor,
+    check_against_base,
+    read_adapter,
+)
+from expo_ray.checkpoints.checkpoint import Checkpoint, WeightFile
+from expo_ray.checkpoints.header import DTYPE_BITS, TensorRef
+from expo_ray.checkpoints.index import read_file_header
+from expo_ray.checkpoints.sidecars import belongs_to_tokenizer, sort_files
+from expo_ray.checkpoints.storage import (
+    BASE_MARK,
+    FileFacts,
+    RangeReader,
+    Storage,
+    open_storage,
+    split_address,
+)
+from expo_ray.checkpoints.tensors import TORCH_DTYPES, read_tensor
+from expo_ray.errors import CheckpointError
+
+BLOCK_ELEMENTS = 65_536
+_ITEM_BYTES = 4
+_MAX_CACHED_FACTORS = 4
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MergedTensor:
+    """A changed tensor: where it appears, and what it is made of."""
+
+    ref: TensorRef
+    """F32, behind the bytes of the base file."""
+    base: TensorRef
+    change: LoraTensor
+
+
+def open_merged(storage: Storage, files: Mapping[str, FileFacts], base: Checkpoint) -> Checkpoint:
+    """Return an adapter on its base as a checkpoint.
+
+    Config and sidecars are the base's where the adapter folder has none of its own.
+
+    Args:
+        storage: The adapter folder.
+        files: Its files.
+        base: The model that the adapter was trained on.
+
+    Raises:
+        CheckpointError: The adapter is not supported, or does not belong to this base.
+    """
+    adapter = read_adapter(storage, files)
+    if adapter.file in base.weight_files:
+        raise CheckpointError("a weight file of the base is named like an adapter", where=base.uri)
+    check_against_base(adapter, base.tensors)
+    tensors = dict(base.tensors)
+    tensors.update({n: replace(ref, name=n) for n, ref in adapter.replaced.items()})
+    weight_files = {}
+    for file, known in base.weight_files.items():
+        refs = [ref for ref in base.tensors.values() if ref.file == file]
+        merged = lay_out(adapter, refs, known.facts.num_bytes)
+        tensors.update({m.ref.name: m.ref for m in merged})
+        digest = hashlib.sha256(f"{known.header_sha256} {adapter.digest}".encode())
+        weight_files[file] = WeightFile(
+            facts=_facts(known.facts, adapter, merged), header_sha256=digest.hexdigest()
+        )
+    weight_files[adapter.file] = WeightFile(facts=adapter.facts, header_sha256=adapter.digest)
+    merged_storage = MergedStorage(adapter, base.storage)
+    sidecars = sort_files(merged_storage.sidecars())[0]
+    return Checkpoint(
+        uri=merged_storage.uri,
+        tensors=dict(sorted(tensors.items())),
+        config=base.config,
+        weight_files=dict(sorted(weight_files.items())),
+        sidecars=sidecars,
+        other_files=tuple(sorted(set(files) - {*sidecars, adapter.file, ADAPTER_CONFIG})),
+        auto_dtypes={n: base.tensors[n].dtype for n in tensors if tensors[n] != base.tensors[n]},
+        storage=merged_storage,
+    )
+
+
+def lay_out(
+    adapter: Adapter, refs: Sequence[TensorRef], base_bytes: int
+) -> tuple[MergedTensor, ...]:
+    """Return the changed tensors of one base file and where they appear behind its bytes."""
+    merged = []
+    position = base_bytes
+    for ref in sorted(refs, key=lambda ref: ref.name):
+        change = adapter.change_of(ref)
+        if change is None:
+            continue
+        num_bytes = ref.num_elements * _ITEM_BYTES
+        place = replace(ref, dtype="F32", offset_bytes=position, num_bytes=num_bytes)
+        merged.append(MergedTensor(ref=place, base=ref, change=change))
+        position += num_bytes
+    return tuple(merged)
+
+
+def open_merged_storage(uri: str) -> MergedStorage:
+    """Return the storage behind ADAPTER#base=BASE, without reading all headers of the base.
+
+    Raises:
+        CheckpointError: One of them is missing, or the adapter is not supported.
+    """
+    address, base = split_address(uri)
+    storage = open_storage(address)
+    return MergedStorage(read_adapter(storage, storage.list_files()), open_storage(base))
+
+
+class MergedStorage:
+    """The folder of an adapter and that of its base as one."""
+
+    def __init__(self, adapter: Adapter, base: Storage) -> None:
+        self._adapter = adapter
+        self._base = base
+        self.uri = f"{adapter.storage.uri}{BASE_MARK}{base.uri}"
+
+    def list_files(self) -> dict[str, FileFacts]:
+        """Return the files of both; those of the adapter win."""
+        return {**self._base.list_files(), **self._adapter.storage.list_files()}
+
+    def sidecars(self) -> set[str]:
+        """Return the names of all files, without the base's tokenizer if the adapter has one."""
+        own, others = set(self._adapter.storage.list_files()), set(self._base.list_files())
+        if any(name.startswith("tokenizer") for name in own):
+            others = {name for name in others if not belongs_to_tokenizer(name)}
+        return own | others
+
+    def read_bytes(self, name: str) -> bytes:
+        """Return the content of a small file, the adapter's own first."""
+        is_own = name != "config.json" and name in self._adapter.storage.list_files()
+        return (self._adapter.storage if is_own else self._base).read_bytes(name)
+
+    def open(self, name: str) -> RangeReader:
+        """Open a weight file of the base with the changed tensors behind it, or the adapter's."""
+        if name == self._adapter.file:
+            return self._adapter.storage.open(name)
+        header = read_file_header(self._base, name)
+        base = self._base.open(name)
+        merged = lay_out(self._adapter, header.tensors, base.facts.num_bytes)
+        return MergedReader(base, self._adapter, merged)
+
+
+class MergedReader:
+    """Ranged reads of a base file and of sums; safe to share between threads."""
+
+    def __init__(self, base: RangeReader, adapter: Adapter, merged: Sequence[MergedTensor]) -> None:
+        self._base = base
+        self._adapter = adapter
+        self._merged = merged
+        self._own = adapter.storage.open(adapter.file)
+        self._factors: OrderedDict[str, tuple[torch.Tensor, torch.Tensor]] = OrderedDict()
+        self._lock = threading.Lock()
+        self._base_bytes = base.facts.num_bytes
+        self.facts = _facts(base.facts, replace(adapter, facts=self._own.facts), merged)
+
+    def read_into(self, offset_bytes: int, buffer: memoryview) -> None:
+        """Fill the whole buffer from an absolute offset."""
+        if not len(buffer):
+            return
+        if offset_bytes + len(buffer) <= self._base_bytes:
+            self._base.read_into(offset_bytes, buffer)
+            return
+        for item in self._merged:
+            start = offset_bytes - item.ref.offset_bytes
+            if start >= 0 and start + len(buffer) <= item.ref.num_bytes:
+                self._read_sum(item, start, buffer)
+                return
+        raise EOFError(f"{self.facts.name} holds no single tensor at byte {offset_bytes}")
+
+    def refresh(self) -> FileFacts:
+        """Return the facts as they are now."""
+        adapter = replace(self._adapter, facts=self._own.refresh())
+        return _facts(self._base.refresh(), adapter, self._merged)
+
+    def close(self) -> None:
+        """Release both files."""
+        self._base.close()
+        self._own.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def _read_sum(self, item: MergedTensor, start_bytes: int, buffer: memoryview) -> None:
+        num_columns = item.base.shape[1]
+        end_bytes = start_bytes + len(buffer)
+        row_bytes = num_columns * _ITEM_BYTES
+        step = max(1, BLOCK_ELEMENTS // num_columns)
+        for first in range(start_bytes // row_bytes, -(-end_bytes // row_bytes), step):
+            last = min(first + step, -(-end_bytes // row_bytes))
+            rows = self._sum_rows(item, first, last).view(torch.uint8).reshape(-1).numpy().data
+            low, high = max(start_bytes, first * row_bytes), min(end_bytes, last * row_bytes)
+            buffer[low - start_bytes : high - start_bytes] = rows[
+                low - first * row_bytes : high - first * row_bytes
+            ]
+
+    def _sum_rows(self, item: MergedTensor, first: int, last: int) -> torch.Tensor:
+        left, right = self._load_factors(item.change)
+        delta = left[first:last, 0, None] * right[0]
+        product = torch.empty_like(delta)
+        for k in range(1, right.shape[0]):
+            torch.mul(left[first:last, k, None], right[k], out=product)
+            delta.add_(product)
+        delta.mul_(item.change.scaling)
+        source = item.change.stored or item.base
+        item_bytes = DTYPE_BITS[source.dtype] // 8
+        raw = torch.empty(delta.numel() * item_bytes, dtype=torch.uint8)
+        reader = self._own if item.change.stored else self._base
+        start = source.offset_bytes + first * item.base.shape[1] * item_bytes
+        reader.read_into(start, raw.numpy().data)
+        base = raw.view(TORCH_DTYPES[source.dtype]).reshape(delta.shape).float()
+        return base.add_(delta)
+
+    def _load_factors(self, change: LoraTensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return (rows, r) and (r, columns) in float32, the last few kept."""
+        with self._lock:
+            if change.name not in self._factors:
+                a = read_tensor(self._own, change.a).float()
+                b = read_tensor(self._own, change.b).float()
+                left, right = (a.t(), b.t()) if change.is_transposed else (b, a)
+                self._factors[change.name] = (left, right.contiguous())
+                if len(self._factors) > _MAX_CACHED_FACTORS:
+                    self._factors.popitem(last=False)
+            return self._factors[change.name]
+
+
+def _facts(base: FileFacts, adapter: Adapter, merged: Sequence[MergedTensor]) -> FileFacts:
+    """Tell a version of both files apart from any other."""
+    return FileFacts(
+        name=base.name,
+        num_bytes=base.num_bytes + sum(item.ref.num_bytes for item in merged),
+        version_kind=base.version_kind,
+        version=f"{base.version} + adapter {adapter.facts.version}, {adapter.config_version}",
+    )
