@@ -71,6 +71,14 @@ def extrapolate(
         str,
         typer.Option(help="Where vocabularies differ: refuse, common-rows or copy-aligned."),
     ] = "refuse",
+    transform: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME:KEY=VALUE",
+            help="Transform delta first, in the order given: magnitude:keep=0.2 (largest entries), "
+            "dare:drop=0.9,seed=1 (random drop, rescaled), svd:rank=16, clip:norm=0.1.",
+        ),
+    ] = None,
     allow_nonfinite: Annotated[
         bool, typer.Option("--allow-nonfinite", help="Go on where an input holds NaN or infinity.")
     ] = False,
@@ -107,6 +115,7 @@ def extrapolate(
             output_dtype=output_dtype,
             max_shard_size=max_shard_size,
             vocab_policy=vocab_policy,
+            transforms=transform or (),
             allow_nonfinite=allow_nonfinite,
             allow_overflow=allow_overflow,
             overwrite=overwrite,

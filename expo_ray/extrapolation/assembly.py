@@ -160,6 +160,7 @@ def assemble(
             "output_dtype": plan.output_dtype,
             "max_shard_bytes": plan.max_shard_bytes,
             "vocab_policy": plan.vocab_policy,
+            "transforms": list(map(str, plan.transforms)),
             **allow,
         },
         "dtype": written_dtype(plan),

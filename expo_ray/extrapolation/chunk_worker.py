@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import threading
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,6 +28,7 @@ from expo_ray.extrapolation.statistics import (
     measure_output,
 )
 from expo_ray.extrapolation.tasks import ShardTask
+from expo_ray.extrapolation.transforms import Stage
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -58,8 +61,9 @@ class ChunkWorker:
         self._inputs = inputs
         self._files = files
         self._local = threading.local()
-        is_worth_it = task.shard.input_bytes >= MIN_INPUT_BYTES
+        is_worth_it = task.shard.input_bytes >= MIN_INPUT_BYTES and not task.transforms
         self._kernel = fused_kernel() if is_worth_it else None
+        self._stages: list[Stage] = []
 
     def run(self, chunk: Chunk, slot: Slot) -> tuple[DeltaSums, list[memoryview]]:
         """Work on one chunk and return its sums and the bytes to hash, one per output."""
@@ -67,7 +71,7 @@ class ChunkWorker:
         aligned = self._read("aligned", pair.aligned, chunk, slot.aligned)
         if chunk.is_extrapolated and pair.initial is not None:
             initial = self._read("initial", pair.initial, chunk, slot.initial)
-            sums, outputs = self._extrapolate(pair, initial, aligned, slot)
+            sums, outputs = self._extrapolate(pair, chunk.start, initial, aligned, slot)
         else:
             sums, outputs = self._copy(pair, aligned, slot)
         views = [
@@ -76,6 +80,45 @@ class ChunkWorker:
         ]
         return sums, views
 
+    def prepare(self, index: int) -> None:
+        """Let the transforms look at a whole tensor, before its first chunk and alone.
+
+        Args:
+            index: Of the tensor in the shard.
+        """
+        pair = self._task.shard.tensors[index]
+        self._stages = []
+        if pair.initial is None:
+            return
+        for transform in self._task.transforms:
+            blocks = functools.partial(self._deltas, index, tuple(self._stages))
+            self._stages.append(transform.prepare(pair, blocks))
+
+    def _deltas(self, index: int, stages: Sequence[Stage]) -> Iterator[tuple[int, torch.Tensor]]:
+        """Pass over the delta of one tensor, as the stages before leave it."""
+        pair = self._task.shard.tensors[index]
+        if pair.initial is None:
+            return
+        workspace = self._workspace(torch.float64 if computes_float64(pair) else torch.float32)
+        slot = Slot(8 * BLOCK_ELEMENTS, 0)
+        for start in range(0, pair.num_extrapolated, BLOCK_ELEMENTS):
+            chunk = Chunk(
+                index=index,
+                start=start,
+                num_elements=min(BLOCK_ELEMENTS, pair.num_extrapolated - start),
+                is_extrapolated=True,
+                offset_bytes=0,
+            )
+            aligned = self._read("aligned", pair.aligned, chunk, slot.aligned)
+            initial = self._read("initial", pair.initial, chunk, slot.initial)
+            delta = workspace.load(initial, aligned).delta
+            num_bad = int(torch.count_nonzero(~torch.isfinite(delta)))
+            if num_bad:
+                raise self._nonfinite(pair, num_bad)
+            for stage in stages:
+                stage(delta, start)
+            yield start, delta
+
     def _read(self, side: str, ref: TensorRef, chunk: Chunk, buffer: torch.Tensor) -> torch.Tensor:
         item_bytes = DTYPE_BITS[ref.dtype] // 8
         raw = buffer[: chunk.num_elements * item_bytes]
@@ -83,7 +126,12 @@ class ChunkWorker:
         return raw.view(TORCH_DTYPES[ref.dtype])
 
     def _extrapolate(
-        self, pair: TensorPair, initial: torch.Tensor, aligned: torch.Tensor, slot: Slot
+        self,
+        pair: TensorPair,
+        position: int,
+        initial: torch.Tensor,
+        aligned: torch.Tensor,
+        slot: Slot,
     ) -> tuple[DeltaSums, list[torch.Tensor]]:
         dtype = torch.float64 if computes_float64(pair) else torch.float32
         workspace = self._workspace(dtype)
@@ -103,22 +151,29 @@ class ChunkWorker:
             if measured is None:
                 block = workspace.load(initial[part], aligned[part])
                 targets = [output[part] for output in outputs]
-                measured = self._block(pair, block, initial[part], aligned[part], targets, alphas)
+                measured = measure_inputs(block, initial[part], aligned[part])
+                if measured.num_nonfinite and not self._task.allow_nonfinite:
+                    raise self._nonfinite(pair, measured.num_nonfinite)
+                self._transform(block, position + start, measured)
+                self._write(pair, block, aligned[part], targets, alphas, measured)
             sums.add(measured)
         return sums, outputs
 
-    def _block(
+    def _transform(self, block: Block, position: int, measured: DeltaSums) -> None:
+        for stage in self._stages:
+            stage(block.delta, position)
+        if self._stages:
+            measured.num_kept = int(torch.count_nonzero(block.delta))
+
+    def _write(
         self,
         pair: TensorPair,
         block: Block,
-        initial: torch.Tensor,
         aligned: torch.Tensor,
         targets: list[torch.Tensor],
         alphas: list[float],
-    ) -> DeltaSums:
-        measured = measure_inputs(block, initial, aligned)
-        if measured.num_nonfinite and not self._task.allow_nonfinite:
-            raise self._nonfinite(pair, measured.num_nonfinite)
+        measured: DeltaSums,
+    ) -> None:
         for index, target in enumerate(targets):
             block.write(alphas[index], target)
             counted = measure_output(target, aligned)
@@ -127,7 +182,6 @@ class ChunkWorker:
                 if overflows:
                     raise self._overflow(pair, index, overflows)
             measured.outputs.append(counted)
-        return measured
 
     def _copy(
         self, pair: TensorPair, aligned: torch.Tensor, slot: Slot

@@ -121,7 +121,14 @@ def _process(
                 job.result()
             slots.append(slot)
 
+        prepared = -1
         for chunk in split_chunks(task, chunk_bytes):
+            if task.transforms and chunk.index != prepared:
+                # What transforms hold of the tensor before is let go first.
+                while running or hashing:
+                    free_slot()
+                worker.prepare(chunk.index)
+                prepared = chunk.index
             if not slots:
                 free_slot()
             slot = slots.pop()

@@ -123,7 +123,7 @@ def _run_on_ray(
 
     remote = ray.remote(run_batch).options(
         num_cpus=1,
-        memory=WORKER_MEMORY_BYTES,
+        memory=WORKER_MEMORY_BYTES + max((task.extra_memory_bytes for task in tasks), default=0),
         max_retries=MAX_RETRIES,
         scheduling_strategy="SPREAD",
     )

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from expo_ray.checkpoints.storage import RECORD_NAME
+from expo_ray.errors import ConfigError
 from expo_ray.extrapolation.alpha import parse_alphas
 from expo_ray.extrapolation.alpha_rules import (
     AlphaRules,
@@ -33,6 +34,7 @@ from expo_ray.extrapolation.tasks import (
     ShardReport,
     ShardTask,
 )
+from expo_ray.extrapolation.transforms import transform_memory_bytes
 from expo_ray.extrapolation.work_folder import (
     read_receipt,
     remove_work_folder,
@@ -51,6 +53,7 @@ def extrapolate(
     max_shard_size: str | int = DEFAULT_SHARD_SIZE,
     vocab_policy: str = "refuse",
     alpha_rules: str | Path | AlphaRules | None = None,
+    transforms: Sequence[str] = (),
     allow_nonfinite: bool = False,
     allow_overflow: bool = False,
     overwrite: bool = False,
@@ -72,6 +75,8 @@ def extrapolate(
         max_shard_size: Limit of a weight file: 5GB, 500MB, 2GiB.
         vocab_policy: refuse, common-rows or copy-aligned, for vocabularies of two sizes.
         alpha_rules: YAML file of globs and depth ramps; one checkpoint comes out, in `output`.
+        transforms: Of delta, in order: `dare:drop=0.9,seed=1`, `magnitude:keep=0.2`,
+            `svd:rank=16`, `clip:norm=0.1`; see `expo_ray.extrapolation.transforms`.
         allow_nonfinite: Go on where an input holds NaN or infinity.
         allow_overflow: Go on where a result does not fit the output dtype.
         overwrite: Replace what the output folder holds.
@@ -95,7 +100,10 @@ def extrapolate(
         output_dtype=output_dtype,
         max_shard_size=max_shard_size,
         vocab_policy=vocab_policy,
+        transforms=transforms,
     )
+    if plan.transforms and allow_nonfinite:
+        raise ConfigError("transforms need finite inputs", where="--allow-nonfinite --transform")
     attachments = read_attachments(plan)
     resolution = None
     if rules:
@@ -216,14 +224,16 @@ def _output(plan: Plan, target: Target, status: str, digest: str | None) -> Outp
 def _summary(plan: Plan, targets: Sequence[Target]) -> dict[str, Any]:
     pending = sum(not target.is_done for target in targets)
     resolution = next((target.resolution for target in targets), None)
+    extra_bytes = transform_memory_bytes(plan.pair.tensors, plan.transforms)
     return {
         "num_shards": len(plan.shards),
         "num_tensors": len(plan.pair.tensors),
         "num_parameters": plan.pair.aligned.num_parameters,
-        "bytes_in": plan.input_bytes if pending else 0,
+        "bytes_in": plan.input_bytes + plan.transform_bytes if pending else 0,
         "bytes_out": plan.file_bytes * pending,
-        "task_memory_bytes": TASK_MEMORY_BYTES,
-        "worker_memory_bytes": WORKER_MEMORY_BYTES,
+        "task_memory_bytes": TASK_MEMORY_BYTES + extra_bytes,
+        "worker_memory_bytes": WORKER_MEMORY_BYTES + extra_bytes,
+        "transforms": list(map(str, plan.transforms)),
         "alpha_rules": resolution.as_dict() if resolution else None,
         "shards": [
             {"name": s.name, "bytes_in": s.input_bytes, "bytes_out": s.data_bytes}

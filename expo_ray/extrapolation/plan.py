@@ -16,6 +16,7 @@ from expo_ray.checkpoints.storage import FileFacts, split_address
 from expo_ray.errors import ConfigError
 from expo_ray.extrapolation.alpha import round_alpha
 from expo_ray.extrapolation.pair import Pair, TensorPair, match_pair
+from expo_ray.extrapolation.transforms import Transform, parse_transforms
 
 FORMULA = "(aligned.float() + alpha * (aligned.float() - initial.float())).to(output_dtype)"
 DEFAULT_SHARD_SIZE = "5GB"
@@ -59,6 +60,7 @@ class Plan:
     output_dtype: str
     max_shard_bytes: int
     vocab_policy: str
+    transforms: tuple[Transform, ...] = ()
 
     @property
     def data_bytes(self) -> int:
@@ -76,6 +78,17 @@ class Plan:
         return sum(shard.input_bytes for shard in self.shards)
 
     @property
+    def transform_bytes(self) -> int:
+        """Bytes that the passes of the transforms read in addition."""
+        total = 0
+        for pair in self.pair.tensors:
+            item_bytes = 8 if computes_float64(pair) else 4
+            passes = sum(t.num_passes(pair, item_bytes) for t in self.transforms)
+            aligned_bytes = tensor_bytes(pair.aligned.dtype, (pair.num_extrapolated,))
+            total += passes * (aligned_bytes + used_initial_bytes(pair))
+        return total
+
+    @property
     def has_float64(self) -> bool:
         """Whether some tensor is computed in float64, where alpha is not rounded."""
         return any(computes_float64(p) for p in self.pair.tensors)
@@ -88,6 +101,7 @@ def build_plan(
     output_dtype: str = "auto",
     max_shard_size: str | int = DEFAULT_SHARD_SIZE,
     vocab_policy: str = "refuse",
+    transforms: Sequence[str] = (),
 ) -> Plan:
     """Read the headers of both sides and lay out the output.
 
@@ -106,6 +120,7 @@ def build_plan(
         output_dtype=output_dtype,
         max_shard_bytes=max_shard_bytes,
         vocab_policy=vocab_policy,
+        transforms=parse_transforms(transforms),
     )
 
 
@@ -167,6 +182,8 @@ def plan_digest(
         "vocab_policy": plan.vocab_policy,
         "attachments": attachments,
     }
+    if plan.transforms:
+        facts["transforms"] = list(map(str, plan.transforms))
     text = json.dumps(facts, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode("utf-8")).hexdigest()
 

@@ -47,6 +47,8 @@ class DeltaSums:
     """Elements in which aligned differs from initial."""
     num_nonfinite: int = 0
     """Input elements that are not finite."""
+    num_kept: int | None = None
+    """Elements of delta that transforms left different from zero; None without transforms."""
     outputs: list[OutputSums] = field(default_factory=list)
 
     def add(self, other: DeltaSums) -> None:
@@ -58,6 +60,8 @@ class DeltaSums:
         self.max_delta = max(self.max_delta, other.max_delta)
         self.num_moved += other.num_moved
         self.num_nonfinite += other.num_nonfinite
+        if other.num_kept is not None:
+            self.num_kept = (self.num_kept or 0) + other.num_kept
         for i, output in enumerate(other.outputs):
             if i == len(self.outputs):
                 self.outputs.append(OutputSums())
@@ -79,13 +83,15 @@ class DeltaSums:
             "identical": self.num_moved == 0,
             "num_moved": self.num_moved,
             "num_nonfinite": self.num_nonfinite,
+            **({} if self.num_kept is None else {"num_kept_by_transforms": self.num_kept}),
         }
 
     def output_dict(self, index: int) -> dict[str, Any]:
         """Return the statistics of one output, JSON-able."""
         output = self.outputs[index] if index < len(self.outputs) else OutputSums()
         # An aligned -0.0 comes out as +0.0 and counts as changed: hence the floor at zero.
-        lost = max(0, self.num_moved - output.num_changed)
+        num_moved = self.num_moved if self.num_kept is None else self.num_kept
+        lost = max(0, num_moved - output.num_changed)
         return {
             "max_abs_output": output.max_abs if math.isfinite(output.max_abs) else None,
             "share_lost_to_rounding": lost / self.num_elements if self.num_elements else 0.0,

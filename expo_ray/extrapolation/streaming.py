@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
 
@@ -27,6 +27,7 @@ def stream_weights(
     alpha: float | None = None,
     *,
     alpha_rules: str | Path | AlphaRules | None = None,
+    transforms: Sequence[str] = (),
     output_dtype: str = "auto",
     vocab_policy: str = "refuse",
     allow_nonfinite: bool = False,
@@ -40,6 +41,7 @@ def stream_weights(
         alpha: The alpha; 0 gives the formula's result, not a copy of aligned. Under rules it
             is for tensors without a rule.
         alpha_rules: As for `extrapolate`.
+        transforms: As for `extrapolate`.
         output_dtype: As for `extrapolate`.
         vocab_policy: As for `extrapolate`.
         allow_nonfinite: As for `extrapolate`.
@@ -52,7 +54,13 @@ def stream_weights(
         RequestError: The pair does not fit.
         ShardError: Non-finite values or overflow.
     """
-    plan = build_plan(initial, aligned, output_dtype=output_dtype, vocab_policy=vocab_policy)
+    plan = build_plan(
+        initial,
+        aligned,
+        output_dtype=output_dtype,
+        vocab_policy=vocab_policy,
+        transforms=transforms,
+    )
     shard = OutputShard(name="stream", tensors=plan.pair.tensors)
     output = _output(plan, alpha, alpha_rules)
     task = shard_task(
@@ -76,6 +84,7 @@ def stream_weights(
             sink.position = 0
             # A tensor without elements has no chunks.
             if pending is not None and pending[0] == index:
+                worker.prepare(index)
                 for chunk in pending[1]:
                     worker.run(chunk, slot)
                 pending = next(chunks, None)

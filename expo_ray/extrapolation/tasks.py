@@ -8,6 +8,7 @@ from typing import Any
 
 from expo_ray.checkpoints.storage import FileFacts
 from expo_ray.extrapolation.plan import OutputShard, Plan, input_facts
+from expo_ray.extrapolation.transforms import Transform, transform_memory_bytes
 
 WRITE = "write"
 COMPARE = "compare"
@@ -53,6 +54,13 @@ class ShardTask:
     num_threads: int = DEFAULT_THREADS
     chunk_bytes: int = 2 * 1024 * 1024
     """Upper limit; with many alphas chunks get smaller so that memory stays bounded."""
+    transforms: tuple[Transform, ...] = ()
+    """Of delta, in the order in which they are applied."""
+
+    @property
+    def extra_memory_bytes(self) -> int:
+        """What the largest tensor takes under the transforms, beside the buffers."""
+        return transform_memory_bytes(self.shard.tensors, self.transforms)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -132,5 +140,6 @@ def shard_task(
         ),
         aligned_files=input_facts(pair.aligned, {p.aligned.file for p in shard.tensors}),
         outputs=outputs,
+        transforms=plan.transforms,
         **options,
     )

@@ -139,6 +139,7 @@ def _recorded_plan(
             output_dtype=options["output_dtype"],
             max_shard_size=options["max_shard_bytes"],
             vocab_policy=options["vocab_policy"],
+            transforms=options.get("transforms", ()),
         )
     except CheckpointError as error:
         error.hint = "give the inputs with --initial and --aligned, if they lie elsewhere now"
