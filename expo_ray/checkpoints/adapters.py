@@ -73,8 +73,10 @@ class Adapter:
     config: Mapping[str, Any]
     file: str
     """Name of its weight file."""
+    files: Mapping[str, FileFacts]
+    """All files of the folder."""
     facts: FileFacts
-    config_version: str
+    """Of the weight file."""
     digest: str
     """sha256 over header and config: the scaling is part of what the weights are."""
     factors: Mapping[str, Mapping[str, TensorRef]]
@@ -182,8 +184,8 @@ def read_adapter(storage: Storage, files: Mapping[str, FileFacts]) -> Adapter:
         storage=storage,
         config=config,
         file=file,
+        files=files,
         facts=files[file],
-        config_version=files[ADAPTER_CONFIG].version,
         digest=hashlib.sha256(header.sha256.encode() + raw).hexdigest(),
         factors=factors,
         replaced=replaced,

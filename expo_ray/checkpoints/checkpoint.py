@@ -18,6 +18,7 @@ from expo_ray.checkpoints.index import (
 from expo_ray.checkpoints.remote_path import any_path
 from expo_ray.checkpoints.sidecars import sort_files
 from expo_ray.checkpoints.storage import (
+    DEQUANTIZED_MARK,
     RECORD_NAME,
     WORK_FOLDER,
     FileFacts,
@@ -79,6 +80,10 @@ class Checkpoint:
         Raises:
             CheckpointError: A file is missing, malformed or of a kind that is not supported.
         """
+        if str(uri).endswith(DEQUANTIZED_MARK):
+            from expo_ray.checkpoints.block_fp8 import dequantized
+
+            return dequantized(cls.open(str(uri).removesuffix(DEQUANTIZED_MARK)))
         address, base_address = split_address(str(uri))
         storage = open_storage(address)
         facts = storage.list_files()
@@ -134,6 +139,13 @@ class Checkpoint:
     def num_bytes(self) -> int:
         """Bytes of all tensors."""
         return sum(ref.num_bytes for ref in self.tensors.values())
+
+    def tensors_by_file(self) -> dict[str, list[TensorRef]]:
+        """Return the tensors of every weight file."""
+        found: dict[str, list[TensorRef]] = {file: [] for file in self.weight_files}
+        for ref in self.tensors.values():
+            found[ref.file].append(ref)
+        return found
 
     def identity(self) -> list[dict[str, str | int]]:
         """Return what tells this version of the weights from another, one entry per file."""

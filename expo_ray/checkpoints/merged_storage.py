@@ -14,8 +14,7 @@ import hashlib
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Self
+from dataclasses import replace
 
 import torch
 
@@ -27,6 +26,7 @@ from expo_ray.checkpoints.adapters import (
     read_adapter,
 )
 from expo_ray.checkpoints.checkpoint import Checkpoint, WeightFile
+from expo_ray.checkpoints.computed_file import ComputedReader, ComputedTensor, lay_out_behind
 from expo_ray.checkpoints.header import DTYPE_BITS, TensorRef
 from expo_ray.checkpoints.index import read_file_header
 from expo_ray.checkpoints.sidecars import belongs_to_tokenizer, sort_files
@@ -41,19 +41,9 @@ from expo_ray.checkpoints.storage import (
 from expo_ray.checkpoints.tensors import TORCH_DTYPES, read_tensor
 from expo_ray.errors import CheckpointError
 
-BLOCK_ELEMENTS = 65_536
-_ITEM_BYTES = 4
 _MAX_CACHED_FACTORS = 4
 
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class MergedTensor:
-    """A changed tensor: where it appears, and what it is made of."""
-
-    ref: TensorRef
-    """F32, behind the bytes of the base file."""
-    base: TensorRef
-    change: LoraTensor
+MergedTensor = ComputedTensor[LoraTensor]
 
 
 def open_merged(storage: Storage, files: Mapping[str, FileFacts], base: Checkpoint) -> Checkpoint:
@@ -69,6 +59,10 @@ def open_merged(storage: Storage, files: Mapping[str, FileFacts], base: Checkpoi
     Raises:
         CheckpointError: The adapter is not supported, or does not belong to this base.
     """
+    if split_address(base.uri)[1]:
+        raise CheckpointError(
+            "an adapter on an adapter is not supported", where=storage.uri, got=base.uri
+        )
     adapter = read_adapter(storage, files)
     if adapter.file in base.weight_files:
         raise CheckpointError("a weight file of the base is named like an adapter", where=base.uri)
@@ -76,8 +70,8 @@ def open_merged(storage: Storage, files: Mapping[str, FileFacts], base: Checkpoi
     tensors = dict(base.tensors)
     tensors.update({n: replace(ref, name=n) for n, ref in adapter.replaced.items()})
     weight_files = {}
-    for file, known in base.weight_files.items():
-        refs = [ref for ref in base.tensors.values() if ref.file == file]
+    for file, refs in base.tensors_by_file().items():
+        known = base.weight_files[file]
         merged = lay_out(adapter, refs, known.facts.num_bytes)
         tensors.update({m.ref.name: m.ref for m in merged})
         digest = hashlib.sha256(f"{known.header_sha256} {adapter.digest}".encode())
@@ -103,17 +97,8 @@ def lay_out(
     adapter: Adapter, refs: Sequence[TensorRef], base_bytes: int
 ) -> tuple[MergedTensor, ...]:
     """Return the changed tensors of one base file and where they appear behind its bytes."""
-    merged = []
-    position = base_bytes
-    for ref in sorted(refs, key=lambda ref: ref.name):
-        change = adapter.change_of(ref)
-        if change is None:
-            continue
-        num_bytes = ref.num_elements * _ITEM_BYTES
-        place = replace(ref, dtype="F32", offset_bytes=position, num_bytes=num_bytes)
-        merged.append(MergedTensor(ref=place, base=ref, change=change))
-        position += num_bytes
-    return tuple(merged)
+    changes = ((ref, adapter.change_of(ref)) for ref in refs)
+    return lay_out_behind([(ref, c) for ref, c in changes if c is not None], base_bytes)
 
 
 def open_merged_storage(uri: str) -> MergedStorage:
@@ -137,18 +122,18 @@ class MergedStorage:
 
     def list_files(self) -> dict[str, FileFacts]:
         """Return the files of both; those of the adapter win."""
-        return {**self._base.list_files(), **self._adapter.storage.list_files()}
+        return {**self._base.list_files(), **self._adapter.files}
 
     def sidecars(self) -> set[str]:
         """Return the names of all files, without the base's tokenizer if the adapter has one."""
-        own, others = set(self._adapter.storage.list_files()), set(self._base.list_files())
+        own, others = set(self._adapter.files), set(self._base.list_files())
         if any(name.startswith("tokenizer") for name in own):
             others = {name for name in others if not belongs_to_tokenizer(name)}
         return own | others
 
     def read_bytes(self, name: str) -> bytes:
         """Return the content of a small file, the adapter's own first."""
-        is_own = name != "config.json" and name in self._adapter.storage.list_files()
+        is_own = name != "config.json" and name in self._adapter.files
         return (self._adapter.storage if is_own else self._base).read_bytes(name)
 
     def open(self, name: str) -> RangeReader:
@@ -161,77 +146,42 @@ class MergedStorage:
         return MergedReader(base, self._adapter, merged)
 
 
-class MergedReader:
-    """Ranged reads of a base file and of sums; safe to share between threads."""
+class MergedReader(ComputedReader[LoraTensor]):
+    """Ranged reads of a base file and of sums."""
 
     def __init__(self, base: RangeReader, adapter: Adapter, merged: Sequence[MergedTensor]) -> None:
-        self._base = base
         self._adapter = adapter
-        self._merged = merged
         self._own = adapter.storage.open(adapter.file)
         self._factors: OrderedDict[str, tuple[torch.Tensor, torch.Tensor]] = OrderedDict()
         self._lock = threading.Lock()
-        self._base_bytes = base.facts.num_bytes
-        self.facts = _facts(base.facts, replace(adapter, facts=self._own.facts), merged)
+        super().__init__(base, merged)
 
-    def read_into(self, offset_bytes: int, buffer: memoryview) -> None:
-        """Fill the whole buffer from an absolute offset."""
-        if not len(buffer):
-            return
-        if offset_bytes + len(buffer) <= self._base_bytes:
-            self._base.read_into(offset_bytes, buffer)
-            return
-        for item in self._merged:
-            start = offset_bytes - item.ref.offset_bytes
-            if start >= 0 and start + len(buffer) <= item.ref.num_bytes:
-                self._read_sum(item, start, buffer)
-                return
-        raise EOFError(f"{self.facts.name} holds no single tensor at byte {offset_bytes}")
-
-    def refresh(self) -> FileFacts:
-        """Return the facts as they are now."""
-        adapter = replace(self._adapter, facts=self._own.refresh())
-        return _facts(self._base.refresh(), adapter, self._merged)
+    def describe(self, base: FileFacts) -> FileFacts:
+        """Return facts that change with either file."""
+        return _facts(base, replace(self._adapter, facts=self._own.refresh()), self._items)
 
     def close(self) -> None:
         """Release both files."""
-        self._base.close()
+        super().close()
         self._own.close()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.close()
-
-    def _read_sum(self, item: MergedTensor, start_bytes: int, buffer: memoryview) -> None:
-        num_columns = item.base.shape[1]
-        end_bytes = start_bytes + len(buffer)
-        row_bytes = num_columns * _ITEM_BYTES
-        step = max(1, BLOCK_ELEMENTS // num_columns)
-        for first in range(start_bytes // row_bytes, -(-end_bytes // row_bytes), step):
-            last = min(first + step, -(-end_bytes // row_bytes))
-            rows = self._sum_rows(item, first, last).view(torch.uint8).reshape(-1).numpy().data
-            low, high = max(start_bytes, first * row_bytes), min(end_bytes, last * row_bytes)
-            buffer[low - start_bytes : high - start_bytes] = rows[
-                low - first * row_bytes : high - first * row_bytes
-            ]
-
-    def _sum_rows(self, item: MergedTensor, first: int, last: int) -> torch.Tensor:
-        left, right = self._load_factors(item.change)
+    def compute_rows(self, item: MergedTensor, first: int, last: int) -> torch.Tensor:
+        """Return some rows of base + scaling * (B @ A)."""
+        change = item.source
+        left, right = self._load_factors(change)
         delta = left[first:last, 0, None] * right[0]
         product = torch.empty_like(delta)
         for k in range(1, right.shape[0]):
             torch.mul(left[first:last, k, None], right[k], out=product)
             delta.add_(product)
-        delta.mul_(item.change.scaling)
-        source = item.change.stored or item.base
-        item_bytes = DTYPE_BITS[source.dtype] // 8
+        delta.mul_(change.scaling)
+        stored = change.stored or item.base
+        item_bytes = DTYPE_BITS[stored.dtype] // 8
         raw = torch.empty(delta.numel() * item_bytes, dtype=torch.uint8)
-        reader = self._own if item.change.stored else self._base
-        start = source.offset_bytes + first * item.base.shape[1] * item_bytes
+        reader = self._own if change.stored else self._base
+        start = stored.offset_bytes + first * item.base.shape[1] * item_bytes
         reader.read_into(start, raw.numpy().data)
-        base = raw.view(TORCH_DTYPES[source.dtype]).reshape(delta.shape).float()
+        base = raw.view(TORCH_DTYPES[stored.dtype]).reshape(delta.shape).float()
         return base.add_(delta)
 
     def _load_factors(self, change: LoraTensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -249,9 +199,10 @@ class MergedReader:
 
 def _facts(base: FileFacts, adapter: Adapter, merged: Sequence[MergedTensor]) -> FileFacts:
     """Tell a version of both files apart from any other."""
+    config_version = adapter.files[ADAPTER_CONFIG].version
     return FileFacts(
         name=base.name,
         num_bytes=base.num_bytes + sum(item.ref.num_bytes for item in merged),
         version_kind=base.version_kind,
-        version=f"{base.version} + adapter {adapter.facts.version}, {adapter.config_version}",
+        version=f"{base.version} + adapter {adapter.facts.version}, {config_version}",
     )

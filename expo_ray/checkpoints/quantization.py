@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from expo_ray.checkpoints.checkpoint import Checkpoint
 from expo_ray.checkpoints.header import LOW_PRECISION_DTYPES
+from expo_ray.checkpoints.storage import split_address
 from expo_ray.errors import CheckpointError
 
 # The last part of a tensor name, and the kind that writes it.
@@ -27,6 +29,13 @@ _SUFFIXES = {
 }
 
 
+_PLAIN_HINT = "give the checkpoint it was quantized from"
+_BLOCK_HINT = (
+    "give the checkpoint it was quantized from, or an --output-dtype: the blocks are then read as "
+    "float32 and plain weights are written"
+)
+
+
 def quantization_of(checkpoint: Checkpoint) -> str | None:
     """Return the kind of quantization with the evidence for it, None for plain weights."""
     for section in (checkpoint.config, checkpoint.config.get("text_config")):
@@ -46,6 +55,29 @@ def quantization_of(checkpoint: Checkpoint) -> str | None:
     return None
 
 
+def block_size_of(config: Mapping[str, Any]) -> tuple[int, int] | None:
+    """Return (rows, columns) of the blocks of FP8 weights with block scales, None without."""
+    settings = config.get("quantization_config")
+    if not isinstance(settings, Mapping) or settings.get("quant_method") != "fp8":
+        return None
+    block = settings.get("weight_block_size")
+    fine = isinstance(block, list) and len(block) == 2 and all(type(n) is int for n in block)
+    return (block[0], block[1]) if block and fine and min(block) > 0 else None
+
+
+def without_block_scales(checkpoint: Checkpoint) -> Checkpoint:
+    """Return FP8 weights with block scales as the float32 they stand for, others as they are.
+
+    Raises:
+        CheckpointError: The scales do not fit the weights.
+    """
+    if block_size_of(checkpoint.config) is None or split_address(checkpoint.uri)[1]:
+        return checkpoint
+    from expo_ray.checkpoints.block_fp8 import dequantized  # torch: only where it is needed
+
+    return dequantized(checkpoint)
+
+
 def refuse_quantized(checkpoint: Checkpoint) -> None:
     """Let plain weights pass.
 
@@ -59,5 +91,5 @@ def refuse_quantized(checkpoint: Checkpoint) -> None:
             where=checkpoint.uri,
             got=kind,
             expected="float16, bfloat16, float32 or float64 weights",
-            hint="give the checkpoint it was quantized from",
+            hint=_PLAIN_HINT if block_size_of(checkpoint.config) is None else _BLOCK_HINT,
         )

@@ -18,6 +18,8 @@ WORK_FOLDER = ".expo_ray"
 RECORD_NAME = "expo_ray.json"
 # An adapter and the base it belongs to, as one address: ADAPTER#base=BASE.
 BASE_MARK = "#base="
+# A checkpoint of FP8 blocks, read as float32.
+DEQUANTIZED_MARK = "#dequantized"
 MAX_SMALL_FILE_BYTES = 512 * 1024 * 1024
 MAX_DEPTH = 2
 
@@ -183,6 +185,10 @@ def open_storage(uri: str | Path) -> Storage:
         from expo_ray.checkpoints.merged_storage import open_merged_storage
 
         return open_merged_storage(text)
+    if text.endswith(DEQUANTIZED_MARK):
+        from expo_ray.checkpoints.block_fp8 import open_dequantized_storage
+
+        return open_dequantized_storage(text)
     if is_remote(text):
         return RemoteStorage(RemotePath(text))
     if text.startswith("hf://"):
@@ -204,8 +210,8 @@ def open_storage(uri: str | Path) -> Storage:
 
 
 def split_address(uri: str) -> tuple[str, str]:
-    """Return the adapter and its base, or the address itself and an empty text."""
-    address, _, base = uri.partition(BASE_MARK)
+    """Return the adapter and its base, or the place itself and an empty text."""
+    address, _, base = uri.removesuffix(DEQUANTIZED_MARK).partition(BASE_MARK)
     return address, base
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from expo_ray.checkpoints.checkpoint import Checkpoint
 from expo_ray.checkpoints.header import build_header, tensor_bytes
 from expo_ray.checkpoints.index import SINGLE_NAME
+from expo_ray.checkpoints.quantization import without_block_scales
 from expo_ray.checkpoints.storage import FileFacts, split_address
 from expo_ray.errors import ConfigError
 from expo_ray.extrapolation.alpha import round_alpha
@@ -113,6 +114,8 @@ def build_plan(
     max_shard_bytes = parse_size(max_shard_size)
     first = initial if isinstance(initial, Checkpoint) else Checkpoint.open(initial)
     second = aligned if isinstance(aligned, Checkpoint) else _open_aligned(aligned, first)
+    if output_dtype != "auto":
+        first, second = without_block_scales(first), without_block_scales(second)
     pair = match_pair(first, second, vocab_policy=vocab_policy, output_dtype=output_dtype)
     return Plan(
         pair=pair,

@@ -1,0 +1,178 @@
+"""FP8 weights with block scales (DeepSeek V3, Qwen3-FP8), read as the float32 they stand for.
+
+    value[i, j] = weight[i, j].float() * weight_scale_inv[i // block_rows, j // block_columns]
+
+Each file appears with the dequantized tensors, as F32, behind its last byte; codes and scales are
+hidden, and config.json comes without its quantization. Nothing is quantized again: blocks chosen
+for other values would round a second time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from expo_ray.checkpoints.checkpoint import CONFIG_NAME, Checkpoint, WeightFile
+from expo_ray.checkpoints.computed_file import ComputedReader, ComputedTensor, lay_out_behind
+from expo_ray.checkpoints.header import FLOAT_DTYPES, TensorRef, parse_strict_json
+from expo_ray.checkpoints.index import read_file_header
+from expo_ray.checkpoints.quantization import block_size_of
+from expo_ray.checkpoints.storage import (
+    DEQUANTIZED_MARK,
+    FileFacts,
+    RangeReader,
+    Storage,
+    open_storage,
+)
+from expo_ray.checkpoints.tensors import read_tensor
+from expo_ray.errors import CheckpointError
+
+CODE_DTYPE = "F8_E4M3"
+SCALE_SUFFIX = "_scale_inv"
+
+
+@dataclass(frozen=True, slots=True)
+class BlockScales:
+    """Where the scales of one weight lie, and the size of its blocks."""
+
+    ref: TensorRef
+    block_rows: int
+    block_columns: int
+
+
+DequantizedTensor = ComputedTensor[BlockScales]
+
+
+def dequantized(checkpoint: Checkpoint) -> Checkpoint:
+    """Return a checkpoint with FP8 block scales as one of plain float32 values.
+
+    Raises:
+        CheckpointError: A tensor is quantized in another way, or its scales do not fit.
+    """
+    tensors = dict(checkpoint.tensors)
+    weight_files = {}
+    block = block_size_of(checkpoint.config)
+    for file, refs in checkpoint.tensors_by_file().items():
+        known = checkpoint.weight_files[file]
+        items = lay_out(checkpoint.config, refs, known.facts.num_bytes, checkpoint.uri)
+        for item in items:
+            del tensors[item.source.ref.name]
+            tensors[item.ref.name] = item.ref
+        digest = hashlib.sha256(f"{known.header_sha256} {block}".encode())
+        weight_files[file] = WeightFile(
+            facts=_facts(known.facts, items), header_sha256=digest.hexdigest()
+        )
+    storage = DequantizedStorage(checkpoint.storage)
+    return Checkpoint(
+        uri=storage.uri,
+        tensors=tensors,
+        config=_plain_config(checkpoint.config),
+        weight_files=weight_files,
+        sidecars=checkpoint.sidecars,
+        other_files=checkpoint.other_files,
+        storage=storage,
+    )
+
+
+def lay_out(
+    config: Mapping[str, Any], refs: Iterable[TensorRef], file_bytes: int, uri: str
+) -> tuple[DequantizedTensor, ...]:
+    """Return the dequantized tensors of one file and where they appear behind its bytes.
+
+    Raises:
+        CheckpointError: Scales are missing, or do not fit the blocks of the config.
+    """
+    block = block_size_of(config) or (0, 0)
+    by_name = {ref.name: ref for ref in refs}
+    items = []
+    for ref in by_name.values():
+        if ref.dtype != CODE_DTYPE:
+            continue
+        scales = by_name.get(f"{ref.name}{SCALE_SUFFIX}")
+        expected = tuple(-(-size // step) for size, step in zip(ref.shape, block, strict=False))
+        fits = scales is not None and len(ref.shape) == 2 and scales.shape == expected
+        if scales is None or not fits or scales.dtype not in FLOAT_DTYPES:
+            raise CheckpointError(
+                "the block scales of an FP8 weight do not fit it",
+                where=f"{uri}/{ref.file}, tensor {ref.name!r}",
+                got=f"{scales.dtype} {list(scales.shape)}" if scales else "none in the same file",
+                expected=f"floating-point {list(expected)} for blocks of {list(block)}",
+                hint="give the checkpoint before quantization",
+            )
+        items.append((ref, BlockScales(scales, *block)))
+    return lay_out_behind(items, file_bytes)
+
+
+class DequantizedStorage:
+    """A folder whose FP8 weights are read as float32."""
+
+    def __init__(self, base: Storage) -> None:
+        self._base = base
+        self.uri = f"{base.uri}{DEQUANTIZED_MARK}"
+
+    def list_files(self) -> dict[str, FileFacts]:
+        """Return the stored files."""
+        return self._base.list_files()
+
+    def read_bytes(self, name: str) -> bytes:
+        """Return the content of a small file; config.json without its quantization."""
+        data = self._base.read_bytes(name)
+        if name != CONFIG_NAME:
+            return data
+        config = _plain_config(parse_strict_json(data, file=f"{self._base.uri}/{name}"))
+        return (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode("utf-8")
+
+    def open(self, name: str) -> RangeReader:
+        """Open a weight file with the dequantized tensors behind it."""
+        where = f"{self._base.uri}/{CONFIG_NAME}"
+        config = parse_strict_json(self._base.read_bytes(CONFIG_NAME), file=where)
+        header = read_file_header(self._base, name)
+        base = self._base.open(name)
+        items = lay_out(config, header.tensors, base.facts.num_bytes, self._base.uri)
+        return DequantizingReader(base, items)
+
+
+def open_dequantized_storage(uri: str) -> DequantizedStorage:
+    """Return the storage behind an address that ends in the mark.
+
+    Raises:
+        CheckpointError: It is missing.
+    """
+    return DequantizedStorage(open_storage(uri.removesuffix(DEQUANTIZED_MARK)))
+
+
+class DequantizingReader(ComputedReader[BlockScales]):
+    """Ranged reads of a stored file and of dequantized tensors."""
+
+    def describe(self, base: FileFacts) -> FileFacts:
+        """Return the facts of the stored file, longer by what is computed."""
+        return _facts(base, self._items)
+
+    def compute_rows(self, item: DequantizedTensor, first: int, last: int) -> torch.Tensor:
+        """Return some rows of code * scale."""
+        num_columns = item.base.shape[1]
+        raw = torch.empty((last - first) * num_columns, dtype=torch.uint8)
+        self._base.read_into(item.base.offset_bytes + first * num_columns, raw.numpy().data)
+        values = raw.view(torch.float8_e4m3fn).float().reshape(-1, num_columns)
+        scales = read_tensor(self._base, item.source.ref).float()
+        by_row = scales[torch.arange(first, last) // item.source.block_rows]
+        by_element = by_row.repeat_interleave(item.source.block_columns, dim=1)
+        return values.mul_(by_element[:, :num_columns])
+
+
+def _facts(base: FileFacts, items: Sequence[DequantizedTensor]) -> FileFacts:
+    return FileFacts(
+        name=base.name,
+        num_bytes=base.num_bytes + sum(item.ref.num_bytes for item in items),
+        version_kind=base.version_kind,
+        version=base.version,
+    )
+
+
+def _plain_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in config.items() if key != "quantization_config"}
