@@ -79,6 +79,14 @@ def extrapolate(
             "dare:drop=0.9,seed=1 (random drop, rescaled), svd:rank=16, clip:norm=0.1.",
         ),
     ] = None,
+    export_mergekit: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="Also write the plan as a mergekit configuration (task_arithmetic); "
+            "with --dry-run only that.",
+        ),
+    ] = None,
     allow_nonfinite: Annotated[
         bool, typer.Option("--allow-nonfinite", help="Go on where an input holds NaN or infinity.")
     ] = False,
@@ -116,6 +124,7 @@ def extrapolate(
             max_shard_size=max_shard_size,
             vocab_policy=vocab_policy,
             transforms=transform or (),
+            export_mergekit=export_mergekit,
             allow_nonfinite=allow_nonfinite,
             allow_overflow=allow_overflow,
             overwrite=overwrite,

@@ -20,6 +20,7 @@ from expo_ray.extrapolation.alpha_rules import (
 from expo_ray.extrapolation.assembly import Attachments, assemble, read_attachments
 from expo_ray.extrapolation.fanout import WORKER_MEMORY_BYTES, run_tasks
 from expo_ray.extrapolation.loading import LoadingCheck
+from expo_ray.extrapolation.mergekit_export import write_mergekit
 from expo_ray.extrapolation.pair import refuse_equal_weights
 from expo_ray.extrapolation.plan import (
     DEFAULT_SHARD_SIZE,
@@ -54,6 +55,7 @@ def extrapolate(
     vocab_policy: str = "refuse",
     alpha_rules: str | Path | AlphaRules | None = None,
     transforms: Sequence[str] = (),
+    export_mergekit: str | Path | None = None,
     allow_nonfinite: bool = False,
     allow_overflow: bool = False,
     overwrite: bool = False,
@@ -77,6 +79,7 @@ def extrapolate(
         alpha_rules: YAML file of globs and depth ramps; one checkpoint comes out, in `output`.
         transforms: Of delta, in order: `dare:drop=0.9,seed=1`, `magnitude:keep=0.2`,
             `svd:rank=16`, `clip:norm=0.1`; see `expo_ray.extrapolation.transforms`.
+        export_mergekit: File that gets the plan as a mergekit configuration, also in a dry run.
         allow_nonfinite: Go on where an input holds NaN or infinity.
         allow_overflow: Go on where a result does not fit the output dtype.
         overwrite: Replace what the output folder holds.
@@ -111,6 +114,8 @@ def extrapolate(
     targets = find_targets(
         plan, output, alphas, attachments, overwrite=overwrite, resolution=resolution
     )
+    if export_mergekit is not None:
+        write_mergekit(export_mergekit, plan, alphas[0] if not rules and len(alphas) == 1 else None)
     if dry_run:
         return _dry_result(plan, targets, started)
     if not all(target.is_done for target in targets):

@@ -1,0 +1,91 @@
+"""A plain plan as the configuration with which mergekit computes the same model.
+
+Task arithmetic with base = initial and weight 1 + alpha on aligned is
+`initial + (1 + alpha) * (aligned - initial)`: the formula, rounded in another order, so that the
+last bits may differ. What mergekit cannot say in this method is refused and not approximated.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from expo_ray.checkpoints.atomic_io import atomic_write_text
+from expo_ray.checkpoints.header import FLOAT_DTYPES
+from expo_ray.errors import ConfigError
+from expo_ray.extrapolation.plan import Plan
+
+FLAG = "--export-mergekit"
+_NAMES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
+_HEADER = """\
+# For mergekit 0.1.5: mergekit-yaml THIS_FILE OUTPUT
+# The sum is rounded in another order than by expo-ray, so the last bits may differ. Tokenizer,
+# config and generation config come from base_model there, from the aligned model here.
+"""
+
+
+def mergekit_config(plan: Plan, alpha: float) -> dict[str, Any]:
+    """Return the configuration of one alpha.
+
+    Raises:
+        ConfigError: The plan is not plain: transforms, copied rows, or dtypes of several kinds.
+    """
+    floats = [pair for pair in plan.pair.tensors if pair.aligned.dtype in FLOAT_DTYPES]
+    dtypes = sorted({pair.output_dtype for pair in floats})
+    if plan.transforms:
+        raise _refusal("transforms", ", ".join(map(str, plan.transforms)))
+    if len(dtypes) > 1 or dtypes[0] not in _NAMES or plan.has_float64:
+        hint = "--output-dtype gives one dtype to all, where none is float64"
+        raise _refusal("dtypes of several kinds, or float64", ", ".join(dtypes), hint)
+    for pair in floats:
+        if pair.num_extrapolated != pair.aligned.num_elements:
+            raise _refusal("rows that are copied", f"tensor {pair.name!r}")
+    return {
+        "merge_method": "task_arithmetic",
+        "base_model": _reference(plan.pair.initial.uri),
+        "models": [
+            {"model": _reference(plan.pair.aligned.uri), "parameters": {"weight": 1 + alpha}}
+        ],
+        "parameters": {"normalize": False},
+        "dtype": "float32",
+        "out_dtype": _NAMES[dtypes[0]],
+    }
+
+
+def write_mergekit(path: str | Path, plan: Plan, alpha: float | None) -> None:
+    """Write the configuration as YAML.
+
+    Args:
+        path: The file; replaced where it exists.
+        plan: The plan.
+        alpha: Its only alpha; None under alpha rules, which are refused.
+
+    Raises:
+        ConfigError: The plan is not plain.
+    """
+    if alpha is None:
+        raise _refusal("alpha rules, or several alphas", "no single alpha")
+    config = mergekit_config(plan, alpha)
+    text = _HEADER + yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
+    atomic_write_text(Path(path).expanduser(), text)
+
+
+def _reference(uri: str) -> str:
+    """Return how mergekit names a model: a folder, or owner/name@revision."""
+    if uri.startswith("hf://"):
+        return uri.removeprefix("hf://")
+    if "://" in uri or "+" in Path(uri).name:
+        raise _refusal("an address that it does not read", uri)
+    return uri
+
+
+def _refusal(what: str, got: str, hint: str | None = None) -> ConfigError:
+    return ConfigError(
+        f"mergekit's task arithmetic cannot express {what}",
+        where=FLAG,
+        got=got,
+        expected="one alpha for all tensors",
+        hint=hint,
+    )
