@@ -26,9 +26,12 @@ _SUFFIXES = {
     "input_scale": "fp8",
     "weight_packed": "compressed-tensors",
     "weight_zero_point": "compressed-tensors",
+    "W_q": "hqq",
+    "codebooks": "aqlm",
+    "_data": "quanto",
 }
-
-
+# Of gpt-oss: packed nibbles and exponents, both plain bytes as far as the header tells.
+_MXFP4 = ("_blocks", "_scales")
 _PLAIN_HINT = "give the checkpoint it was quantized from"
 _BLOCK_HINT = (
     "give the checkpoint it was quantized from, or an --output-dtype: the blocks are then read as "
@@ -38,7 +41,8 @@ _BLOCK_HINT = (
 
 def quantization_of(checkpoint: Checkpoint) -> str | None:
     """Return the kind of quantization with the evidence for it, None for plain weights."""
-    for section in (checkpoint.config, checkpoint.config.get("text_config")):
+    parts = (v for k, v in checkpoint.config.items() if k.endswith("_config"))
+    for section in (checkpoint.config, *parts):
         if not isinstance(section, Mapping):
             continue
         for key in ("quantization_config", "compression_config"):
@@ -52,6 +56,8 @@ def quantization_of(checkpoint: Checkpoint) -> str | None:
         last = name.rpartition(".")[2]
         if last in _SUFFIXES or ".quant_state" in name:
             return f"{_SUFFIXES.get(last, 'bitsandbytes')} (tensor {name!r})"
+        if ref.dtype == "U8" and last.endswith(_MXFP4):
+            return f"mxfp4 (tensor {name!r})"
     return None
 
 

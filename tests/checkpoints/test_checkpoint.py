@@ -175,23 +175,55 @@ def test_unfinished_output_is_no_checkpoint(copy: Path) -> None:
         Checkpoint.open(copy)
 
 
-def test_quantized_weights_are_refused_by_name(tmp_path: Path) -> None:
-    plain = {"w": torch.ones(2, 2)}
-    cases = {
-        "gptq": make(tmp_path / "a", plain, quantization_config={"quant_method": "gptq"}),
-        "awq": make(
-            tmp_path / "b", plain, text_config={"quantization_config": {"quant_method": "awq"}}
-        ),
-        "F8_E4M3": make(tmp_path / "c", {"w": torch.ones(2, 2).to(torch.float8_e4m3fn)}),
-        "gptq or awq": make(tmp_path / "d", {"l.qweight": torch.ones(2, dtype=torch.int32)}),
-        "bitsandbytes": make(tmp_path / "e", {"l.weight.absmax": torch.ones(2)}),
-        "fp8": make(tmp_path / "f", {"l.weight_scale_inv": torch.ones(2)}),
-    }
-    for kind, folder in cases.items():
-        with pytest.raises(CheckpointError, match="quantized") as caught:
-            refuse_quantized(Checkpoint.open(folder))
-        assert str(caught.value.got).startswith(kind)
-    assert quantization_of(Checkpoint.open(make(tmp_path / "g", plain))) is None
+INT32 = torch.ones(2, 2, dtype=torch.int32)
+BYTES = torch.ones(2, 2, dtype=torch.uint8)
+PLAIN = torch.ones(2, 2)
+
+
+@pytest.mark.parametrize("section", ["", "text_config", "vision_config"])
+@pytest.mark.parametrize("kind", ["gptq", "awq", "bitsandbytes", "mxfp4", "fp8", "hqq", "torchao"])
+def test_quantization_in_the_config_is_refused_by_name(
+    tmp_path: Path, kind: str, section: str
+) -> None:
+    settings: dict[str, object] = {"quantization_config": {"quant_method": kind}}
+    config = {section: settings} if section else settings
+    with pytest.raises(CheckpointError, match="quantized") as caught:
+        refuse_quantized(Checkpoint.open(make(tmp_path, {"w": PLAIN}, **config)))
+    assert str(caught.value.got).startswith(kind)
+    assert caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "tensor"),
+    [
+        ("F8_E4M3", "l.weight", PLAIN.to(torch.float8_e4m3fn)),
+        ("F8_E5M2", "l.weight", PLAIN.to(torch.float8_e5m2)),
+        ("fp8", "l.weight_scale_inv", PLAIN),
+        ("gptq or awq", "l.qweight", INT32),
+        ("gptq or awq", "l.qzeros", INT32),
+        ("gptq", "l.g_idx", INT32),
+        ("bitsandbytes", "l.weight.absmax", PLAIN),
+        ("bitsandbytes", "l.weight.quant_state.bitsandbytes__nf4", BYTES),
+        ("bitsandbytes", "l.SCB", PLAIN),
+        ("mxfp4", "model.layers.0.mlp.experts.gate_up_proj_blocks", BYTES),
+        ("mxfp4", "model.layers.0.mlp.experts.down_proj_scales", BYTES),
+        ("compressed-tensors", "l.weight_packed", INT32),
+        ("hqq", "l.W_q", BYTES),
+        ("quanto", "l.weight._data", BYTES),
+    ],
+)
+def test_quantized_tensors_are_refused_by_name_without_a_config(
+    tmp_path: Path, kind: str, name: str, tensor: torch.Tensor
+) -> None:
+    with pytest.raises(CheckpointError, match="quantized") as caught:
+        refuse_quantized(Checkpoint.open(make(tmp_path, {name: tensor})))
+    assert caught.value.got == f"{kind} (tensor {name!r})"
+
+
+def test_plain_weights_pass(tmp_path: Path) -> None:
+    tensors = {"w": PLAIN, "sinks_scales": PLAIN, "position_ids": INT32, "mask_blocks": INT32}
+    checkpoint = Checkpoint.open(make(tmp_path, tensors, quantization_config=None))
+    assert quantization_of(checkpoint) is None
 
 
 @pytest.mark.parametrize(
