@@ -4,7 +4,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from expo_ray.serving.alpha_client import get_alpha, set_alpha
     from expo_ray.serving.commands import generate, score, serve
+    from expo_ray.serving.engines.options import EngineOptions, parse_engine_args
     from expo_ray.serving.generator_replicas import GeneratorReplicas
     from expo_ray.serving.reward_replicas import RewardReplicas
     from expo_ray.serving.sampling import PAPER_SAMPLING, SamplingParams
@@ -13,14 +15,18 @@ if TYPE_CHECKING:
 
 __all__ = [
     "PAPER_SAMPLING",
+    "EngineOptions",
     "GeneratorReplicas",
     "ModelSource",
     "RewardReplicas",
     "SamplingParams",
     "ServedModel",
     "generate",
+    "get_alpha",
+    "parse_engine_args",
     "score",
     "serve",
+    "set_alpha",
 ]
 
 _MODULES = {
@@ -30,6 +36,10 @@ _MODULES = {
     "RewardReplicas": "reward_replicas",
     "ServedModel": "served_model",
     "ModelSource": "source",
+    "EngineOptions": "engines.options",
+    "parse_engine_args": "engines.options",
+    "get_alpha": "alpha_client",
+    "set_alpha": "alpha_client",
     "generate": "commands",
     "score": "commands",
     "serve": "commands",

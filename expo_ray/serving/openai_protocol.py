@@ -19,9 +19,18 @@ from expo_ray.tables.prompts import Message
 class ApiError(Exception):
     """An answer in the OpenAI error format."""
 
-    def __init__(self, status: int, message: str, *, code: str, param: str | None = None) -> None:
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        code: str,
+        param: str | None = None,
+        headers: dict[str, str] | None = None,
+    ) -> None:
         super().__init__(message)
         self.status = status
+        self.headers = headers
         self.code = code
         self.param = param
 
@@ -132,6 +141,16 @@ class RewardsBody(BaseModel):
 
     messages: list[ChatMessage] = Field(min_length=1)
     model: str | None = None
+
+
+class AlphaBody(BaseModel):
+    """POST /v1/alpha."""
+
+    model_config = ConfigDict(allow_inf_nan=False, extra="forbid")
+
+    alpha: float
+    drain_seconds: float = Field(300.0, gt=0, le=86400)
+    """How long requests that are being answered may take to finish."""
 
 
 class ResponseFormat:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from ray import serve
@@ -11,6 +14,8 @@ from expo_ray.serving.engines import VLLM
 from expo_ray.serving.engines.options import EngineOptions
 from expo_ray.serving.generator import Generator
 from expo_ray.serving.launching import replica_options, vllm_options
+from expo_ray.serving.openai_app import OpenAIServer
+from expo_ray.serving.openai_service import ServiceSettings
 from expo_ray.serving.source import ModelSource
 
 _SAME_MODEL = ("_name_or_path", "dtype", "torch_dtype", "transformers_version")
@@ -35,7 +40,8 @@ def bulk_app(
             max_ongoing_requests=8, **replica_options(num_replicas)
         )
         return deployment.bind(engine, None, options)
-    from expo_ray.serving.vllm_generator import VLLMGenerator
+    with _own_logging():
+        from expo_ray.serving.vllm_generator import VLLMGenerator
 
     return vllm_app(
         VLLMGenerator,
@@ -43,6 +49,46 @@ def bulk_app(
         options,
         deployment=vllm_options(num_replicas, options) | {"max_ongoing_requests": 8},
         bind={"source": source},
+    )
+
+
+def server_app(
+    engine: str,
+    source: ModelSource,
+    options: EngineOptions,
+    *,
+    settings: ServiceSettings,
+    rewarder: Any,
+    deployment: dict[str, Any],
+) -> serve.Application:
+    """Return the application that answers HTTP requests.
+
+    Args:
+        engine: As `resolve_engine` returns it.
+        source: Weights to serve.
+        options: Settings of the engine.
+        settings: Settings of the service.
+        rewarder: A bound reward deployment, or None.
+        deployment: Options of the deployment.
+
+    Raises:
+        ConfigError: vLLM refuses its settings.
+    """
+    if engine != VLLM:
+        server: Any = OpenAIServer
+        app: serve.Application = server.options(**deployment).bind(
+            engine, source, options, settings, rewarder
+        )
+        return app
+    with _own_logging():
+        from expo_ray.serving.vllm_server import VLLMServer
+
+    return vllm_app(
+        VLLMServer,
+        source,
+        options,
+        deployment=deployment,
+        bind={"source": source, "settings": settings, "rewarder": rewarder},
     )
 
 
@@ -66,7 +112,8 @@ def vllm_app(
     Raises:
         ConfigError: vLLM refuses its settings.
     """
-    from ray.serve.llm import build_llm_deployment
+    with _own_logging():
+        from ray.serve.llm import build_llm_deployment
 
     from expo_ray.serving.engines.vllm_config import llm_config
 
@@ -97,3 +144,15 @@ def same_engine(engine: str, one: ModelSource, other: ModelSource) -> bool:
         return {key: value for key, value in config.items() if key not in _SAME_MODEL}
 
     return facts(one) == facts(other)
+
+
+@contextmanager
+def _own_logging() -> Iterator[None]:
+    """Import `ray.serve.llm`, which takes over the root logger, without letting it."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    try:
+        yield
+    finally:
+        root.handlers[:] = handlers
+        root.setLevel(level)

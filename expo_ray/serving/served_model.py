@@ -8,21 +8,36 @@ from pathlib import Path
 from typing import Any, Self
 
 import httpx
+import ray
 from ray import serve
 
 from expo_ray.checkpoints import Checkpoint
-from expo_ray.errors import ServingError
+from expo_ray.errors import ConfigError, ServingError
 from expo_ray.rewards import RewardModelSpec
+from expo_ray.serving.alpha_board import stop_board
+from expo_ray.serving.alpha_client import DRAIN_SECONDS, set_alpha
 from expo_ray.serving.chunked_calls import call_in_chunks
-from expo_ray.serving.engines import resolve_engine
+from expo_ray.serving.engines import TRANSFORMERS, VLLM, resolve_engine
+from expo_ray.serving.engines.options import EngineOptions
+from expo_ray.serving.engines.vllm_config import MAX_NUM_SEQS
 from expo_ray.serving.generator import MAX_BATCH_ROWS
-from expo_ray.serving.launching import LOCALHOST, application, ensure_serve, replica_options
-from expo_ray.serving.openai_app import OpenAIServer, key_digest
+from expo_ray.serving.launching import (
+    LOCALHOST,
+    application,
+    ensure_serve,
+    replica_options,
+    vllm_options,
+)
+from expo_ray.serving.openai_service import ServiceSettings, key_digest
+from expo_ray.serving.replica_apps import server_app
 from expo_ray.serving.reward_replicas import rewarder_paths
 from expo_ray.serving.rewarder import Rewarder
 from expo_ray.serving.source import ModelSource
 
-_MAX_QUEUED_REQUESTS = 256
+_MAX_WAITING_REQUESTS = 256
+_REFUSAL_SLOTS = 64
+_MAX_QUEUED_REQUESTS = 4096
+_NO_OPTIONS = EngineOptions()
 _ANSWER_TIMEOUT_SECONDS = 120.0
 
 
@@ -32,16 +47,19 @@ class ServedModel:
     Args:
         source: Which weights.
         num_replicas: How many; each takes one CPU, and one GPU where the cluster has any.
-        engine: `auto` or `transformers`.
+        engine: `auto`, `transformers` or `vllm`.
+        options: Settings of the engine.
         reward_model: Also serve this one at /v1/rewards.
         initial: For an implicit reward: the checkpoint before alignment.
         host: Address to listen on.
         port: Port to listen on; None takes the one of a Serve that runs, else a free one.
         route: URL prefix; "" makes a unique one, so that several can live on one port.
         api_key: Key that clients must send; None asks for none.
+        allow_alpha_change: Whether clients may change alpha while it runs; needs a pair.
+        max_replicas: Let Serve's autoscaler add replicas up to so many; None keeps the number.
 
     Raises:
-        ConfigError: The engine, reward model or port is not usable.
+        ConfigError: The engine, its options, the reward model or the port is not usable.
         CheckpointError: A checkpoint is missing or malformed.
     """
 
@@ -50,6 +68,8 @@ class ServedModel:
     model: str
     """The name that requests give."""
     weights_digest: str
+    engine: str
+    """The one that `auto` stands for."""
     app_name: str
     """Name of the Serve application, for callers that reach its replicas by a handle."""
 
@@ -65,8 +85,22 @@ class ServedModel:
         port: int | None = None,
         route: str = "",
         api_key: str | None = None,
+        options: EngineOptions = _NO_OPTIONS,
+        allow_alpha_change: bool = False,
+        max_replicas: int | None = None,
     ) -> None:
-        self._engine = resolve_engine(engine)
+        self.engine = resolve_engine(engine)
+        if self.engine == TRANSFORMERS:
+            options.require_none_for(self.engine)
+        if allow_alpha_change and source.alpha is None:
+            raise ConfigError(
+                "alpha can change only where a pair is served",
+                where="--allow-alpha-change",
+                hint="give --initial and --alpha (0 is the aligned model itself)",
+            )
+        self._options = options
+        self._allow_alpha_change = allow_alpha_change
+        self._max_replicas = max_replicas
         self._source = source
         Checkpoint.open(source.model)
         self._spec = None if reward_model is None else RewardModelSpec.parse(reward_model)
@@ -83,6 +117,7 @@ class ServedModel:
     def __enter__(self) -> Self:
         with ExitStack() as stack:
             host, port = self._listen
+            self._source.check()
             root = ensure_serve(host=host, port=port)
             app = application(self.bind(), label="server", route=self._route)
             handle, route = stack.enter_context(app)
@@ -93,6 +128,7 @@ class ServedModel:
                 raise loaded.error
             self.weights_digest = loaded.weights_digest
             self.app_name = str(handle.app_name)
+            stack.callback(self._stop_board)
             self.url = f"{root}{route or ''}".rstrip("/")
             self._wait_for_an_answer()
             self._stack = stack.pop_all()
@@ -101,23 +137,62 @@ class ServedModel:
     def __exit__(self, *exc: object) -> None:
         self._stack.close()
 
+    def set_alpha(self, alpha: float, *, drain_seconds: float = DRAIN_SECONDS) -> dict[str, Any]:
+        """Bring all replicas to another alpha, see `expo_ray.serving.set_alpha`."""
+        state = set_alpha(alpha, url=self.url, api_key=self._api_key, drain_seconds=drain_seconds)
+        self.model, self.weights_digest = state["model"], state["weights_digest"]
+        return state
+
     def bind(self) -> serve.Application:
         """Return the Serve application, not deployed yet."""
-        options = replica_options(self._num_replicas)
+        settings = ServiceSettings(
+            api_key_digest=None if self._api_key is None else key_digest(self._api_key),
+            allow_alpha_change=self._allow_alpha_change,
+            # Twice the batch: while one batch runs, the next one gathers in the replica.
+            max_requests=2 * self._batch_size + _MAX_WAITING_REQUESTS,
+        )
         rewarder: Any = None
         if self._spec is not None:
             one = replica_options(1)
             rewarder = serve.deployment(Rewarder).options(**one).bind(self._spec, *self._pair)
-        # Twice the batch: while one batch runs, the next one gathers in the replica.
-        deployment: Any = OpenAIServer
-        server = deployment.options(
-            max_ongoing_requests=2 * MAX_BATCH_ROWS,
-            max_queued_requests=_MAX_QUEUED_REQUESTS,
-            **options,
+        return server_app(
+            self.engine,
+            self._source,
+            self._options,
+            settings=settings,
+            rewarder=rewarder,
+            deployment=self._deployment(settings.max_requests),
         )
-        digest = None if self._api_key is None else key_digest(self._api_key)
-        app: serve.Application = server.bind(self._engine, self._source, rewarder, digest)
-        return app
+
+    @property
+    def _batch_size(self) -> int:
+        if self.engine != VLLM:
+            return MAX_BATCH_ROWS
+        return int(self._options.engine_args.get("max_num_seqs", MAX_NUM_SEQS))
+
+    def _deployment(self, max_requests: int) -> dict[str, Any]:
+        if self.engine == VLLM:
+            deployment = vllm_options(self._num_replicas, self._options)
+        else:
+            deployment = replica_options(self._num_replicas)
+        if self._max_replicas is not None:
+            deployment.pop("num_replicas")
+            deployment["autoscaling_config"] = {
+                "min_replicas": self._num_replicas,
+                "max_replicas": self._max_replicas,
+                # More than a batch means waiting: that is when another replica helps.
+                "target_ongoing_requests": self._batch_size,
+            }
+        # The replica refuses what is too much, with Retry-After; Serve's own limits lie above.
+        return {
+            **deployment,
+            "max_ongoing_requests": max_requests + _REFUSAL_SLOTS,
+            "max_queued_requests": _MAX_QUEUED_REQUESTS,
+        }
+
+    def _stop_board(self) -> None:
+        if self._allow_alpha_change and ray.is_initialized():
+            stop_board(self.app_name)
 
     def _wait_for_an_answer(self) -> None:
         """Complete one token: only then can a client be told that the service is ready."""

@@ -78,12 +78,12 @@ class VLLMGenerator(LLMServer):  # type: ignore[misc]
             return self._loaded
         await self._gate.close()
         try:
-            return await self._switch(source)
+            return await self.replace(source)
         finally:
             self._gate.open()
 
-    async def _switch(self, source: ModelSource) -> Loaded:
-        """Replace the weights while the gate is closed."""
+    async def replace(self, source: ModelSource) -> Loaded:
+        """Put other weights in place while nobody is inside the gate."""
         self._source, self._loaded = None, NOTHING_LOADED
         results = await self.collective_rpc("expo_ray_load", args=(source_fields(source),))
         for result in results:

@@ -190,19 +190,20 @@ def test_two_models_live_beside_each_other_and_a_full_queue_says_503(
     served: ServedModel, pico_pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(served_model, "MAX_BATCH_ROWS", 1)
-    monkeypatch.setattr(served_model, "_MAX_QUEUED_REQUESTS", 1)
+    monkeypatch.setattr(served_model, "_MAX_WAITING_REQUESTS", 1)
     with ServedModel(ModelSource(model=str(pico_pair[0]))) as second:
         assert second.url != served.url
         assert second.weights_digest != served.weights_digest
 
-        async def flood() -> list[int]:
+        async def flood() -> list[tuple[int, str | None]]:
             body = {"model": second.model, "prompt": "x", "max_tokens": 200}
             async with httpx.AsyncClient(timeout=60) as many:
                 posts = (many.post(f"{second.url}/v1/completions", json=body) for _ in range(30))
-                return [answer.status_code for answer in await asyncio.gather(*posts)]
+                answers = await asyncio.gather(*posts)
+                return [(a.status_code, a.headers.get("retry-after")) for a in answers]
 
-        statuses = asyncio.run(flood())
-        assert set(statuses) == {200, 503}
+        answers = asyncio.run(flood())
+        assert set(answers) == {(200, None), (503, "1")}
         body = {"model": second.model, "prompt": "x", "max_tokens": 1}
         assert httpx.post(f"{second.url}/v1/completions", json=body).status_code == 200
     gone = httpx.get(f"{second.url}/health")

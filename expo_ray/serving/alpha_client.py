@@ -1,0 +1,87 @@
+"""Changing alpha of a running service from outside. Light: no ray, no torch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import httpx
+
+from expo_ray.errors import ConfigError, ServingError
+from expo_ray.extrapolation import parse_alpha
+
+DRAIN_SECONDS = 300.0
+_LOAD_SECONDS = 3600.0
+
+
+def set_alpha(
+    alpha: float | str,
+    *,
+    url: str,
+    api_key: str | None = None,
+    drain_seconds: float = DRAIN_SECONDS,
+) -> dict[str, Any]:
+    """Bring all replicas of a running service to another alpha, in place.
+
+    Requests that are being answered finish first, by the old weights; the others wait, and are
+    answered by the new ones if they ask for the new name, else with 404.
+
+    Args:
+        alpha: The new one.
+        url: Where the service answers, with or without /v1.
+        api_key: Key that it asks for.
+        drain_seconds: How long requests that are being answered may take; past that nothing is
+            changed.
+
+    Returns:
+        The new model name, its weights digest, the generation, and what each replica holds.
+
+    Raises:
+        ConfigError: The URL, the key or alpha is wrong, or the service does not allow the change.
+        ServingError: The change failed; the old alpha is served on.
+    """
+    return _ask(
+        "POST",
+        url,
+        api_key,
+        {"alpha": parse_alpha(alpha), "drain_seconds": drain_seconds},
+        timeout_seconds=drain_seconds + _LOAD_SECONDS,
+    )
+
+
+def get_alpha(*, url: str, api_key: str | None = None) -> dict[str, Any]:
+    """Return the current alpha of a running service, and what each replica holds.
+
+    Args:
+        url: Where the service answers, with or without /v1.
+        api_key: Key that it asks for.
+
+    Raises:
+        ConfigError: The URL or the key is wrong, or alpha of this service does not change.
+        ServingError: The service does not answer.
+    """
+    return _ask("GET", url, api_key, None, timeout_seconds=60)
+
+
+def _ask(
+    verb: str, url: str, api_key: str | None, body: Any, *, timeout_seconds: float
+) -> dict[str, Any]:
+    endpoint = f"{url.rstrip('/').removesuffix('/v1')}/v1/alpha"
+    headers = {} if api_key is None else {"Authorization": f"Bearer {api_key}"}
+    timeout = httpx.Timeout(timeout_seconds, connect=30)
+    try:
+        answer = httpx.request(verb, endpoint, json=body, headers=headers, timeout=timeout)
+    except (httpx.InvalidURL, httpx.UnsupportedProtocol) as error:
+        raise ConfigError("not a URL", where="--url", got=url, hint=str(error)) from error
+    except httpx.HTTPError as error:
+        raise ServingError(
+            "the service does not answer", where=endpoint, got=f"{type(error).__name__}: {error}"
+        ) from error
+    if answer.status_code == 200:
+        state: dict[str, Any] = answer.json()
+        return {"schema_version": 1, **state}
+    try:
+        message = str(answer.json()["error"]["message"])
+    except (ValueError, KeyError, TypeError):
+        message = answer.text[:300]
+    kind = ServingError if answer.status_code in (409, *range(500, 600)) else ConfigError
+    raise kind("the service refuses", where=endpoint, got=f"{answer.status_code}: {message}")

@@ -1,0 +1,302 @@
+"""What the OpenAI API is the same of, whichever engine answers: names, keys, limits, alpha.
+
+/v1/models, /health; beyond OpenAI's: /v1/rewards where a reward model is served, /v1/alpha where
+alpha may be changed, `weights_digest` and `alpha` in the model list.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing
+from dataclasses import dataclass, replace
+from typing import Any
+
+import ray
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, Response, StreamingResponse
+from pydantic import ValidationError
+from ray import serve
+from starlette.exceptions import HTTPException
+
+from expo_ray.errors import ExpoError
+from expo_ray.serving.alpha_board import find_or_start_board
+from expo_ray.serving.alpha_member import AlphaMember
+from expo_ray.serving.body_limit import BodyLimit
+from expo_ray.serving.loaded import Loaded
+from expo_ray.serving.openai_protocol import AlphaBody, ApiError, RewardsBody
+from expo_ray.serving.source import ModelSource
+from expo_ray.serving.weights_gate import WeightsGate
+
+REPLICA_HEADER = "x-expo-ray-replica"
+"""Response header that names the replica, so that a load test sees how evenly they share."""
+
+_ROUTES = {
+    "health": ("GET", "/health"),
+    "models": ("GET", "/v1/models"),
+    "model": ("GET", "/v1/models/{name:path}"),
+    "rewards": ("POST", "/v1/rewards"),
+    "alpha": ("GET", "/v1/alpha"),
+    "change_alpha": ("POST", "/v1/alpha"),
+    "chat_completions": ("POST", "/v1/chat/completions"),
+    "text_completions": ("POST", "/v1/completions"),
+}
+
+
+async def _api_error(request: Request, error: ApiError) -> Response:
+    return JSONResponse(error.body(), status_code=error.status, headers=error.headers)
+
+
+async def _invalid_request(
+    request: Request, error: RequestValidationError | ValidationError
+) -> Response:
+    first = error.errors()[0]
+    field = ".".join(str(part) for part in first["loc"] if part != "body")
+    is_syntax = first["type"] == "json_invalid"
+    message = "the body is not valid JSON" if is_syntax else f"{field}: {first['msg']}"
+    code = "invalid_json" if is_syntax else "invalid_value"
+    return await _api_error(
+        request, ApiError(400, message, code=code, param=None if is_syntax else field or None)
+    )
+
+
+async def _refused_chat(request: Request, error: ExpoError) -> Response:
+    return await _api_error(request, ApiError(400, str(error), code="invalid_value"))
+
+
+async def _http_error(request: Request, error: HTTPException) -> Response:
+    return await _api_error(
+        request, ApiError(error.status_code, str(error.detail), code="not_found")
+    )
+
+
+def openai_app(owner: Any) -> FastAPI:
+    """Return the HTTP application of a service.
+
+    Args:
+        owner: An `OpenAIService`, or the class, for `serve.ingress` to bind.
+    """
+    app = FastAPI(title="expo-ray", docs_url=None, redoc_url=None, openapi_url=None)
+    app.add_middleware(BodyLimit)
+    app.add_exception_handler(ApiError, _api_error)  # type: ignore[arg-type]
+    app.add_exception_handler(RequestValidationError, _invalid_request)  # type: ignore[arg-type]
+    app.add_exception_handler(ValidationError, _invalid_request)  # type: ignore[arg-type]
+    app.add_exception_handler(ExpoError, _refused_chat)  # type: ignore[arg-type]
+    app.add_exception_handler(HTTPException, _http_error)  # type: ignore[arg-type]
+    for name, (verb, path) in _ROUTES.items():
+        app.add_api_route(path, getattr(owner, name), methods=[verb], response_model=None)
+    return app
+
+
+def openai_ingress(cls: Any) -> Any:
+    """Make an `OpenAIService` the HTTP ingress of its application."""
+    return serve.ingress(openai_app(cls))(cls)
+
+
+def key_digest(key: str) -> str:
+    """Return what replicas keep of an API key: the key itself never enters Ray."""
+    return hashlib.sha256(key.encode()).hexdigest()
+
+
+def replica_name() -> str:
+    """Return the name of the replica that runs this."""
+    return str(serve.get_replica_context().replica_id.unique_id)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ServiceSettings:
+    """What a service is started with besides its model."""
+
+    api_key_digest: str | None = None
+    """`key_digest` of the key that clients must send; None asks for none."""
+    allow_alpha_change: bool = False
+    """Whether clients may change alpha of the running service."""
+    max_requests: int = 384
+    """Requests of one replica, those that wait included; more are answered by 503."""
+
+
+class OpenAIService:
+    """Mixed into a replica, which has `replace` (weights), `_source`, `_loaded` and `_gate`."""
+
+    _source: ModelSource | None
+    _loaded: Loaded
+    _gate: WeightsGate
+
+    async def replace(self, source: ModelSource) -> Loaded:
+        """Put other weights in place while nobody is inside the gate."""
+        raise NotImplementedError
+
+    async def start_service(
+        self, source: ModelSource, settings: ServiceSettings, rewarder: Any
+    ) -> None:
+        """Load the weights that are current.
+
+        Args:
+            source: What the service was started with.
+            settings: Of the service.
+            rewarder: Handle of a reward deployment; None answers /v1/rewards with 404.
+        """
+        self._settings = settings
+        self._rewarder = rewarder
+        self._created = int(time.time())
+        self._board: Any = None
+        if not settings.allow_alpha_change or source.alpha is None:
+            await self.replace(source)
+            return
+        context = serve.get_replica_context()
+        self._board = find_or_start_board(context.app_name, source.alpha)
+
+        async def load(alpha: float) -> Loaded:
+            wanted = replace(source, alpha=alpha)
+            return self._loaded if wanted == self._source else await self.replace(wanted)
+
+        self._member = AlphaMember(
+            self._board,
+            name=replica_name(),
+            actor=ray.get_runtime_context().current_actor,
+            gate=self._gate,
+            load=load,
+        )
+        await self._member.join()
+
+    async def health(self) -> Response:
+        """Answer 200 when the weights are loaded."""
+        ready = self._loaded.weights_digest is not None
+        return JSONResponse(
+            {"status": "ok" if ready else "not ready"}, status_code=200 if ready else 503
+        )
+
+    async def models(self, request: Request) -> dict[str, Any]:
+        """List the one model."""
+        self._authorize(request)
+        async with self._gate.reading():
+            return {"object": "list", "data": [self._model_entry()]}
+
+    async def model(self, name: str, request: Request) -> dict[str, Any]:
+        """Describe the model."""
+        self._authorize(request)
+        async with self._gate.reading():
+            self._require_model(name)
+            return self._model_entry()
+
+    async def rewards(self, body: RewardsBody, request: Request) -> dict[str, Any]:
+        """Score a chat whose last turn is the assistant's."""
+        self._authorize(request)
+        if self._rewarder is None:
+            raise ApiError(404, "no reward model is served here", code="not_found")
+        chat = [{"role": m.role, "content": m.content} for m in body.messages]
+        scored = await self._rewarder.score.remote([chat])
+        if scored.error is not None:
+            raise ApiError(503, scored.error.message, code="not_ready")
+        [score] = scored.scores
+        return {
+            "object": "reward",
+            "model": scored.name,
+            "model_revision": scored.revision,
+            "reward": score.reward,
+            "truncated": score.truncated,
+            "error": score.error,
+            "usage": {"prompt_tokens": score.tokens, "total_tokens": score.tokens},
+        }
+
+    async def alpha(self, request: Request) -> dict[str, Any]:
+        """Say what every replica holds."""
+        self._authorize(request)
+        state: dict[str, Any] = await self._require_board().state.remote()
+        return {"object": "alpha", **state}
+
+    async def change_alpha(self, body: AlphaBody, request: Request) -> dict[str, Any]:
+        """Bring all replicas to another alpha; answers when they serve it."""
+        self._authorize(request)
+        board = self._require_board()
+        problem = await board.change.remote(body.alpha, body.drain_seconds)
+        if problem is not None:
+            # Nothing has changed: what was served before is served again.
+            raise ApiError(409, str(problem), code="alpha_not_changed")
+        async with self._gate.reading():
+            entry = self._model_entry()
+        state = await board.state.remote()
+        return {
+            "object": "alpha",
+            "model": entry["id"],
+            "weights_digest": entry["weights_digest"],
+            **state,
+        }
+
+    def _require_board(self) -> Any:
+        if self._board is None:
+            raise ApiError(
+                403, "this service was started without --allow-alpha-change", code="not_allowed"
+            )
+        return self._board
+
+    def _authorize(self, request: Request) -> None:
+        expected = self._settings.api_key_digest
+        if expected is None:
+            return
+        scheme, _, key = request.headers.get("authorization", "").partition(" ")
+        right = hmac.compare_digest(key_digest(key.strip()), expected)
+        if scheme.lower() != "bearer" or not right:
+            raise ApiError(401, "the API key is missing or wrong", code="invalid_api_key")
+
+    def _require_model(self, name: str | None) -> None:
+        if self._loaded.weights_digest is None or self._source is None:
+            raise ApiError(503, "the weights are not loaded", code="not_ready")
+        if name != self._source.name:
+            raise ApiError(
+                404,
+                f"the model {name!r} does not exist, {self._source.name!r} is served here",
+                code="model_not_found",
+                param="model",
+            )
+
+    def _model_entry(self) -> dict[str, Any]:
+        source = self._source
+        return {
+            "id": None if source is None else source.name,
+            "object": "model",
+            "created": self._created,
+            "owned_by": "expo-ray",
+            "max_model_len": self._loaded.max_model_len,
+            "weights_digest": self._loaded.weights_digest,
+            "alpha": None if source is None else source.alpha,
+        }
+
+    async def _admit(
+        self, model: str | None, events: Callable[[], AsyncIterator[Any]]
+    ) -> AsyncIterator[Any]:
+        """Yield the events of a request, during which the weights stay what the name says."""
+        if self._gate.num_inside + self._gate.num_waiting >= self._settings.max_requests:
+            raise ApiError(
+                503,
+                f"{self._settings.max_requests} requests are being answered already",
+                code="overloaded",
+                headers={"retry-after": "1"},
+            )
+        async with self._gate.reading():
+            self._require_model(model)
+            async for event in events():
+                yield event
+
+    async def _respond(self, events: AsyncIterator[Any], *, is_stream: bool) -> Response:
+        """Send what `_admit` yields: pieces of a stream, or one body."""
+        # The first one before any header is sent: refusals have their own status. From here on
+        # the generator has begun, and ends (also for a client that goes) where it has to.
+        first = await anext(events)
+        headers = {REPLICA_HEADER: replica_name()}
+        if is_stream:
+            return StreamingResponse(
+                _chained(first, events), media_type="text/event-stream", headers=headers
+            )
+        async with aclosing(events):  # type: ignore[type-var]
+            return JSONResponse(first, headers=headers)
+
+
+async def _chained(first: Any, rest: Any) -> AsyncIterator[Any]:
+    async with aclosing(rest):
+        yield first
+        async for event in rest:
+            yield event

@@ -1,0 +1,141 @@
+"""The OpenAI API over vLLM: requests are what `ray.serve.llm` understands, tools and all."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.responses import Response
+from pydantic import ValidationError
+from ray import serve
+from ray.serve.llm import LLMConfig
+from ray.serve.llm.openai_api_models import (
+    ChatCompletionRequest,
+    CompletionRequest,
+)
+
+from expo_ray.serving.loaded import Loaded
+from expo_ray.serving.openai_protocol import ApiError
+from expo_ray.serving.openai_service import (
+    REPLICA_HEADER,
+    OpenAIService,
+    ServiceSettings,
+    openai_app,
+    replica_name,
+)
+from expo_ray.serving.source import ModelSource
+from expo_ray.serving.vllm_generator import VLLMGenerator
+
+_ERROR_EVENT = 'data: {"error"'
+
+
+@serve.ingress()
+class VLLMServer(OpenAIService, VLLMGenerator):
+    """A vLLM replica that answers HTTP requests.
+
+    Args:
+        llm_config: Of `engines.vllm_config.llm_config`.
+        source: The weights that it names.
+        settings: Settings of the service.
+        rewarder: Handle of a reward deployment; None answers /v1/rewards with 404.
+    """
+
+    async def __init__(  # type: ignore[misc]  # Serve awaits it
+        self,
+        llm_config: LLMConfig,
+        *,
+        source: ModelSource,
+        settings: ServiceSettings,
+        rewarder: Any = None,
+    ) -> None:
+        await VLLMGenerator.__init__(self, llm_config, source=source)
+        self._show()
+        await self.start_service(source, settings, rewarder)
+
+    async def __serve_build_asgi_app__(self) -> FastAPI:
+        """Return the HTTP application; that of `LLMServer` would be vLLM's own."""
+        return openai_app(self)
+
+    async def replace(self, source: ModelSource) -> Loaded:
+        """Put other weights in place while nobody is inside the gate."""
+        loaded = self._loaded
+        if source != self._source:
+            loaded = await VLLMGenerator.replace(self, source)
+        self._show()
+        return loaded
+
+    async def chat_completions(self, request: Request) -> Response:
+        """Continue a chat."""
+        self._authorize(request)
+        asked = await _parsed(ChatCompletionRequest, request)
+        events = self._admit(asked.model, lambda: self._events("chat", asked))
+        return await self._respond(events, is_stream=bool(asked.stream))
+
+    async def text_completions(self, request: Request) -> Response:
+        """Continue a text."""
+        self._authorize(request)
+        asked = await _parsed(CompletionRequest, request)
+        events = self._admit(asked.model, lambda: self._events("completions", asked))
+        return await self._respond(events, is_stream=bool(asked.stream))
+
+    async def chat_events(self, body: dict[str, Any]) -> AsyncIterator[str]:
+        """Stream a chat completion to a caller with a Serve handle, see `OpenAIServer`."""
+        asked = ChatCompletionRequest.model_validate(
+            {**body, "stream": True, "stream_options": {"include_usage": True}}
+        )
+        yield f": {REPLICA_HEADER} {replica_name()}\n\n"
+        async for event in self._admit(asked.model, lambda: self._events("chat", asked)):
+            yield event
+
+    async def _events(self, method: str, asked: Any) -> AsyncIterator[Any]:
+        answers = await getattr(VLLMGenerator, method)(self, asked)
+        has_begun = False  # later, an error is an event of the stream
+        async for answer in answers:
+            for part in answer if isinstance(answer, list) else [answer]:
+                if isinstance(part, str):
+                    if not has_begun and part.startswith(_ERROR_EVENT):
+                        raise _api_error(json.loads(part.removeprefix("data: "))["error"])
+                    has_begun = True
+                    yield part
+                else:
+                    body = part.model_dump(mode="json")
+                    if "error" in body:
+                        raise _api_error(body["error"])
+                    yield body
+
+    def _show(self) -> None:
+        """Let vLLM's responses carry the name and the digest of what is loaded."""
+        if self._source is None:
+            return
+        self.engine._oai_models.base_model_paths[0].name = self._source.name
+        for serving in (self.engine._oai_serving_chat, self.engine._oai_serving_completion):
+            serving.system_fingerprint = self._loaded.weights_digest
+
+
+async def _parsed(kind: Any, request: Request) -> Any:
+    try:
+        return kind.model_validate(await request.json())
+    except ValidationError:
+        raise  # answered with the field's name
+    except UnicodeDecodeError as error:
+        raise ApiError(400, "the body is not UTF-8", code="invalid_json") from error
+    except json.JSONDecodeError as error:
+        raise ApiError(400, "the body is not valid JSON", code="invalid_json") from error
+    except (TypeError, AttributeError, LookupError, ValueError) as error:
+        # vLLM's own validators expect the shapes that they are to check.
+        raise ApiError(400, f"the body is malformed: {error}", code="invalid_value") from error
+
+
+def _api_error(info: dict[str, Any]) -> ApiError:
+    message, status = str(info.get("message")), info.get("code")
+    too_long = "context length" in message or "max_model_len" in message
+    status = status if isinstance(status, int) else 400
+    default = "invalid_value" if status < 500 else "generation_failed"
+    return ApiError(
+        status,
+        message,
+        code="context_length_exceeded" if too_long else default,
+        param=info.get("param"),
+    )

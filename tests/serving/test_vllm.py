@@ -1,0 +1,212 @@
+"""The vLLM engine for real, on the CPU: one service for the whole module."""
+
+import asyncio
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import openai
+import pytest
+
+from expo_ray.checkpoints import Checkpoint, weights_digest
+from expo_ray.errors import ConfigError
+from expo_ray.extrapolation import extrapolate
+from expo_ray.serving import EngineOptions, ModelSource, SamplingParams, ServedModel
+from expo_ray.serving.engines.interface import Row
+from expo_ray.serving.engines.transformers_engine import TransformersEngine
+from tests.pico import save_pair
+from tests.serving.vllm_here import PICO_SHAPE, require_vllm
+
+require_vllm()
+
+KEY = "sk-pico"
+HELLO = [{"role": "user", "content": "hello"}]
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
+    initial, aligned = save_pair(tmp_path_factory.mktemp("vllm"), **PICO_SHAPE)
+    return str(initial), str(aligned)
+
+
+@pytest.fixture(scope="module")
+def served(ray_cluster: str, pair: tuple[str, str]) -> Iterator[ServedModel]:
+    """Started from a pair and an alpha: no checkpoint is written."""
+    source = ModelSource(model=pair[1], initial=pair[0], alpha=0.5)
+    options = EngineOptions(max_model_len=128, engine_args={"max_num_seqs": 16})
+    with ServedModel(
+        source, engine="vllm", api_key=KEY, options=options, allow_alpha_change=True
+    ) as served:
+        yield served
+
+
+@pytest.fixture(scope="module")
+def client(served: ServedModel) -> openai.OpenAI:
+    return openai.OpenAI(base_url=f"{served.url}/v1", api_key=KEY, max_retries=0)
+
+
+def embedded(pair: tuple[str, str], alpha: float) -> TransformersEngine:
+    engine = TransformersEngine()
+    engine.load(ModelSource(model=pair[1], initial=pair[0], alpha=alpha))
+    return engine
+
+
+def test_models_and_digest(
+    served: ServedModel, client: openai.OpenAI, pair: tuple[str, str]
+) -> None:
+    [model] = client.models.list().data
+    assert model.id == served.model == "aligned@alpha=0.5"
+    facts = model.model_dump()
+    assert facts["weights_digest"] == served.weights_digest == embedded(pair, 0.5).weights_digest
+    assert (facts["max_model_len"], facts["alpha"]) == (128, 0.5)
+
+
+def test_both_engines_answer_alike(
+    served: ServedModel, client: openai.OpenAI, pair: tuple[str, str]
+) -> None:
+    """float32 on both sides: the same text, greedy or under the same seed.
+
+    Tolerance: characters that the limit on tokens cuts (one engine shows what is there of them).
+    """
+    engine = embedded(pair, 0.5)
+    for temperature in (0.0, 1.0):
+        settings = {"temperature": temperature, "max_tokens": 16, "seed": 7, "top_p": 0.9}
+        params = SamplingParams(temperature=temperature, top_p=0.9, top_k=50, max_tokens=16)
+        chats = [[{"role": "user", "content": "q" * n}] for n in range(1, 9)]
+        rows = [
+            Row(prompt_ids=engine.encode_chat(chat), params=params, seed=7, max_tokens=16)
+            for chat in chats
+        ]
+        for chat, made in zip(chats, engine.generate(rows), strict=True):
+            answer = client.chat.completions.create(
+                model=served.model, messages=chat, extra_body={"top_k": 50}, **settings
+            )
+            text = answer.choices[0].message.content
+            assert text.rstrip("\ufffd") == made.text.rstrip("\ufffd")
+            assert answer.usage.prompt_tokens == made.prompt_tokens
+            assert answer.usage.completion_tokens == made.completion_tokens
+            assert answer.choices[0].finish_reason == made.finish_reason
+
+
+def test_streams_and_vllm_features(served: ServedModel, client: openai.OpenAI) -> None:
+    settings = {"model": served.model, "messages": HELLO, "max_tokens": 12, "seed": 3}
+    whole = client.chat.completions.create(**settings)
+    assert whole.system_fingerprint == served.weights_digest
+    chunks = list(
+        client.chat.completions.create(
+            **settings, stream=True, stream_options={"include_usage": True}
+        )
+    )
+    pieces = [c.choices[0].delta.content or "" for c in chunks if c.choices]
+    assert "".join(pieces) == whole.choices[0].message.content
+    assert chunks[-1].usage == whole.usage
+    assert {chunk.model for chunk in chunks} == {served.model}
+    fixed = client.chat.completions.create(
+        **{**settings, "max_tokens": 5}, n=2, extra_body={"ignore_eos": True}
+    )
+    assert (len(fixed.choices), fixed.usage.completion_tokens) == (2, 10)
+    text = client.completions.create(model=served.model, prompt="hello", max_tokens=4)
+    assert text.usage.completion_tokens <= 4
+
+
+@pytest.mark.parametrize(
+    ("changes", "status", "code"),
+    [
+        ({"model": "gpt-4"}, 404, "model_not_found"),
+        ({"model": "aligned@alpha=0.7"}, 404, "model_not_found"),
+        ({"max_tokens": 250}, 400, "context_length_exceeded"),
+        ({"messages": [{"role": "user", "content": "x" * 300}]}, 400, "context_length_exceeded"),
+        ({"temperature": -1}, 400, "invalid_value"),
+        ({"top_p": 7}, 400, "invalid_value"),
+        ({"messages": 3}, 400, "invalid_value"),
+    ],
+)
+def test_wrong_requests_and_the_next_one_works(
+    served: ServedModel, client: openai.OpenAI, changes: dict[str, object], status: int, code: str
+) -> None:
+    for stream in (False, True):
+        settings = {"model": served.model, "messages": HELLO, "stream": stream, **changes}
+        with pytest.raises(openai.APIStatusError) as caught:
+            client.chat.completions.create(**settings)
+        assert caught.value.status_code == status
+        assert isinstance(caught.value.body, dict)
+        assert (caught.value.body["code"], bool(caught.value.body["message"])) == (code, True)
+    fine = client.chat.completions.create(model=served.model, messages=HELLO, max_tokens=1)
+    assert fine.usage.completion_tokens == 1
+
+
+def test_alpha_changes_in_place_and_back(
+    served: ServedModel, client: openai.OpenAI, pair: tuple[str, str], tmp_path: Path
+) -> None:
+    extrapolate(*pair, tmp_path / "out", alpha=0.3, address="inline")
+    written = weights_digest(Checkpoint.open(tmp_path / "out"))
+    settings = {"messages": HELLO, "max_tokens": 16, "temperature": 0}
+    before = client.chat.completions.create(model=served.model, **settings)
+    old_model, old_digest = served.model, served.weights_digest
+
+    async def ask(many: openai.AsyncOpenAI) -> tuple[str, str]:
+        answer = await many.chat.completions.create(
+            model=old_model, messages=HELLO, max_tokens=100, extra_body={"ignore_eos": True}
+        )
+        return answer.model, str(answer.system_fingerprint)
+
+    async def change_under_load() -> tuple[list[tuple[str, str]], dict[str, object]]:
+        async with openai.AsyncOpenAI(base_url=f"{served.url}/v1", api_key=KEY) as many:
+            asked = [asyncio.create_task(ask(many)) for _ in range(6)]
+            await asyncio.sleep(0.2)
+            state = await asyncio.to_thread(served.set_alpha, 0.3)
+            return await asyncio.gather(*asked), state
+
+    finished, state = asyncio.run(change_under_load())
+    # Those that were inside finished under the old name, by the old weights.
+    assert set(finished) == {(old_model, old_digest)}
+    assert served.model == state["model"] == "aligned@alpha=0.3"
+    assert served.weights_digest == state["weights_digest"] == written
+    assert state["generation"] == 2
+    assert {r["weights_digest"] for r in state["replicas"].values()} == {written}
+    with pytest.raises(openai.NotFoundError):
+        client.chat.completions.create(model=old_model, **settings)
+    engine = TransformersEngine()
+    engine.load(ModelSource(model=str(tmp_path / "out")))
+    params = SamplingParams(temperature=0, max_tokens=16)
+    ids = engine.encode_chat(HELLO)
+    [made] = engine.generate([Row(prompt_ids=ids, params=params, seed=1, max_tokens=16)])
+    now = client.chat.completions.create(model=served.model, **settings)
+    assert now.choices[0].message.content.rstrip("\ufffd") == made.text.rstrip("\ufffd")
+    assert now.model == "aligned@alpha=0.3"
+
+    served.set_alpha(0.5)
+    again = client.chat.completions.create(model=served.model, **settings)
+    assert served.weights_digest == old_digest
+    assert again.choices[0].message.content == before.choices[0].message.content
+
+
+def test_a_client_that_goes_away(served: ServedModel, client: openai.OpenAI) -> None:
+    settings = {"model": served.model, "messages": HELLO, "max_tokens": 100}
+    for _ in range(3):
+        with client.chat.completions.create(**settings, stream=True) as stream:
+            next(iter(stream))
+    with pytest.raises(openai.APITimeoutError):
+        client.with_options(timeout=0.01).chat.completions.create(**settings)
+    # Nobody is counted as inside any more: a change of alpha need not wait for ghosts.
+    served.set_alpha(0.25, drain_seconds=20)
+    served.set_alpha(0.5, drain_seconds=20)
+    headers = {"Authorization": f"Bearer {KEY}"}
+    huge = httpx.post(
+        f"{served.url}/v1/chat/completions", content=b"[" * (17 << 20), headers=headers, timeout=30
+    )
+    assert (huge.status_code, huge.json()["error"]["code"]) == (413, "body_too_large")
+    broken = httpx.post(f"{served.url}/v1/completions", content=b'{"model": ', headers=headers)
+    assert (broken.status_code, broken.json()["error"]["code"]) == (400, "invalid_json")
+
+
+def test_wrong_engine_settings_are_refused_before_a_replica_starts(
+    ray_cluster: str, pair: tuple[str, str]
+) -> None:
+    source = ModelSource(model=pair[1])
+    for engine_args in ({"no_such_argument": 1}, {"load_format": "dummy"}):
+        options = EngineOptions(engine_args=engine_args)
+        with pytest.raises(ConfigError, match=r"engine arguments|refuses") as caught:
+            ServedModel(source, engine="vllm", options=options).bind()
+        assert json.dumps(caught.value.as_dict())
