@@ -9,7 +9,6 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 from expo_ray.checkpoints.atomic_io import atomic_write_bytes, atomic_write_json
@@ -17,6 +16,7 @@ from expo_ray.checkpoints.checkpoint import CONFIG_NAME, Checkpoint
 from expo_ray.checkpoints.digests import WeightsDigest
 from expo_ray.checkpoints.header import FLOAT_DTYPES
 from expo_ray.checkpoints.index import INDEX_NAME, build_index
+from expo_ray.checkpoints.remote_path import AnyPath
 from expo_ray.checkpoints.storage import RECORD_NAME
 from expo_ray.errors import ShardError
 from expo_ray.extrapolation.alpha import round_alpha
@@ -93,7 +93,7 @@ def output_config(plan: Plan) -> bytes:
 def assemble(
     plan: Plan,
     *,
-    folder: Path,
+    folder: AnyPath,
     alpha: float | None,
     resolution: Resolution | None,
     plan_digest: str,
@@ -200,9 +200,9 @@ def _weights_digest(receipts: Sequence[ShardReceipt]) -> str:
     return digest.hexdigest()
 
 
-def _check_headers(plan: Plan, folder: Path) -> None:
+def _check_headers(plan: Plan, folder: AnyPath) -> None:
     """Read our own output back as strictly as any input."""
-    written = Checkpoint.open(folder, allow_unfinished=True)
+    written = Checkpoint.open(str(folder), allow_unfinished=True)
     found = {ref.name: (ref.dtype, ref.shape) for ref in written.tensors.values()}
     expected = {pair.name: (pair.output_dtype, pair.aligned.shape) for pair in plan.pair.tensors}
     if found != expected:
@@ -212,7 +212,7 @@ def _check_headers(plan: Plan, folder: Path) -> None:
         )
 
 
-def _write(folder: Path, name: str, data: bytes, kind: str) -> dict[str, str | int]:
+def _write(folder: AnyPath, name: str, data: bytes, kind: str) -> dict[str, str | int]:
     path = folder / name
     path.parent.mkdir(exist_ok=True)
     atomic_write_bytes(path, data)

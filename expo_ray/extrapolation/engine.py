@@ -17,9 +17,11 @@ from typing import Any
 import torch
 
 from expo_ray.checkpoints.header import DTYPE_BITS, tensor_bytes
+from expo_ray.checkpoints.remote_path import is_remote
 from expo_ray.extrapolation.chunk_worker import Chunk, ChunkWorker, Slot
 from expo_ray.extrapolation.input_files import InputFiles
 from expo_ray.extrapolation.pair import TensorPair
+from expo_ray.extrapolation.remote_shard import RemoteShardWriter
 from expo_ray.extrapolation.shard_files import ShardComparer, ShardFile, ShardWriter
 from expo_ray.extrapolation.statistics import (
     DeltaSums,
@@ -29,6 +31,7 @@ from expo_ray.extrapolation.tasks import (
     BUFFER_BUDGET_BYTES,
     COMPARE,
     MEASURE,
+    ShardOutput,
     ShardReport,
     ShardTask,
 )
@@ -60,8 +63,7 @@ def run_shard(task: ShardTask, on_bytes: Callable[[int], None] | None = None) ->
     try:
         header = task.shard.header
         for output in task.outputs:
-            kind = ShardComparer if task.mode == COMPARE else ShardWriter
-            files.append(kind(output, task.shard.name, header))
+            files.append(_file_kind(task, output)(output, task.shard.name, header))
         sums = _process(task, inputs, files, on_bytes or (lambda _: None))
         inputs.check_unchanged()
         receipts = tuple(file.finish(_facts(task, sums, index)) for index, file in enumerate(files))
@@ -79,6 +81,12 @@ def run_shard(task: ShardTask, on_bytes: Callable[[int], None] | None = None) ->
         receipts=receipts,
         statistics=measured if task.mode == MEASURE else {},
     )
+
+
+def _file_kind(task: ShardTask, output: ShardOutput) -> type[ShardFile]:
+    if task.mode == COMPARE:
+        return ShardComparer
+    return RemoteShardWriter if is_remote(output.folder) else ShardWriter
 
 
 def _process(

@@ -11,7 +11,7 @@ from expo_ray.checkpoints.checkpoint import Checkpoint
 from expo_ray.checkpoints.quantization import quantization_of
 from expo_ray.checkpoints.storage import RECORD_NAME
 from expo_ray.extrapolation.plan import natural_key
-from expo_ray.extrapolation.record import read_record
+from expo_ray.extrapolation.record import parse_record
 from expo_ray.extrapolation.results import SCHEMA_VERSION
 
 
@@ -80,9 +80,14 @@ def inspect_checkpoint(uri: str | Path) -> Inspection:
         CheckpointError: It is missing or malformed.
     """
     checkpoint = Checkpoint.open(uri)
-    has_record = (Path(checkpoint.uri) / RECORD_NAME).exists()
+    has_record = RECORD_NAME in checkpoint.storage.list_files()
     return Inspection(
         checkpoint=checkpoint,
         quantization=quantization_of(checkpoint),
-        record=read_record(checkpoint.uri) if has_record else None,
+        record=_record(checkpoint) if has_record else None,
     )
+
+
+def _record(checkpoint: Checkpoint) -> dict[str, Any]:
+    data = checkpoint.storage.read_bytes(RECORD_NAME)
+    return parse_record(data, where=f"{checkpoint.uri}/{RECORD_NAME}")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from expo_ray.checkpoints.storage import RECORD_NAME
-from expo_ray.errors import ConfigError
+from expo_ray.errors import ConfigError, ShardError
 from expo_ray.extrapolation.alpha import parse_alphas
 from expo_ray.extrapolation.alpha_rules import (
     AlphaRules,
@@ -68,10 +68,11 @@ def extrapolate(
     A run that was interrupted continues when it is started again with the same arguments.
 
     Args:
-        initial: Folder of the model before alignment (SFT).
-        aligned: Folder of the model after alignment (DPO, RLHF).
-        output: Folder to write; with several alphas one folder `alpha-A` per alpha inside it, all
-            from one read of the inputs.
+        initial: The model before alignment (SFT): a folder, s3://, gs://,
+            hf://owner/name[@revision] or a bare Hub id.
+        aligned: The model after alignment (DPO, RLHF), named like initial.
+        output: Folder, or s3:// or gs:// prefix, to write; with several alphas one folder
+            `alpha-A` per alpha inside it, all from one read of the inputs.
         alpha: One number or several. Under `alpha_rules` at most one, for tensors without a rule.
         output_dtype: auto (each aligned tensor's own), bfloat16, float16 or float32.
         max_shard_size: Limit of a weight file: 5GB, 500MB, 2GiB.
@@ -190,17 +191,25 @@ def _finish(
         digest = str(read_record(target.folder)["weights_digest"])
         status = "skipped"
     else:
-        digest = assemble(
-            plan,
-            folder=target.folder,
-            alpha=target.alpha,
-            resolution=target.resolution,
-            plan_digest=target.plan_digest,
-            receipts=[target.receipts[shard.name] for shard in plan.shards],
-            attachments=attachments,
-            loading=loading,
-            allow=allow,
-        )
+        try:
+            digest = assemble(
+                plan,
+                folder=target.folder,
+                alpha=target.alpha,
+                resolution=target.resolution,
+                plan_digest=target.plan_digest,
+                receipts=[target.receipts[shard.name] for shard in plan.shards],
+                attachments=attachments,
+                loading=loading,
+                allow=allow,
+            )
+        except OSError as error:
+            raise ShardError(
+                "the output cannot be completed",
+                where=target.folder,
+                got=error.strerror or error,
+                hint="run the same command again, it continues where it stopped",
+            ) from error
         remove_work_folder(target.folder)
         status = "resumed" if target.num_resumed else "written"
     return _output(plan, target, status, digest)

@@ -5,12 +5,15 @@ Everything happens on torch's meta device: a 70B model is checked in seconds and
 
 from __future__ import annotations
 
+import json
+import tempfile
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from expo_ray.checkpoints.checkpoint import Checkpoint
+from expo_ray.checkpoints.checkpoint import CONFIG_NAME, Checkpoint
 from expo_ray.checkpoints.tensors import TORCH_DTYPES
 
 
@@ -68,7 +71,11 @@ def _load(transformers: Any, model_class: Any, checkpoint: Checkpoint) -> Loadin
     logging.set_verbosity(logging.CRITICAL)
     logging.disable_progress_bar()
     try:
-        config = transformers.AutoConfig.from_pretrained(checkpoint.uri, trust_remote_code=False)
+        with tempfile.TemporaryDirectory() as folder:
+            # A bucket is no place that transformers knows.
+            text = json.dumps(checkpoint.config)
+            Path(folder, CONFIG_NAME).write_text(text, encoding="utf-8")
+            config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
         _, info = model_class.from_pretrained(
             None,
             config=config,

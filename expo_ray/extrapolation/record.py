@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from expo_ray.checkpoints.header import parse_strict_json
+from expo_ray.checkpoints.remote_path import AnyPath, any_path
 from expo_ray.checkpoints.storage import RECORD_NAME
 from expo_ray.errors import CheckpointError
 
 _NEEDED = ("alpha", "weights_digest", "initial", "aligned", "options", "files", "tensors")
 
 
-def read_record(folder: str | Path) -> dict[str, Any]:
+def read_record(folder: str | AnyPath) -> dict[str, Any]:
     """Return the record of a complete output.
 
     Raises:
         CheckpointError: There is none, or it is not one of ours.
     """
-    path = Path(folder) / RECORD_NAME
+    path = any_path(folder) / RECORD_NAME
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -28,12 +28,21 @@ def read_record(folder: str | Path) -> dict[str, Any]:
             got=f"no {RECORD_NAME}" if isinstance(error, FileNotFoundError) else error.strerror,
             hint="an interrupted extrapolation continues when it is run again",
         ) from error
-    record = parse_strict_json(data, file=str(path))
+    return parse_record(data, where=str(path))
+
+
+def parse_record(data: bytes, *, where: str) -> dict[str, Any]:
+    """Return the record from the content of its file.
+
+    Raises:
+        CheckpointError: It is not one of ours.
+    """
+    record = parse_strict_json(data, file=where)
     missing = [key for key in _NEEDED if key not in record]
     if missing or record.get("schema_version") != 1:
         raise CheckpointError(
             "the record has another schema",
-            where=path,
+            where=where,
             got=f"schema_version {record.get('schema_version')}, without {missing}",
             expected="schema_version 1",
         )

@@ -16,7 +16,8 @@ from typing import Any
 import torch
 
 from expo_ray.checkpoints.atomic_io import atomic_write_json, fsync_folder
-from expo_ray.checkpoints.storage import WORK_FOLDER
+from expo_ray.checkpoints.remote_path import AnyPath
+from expo_ray.checkpoints.storage import WORK_FOLDER, open_storage
 from expo_ray.errors import ShardError
 from expo_ray.extrapolation.statistics import count_different
 from expo_ray.extrapolation.tasks import Problem, ShardOutput, ShardReceipt
@@ -86,13 +87,34 @@ class ShardFile:
         )
 
 
+def check_token(folder: AnyPath, run_token: str) -> None:
+    """Let a task pass whose run still owns the output folder.
+
+    A task that outlived its run must not touch a folder that a newer run owns by now.
+
+    Raises:
+        ShardError: The folder belongs to another run, or cannot be seen from here.
+    """
+    path = folder / WORK_FOLDER / RUN_FILE
+    try:
+        token = json.loads(path.read_text(encoding="utf-8"))["run_token"]
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        token = None
+    if token != run_token:
+        raise ShardError(
+            "another run has taken over the output folder, or it is not visible on this node",
+            where=path,
+            hint="the output must lie on a disk that every node sees",
+        )
+
+
 class ShardWriter(ShardFile):
     """Writes into the work folder and moves the file into place when it is whole."""
 
     def __init__(self, output: ShardOutput, name: str, header: bytes) -> None:
         super().__init__(output, name, header)
         self._folder = Path(output.folder)
-        self._check_token()
+        check_token(self._folder, output.run_token)
         work = self._folder / WORK_FOLDER
         self._temporary = work / f"{name}.{secrets.token_hex(6)}.tmp"
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
@@ -121,7 +143,7 @@ class ShardWriter(ShardFile):
                 got=size,
                 expected=receipt.num_bytes,
             )
-        self._check_token()
+        check_token(self._folder, self.output.run_token)
         self._temporary.replace(self._folder / self.name)
         fsync_folder(self._folder)
         atomic_write_json(receipt_path(self._folder, self.name), receipt.as_dict())
@@ -151,31 +173,18 @@ class ShardWriter(ShardFile):
                 hint=hint if full else None,
             ) from error
 
-    def _check_token(self) -> None:
-        # A task that outlived its run must not touch a folder that a newer run owns by now.
-        path = self._folder / WORK_FOLDER / RUN_FILE
-        try:
-            token = json.loads(path.read_text(encoding="utf-8"))["run_token"]
-        except (OSError, ValueError, KeyError, TypeError):
-            token = None
-        if token != self.output.run_token:
-            raise ShardError(
-                "another run has taken over the output folder, or it is not visible on this node",
-                where=path,
-                hint="the output must lie on a disk that every node sees",
-            )
-
 
 class ShardComparer(ShardFile):
     """Reads an existing file and compares it with what the inputs give."""
 
     def __init__(self, output: ShardOutput, name: str, header: bytes) -> None:
         super().__init__(output, name, header)
-        self._path = Path(output.folder) / name
-        self._descriptor = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
+        self._reader = open_storage(output.folder).open(name)
+        self._is_closed = False
         self.different: dict[str, int] = {}
         self._lock = threading.Lock()
-        found = os.pread(self._descriptor, len(header), 0)
+        found = bytearray(min(len(header), self._reader.facts.num_bytes))
+        self._reader.read_into(0, memoryview(found))
         if found != header:
             self.problems.append(
                 Problem(
@@ -193,14 +202,10 @@ class ShardComparer(ShardFile):
         # One allocation per chunk: comparing is the rare path and the chunk is small.
         found = torch.empty(computed.numel() * computed.element_size(), dtype=torch.uint8)
         view = found.numpy().data
-        position = 0
-        while position < len(view):
-            num_bytes = os.preadv(self._descriptor, [view[position:]], offset_bytes + position)
-            if num_bytes == 0:
-                view[position:] = bytes(len(view) - position)
-                break
-            position += num_bytes
+        position = max(0, min(len(view), self._reader.facts.num_bytes - offset_bytes))
+        self._reader.read_into(offset_bytes, view[:position])
         if position < len(view):
+            view[position:] = bytes(len(view) - position)
             num_different = (len(view) - position) // computed.element_size()
         else:
             num_different = count_different(found.view(computed.dtype), computed)
@@ -226,11 +231,11 @@ class ShardComparer(ShardFile):
 
     def discard(self) -> None:
         """Close the file."""
-        if self._descriptor != CLOSED:
-            os.close(self._descriptor)
-            self._descriptor = CLOSED
+        if not self._is_closed:
+            self._is_closed = True
+            self._reader.close()
 
 
-def receipt_path(folder: Path, name: str) -> Path:
+def receipt_path(folder: AnyPath, name: str) -> AnyPath:
     """Return where the receipt of a finished shard lies while a run is not complete."""
     return folder / WORK_FOLDER / RECEIPT_FOLDER / f"{name}.json"

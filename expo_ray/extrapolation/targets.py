@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from expo_ray.checkpoints.remote_path import AnyPath, RemotePath, any_path, is_remote
+from expo_ray.checkpoints.storage import split_address
 from expo_ray.errors import ConfigError
 from expo_ray.extrapolation.alpha import checkpoint_name
 from expo_ray.extrapolation.alpha_rules import Resolution
 from expo_ray.extrapolation.assembly import Attachments
 from expo_ray.extrapolation.pair import Pair
 from expo_ray.extrapolation.plan import Plan, plan_digest
+from expo_ray.extrapolation.remote_shard import MAX_OBJECT_BYTES
 from expo_ray.extrapolation.tasks import (
     WRITE,
     ShardOutput,
@@ -38,7 +41,7 @@ class Target:
 
     alpha: float | None
     """None under alpha rules."""
-    folder: Path
+    folder: AnyPath
     plan_digest: str
     state: OutputState
     resolution: Resolution | None = None
@@ -76,22 +79,15 @@ def find_targets(
     Raises:
         ConfigError: An output lies in an input, or holds what this run did not make.
     """
-    text = str(output)
-    if "://" in text and not text.startswith("file://"):
-        raise ConfigError(
-            "this kind of output is not supported yet",
-            where="OUTPUT",
-            got=text,
-            expected="a local folder",
-        )
-    root = Path(text.removeprefix("file://")).expanduser().absolute()
+    root = _output_root(plan, output)
     digests = attachments.digests()
     targets = []
     for alpha in [None] if resolution else alphas:
         folder = root if alpha is None or len(alphas) == 1 else root / checkpoint_name(alpha)
         _refuse_input_as_output(plan.pair, folder)
         digest = plan_digest(plan, alpha, digests, resolution.alphas if resolution else None)
-        state = examine_output(folder, digest, overwrite=overwrite)
+        with _usable(folder):
+            state = examine_output(folder, digest, overwrite=overwrite)
         targets.append(
             Target(
                 alpha=alpha,
@@ -104,9 +100,34 @@ def find_targets(
     return targets
 
 
-def _refuse_input_as_output(pair: Pair, folder: Path) -> None:
-    for side, checkpoint in (("initial", pair.initial), ("aligned", pair.aligned)):
-        source = Path(checkpoint.uri).resolve()
+def _output_root(plan: Plan, output: str | Path) -> AnyPath:
+    text = str(output)
+    if "://" in text and not text.startswith("file://") and not is_remote(text):
+        raise ConfigError(
+            "this kind of output is not supported",
+            where="OUTPUT",
+            got=text,
+            expected="a local folder, s3:// or gs://",
+        )
+    root = any_path(text)
+    largest = max(plan.shards, key=lambda shard: shard.data_bytes)
+    if isinstance(root, RemotePath) and largest.data_bytes + SPARE_BYTES > MAX_OBJECT_BYTES:
+        raise ConfigError(
+            "a shard is bigger than what object stores move in one request",
+            where=f"OUTPUT, {largest.name}",
+            got=f"{largest.data_bytes} bytes",
+            expected=f"at most {MAX_OBJECT_BYTES - SPARE_BYTES} bytes",
+            hint="lower --max-shard-size; where one tensor is so big, write to a disk",
+        )
+    return root
+
+
+def _refuse_input_as_output(pair: Pair, folder: AnyPath) -> None:
+    sides = (("initial", pair.initial), ("aligned", pair.aligned))
+    for side, address in ((s, a) for s, c in sides for a in split_address(c.uri)):
+        if not address or address.startswith("hf://"):
+            continue
+        source = any_path(address).resolve()
         if folder.resolve() == source or source in folder.resolve().parents:
             raise ConfigError(
                 f"the output lies in {side}, which is never written to",
@@ -114,6 +135,19 @@ def _refuse_input_as_output(pair: Pair, folder: Path) -> None:
                 got=folder,
                 hint="choose another folder",
             )
+
+
+@contextlib.contextmanager
+def _usable(folder: AnyPath) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise ConfigError(
+            "the output cannot be used",
+            where=folder,
+            got=error.strerror or error,
+            hint="check the path, its rights, and the credentials of the environment",
+        ) from error
 
 
 def check_space(plan: Plan, targets: Sequence[Target]) -> None:
@@ -124,7 +158,7 @@ def check_space(plan: Plan, targets: Sequence[Target]) -> None:
     """
     needed: dict[Path, int] = {}
     for target in targets:
-        if target.is_done:
+        if target.is_done or isinstance(target.folder, RemotePath):
             continue
         present = sum(p.stat().st_size for p in target.folder.glob("*.safetensors"))
         parent = next(p for p in (target.folder, *target.folder.parents) if p.exists())
@@ -146,9 +180,10 @@ def claim(stack: contextlib.ExitStack, plan: Plan, target: Target, *, overwrite:
     Raises:
         ConfigError: Another run owns it.
     """
-    target.run_token = stack.enter_context(
-        claimed_folder(target.folder, target.plan_digest, overwrite=overwrite)
-    )
+    with _usable(target.folder):
+        target.run_token = stack.enter_context(
+            claimed_folder(target.folder, target.plan_digest, overwrite=overwrite)
+        )
     if not target.run_token:
         target.state = OutputState.COMPLETE
         return

@@ -17,6 +17,9 @@ MEASURE = "measure"
 BUFFER_BUDGET_BYTES = 96 * 1024 * 1024
 TASK_MEMORY_BYTES = 256 * 1024 * 1024
 DEFAULT_THREADS = 2
+# A request over a network waits much longer than it computes: more and larger ones at a time. They
+# are the read-ahead, inside the same budget of buffers.
+REMOTE_OPTIONS = {"num_threads": 8, "chunk_bytes": 8 * 1024 * 1024}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -130,6 +133,8 @@ def shard_task(
 ) -> ShardTask:
     """Return the task for one shard, with the facts of just the input files that it reads."""
     pair = plan.pair
+    if any("://" in uri for uri in (pair.initial.uri, pair.aligned.uri)):
+        options = {**REMOTE_OPTIONS, **options}
     return ShardTask(
         mode=mode,
         shard=shard,

@@ -10,6 +10,7 @@ from typing import Any, BinaryIO
 
 from expo_ray.checkpoints.checkpoint import Checkpoint
 from expo_ray.checkpoints.digests import BUFFER_BYTES, WeightsDigest
+from expo_ray.checkpoints.remote_path import AnyPath, any_path
 from expo_ray.errors import CheckpointError, PairError, VerifyError
 from expo_ray.extrapolation.fanout import run_tasks
 from expo_ray.extrapolation.plan import Plan, build_plan
@@ -48,7 +49,7 @@ def verify(
         VerifyError: Something differs; it names the file and the tensor.
     """
     started = time.monotonic()
-    folder = Path(output).expanduser().absolute()
+    folder = any_path(str(output))
     record = read_record(folder)
     problems = _check_files(folder, record)
     problems += _check_structure(folder, record)
@@ -79,7 +80,7 @@ def verify(
     )
 
 
-def _check_files(folder: Path, record: dict[str, Any]) -> list[Problem]:
+def _check_files(folder: AnyPath, record: dict[str, Any]) -> list[Problem]:
     """Sizes of all files; contents of those that are no weights; weights nobody recorded."""
     problems = []
     for entry in record["files"]:
@@ -99,18 +100,19 @@ def _check_files(folder: Path, record: dict[str, Any]) -> list[Problem]:
                 )
     recorded = {entry["name"] for entry in record["files"]}
     for pattern in ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin"):
-        for path in sorted(folder.glob(pattern)):
-            if path.name not in recorded:
-                problems.append(
-                    _problem(path.name, "weights that nobody recorded", "a file", "none")
-                )
+        names = sorted(path.name for path in folder.glob(pattern))
+        problems += [
+            _problem(name, "weights that nobody recorded", "a file", "none")
+            for name in names
+            if name not in recorded
+        ]
     return problems
 
 
-def _check_structure(folder: Path, record: dict[str, Any]) -> list[Problem]:
+def _check_structure(folder: AnyPath, record: dict[str, Any]) -> list[Problem]:
     """What a loader would find: headers and index against the record."""
     try:
-        checkpoint = Checkpoint.open(folder)
+        checkpoint = Checkpoint.open(str(folder))
     except CheckpointError as error:
         return [_problem(error.where or str(folder), error.message, str(error.got), "well-formed")]
     found = {ref.name: [ref.dtype, list(ref.shape)] for ref in checkpoint.tensors.values()}
@@ -166,7 +168,7 @@ def _describe_changes(record: dict[str, Any], plan: Plan) -> str:
 
 
 def _recompute(
-    folder: Path,
+    folder: AnyPath,
     record: dict[str, Any],
     plan: Plan,
     present: Sequence[dict[str, Any]],
@@ -195,11 +197,11 @@ def _recompute(
 
 
 def _hash_files(
-    folder: Path, record: dict[str, Any], present: Sequence[dict[str, Any]], progress: Progress
+    folder: AnyPath, record: dict[str, Any], present: Sequence[dict[str, Any]], progress: Progress
 ) -> list[ShardReceipt]:
     """Hash files and tensors as they lie there, without the inputs."""
     try:
-        refs = list(Checkpoint.open(folder).tensors.values())
+        refs = list(Checkpoint.open(str(folder)).tensors.values())
     except CheckpointError:
         refs = []  # reported before; the file digests still tell which file it is
     receipts = []
@@ -282,7 +284,7 @@ def _problem(file: str, message: str, got: str, expected: str) -> Problem:
     return Problem(file=file, tensor=None, message=message, got=got, expected=expected)
 
 
-def _error(folder: Path, problems: Sequence[Problem], changed: str) -> VerifyError:
+def _error(folder: AnyPath, problems: Sequence[Problem], changed: str) -> VerifyError:
     lines = []
     for problem in problems[:_MAX_LISTED]:
         tensor = f", tensor {problem.tensor!r}" if problem.tensor else ""

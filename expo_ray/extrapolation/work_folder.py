@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from expo_ray.checkpoints.atomic_io import atomic_write_json
+from expo_ray.checkpoints.remote_path import AnyPath, RemotePath
 from expo_ray.checkpoints.storage import RECORD_NAME, WORK_FOLDER
 from expo_ray.errors import ConfigError
 from expo_ray.extrapolation.shard_files import RECEIPT_FOLDER, RUN_FILE, receipt_path
@@ -36,7 +37,7 @@ class OutputState(Enum):
     COMPLETE = "complete"
 
 
-def examine_output(folder: Path, plan_digest: str, *, overwrite: bool) -> OutputState:
+def examine_output(folder: AnyPath, plan_digest: str, *, overwrite: bool) -> OutputState:
     """Look at an output folder without changing it.
 
     Args:
@@ -70,7 +71,7 @@ def examine_output(folder: Path, plan_digest: str, *, overwrite: bool) -> Output
 
 
 @contextlib.contextmanager
-def claimed_folder(folder: Path, plan_digest: str, *, overwrite: bool) -> Iterator[str]:
+def claimed_folder(folder: AnyPath, plan_digest: str, *, overwrite: bool) -> Iterator[str]:
     """Own an output folder for the length of a `with` block.
 
     Yields:
@@ -102,7 +103,7 @@ def claimed_folder(folder: Path, plan_digest: str, *, overwrite: bool) -> Iterat
         yield token
 
 
-def read_receipt(folder: Path, name: str, plan_digest: str) -> ShardReceipt | None:
+def read_receipt(folder: AnyPath, name: str, plan_digest: str) -> ShardReceipt | None:
     """Return the receipt of a finished shard, None where the shard must be written (again)."""
     try:
         table = json.loads(receipt_path(folder, name).read_text(encoding="utf-8"))
@@ -120,23 +121,32 @@ def read_receipt(folder: Path, name: str, plan_digest: str) -> ShardReceipt | No
     return receipt if fits and receipt.name == name else None
 
 
-def remove_work_folder(folder: Path) -> None:
+def remove_work_folder(folder: AnyPath) -> None:
     """Remove what only an unfinished run needs; the lock file goes last."""
     work = folder / WORK_FOLDER
     (work / RUN_FILE).unlink(missing_ok=True)
-    shutil.rmtree(work, ignore_errors=True)
+    _remove_tree(work)
 
 
-def written_bytes(folder: Path) -> int:
-    """Return the bytes of the temporary files that tasks are writing just now."""
+def _remove_tree(path: AnyPath) -> None:
+    if isinstance(path, RemotePath):
+        path.remove_tree()
+    else:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def written_bytes(folder: AnyPath) -> int:
+    """Return the bytes of the temporary files that tasks are writing just now, where seen."""
     total = 0
+    if isinstance(folder, RemotePath):
+        return total  # an upload is invisible before it ends
     for path in (folder / WORK_FOLDER).glob("*.tmp"):
         with contextlib.suppress(OSError):
             total += path.stat().st_size
     return total
 
 
-def _check_digest(path: Path, plan_digest: str, message: str) -> None:
+def _check_digest(path: AnyPath, plan_digest: str, message: str) -> None:
     table = _read_json(path)
     found = table.get("plan_digest")
     if found != plan_digest:
@@ -157,7 +167,7 @@ def _describe(table: dict[str, Any]) -> str:
     return f" (alpha {alpha} of {sides[0]} and {sides[1]})"
 
 
-def _check_sizes(folder: Path, record: Path) -> None:
+def _check_sizes(folder: AnyPath, record: AnyPath) -> None:
     for entry in _read_json(record).get("files", []):
         path = folder / entry["name"]
         size = path.stat().st_size if path.exists() else None
@@ -171,7 +181,7 @@ def _check_sizes(folder: Path, record: Path) -> None:
             )
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _read_json(path: AnyPath) -> dict[str, Any]:
     try:
         table = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -184,7 +194,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     return table if isinstance(table, dict) else {}
 
 
-def _remove_old_result(folder: Path) -> None:
+def _remove_old_result(folder: AnyPath) -> None:
     # The record first: from here on the folder is not a complete checkpoint.
     (folder / RECORD_NAME).unlink(missing_ok=True)
     (folder / "config.json").unlink(missing_ok=True)
@@ -192,11 +202,14 @@ def _remove_old_result(folder: Path) -> None:
     for pattern in ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin*"):
         for path in folder.glob(pattern):
             path.unlink()
-    shutil.rmtree(folder / WORK_FOLDER / RECEIPT_FOLDER, ignore_errors=True)
+    _remove_tree(folder / WORK_FOLDER / RECEIPT_FOLDER)
 
 
 @contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
+def _locked(path: AnyPath) -> Iterator[None]:
+    if isinstance(path, RemotePath):
+        yield  # object stores have no locks; the run token fences off older tasks
+        return
     descriptor = _open_lock(path)
     try:
         yield

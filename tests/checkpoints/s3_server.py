@@ -16,6 +16,7 @@ import pytest
 from moto.server import ThreadedMotoServer
 
 BUCKET = "models"
+HOP_HEADERS = ("Transfer-Encoding", "Content-Length", "Expect", "Connection")
 
 
 @contextmanager
@@ -96,7 +97,7 @@ class FailingProxy:
             protocol_version = "HTTP/1.1"
 
             def do_any(self) -> None:
-                body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+                body = self._body()
                 with lock:
                     proxy.num_requests += 1
                     failing = every > 0 and proxy.num_requests % every == 0
@@ -108,7 +109,8 @@ class FailingProxy:
                     self.end_headers()
                     return
                 upstream = http.client.HTTPConnection(host, timeout=60)
-                upstream.request(self.command, self.path, body, dict(self.headers))
+                headers = {k: v for k, v in self.headers.items() if k.title() not in HOP_HEADERS}
+                upstream.request(self.command, self.path, body, headers)
                 answer = upstream.getresponse()
                 data = answer.read()
                 self.send_response(answer.status)
@@ -120,6 +122,16 @@ class FailingProxy:
                 self.end_headers()
                 self.wfile.write(data)
                 upstream.close()
+
+            def _body(self) -> bytes:
+                if self.headers.get("Transfer-Encoding") != "chunked":
+                    return self.rfile.read(int(self.headers.get("Content-Length") or 0))
+                parts = []
+                while size := int(self.rfile.readline(), 16):
+                    parts.append(self.rfile.read(size))
+                    self.rfile.readline()
+                self.rfile.readline()
+                return b"".join(parts)
 
             do_GET = do_PUT = do_POST = do_HEAD = do_DELETE = do_any
 

@@ -195,7 +195,7 @@ def test_foreign_folders_files_and_inputs_are_never_written_to(pair: Pair, tmp_p
         (tmp_path / "file", "is a file"),
         (pair[1], "lies in aligned"),
         (pair[0] / "deep" / "inside", "lies in initial"),
-        ("s3://bucket/out", "not supported"),
+        ("ftp://bucket/out", "not supported"),
     ):
         for overwrite in (False, True):
             if overwrite and output == foreign:

@@ -1,0 +1,73 @@
+"""A shard that goes into an object store: one sequential multipart upload, published at the end.
+
+The upload goes to a key in the work folder and is moved inside the store when it is whole, so that
+neither a failed task nor one that outlived its run ever shows at, or damages, the final key.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+
+import torch
+
+from expo_ray.checkpoints.atomic_io import atomic_write_json
+from expo_ray.checkpoints.remote_path import RemotePath
+from expo_ray.checkpoints.storage import WORK_FOLDER
+from expo_ray.errors import ShardError
+from expo_ray.extrapolation.shard_files import ShardFile, check_token, receipt_path
+from expo_ray.extrapolation.tasks import ShardOutput, ShardReceipt
+
+# The most that S3 moves in one request; larger shards are refused before the work.
+MAX_OBJECT_BYTES = 5 * 1024**3
+
+
+class RemoteShardWriter(ShardFile):
+    """Streams the bytes of a shard in file order."""
+
+    def __init__(self, output: ShardOutput, name: str, header: bytes) -> None:
+        super().__init__(output, name, header)
+        self._folder = RemotePath(output.folder)
+        check_token(self._folder, output.run_token)
+        self._temporary = self._folder / WORK_FOLDER / f"{name}.{secrets.token_hex(6)}.tmp"
+        self._is_published = False
+        self._stream = self._temporary.filesystem.open_output_stream(self._temporary.key)
+        self._stream.write(header)
+        self.file_sha256.update(header)
+
+    def put(self, offset_bytes: int, computed: torch.Tensor, name: str) -> memoryview:
+        """Return the bytes; they are sent when their turn in the file comes."""
+        return computed.view(torch.uint8).numpy().data
+
+    def hash_file(self, data: memoryview) -> None:
+        """Send and hash the next bytes of the file."""
+        self._stream.write(data)
+        super().hash_file(data)
+
+    def finish(self, tensors: dict[str, dict[str, object]]) -> ShardReceipt:
+        """Complete the upload, publish it, then write its receipt."""
+        self._stream.close()
+        receipt = self.receipt(tensors)
+        size = self._temporary.stat().st_size
+        if size != receipt.num_bytes:
+            raise ShardError(
+                "the written object has another size than was sent",
+                where=self._temporary,
+                got=size,
+                expected=receipt.num_bytes,
+            )
+        check_token(self._folder, self.output.run_token)
+        self._temporary.replace(self._folder / self.name)
+        self._is_published = True
+        atomic_write_json(receipt_path(self._folder, self.name), receipt.as_dict())
+        return receipt
+
+    def discard(self) -> None:
+        """End the upload and remove what it left in the work folder."""
+        if self._is_published:
+            return
+        with contextlib.suppress(OSError):
+            # pyarrow has no abort: an upload is closed and its object removed.
+            self._stream.close()
+        with contextlib.suppress(OSError):
+            self._temporary.unlink(missing_ok=True)

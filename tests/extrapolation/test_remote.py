@@ -1,0 +1,213 @@
+"""Inputs and outputs away from the disk: an object store, the Hub. Real servers, real protocols."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from expo_ray.checkpoints import Checkpoint
+from expo_ray.errors import CheckpointError, ConfigError, ShardError, VerifyError
+from expo_ray.extrapolation import engine, extrapolate, inspect_checkpoint, job, verify
+from expo_ray.extrapolation.plan import build_plan
+from expo_ray.extrapolation.tasks import ShardReport, ShardTask
+from tests.checkpoints.hub_server import HubServer, hub_server
+from tests.checkpoints.s3_server import (
+    BUCKET,
+    FailingProxy,
+    client,
+    objects,
+    s3_server,
+    upload,
+    use,
+)
+from tests.extrapolation.synthetic import IDENTITY_FILES
+
+Pair = tuple[Path, Path]
+OPTIONS = {"max_shard_size": "20KB", "address": "inline"}
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[str]:
+    with s3_server() as url:
+        yield url
+
+
+@pytest.fixture
+def s3(server: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    use(monkeypatch, server)
+    return server
+
+
+@pytest.fixture(scope="module")
+def reference(pico_pair: Pair, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What a run from disk to disk writes."""
+    folder = tmp_path_factory.mktemp("reference") / "out"
+    extrapolate(*pico_pair, folder, alpha=0.3, **OPTIONS)
+    return folder
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file() and path.name not in IDENTITY_FILES
+    }
+
+
+def stored(url: str, prefix: str) -> dict[str, bytes]:
+    found = objects(url, prefix)
+    return {name: data for name, data in found.items() if name not in IDENTITY_FILES}
+
+
+def test_from_bucket_to_bucket_gives_the_bytes_of_a_disk(
+    pico_pair: Pair, reference: Path, s3: str
+) -> None:
+    pair = [upload(s3, folder, f"e2e/{folder.name}") for folder in pico_pair]
+    out = f"s3://{BUCKET}/e2e/out"
+    result = extrapolate(*pair, out, alpha=0.3, **OPTIONS)
+    assert result.loading is not None
+    assert result.loading.status == "loads"
+    assert result.outputs[0].path == out
+    assert result.bytes_read == build_plan(*pico_pair).input_bytes
+    assert stored(s3, "e2e/out") == contents(reference)
+    assert client(s3).list_multipart_uploads(Bucket=BUCKET).get("Uploads", []) == []
+    record = json.loads(objects(s3, "e2e/out")["expo_ray.json"])
+    assert record["aligned"]["uri"] == pair[1]
+    assert all(entry["etag"] for entry in record["aligned"]["files"])
+    for secret in ("key-of-tests", "secret-of-tests"):
+        assert secret not in json.dumps(record)
+    assert verify(out, address="inline").recomputed
+    assert verify(out, recompute=False).weights_digest == record["weights_digest"]
+    assert inspect_checkpoint(out).as_dict()["extrapolated"]["alpha"] == 0.3
+    again = extrapolate(*pair, out, alpha=0.3, **OPTIONS)
+    assert (again.outputs[0].status, again.bytes_read) == ("skipped", 0)
+    with pytest.raises(ConfigError, match="another plan"):
+        extrapolate(*pair, out, alpha=0.4, **OPTIONS)
+    with pytest.raises(ConfigError, match="lies in aligned"):
+        extrapolate(*pair, pair[1] + "/out", alpha=0.3, **OPTIONS)
+    replaced = extrapolate(*pair, out, alpha=0.4, overwrite=True, **OPTIONS)
+    assert replaced.outputs[0].status == "written"
+    name = Checkpoint.open(out).files[0]
+    data = bytearray(objects(s3, "e2e/out")[name])
+    data[-1] ^= 1
+    client(s3).put_object(Bucket=BUCKET, Key=f"e2e/out/{name}", Body=bytes(data))
+    with pytest.raises(VerifyError, match=name):
+        verify(out, address="inline")
+
+
+def test_a_failed_run_leaves_no_upload_and_continues(
+    pico_pair: Pair, reference: Path, s3: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = f"s3://{BUCKET}/resume/out"
+    finish = engine.RemoteShardWriter.finish
+    num_finished = 0
+
+    def break_third(self: engine.RemoteShardWriter, tensors: dict[str, Any]) -> object:
+        nonlocal num_finished
+        num_finished += 1
+        if num_finished == 3:
+            raise ShardError("stopped by the test")
+        return finish(self, tensors)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(engine.RemoteShardWriter, "finish", break_third)
+        with pytest.raises(ShardError, match="stopped by the test"):
+            extrapolate(*pico_pair, out, alpha=0.3, **OPTIONS)
+    left = objects(s3, "resume/out")
+    assert client(s3).list_multipart_uploads(Bucket=BUCKET).get("Uploads", []) == []
+    assert not [name for name in left if name.endswith(".tmp")]
+    assert "config.json" not in left
+    assert "expo_ray.json" not in left
+    with pytest.raises(CheckpointError, match="unfinished"):
+        Checkpoint.open(out)
+    result = extrapolate(*pico_pair, out, alpha=0.3, **OPTIONS)
+    assert (result.outputs[0].status, result.outputs[0].num_shards_resumed) == ("resumed", 2)
+    assert stored(s3, "resume/out") == contents(reference)
+
+
+def test_a_run_that_was_taken_over_publishes_nothing(
+    pico_pair: Pair, s3: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = f"s3://{BUCKET}/fence/out"
+    run_shard = engine.run_shard
+
+    def take_over(task: ShardTask, on_bytes: object = None) -> ShardReport:
+        run = {"plan_digest": "other", "run_token": "other"}
+        key = "fence/out/.expo_ray/run.json"
+        client(s3).put_object(Bucket=BUCKET, Key=key, Body=json.dumps(run))
+        return run_shard(task)
+
+    monkeypatch.setattr("expo_ray.extrapolation.fanout.run_shard", take_over)
+    with pytest.raises(ShardError, match="another run has taken over"):
+        extrapolate(*pico_pair, out, alpha=0.3, **OPTIONS)
+    assert not [name for name in objects(s3, "fence/out") if name.endswith("safetensors")]
+
+
+def test_every_eleventh_request_may_fail(
+    pico_pair: Pair, reference: Path, server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pair = [upload(server, folder, f"flaky/{folder.name}") for folder in pico_pair]
+    proxy = FailingProxy(server, every=11)
+    try:
+        use(monkeypatch, proxy.url)
+        extrapolate(*pair, f"s3://{BUCKET}/flaky/out", alpha=0.3, **OPTIONS)
+    finally:
+        proxy.close()
+    assert proxy.num_failed > 10
+    assert stored(server, "flaky/out") == contents(reference)
+
+
+def test_shards_that_a_store_cannot_move_are_refused(
+    pico_pair: Pair, s3: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from expo_ray.extrapolation import targets
+
+    monkeypatch.setattr(targets, "MAX_OBJECT_BYTES", targets.SPARE_BYTES + 10_000)
+    with pytest.raises(ConfigError, match="bigger than what object stores move"):
+        extrapolate(*pico_pair, f"s3://{BUCKET}/big/out", alpha=0.3, **OPTIONS)
+    with pytest.raises(ConfigError, match="kind of output is not supported"):
+        extrapolate(*pico_pair, "hf://owner/model", alpha=0.3, **OPTIONS)
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, pico_pair: Pair) -> Iterator[HubServer]:
+    with hub_server(monkeypatch) as running:
+        running.add("owner/initial", pico_pair[0])
+        running.add("owner/aligned", pico_pair[1])
+        yield running
+
+
+def test_hub_ids_are_pinned_at_planning_and_nothing_is_fetched_whole(
+    hub: HubServer, reference: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    result = extrapolate("owner/initial", "hf://owner/aligned", out, alpha=0.3, **OPTIONS)
+    assert contents(out) == contents(reference)
+    assert result.loading is not None
+    assert result.loading.status == "loads"
+    record = json.loads((out / "expo_ray.json").read_text())
+    commits = hub.commits
+    assert record["initial"]["uri"] == f"hf://owner/initial@{commits['owner/initial']}"
+    assert {entry["commit"] for entry in record["aligned"]["files"]} == {commits["owner/aligned"]}
+    card = (out / "README.md").read_text()
+    assert "- owner/aligned\n- owner/initial\n" in card
+    assert "token_of_tests" not in json.dumps(record) + card
+    weights = [wanted for method, path, wanted in hub.log if path.endswith(".safetensors")]
+    assert all(w for (m, p, w) in hub.log if m == "GET" and p.endswith(".safetensors"))
+    assert weights
+    # The branch moves on; the recorded commit is what verify reads.
+    hub.commits["owner/aligned"] = "f" * 40
+    with pytest.raises(CheckpointError):
+        verify(out, address="inline")
+    hub.commits["owner/aligned"] = commits["owner/aligned"]
+
+
+def test_a_missing_bucket_is_told(s3: str, pico_pair: Pair) -> None:
+    with pytest.raises(CheckpointError, match="no such checkpoint folder"):
+        job.extrapolate(pico_pair[0], "s3://no-such-bucket/x", "s3://b/out", alpha=1, **OPTIONS)
+    with pytest.raises(ConfigError, match="output cannot be used"):
+        job.extrapolate(*pico_pair, "s3://no-such-bucket/out", alpha=1, **OPTIONS)
