@@ -221,7 +221,7 @@ def test_quantized_tensors_are_refused_by_name_without_a_config(
 
 
 def test_plain_weights_pass(tmp_path: Path) -> None:
-    tensors = {"w": PLAIN, "sinks_scales": PLAIN, "position_ids": INT32, "mask_blocks": INT32}
+    tensors = {"w": PLAIN, "sinks_scales": PLAIN + 1, "ids": INT32, "mask_blocks": INT32 + 1}
     checkpoint = Checkpoint.open(make(tmp_path, tensors, quantization_config=None))
     assert quantization_of(checkpoint) is None
 

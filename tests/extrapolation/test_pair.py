@@ -143,6 +143,69 @@ def test_untied_head_on_one_side_only_is_an_error(tmp_path: Path) -> None:
     assert "lm_head.weight" in refused(tmp_path, sides, "missing from initial")
 
 
+def test_three_names_of_one_embedding(tmp_path: Path) -> None:
+    """As T5: old files store shared, encoder and head; new ones store shared alone."""
+    names = ("shared.weight", "encoder.embed_tokens.weight", "lm_head.weight")
+    tables = [noise((12, 4), torch.bfloat16, seed) for seed in (1, 2)]
+    other = [{"encoder.block.0.wi.weight": noise((4, 4), torch.bfloat16, s)} for s in (3, 4)]
+    old = other[0] | {name: tables[0].clone() for name in names}
+    initial = write(tmp_path / "old", old, tie_word_embeddings=True)
+    aligned = write(tmp_path / "new", other[1] | {names[0]: tables[1]}, tie_word_embeddings=True)
+    for pair, stored in (((initial, aligned), names[:1]), ((aligned, initial), names)):
+        out = tmp_path / f"out-{len(stored)}"
+        extrapolate(*pair, out, alpha=0.5, address="inline")
+        result = load(out)
+        assert result.keys() == {*stored, *other[0]}
+        before, after = (tables[s] for s in ((0, 1) if pair[0] == initial else (1, 0)))
+        for name in stored:
+            assert same_bits(result[name], closed_form(before, after, 0.5))
+
+
+def test_a_tie_that_the_bytes_contradict_is_an_error(tmp_path: Path) -> None:
+    sides = [matrices(1), matrices(2)]
+    # A second matrix of the same shape which is no copy: nothing can stand for it.
+    sides[0]["encoder.embed_tokens.weight"] = noise((12, 4), torch.bfloat16, 9)
+    assert "encoder.embed_tokens.weight" in refused(tmp_path, sides, "missing from aligned")
+
+
+def test_buffers_are_those_of_aligned(tmp_path: Path) -> None:
+    before = matrices(1) | {"ids": torch.arange(5), "flags": torch.tensor([True, False])}
+    after = matrices(2) | {"ids": torch.arange(7).to(torch.int32)[2:], "flags": torch.ones(2) > 0}
+    initial, aligned = write(tmp_path / "i", before), write(tmp_path / "a", after)
+    for name in ("auto", "float32"):
+        out = tmp_path / name
+        extrapolate(initial, aligned, out, alpha=3, output_dtype=name, address="inline")
+        result = load(out)
+        # Other values and even another integer dtype before: aligned's, whatever the output dtype.
+        assert same_bits(result["ids"], after["ids"])
+        assert same_bits(result["flags"], after["flags"])
+
+
+@pytest.mark.parametrize("policy", ["common-rows", "copy-aligned"])
+def test_added_tokens_beside_padded_rows(tmp_path: Path, policy: str) -> None:
+    """Rows padded to a multiple on one side: tokens that only aligned has sit in padded rows."""
+    folders = []
+    for side, rows, added, seed in (("initial", 12, 1, 1), ("aligned", 16, 3, 5)):
+        tensors = matrices(seed)
+        tensors["model.embed_tokens.weight"] = noise((rows, 4), torch.bfloat16, seed)
+        tensors["lm_head.bias"] = noise((rows,), torch.float32, seed)
+        folder = write(tmp_path / side, tensors, text_config={"vocab_size": rows})
+        table = {
+            "model": {"vocab": [[token, 0.0] for token in "abcdefghi"]},
+            "added_tokens": [{"id": 9 + i, "content": f"<{i}>"} for i in range(added)],
+        }
+        (folder / "tokenizer.json").write_text(json.dumps(table))
+        folders.append(folder)
+    out = tmp_path / "out"
+    extrapolate(*folders, out, alpha=0.5, vocab_policy=policy, address="inline")
+    before, after, result = (load(folder) for folder in (*folders, out))
+    for name in ("model.embed_tokens.weight", "lm_head.bias"):
+        expected = after[name].clone()
+        if policy == "common-rows":
+            expected[:12] = closed_form(before[name], after[name][:12], 0.5)
+        assert same_bits(result[name], expected)
+
+
 def vocabulary_pair(folder: Path, tokens: tuple[str, str] = ("abcdefghijkl", "abcdefghijklmn")):
     sides = []
     for name, text, seed in zip(("initial", "aligned"), tokens, (1, 5), strict=True):
