@@ -46,6 +46,11 @@ _UNDERSTOOD = {
 # Other ways to begin training (PiSSA, OLoRA, ...) change the weights of the base too.
 _PLAIN_STARTS = (True, False, "gaussian", "eva", "orthogonal", None)
 _BASE_HINT = "name it in the address: ADAPTER#base=PATH"
+_EMBEDDINGS = (
+    *("embed_tokens.weight", "wte.weight", "word_embeddings.weight", "embed_in.weight"),
+    *("shared.weight", "tok_embeddings.weight", "embeddings.weight", "embedding.weight"),
+)
+_HEADS = ("lm_head.weight", "embed_out.weight", "output.weight")
 _MERGE_HINT = "merge the adapter into its model with peft first, and give the merged checkpoint"
 
 
@@ -192,13 +197,18 @@ def read_adapter(storage: Storage, files: Mapping[str, FileFacts]) -> Adapter:
     )
 
 
-def check_against_base(adapter: Adapter, base: Mapping[str, TensorRef]) -> None:
+def check_against_base(
+    adapter: Adapter, base: Mapping[str, TensorRef], config: Mapping[str, Any]
+) -> None:
     """Let adapters pass that change tensors of this base, each in a way that can be told.
 
     Raises:
         CheckpointError: A module is not in the base, has another shape, or is tied.
     """
     uri = adapter.storage.uri
+    sections = (config, config.get("text_config"))
+    is_tied = any(isinstance(s, Mapping) and s.get("tie_word_embeddings") for s in sections)
+    has_head = any(name.endswith(_HEADS) for name in base)
     wanted = [f"{module}.weight" for module in adapter.factors] + list(adapter.replaced)
     for name in wanted:
         if name not in base:
@@ -208,9 +218,10 @@ def check_against_base(adapter: Adapter, base: Mapping[str, TensorRef]) -> None:
                 hint="the base must be the model that the adapter was trained on, with the same "
                 "names in its files",
             )
-        if "embed" in name and not any("head" in other or "embed_out" in other for other in base):
+        is_embedding = name.endswith(_EMBEDDINGS)
+        if (is_tied and (is_embedding or name.endswith(_HEADS))) or (is_embedding and not has_head):
             raise CheckpointError(
-                "the adapter changes an embedding that is tied to the head",
+                "the adapter changes an embedding or a head, and the two are tied",
                 where=f"{uri}, tensor {name!r}",
                 hint=_MERGE_HINT,
             )

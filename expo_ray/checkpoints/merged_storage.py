@@ -66,7 +66,7 @@ def open_merged(storage: Storage, files: Mapping[str, FileFacts], base: Checkpoi
     adapter = read_adapter(storage, files)
     if adapter.file in base.weight_files:
         raise CheckpointError("a weight file of the base is named like an adapter", where=base.uri)
-    check_against_base(adapter, base.tensors)
+    check_against_base(adapter, base.tensors, base.config)
     tensors = dict(base.tensors)
     tensors.update({n: replace(ref, name=n) for n, ref in adapter.replaced.items()})
     weight_files = {}
