@@ -19,7 +19,13 @@ from expo_ray.cli.session import (
 )
 
 Initial = Annotated[str, typer.Argument(help="theta0, the SFT checkpoint: a path, URI or Hub id.")]
-Aligned = Annotated[str, typer.Argument(help="theta1, the DPO or RLHF checkpoint.")]
+Aligned = Annotated[
+    str,
+    typer.Argument(
+        help="theta1, the DPO or RLHF checkpoint; or the folder of a LoRA adapter on INITIAL "
+        "(ADAPTER#base=BASE where it belongs to another model)."
+    ),
+]
 InlineAddress = Annotated[
     str | None,
     typer.Option(
@@ -96,6 +102,15 @@ def extrapolate(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print tasks, bytes and memory; write nothing.")
     ] = False,
+    nodes: Annotated[
+        int | None, typer.Option(help="With --dry-run: estimate the time on so many nodes.")
+    ] = None,
+    node_bandwidth: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SIZE", help="With --nodes: bytes a node reads and writes per second, as 2GB."
+        ),
+    ] = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace what another request left in OUTPUT.")
     ] = False,
@@ -108,6 +123,9 @@ def extrapolate(
 
     A killed command continues when it is run again. Tasks of one output shard each run on the
     nodes of the cluster; the bytes do not depend on how many.
+
+    Inputs are safetensors, pytorch_model.bin or LoRA adapters; FP8 with block scales is read where
+    --output-dtype names the dtype to write. The output is always safetensors.
 
     Example: expo-ray extrapolate ./sft ./dpo ./expo --alpha 0.3
     """
@@ -129,6 +147,8 @@ def extrapolate(
             allow_overflow=allow_overflow,
             overwrite=overwrite,
             dry_run=dry_run,
+            nodes=nodes,
+            node_bandwidth=node_bandwidth,
             address=address,
             progress=session.progress,
         ).as_dict()
@@ -234,6 +254,15 @@ def _render_extrapolation(console: Console, result: dict[str, Any]) -> None:
             (output["weights_digest"] or "-")[:16],
         )
     console.print(table)
+    if plan.get("estimate"):
+        found = plan["estimate"]
+        console.print(
+            f"About {found['seconds']:.0f} s on {found['num_nodes']} nodes "
+            f"({found['num_tasks']} tasks, no schedule beats {found['lower_bound_seconds']:.0f} s, "
+            f"nodes idle {found['share_idle']:.0%} of it; a smaller --max-shard-size gives more "
+            "tasks to share).",
+            highlight=False,
+        )
     if result["dry_run"]:
         console.print("Dry run: nothing was written.")
     else:

@@ -18,7 +18,7 @@ from expo_ray.extrapolation.alpha_rules import (
     resolve,
 )
 from expo_ray.extrapolation.assembly import Attachments, assemble, read_attachments
-from expo_ray.extrapolation.fanout import WORKER_MEMORY_BYTES, run_tasks
+from expo_ray.extrapolation.fanout import WORKER_MEMORY_BYTES, batch_tasks, run_tasks
 from expo_ray.extrapolation.loading import LoadingCheck
 from expo_ray.extrapolation.mergekit_export import write_mergekit
 from expo_ray.extrapolation.pair import refuse_equal_weights
@@ -26,9 +26,11 @@ from expo_ray.extrapolation.plan import (
     DEFAULT_SHARD_SIZE,
     Plan,
     build_plan,
+    parse_size,
 )
 from expo_ray.extrapolation.record import read_record
 from expo_ray.extrapolation.results import ExtrapolationResult, OutputResult
+from expo_ray.extrapolation.schedule import estimate
 from expo_ray.extrapolation.targets import Target, check_space, claim, find_targets, plan_tasks
 from expo_ray.extrapolation.tasks import (
     TASK_MEMORY_BYTES,
@@ -60,6 +62,8 @@ def extrapolate(
     allow_overflow: bool = False,
     overwrite: bool = False,
     dry_run: bool = False,
+    nodes: int | None = None,
+    node_bandwidth: str | int | None = None,
     address: str | None = None,
     progress: Progress | None = None,
 ) -> ExtrapolationResult:
@@ -85,6 +89,8 @@ def extrapolate(
         allow_overflow: Go on where a result does not fit the output dtype.
         overwrite: Replace what the output folder holds.
         dry_run: Only plan; no weights are read, nothing is written.
+        nodes: With dry_run, estimate the time on so many nodes.
+        node_bandwidth: Bytes per second that each of them reads and writes in all: 2GB.
         address: Ray cluster, `local`, or `inline` for this process.
         progress: Where to report.
 
@@ -96,6 +102,7 @@ def extrapolate(
         WorkError: The work failed; starting it again continues.
     """
     started = time.monotonic()
+    cluster = _cluster(nodes, node_bandwidth, dry_run=dry_run)
     rules = None if alpha_rules is None else read_alpha_rules(alpha_rules)
     alphas = default_of_rules(alpha) if rules else parse_alphas(alpha)
     plan = build_plan(
@@ -118,7 +125,7 @@ def extrapolate(
     if export_mergekit is not None:
         write_mergekit(export_mergekit, plan, alphas[0] if not rules and len(alphas) == 1 else None)
     if dry_run:
-        return _dry_result(plan, targets, started)
+        return _dry_result(plan, targets, started, cluster)
     if not all(target.is_done for target in targets):
         refuse_equal_weights(plan.pair)
         check_space(plan, targets)
@@ -243,7 +250,7 @@ def _summary(plan: Plan, targets: Sequence[Target]) -> dict[str, Any]:
         "num_shards": len(plan.shards),
         "num_tensors": len(plan.pair.tensors),
         "num_parameters": plan.pair.aligned.num_parameters,
-        "bytes_in": plan.input_bytes + plan.transform_bytes if pending else 0,
+        "bytes_in": plan.input_bytes + plan.transform_bytes(plan.pair.tensors) if pending else 0,
         "bytes_out": plan.file_bytes * pending,
         "task_memory_bytes": TASK_MEMORY_BYTES + extra_bytes,
         "worker_memory_bytes": WORKER_MEMORY_BYTES + extra_bytes,
@@ -256,7 +263,38 @@ def _summary(plan: Plan, targets: Sequence[Target]) -> dict[str, Any]:
     }
 
 
-def _dry_result(plan: Plan, targets: Sequence[Target], started: float) -> ExtrapolationResult:
+def _cluster(
+    nodes: int | None, node_bandwidth: str | int | None, *, dry_run: bool
+) -> tuple[int, float] | None:
+    if nodes is None and node_bandwidth is None:
+        return None
+    if not dry_run or nodes is None or node_bandwidth is None or nodes < 1:
+        raise ConfigError(
+            "a time estimate needs a dry run, nodes and their bandwidth",
+            where="--nodes --node-bandwidth",
+            got=f"{nodes} nodes of {node_bandwidth}, {'' if dry_run else 'no '}dry run",
+            expected="--dry-run --nodes 16 --node-bandwidth 2GB",
+        )
+    return nodes, parse_size(node_bandwidth, flag="--node-bandwidth")
+
+
+def _estimate(plan: Plan, tasks: Sequence[ShardTask], cluster: tuple[int, float]) -> dict[str, Any]:
+    sizes = [
+        task.shard.input_bytes
+        + plan.transform_bytes(task.shard.tensors)
+        + task.shard.data_bytes * len(task.outputs)
+        for task in tasks
+    ]
+    batches = [sum(sizes[i] for i in batch) for batch in batch_tasks(tasks)]
+    return estimate(batches, num_nodes=cluster[0], node_bandwidth=cluster[1])
+
+
+def _dry_result(
+    plan: Plan,
+    targets: Sequence[Target],
+    started: float,
+    cluster: tuple[int, float] | None,
+) -> ExtrapolationResult:
     outputs = []
     for target in targets:
         for shard in plan.shards:
@@ -264,13 +302,17 @@ def _dry_result(plan: Plan, targets: Sequence[Target], started: float) -> Extrap
             target.num_resumed += receipt is not None
         complete = target.is_done and (target.folder / RECORD_NAME).exists()
         outputs.append(_output(plan, target, "skipped" if complete else "planned", None))
+    tasks = plan_tasks(plan, targets)
     return ExtrapolationResult(
         outputs=tuple(outputs),
-        num_tasks=len(plan_tasks(plan, targets)),
+        num_tasks=len(tasks),
         bytes_read=0,
         bytes_written=0,
         seconds=time.monotonic() - started,
         notes=plan.pair.notes,
         dry_run=True,
-        plan=_summary(plan, targets),
+        plan={
+            **_summary(plan, targets),
+            "estimate": _estimate(plan, tasks, cluster) if cluster else None,
+        },
     )

@@ -78,11 +78,10 @@ class Plan:
         """Bytes that one pass over the inputs reads."""
         return sum(shard.input_bytes for shard in self.shards)
 
-    @property
-    def transform_bytes(self) -> int:
-        """Bytes that the passes of the transforms read in addition."""
+    def transform_bytes(self, tensors: Sequence[TensorPair]) -> int:
+        """Return the bytes that the passes of the transforms read in addition."""
         total = 0
-        for pair in self.pair.tensors:
+        for pair in tensors:
             item_bytes = 8 if computes_float64(pair) else 4
             passes = sum(t.num_passes(pair, item_bytes) for t in self.transforms)
             aligned_bytes = tensor_bytes(pair.aligned.dtype, (pair.num_extrapolated,))
@@ -208,7 +207,7 @@ def input_facts(checkpoint: Checkpoint, files: set[str]) -> dict[str, FileFacts]
     return {name: checkpoint.weight_files[name].facts for name in sorted(files)}
 
 
-def parse_size(value: str | int) -> int:
+def parse_size(value: str | int, *, flag: str = "--max-shard-size") -> int:
     """Return a number of bytes: 5GB, 500MB, 2GiB, or a plain number.
 
     Raises:
@@ -218,9 +217,7 @@ def parse_size(value: str | int) -> int:
     unit = _UNITS.get(match[2].upper()) if match else None
     size = int(float(match[1]) * unit) if match and unit else 0
     if size <= 0:
-        raise ConfigError(
-            "not a size", where="--max-shard-size", got=value, expected="for example 5GB or 500MB"
-        )
+        raise ConfigError("not a size", where=flag, got=value, expected="for example 5GB or 500MB")
     return size
 
 
