@@ -215,7 +215,8 @@ def diagnose(
 ) -> None:
     """Say whether a pair is fit for extrapolation: how large delta is, and where.
 
-    Reads both checkpoints once. Norms are shown beside the published scales (paper section 3).
+    Reads both checkpoints once. Norms are shown beside the published scales (paper section 3);
+    -v adds a heat map of delta by layer and module.
 
     Example: expo-ray diagnose ./sft ./dpo
     """
@@ -225,7 +226,9 @@ def diagnose(
         result = run_diagnose(
             initial, aligned, address=address, progress=session.progress
         ).as_dict()
-        session.emit(result, lambda console: _render_diagnosis(console, result))
+        session.emit(
+            result, lambda console: _render_diagnosis(console, result, every_layer=verbose)
+        )
         if strict and not result["fit"]:
             raise typer.Exit(1)
 
@@ -313,7 +316,25 @@ def _render_inspection(console: Console, result: dict[str, Any], *, every_tensor
         console.print("[dim]-v lists every tensor[/dim]")
 
 
-def _render_diagnosis(console: Console, result: dict[str, Any]) -> None:
+def _render_layers(console: Console, layers: list[dict[str, Any]]) -> None:
+    """Draw relative delta by layer and module as a heat map: the redder, the larger."""
+    groups = list(dict.fromkeys(g for row in layers for g in row["relative_delta_by_group"]))
+    values = [v for row in layers for v in row["relative_delta_by_group"].values() if v]
+    largest = max(values, default=1.0)
+    table = new_table("layer", *groups)
+    for row in layers:
+        cells = []
+        for group in groups:
+            value = row["relative_delta_by_group"].get(group)
+            shade = round(4 * (value or 0.0) / largest)
+            text = "-" if value is None else f"{value:.2e}"
+            cells.append(Text(text, style=("dim", "", "yellow", "red", "bold red")[shade]))
+        table.add_row(str(row["layer"]), *cells)
+    console.print("|delta|/|initial| by layer and module:")
+    console.print(table)
+
+
+def _render_diagnosis(console: Console, result: dict[str, Any], *, every_layer: bool) -> None:
     table = new_table(
         "module group", "tensors", "|delta|/|initial|", "cosine", "delta rms", "moved"
     )
@@ -327,6 +348,8 @@ def _render_diagnosis(console: Console, result: dict[str, Any]) -> None:
             f"{group['share_moved']:.1%}",
         )
     console.print(table)
+    if every_layer and result["layers"]:
+        _render_layers(console, result["layers"])
     for scale in result["published_scales"]:
         console.print(
             f"published {scale['step']}: delta rms {scale['mean_delta_rms']:.2e}", highlight=False

@@ -30,7 +30,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_pair(folder, tie_word_embeddings=False)[0]
 
 
-def adapter(base: Path, folder: Path, seed: int = 1, *, bins: bool = False, **config: Any) -> Path:
+def adapter(base: Path, folder: Path, seed: int = 1, **config: Any) -> Path:
     """Save an adapter as peft does after training: both factors away from zero."""
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_pretrained(base)
@@ -39,7 +39,7 @@ def adapter(base: Path, folder: Path, seed: int = 1, *, bins: bool = False, **co
         for parameter in model.parameters():
             if parameter.requires_grad:
                 parameter.add_(torch.randn(parameter.shape).to(parameter.dtype) * 0.05)
-    model.save_pretrained(folder, safe_serialization=not bins)
+    model.save_pretrained(folder)
     return folder
 
 
