@@ -52,7 +52,7 @@ class Transform:
         raise NotImplementedError
 
     def __str__(self) -> str:
-        values = ",".join(f"{f.name}={getattr(self, f.name):.17g}" for f in fields(self))
+        values = ",".join(f"{f.name}={getattr(self, f.name)}" for f in fields(self))
         return f"{self.name}:{values}"
 
 

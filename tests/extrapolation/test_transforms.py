@@ -153,7 +153,7 @@ def test_order_counts_and_is_recorded_and_verified(pair: tuple[Path, Path], tmp_
     assert file_digests(tmp_path / "one") != file_digests(tmp_path / "two")
     assert verify(tmp_path / "one", address="inline").recomputed
     recorded = read_record(tmp_path / "one")["options"]["transforms"]
-    assert recorded == ["clip:norm=5", "dare:drop=0.5,seed=42"]
+    assert recorded == ["clip:norm=5.0", "dare:drop=0.5,seed=42"]
     assert [str(t) for t in parse_transforms(recorded)] == recorded
     with pytest.raises(ConfigError, match="another plan"):
         run(pair, tmp_path / "one", "dare:drop=0.5", "clip:norm=5")
