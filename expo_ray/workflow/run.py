@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from expo_ray.cluster import ray_session
 from expo_ray.errors import ConfigError
 from expo_ray.progress import NullProgress, Progress
 from expo_ray.workflow import stages
@@ -54,12 +54,13 @@ def run_recipe(
             expected="a local or mounted path",
         )
     directory = RunDir(recipe.output)
-    with directory.claim(recipe_text=recipe_text, digest=recipe.digest()), ray_session(address):
+    with directory.claim(recipe_text=recipe_text, digest=recipe.digest()), ExitStack() as stack:
         this = stages.Run(
             recipe=recipe,
             directory=directory,
             address=address,
             progress=progress or NullProgress(),
+            stack=stack,
         )
         stages.prepare_models(this)
         stages.write_candidates(this)

@@ -8,7 +8,7 @@ import platform
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from typing import Any
 import pyarrow as pa
 
 from expo_ray.checkpoints import Checkpoint, atomic_write_json
+from expo_ray.cluster import ray_session
 from expo_ray.errors import ConfigError, VerifyError
 from expo_ray.extrapolation import checkpoint_name, extrapolate
 from expo_ray.lab import prepare_lab, write_truth
@@ -39,6 +40,8 @@ class Run:
     directory: RunDir
     address: str | None
     progress: Progress
+    stack: ExitStack
+    """Closed at the end of the run; holds the connection to Ray."""
     initial: str = ""
     aligned: str = ""
     reward_models: dict[str, str] = field(default_factory=dict)
@@ -73,6 +76,8 @@ class Run:
             self.progress.message(f"{name}: already done")
             yield False
             return
+        # A run that is finished already needs no Ray; stages with work share one.
+        self.stack.enter_context(ray_session(self.address))
         self.progress.message(f"{name} ...")
         start = time.monotonic()
         yield True

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -165,15 +166,20 @@ def test_candidates_served_live_leave_only_the_chosen_checkpoint(
         responses = pq.read_table(directory.responses(alpha))
         digest = json.loads(record.read_text())["weights_digest"]
         assert set(responses["weights_digest"].to_pylist()) == {digest}
-    this = stages.Run(
-        recipe=load_recipe(path), directory=directory, address="inline", progress=NullProgress()
-    )
-    stages.prepare_models(this)
-    stages.keep_chosen(this, {"best_alpha": 0.5})
-    assert [p.name for p in directory.checkpoints.iterdir()] == ["alpha-0.5"]
-    shutil.copy(directory.responses(2.0), directory.responses(0.5))
-    with pytest.raises(VerifyError, match="not the model that answered"):
+    with ExitStack() as stack:
+        this = stages.Run(
+            recipe=load_recipe(path),
+            directory=directory,
+            address=ray_cluster,
+            progress=NullProgress(),
+            stack=stack,
+        )
+        stages.prepare_models(this)
         stages.keep_chosen(this, {"best_alpha": 0.5})
+        assert [p.name for p in directory.checkpoints.iterdir()] == ["alpha-0.5"]
+        shutil.copy(directory.responses(2.0), directory.responses(0.5))
+        with pytest.raises(VerifyError, match="not the model that answered"):
+            stages.keep_chosen(this, {"best_alpha": 0.5})
 
 
 @pytest.mark.ray
