@@ -146,23 +146,24 @@ def open_dequantized_storage(uri: str) -> DequantizedStorage:
     return DequantizedStorage(open_storage(uri.removesuffix(DEQUANTIZED_MARK)))
 
 
-class DequantizingReader(ComputedReader[BlockScales]):
+class DequantizingReader(ComputedReader[BlockScales, torch.Tensor]):
     """Ranged reads of a stored file and of dequantized tensors."""
 
     def describe(self, base: FileFacts) -> FileFacts:
         """Return the facts of the stored file, longer by what is computed."""
         return _facts(base, self._items)
 
-    def compute_rows(self, item: DequantizedTensor, first: int, last: int) -> torch.Tensor:
-        """Return some rows of code * scale."""
-        num_columns = item.base.shape[1]
-        raw = torch.empty((last - first) * num_columns, dtype=torch.uint8)
-        self._base.read_into(item.base.offset_bytes + first * num_columns, raw.numpy().data)
-        values = raw.view(torch.float8_e4m3fn).float().reshape(-1, num_columns)
-        scales = read_tensor(self._base, item.source.ref).float()
-        by_row = scales[torch.arange(first, last) // item.source.block_rows]
-        by_element = by_row.repeat_interleave(item.source.block_columns, dim=1)
-        return values.mul_(by_element[:, :num_columns])
+    def load_parts(self, item: DequantizedTensor) -> torch.Tensor:
+        """Return the scales in float32."""
+        return read_tensor(self._base, item.source.ref).float()
+
+    def compute(
+        self, rows: torch.Tensor, first: int, parts: torch.Tensor, source: BlockScales
+    ) -> torch.Tensor:
+        """Return code * scale."""
+        by_row = parts[torch.arange(first, first + len(rows)) // source.block_rows]
+        by_element = by_row.repeat_interleave(source.block_columns, dim=1)
+        return rows.float().mul_(by_element[:, : rows.shape[1]])
 
 
 def _facts(base: FileFacts, items: Sequence[DequantizedTensor]) -> FileFacts:

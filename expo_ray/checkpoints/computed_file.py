@@ -6,19 +6,25 @@ read of any place and length finds its rows does not.
 
 from __future__ import annotations
 
+import threading
+from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Generic, Self, TypeVar
 
 import torch
 
-from expo_ray.checkpoints.header import TensorRef
+from expo_ray.checkpoints.header import DTYPE_BITS, TensorRef
 from expo_ray.checkpoints.storage import FileFacts, RangeReader
+from expo_ray.checkpoints.tensors import TORCH_DTYPES
 
 BLOCK_ELEMENTS = 65_536
 ITEM_BYTES = 4
 
+_MAX_CACHED = 4
+
 Source = TypeVar("Source")
+Parts = TypeVar("Parts")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,21 +52,38 @@ def lay_out_behind(
     return tuple(found)
 
 
-class ComputedReader(Generic[Source]):
+class ComputedReader(Generic[Source, Parts]):
     """Ranged reads of a stored file and of computed tensors; safe to share between threads."""
 
     def __init__(self, base: RangeReader, items: Sequence[ComputedTensor[Source]]) -> None:
         self._base = base
         self._items = items
         self._base_bytes = base.facts.num_bytes
+        self._parts: OrderedDict[str, Parts] = OrderedDict()
+        self._lock = threading.Lock()
         self.facts = self.describe(base.facts)
-
-    def compute_rows(self, item: ComputedTensor[Source], first: int, last: int) -> torch.Tensor:
-        """Return some rows of a tensor, contiguous float32."""
-        raise NotImplementedError
 
     def describe(self, base: FileFacts) -> FileFacts:
         """Return the facts of the whole from those of the stored file."""
+        raise NotImplementedError
+
+    def stored(self, item: ComputedTensor[Source]) -> tuple[RangeReader, TensorRef]:
+        """Return where the rows lie that a computed tensor starts from."""
+        return self._base, item.base
+
+    def load_parts(self, item: ComputedTensor[Source]) -> Parts:
+        """Read what else a tensor is made of; kept for the last few tensors."""
+        raise NotImplementedError
+
+    def compute(self, rows: torch.Tensor, first: int, parts: Parts, source: Source) -> torch.Tensor:
+        """Return computed rows, contiguous float32.
+
+        Args:
+            rows: As many rows as stored.
+            first: The number of the first of them.
+            parts: What `load_parts` returned.
+            source: What the tensor is made of.
+        """
         raise NotImplementedError
 
     def read_into(self, offset_bytes: int, buffer: memoryview) -> None:
@@ -94,13 +117,35 @@ class ComputedReader(Generic[Source]):
     ) -> None:
         if not len(buffer):
             return
-        row_bytes = item.base.shape[1] * ITEM_BYTES
+        num_columns = item.base.shape[1]
+        row_bytes = num_columns * ITEM_BYTES
         end_bytes = start_bytes + len(buffer)
-        end_row = -(-end_bytes // row_bytes)
-        step = max(1, BLOCK_ELEMENTS // item.base.shape[1])
-        for first in range(start_bytes // row_bytes, end_row, step):
+        start_row, end_row = start_bytes // row_bytes, -(-end_bytes // row_bytes)
+        # One read for all: a store far away takes as long for a block as for a chunk.
+        rows = self._read_rows(item, start_row, end_row)
+        parts = self._cached_parts(item)
+        step = max(1, BLOCK_ELEMENTS // num_columns)
+        for first in range(start_row, end_row, step):
             last = min(first + step, end_row)
-            rows = self.compute_rows(item, first, last).reshape(-1).view(torch.uint8).numpy().data
+            stored = rows[first - start_row : last - start_row]
+            block = self.compute(stored, first, parts, item.source)
+            raw = block.reshape(-1).view(torch.uint8).numpy().data
             low, high = max(start_bytes, first * row_bytes), min(end_bytes, last * row_bytes)
-            part = rows[low - first * row_bytes : high - first * row_bytes]
+            part = raw[low - first * row_bytes : high - first * row_bytes]
             buffer[low - start_bytes : high - start_bytes] = part
+
+    def _read_rows(self, item: ComputedTensor[Source], first: int, last: int) -> torch.Tensor:
+        reader, ref = self.stored(item)
+        row_bytes = ref.shape[1] * DTYPE_BITS[ref.dtype] // 8
+        raw = torch.empty((last - first) * row_bytes, dtype=torch.uint8)
+        reader.read_into(ref.offset_bytes + first * row_bytes, raw.numpy().data)
+        return raw.view(TORCH_DTYPES[ref.dtype]).reshape(last - first, -1)
+
+    def _cached_parts(self, item: ComputedTensor[Source]) -> Parts:
+        name = item.ref.name
+        with self._lock:
+            if name not in self._parts:
+                self._parts[name] = self.load_parts(item)
+                if len(self._parts) > _MAX_CACHED:
+                    self._parts.popitem(last=False)
+            return self._parts[name]

@@ -11,8 +11,6 @@ written.
 from __future__ import annotations
 
 import hashlib
-import threading
-from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -27,7 +25,7 @@ from expo_ray.checkpoints.adapters import (
 )
 from expo_ray.checkpoints.checkpoint import Checkpoint, WeightFile
 from expo_ray.checkpoints.computed_file import ComputedReader, ComputedTensor, lay_out_behind
-from expo_ray.checkpoints.header import DTYPE_BITS, TensorRef
+from expo_ray.checkpoints.header import TensorRef
 from expo_ray.checkpoints.index import read_file_header
 from expo_ray.checkpoints.sidecars import belongs_to_tokenizer, sort_files
 from expo_ray.checkpoints.storage import (
@@ -38,10 +36,8 @@ from expo_ray.checkpoints.storage import (
     open_storage,
     split_address,
 )
-from expo_ray.checkpoints.tensors import TORCH_DTYPES, read_tensor
+from expo_ray.checkpoints.tensors import read_tensor
 from expo_ray.errors import CheckpointError
-
-_MAX_CACHED_FACTORS = 4
 
 MergedTensor = ComputedTensor[LoraTensor]
 
@@ -146,14 +142,12 @@ class MergedStorage:
         return MergedReader(base, self._adapter, merged)
 
 
-class MergedReader(ComputedReader[LoraTensor]):
+class MergedReader(ComputedReader[LoraTensor, "tuple[torch.Tensor, torch.Tensor]"]):
     """Ranged reads of a base file and of sums."""
 
     def __init__(self, base: RangeReader, adapter: Adapter, merged: Sequence[MergedTensor]) -> None:
         self._adapter = adapter
         self._own = adapter.storage.open(adapter.file)
-        self._factors: OrderedDict[str, tuple[torch.Tensor, torch.Tensor]] = OrderedDict()
-        self._lock = threading.Lock()
         super().__init__(base, merged)
 
     def describe(self, base: FileFacts) -> FileFacts:
@@ -165,36 +159,35 @@ class MergedReader(ComputedReader[LoraTensor]):
         super().close()
         self._own.close()
 
-    def compute_rows(self, item: MergedTensor, first: int, last: int) -> torch.Tensor:
-        """Return some rows of base + scaling * (B @ A)."""
-        change = item.source
-        left, right = self._load_factors(change)
-        delta = left[first:last, 0, None] * right[0]
-        product = torch.empty_like(delta)
-        for k in range(1, right.shape[0]):
-            torch.mul(left[first:last, k, None], right[k], out=product)
-            delta.add_(product)
-        delta.mul_(change.scaling)
-        stored = change.stored or item.base
-        item_bytes = DTYPE_BITS[stored.dtype] // 8
-        raw = torch.empty(delta.numel() * item_bytes, dtype=torch.uint8)
-        reader = self._own if change.stored else self._base
-        start = stored.offset_bytes + first * item.base.shape[1] * item_bytes
-        reader.read_into(start, raw.numpy().data)
-        base = raw.view(TORCH_DTYPES[stored.dtype]).reshape(delta.shape).float()
-        return base.add_(delta)
+    def stored(self, item: MergedTensor) -> tuple[RangeReader, TensorRef]:
+        """Return the base tensor, or the adapter's own copy of it."""
+        copy = item.source.stored
+        return (self._base, item.base) if copy is None else (self._own, copy)
 
-    def _load_factors(self, change: LoraTensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return (rows, r) and (r, columns) in float32, the last few kept."""
-        with self._lock:
-            if change.name not in self._factors:
-                a = read_tensor(self._own, change.a).float()
-                b = read_tensor(self._own, change.b).float()
-                left, right = (a.t(), b.t()) if change.is_transposed else (b, a)
-                self._factors[change.name] = (left, right.contiguous())
-                if len(self._factors) > _MAX_CACHED_FACTORS:
-                    self._factors.popitem(last=False)
-            return self._factors[change.name]
+    def load_parts(self, item: MergedTensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the factors in float32: (rows, r) and (r, columns)."""
+        change = item.source
+        a = read_tensor(self._own, change.a).float()
+        b = read_tensor(self._own, change.b).float()
+        left, right = (a.t(), b.t()) if change.is_transposed else (b, a)
+        return left, right.contiguous()
+
+    def compute(
+        self,
+        rows: torch.Tensor,
+        first: int,
+        parts: tuple[torch.Tensor, torch.Tensor],
+        source: LoraTensor,
+    ) -> torch.Tensor:
+        """Return base + scaling * (B @ A), one rank after the other."""
+        left, right = parts[0][first : first + len(rows)], parts[1]
+        delta = left[:, 0, None] * right[0]
+        product = torch.empty_like(delta)
+        for k in range(1, len(right)):
+            torch.mul(left[:, k, None], right[k], out=product)
+            delta.add_(product)
+        # base + delta = delta + base, bit for bit.
+        return delta.mul_(source.scaling).add_(rows.float())
 
 
 def _facts(base: FileFacts, adapter: Adapter, merged: Sequence[MergedTensor]) -> FileFacts:

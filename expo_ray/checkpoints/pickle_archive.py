@@ -11,7 +11,8 @@ import io
 import math
 import struct
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 from expo_ray.checkpoints.header import (
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 _ZIP_MAGIC = b"PK\x03\x04"
 _LOCAL_HEADER = struct.Struct("<4s22xHH")
 _ENCRYPTED = 0x1
+_NUM_THREADS = 8
 
 
 def read_archive_header(reader: RangeReader, *, where: str) -> Header:
@@ -86,6 +88,7 @@ def _read(archive: zipfile.ZipFile, reader: RangeReader, where: str) -> Header:
         )
     state = read_state(data, where=where)
     places = _Places(entries, prefix, reader, where)
+    places.locate_all(tensor.storage_key for tensor in state.values())
     refs = [
         _place(name, tensor, places, where, reader.facts.name) for name, tensor in state.items()
     ]
@@ -113,14 +116,15 @@ class _Places:
         self._where = where
         self._found: dict[str, int] = {}
 
+    def locate_all(self, keys: Iterable[str]) -> None:
+        """Find the first byte of storages; from a bucket many small reads at a time."""
+        wanted = sorted(set(keys))
+        with ThreadPoolExecutor(_NUM_THREADS) as pool:
+            self._found.update(zip(wanted, pool.map(self._locate, wanted), strict=True))
+
     def offset_bytes(self, tensor: StoredTensor) -> int:
         """Return the first byte of a tensor's storage in the file."""
         key = tensor.storage_key
-        if key not in self._found:
-            info = self._entries.get(f"{self._prefix}data/{key}")
-            if info is None:
-                raise CheckpointError("a storage is missing", where=self._where, got=f"data/{key}")
-            self._found[key] = self._locate(info)
         expected = tensor.num_storage_elements * DTYPE_BITS[tensor.dtype] // 8
         size = self._entries[f"{self._prefix}data/{key}"].file_size
         if size != expected:
@@ -132,7 +136,10 @@ class _Places:
             )
         return self._found[key]
 
-    def _locate(self, info: zipfile.ZipInfo) -> int:
+    def _locate(self, key: str) -> int:
+        info = self._entries.get(f"{self._prefix}data/{key}")
+        if info is None:
+            raise CheckpointError("a storage is missing", where=self._where, got=f"data/{key}")
         where = f"{self._where}, {info.filename}"
         if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & _ENCRYPTED:
             raise CheckpointError(
