@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from expo_ray.extrapolation import diagnose, extrapolate, inspect_checkpoint, verify
     from expo_ray.loadtest import loadtest
     from expo_ray.reports import write_report
-    from expo_ray.serving import generate, score, serve
+    from expo_ray.serving import generate, score, serve, set_alpha
     from expo_ray.workflow.run import run, select
 
 __version__ = "0.1.0"
@@ -30,6 +30,7 @@ _HOMES = {
     "score": "expo_ray.serving",
     "select": "expo_ray.workflow.run",
     "serve": "expo_ray.serving",
+    "set_alpha": "expo_ray.serving",
     "verify": "expo_ray.extrapolation",
     "write_report": "expo_ray.reports",
 }
@@ -46,6 +47,7 @@ __all__ = [
     "score",
     "select",
     "serve",
+    "set_alpha",
     "verify",
     "write_report",
 ]

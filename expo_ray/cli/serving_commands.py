@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from expo_ray.cli import alpha_commands
 from expo_ray.cli.loadtest_command import loadtest
 from expo_ray.cli.session import (
     AddressOption,
@@ -21,13 +22,36 @@ from expo_ray.cli.session import (
 )
 from expo_ray.errors import ConfigError
 
+if TYPE_CHECKING:
+    from expo_ray.serving import EngineOptions
+
 Model = Annotated[str, typer.Argument(help="A checkpoint; with --initial, the aligned one.")]
 Prompts = Annotated[str, typer.Option(help="JSONL, JSON, Parquet or CSV file of prompts.")]
 InitialOption = Annotated[
     str | None, typer.Option(help="theta0: serve MODEL + alpha * (MODEL - INITIAL), in memory.")
 ]
 AlphaOption = Annotated[float | None, typer.Option(help="alpha of the live extrapolation.")]
-EngineOption = Annotated[str, typer.Option(help="auto, transformers or vllm.")]
+EngineOption = Annotated[
+    str,
+    typer.Option(
+        help="transformers (embedded), vllm, or auto: vllm if it is installed and there is a GPU."
+    ),
+]
+MaxModelLen = Annotated[
+    int | None,
+    typer.Option(min=1, help="Tokens of prompt and response; the model's context otherwise."),
+]
+TensorParallel = Annotated[
+    int, typer.Option(min=1, help="Devices that share each layer (vllm only).")
+]
+EngineArgs = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--engine-arg",
+        metavar="K=V",
+        help="vLLM's own engine argument, such as pipeline_parallel_size=2; may repeat.",
+    ),
+]
 Replicas = Annotated[int, typer.Option(min=1, help="Replicas of the model.")]
 PANEL = "Serving"
 
@@ -38,6 +62,7 @@ def register(app: typer.Typer) -> None:
     app.command(rich_help_panel=PANEL)(generate)
     app.command(rich_help_panel=PANEL)(score)
     app.command(rich_help_panel=PANEL)(loadtest)
+    app.add_typer(alpha_commands.app, name="alpha", rich_help_panel=PANEL)
 
 
 def serve(
@@ -49,6 +74,19 @@ def serve(
     ] = None,
     engine: EngineOption = "auto",
     replicas: Replicas = 1,
+    max_replicas: Annotated[
+        int | None, typer.Option(min=1, help="Let the autoscaler add replicas up to so many.")
+    ] = None,
+    max_model_len: MaxModelLen = None,
+    tensor_parallel_size: TensorParallel = 1,
+    engine_arg: EngineArgs = None,
+    allow_alpha_change: Annotated[
+        bool,
+        typer.Option(
+            "--allow-alpha-change",
+            help="Let clients (who have the key) change alpha while it runs: expo-ray alpha set.",
+        ),
+    ] = False,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 8000,
     api_key_env: Annotated[
@@ -74,6 +112,9 @@ def serve(
             if json_output:
                 sys.stdout.write(json.dumps(event) + "\n")
                 sys.stdout.flush()
+            elif event["event"] == "starting":
+                engine = f"engine {event['engine']} ({event['engine_reason']})"
+                session.progress.message(f"starting {event['model']}: {engine}")
             elif event["event"] == "ready":
                 session.stdout.print(f"{event['model']} is ready at {event['url']}", markup=False)
                 session.stdout.print(_curl_example(event), soft_wrap=True, markup=False)
@@ -87,13 +128,28 @@ def serve(
             alpha=alpha,
             reward_model=reward_model,
             engine=engine,
+            options=_engine_options(max_model_len, tensor_parallel_size, engine_arg),
             num_replicas=replicas,
+            max_replicas=max_replicas,
+            allow_alpha_change=allow_alpha_change,
             host=host,
             port=port,
             api_key_env=api_key_env,
             address=address,
             on_event=show,
         )
+
+
+def _engine_options(
+    max_model_len: int | None, tensor_parallel_size: int, engine_args: list[str] | None
+) -> EngineOptions:
+    from expo_ray.serving import EngineOptions, parse_engine_args
+
+    return EngineOptions(
+        max_model_len=max_model_len,
+        tensor_parallel_size=tensor_parallel_size,
+        engine_args=parse_engine_args(engine_args or ()),
+    )
 
 
 def _curl_example(event: dict[str, Any]) -> str:
@@ -122,6 +178,9 @@ def generate(
     seed: Annotated[int | None, typer.Option(min=0)] = None,
     engine: EngineOption = "auto",
     replicas: Replicas = 1,
+    max_model_len: MaxModelLen = None,
+    tensor_parallel_size: TensorParallel = 1,
+    engine_arg: EngineArgs = None,
     address: AddressOption = None,
     json_output: JsonFlag = False,
     verbose: VerboseFlag = False,
@@ -160,6 +219,7 @@ def generate(
             alpha=alpha,
             sampling=sampling,
             engine=engine,
+            options=_engine_options(max_model_len, tensor_parallel_size, engine_arg),
             num_replicas=replicas,
             address=address,
             progress=session.progress,

@@ -15,12 +15,14 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import ray
+from ray.exceptions import RayActorError
 
 from expo_ray.errors import ExpoError, ServingError
 
 NAMESPACE = "expo-ray"
 _POLL_SECONDS = 1.0
-_SILENT_SECONDS = 20.0
+_DOUBT_SECONDS = 3.0
+_SILENT_SECONDS = 30.0
 _RECOVERY_SECONDS = 3.0
 
 
@@ -124,6 +126,7 @@ class AlphaBoard:
 
     async def state(self) -> dict[str, Any]:
         """Return the current alpha, its generation, and what each replica holds."""
+        await self._drop_lost()
         return {
             "alpha": self._target.alpha,
             "generation": self._target.generation,
@@ -183,14 +186,33 @@ class AlphaBoard:
                         await self._moved.wait()
                 except TimeoutError:
                     pass
-            deadline = time.monotonic() - _SILENT_SECONDS
-            self._drop([name for name, m in self._members.items() if m.seen < deadline])
+            await self._drop_lost()
         return {name: member.report for name, member in self._members.items()}
+
+    async def _drop_lost(self) -> None:
+        self._drop([name for name, m in [*self._members.items()] if await _is_lost(m)])
 
     def _drop(self, names: list[str]) -> None:
         for name in names:
             # Killed, not asked: it must not answer again. Serve starts another in its place.
-            ray.kill(self._members.pop(name).actor)
+            member = self._members.pop(name, None)
+            if member is not None:
+                ray.kill(member.actor)
+
+
+async def _is_lost(member: _Member) -> bool:
+    """Say whether a replica is dead, or has been silent for so long that it might as well be."""
+    silent_seconds = time.monotonic() - member.seen
+    if silent_seconds < _DOUBT_SECONDS:
+        return False
+    try:
+        async with asyncio.timeout(_POLL_SECONDS):
+            await member.actor.__ray_ready__.remote()
+    except RayActorError:
+        return True
+    except TimeoutError:
+        pass
+    return silent_seconds > _SILENT_SECONDS
 
 
 def _problem(reports: dict[str, Report]) -> ExpoError | None:

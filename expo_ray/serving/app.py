@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
 from ray import serve
 
 from expo_ray.serving.commands import read_api_key
+from expo_ray.serving.engines.options import EngineOptions
 from expo_ray.serving.served_model import ServedModel
 from expo_ray.serving.source import ModelSource
 
@@ -28,7 +31,22 @@ class AppArguments(BaseModel):
     """Replicas of the model."""
 
     engine: str = "auto"
-    """auto or transformers."""
+    """auto, transformers or vllm."""
+
+    max_model_len: int | None = None
+    """Tokens of prompt and response together; the model's own context otherwise."""
+
+    tensor_parallel_size: int = 1
+    """Devices that share each layer (vLLM)."""
+
+    engine_args: dict[str, Any] = Field(default_factory=dict)
+    """vLLM's own engine arguments."""
+
+    allow_alpha_change: bool = False
+    """Whether clients may change alpha of the running service."""
+
+    max_replicas: int | None = None
+    """Let the autoscaler add replicas up to so many; None keeps `num_replicas`."""
 
     api_key_env: str | None = None
     """Environment variable that holds the key clients must send."""
@@ -46,5 +64,12 @@ def build_app(args: AppArguments) -> serve.Application:
         source,
         num_replicas=args.num_replicas,
         engine=args.engine,
+        options=EngineOptions(
+            max_model_len=args.max_model_len,
+            tensor_parallel_size=args.tensor_parallel_size,
+            engine_args=args.engine_args,
+        ),
+        allow_alpha_change=args.allow_alpha_change,
+        max_replicas=args.max_replicas,
         api_key=read_api_key(args.api_key_env),
     ).bind()

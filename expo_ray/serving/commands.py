@@ -11,6 +11,8 @@ from typing import Any
 from expo_ray.cluster import LOCAL, ray_session, resolve_address
 from expo_ray.errors import ConfigError
 from expo_ray.progress import Progress
+from expo_ray.serving.engines import pick_engine
+from expo_ray.serving.engines.options import EngineOptions
 from expo_ray.serving.generator_replicas import GeneratorReplicas
 from expo_ray.serving.launching import LOCALHOST, require_free_port
 from expo_ray.serving.reward_replicas import RewardReplicas
@@ -20,6 +22,7 @@ from expo_ray.serving.source import ModelSource
 from expo_ray.tables import read_prompts
 
 _DEFAULT_SAMPLING = SamplingParams()
+_NO_OPTIONS = EngineOptions()
 
 
 def generate(
@@ -31,6 +34,7 @@ def generate(
     alpha: float | None = None,
     sampling: SamplingParams = _DEFAULT_SAMPLING,
     engine: str = "auto",
+    options: EngineOptions = _NO_OPTIONS,
     num_replicas: int = 1,
     address: str | None = None,
     progress: Progress | None = None,
@@ -44,7 +48,8 @@ def generate(
         initial: The checkpoint before alignment, for a live extrapolation.
         alpha: How far to extrapolate.
         sampling: Sampling settings.
-        engine: `auto` or `transformers`.
+        engine: `auto`, `transformers` or `vllm`.
+        options: Settings of the engine.
         num_replicas: Replicas of the model.
         address: Ray cluster; None means `RAY_ADDRESS` where set, else a local Ray.
         progress: Where progress is shown.
@@ -57,9 +62,10 @@ def generate(
         ServingError: Replicas failed.
     """
     source = _source(model, initial, alpha)
-    replicas = GeneratorReplicas(num_replicas, engine)
+    # Checks what can be checked before a Ray is started; there auto may pick another engine.
+    GeneratorReplicas(num_replicas, engine, options=options)
     rows = read_prompts(prompts)
-    with ray_session(address), replicas:
+    with ray_session(address), GeneratorReplicas(num_replicas, engine, options=options) as replicas:
         return replicas.write_responses(source, rows, output, sampling=sampling, progress=progress)
 
 
@@ -105,7 +111,10 @@ def serve(
     alpha: float | None = None,
     reward_model: str | None = None,
     engine: str = "auto",
+    options: EngineOptions = _NO_OPTIONS,
     num_replicas: int = 1,
+    max_replicas: int | None = None,
+    allow_alpha_change: bool = False,
     host: str = LOCALHOST,
     port: int = 8000,
     api_key_env: str | None = None,
@@ -122,8 +131,11 @@ def serve(
         initial: The checkpoint before alignment, for a live extrapolation.
         alpha: How far to extrapolate.
         reward_model: Also serve this one at /v1/rewards.
-        engine: `auto` or `transformers`.
+        engine: `auto`, `transformers` or `vllm`.
+        options: Settings of the engine.
         num_replicas: Replicas of the model.
+        max_replicas: Let the autoscaler add replicas up to so many; None keeps the number.
+        allow_alpha_change: Whether clients may change alpha while it runs.
         host: Address to listen on.
         port: Port to listen on.
         api_key_env: Environment variable that holds the key clients must send.
@@ -134,33 +146,41 @@ def serve(
         RequestError: A flag, the checkpoint or the pair is wrong, or the port is in use.
         ServingError: Replicas failed.
     """
-    served = ServedModel(
-        _source(model, initial, alpha),
-        num_replicas=num_replicas,
-        engine=engine,
-        reward_model=reward_model,
-        host=host,
-        port=port,
-        route="/",
-        api_key=read_api_key(api_key_env),
-    )
+    source = _source(model, initial, alpha)
+    settings: dict[str, Any] = {
+        "num_replicas": num_replicas,
+        "max_replicas": max_replicas,
+        "options": options,
+        "allow_alpha_change": allow_alpha_change,
+        "reward_model": reward_model,
+        "host": host,
+        "port": port,
+        "route": "/",
+        "api_key": read_api_key(api_key_env),
+    }
+    # Checks what can be checked before a Ray is started; there auto may pick another engine.
+    ServedModel(source, engine=engine, **settings)
     if resolve_address(address) == LOCAL:
         require_free_port(host, port)
-    on_event({"event": "starting", "model": served.model})
-    with ray_session(address), served:
-        try:
-            on_event(
-                {
-                    "event": "ready",
-                    "url": served.url,
-                    "model": served.model,
-                    "weights_digest": served.weights_digest,
-                }
-            )
-            while True:
-                time.sleep(3600)
-        finally:
-            on_event({"event": "stopping"})
+    with ray_session(address):
+        picked, reason = pick_engine(engine)
+        starting = {"event": "starting", "model": source.name, "engine": picked}
+        on_event({**starting, "engine_reason": reason})
+        with ServedModel(source, engine=picked, **settings) as served:
+            try:
+                on_event(
+                    {
+                        "event": "ready",
+                        "url": served.url,
+                        "model": served.model,
+                        "engine": picked,
+                        "weights_digest": served.weights_digest,
+                    }
+                )
+                while True:
+                    time.sleep(3600)
+            finally:
+                on_event({"event": "stopping"})
 
 
 def _source(model: str | Path, initial: str | Path | None, alpha: float | None) -> ModelSource:

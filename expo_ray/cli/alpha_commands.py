@@ -1,0 +1,72 @@
+"""Commands on the alpha of a running service: alpha set, alpha show."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from expo_ray.cli.session import JsonFlag, QuietFlag, Session, VerboseFlag, key_value_table
+
+app = typer.Typer(help="See or change alpha of a running service.", no_args_is_help=True)
+
+Url = Annotated[str, typer.Option(help="URL of the service, as serve printed it.")]
+ApiKeyEnv = Annotated[
+    str | None, typer.Option(help="Environment variable that holds the service's API key.")
+]
+
+
+@app.command("set")
+def set_(
+    alpha: Annotated[
+        str, typer.Argument(help="The new alpha; 0 is the aligned model. Negative: after `--`.")
+    ],
+    url: Url,
+    api_key_env: ApiKeyEnv = None,
+    drain_seconds: Annotated[
+        float, typer.Option(min=0.001, help="How long requests inside may take to finish.")
+    ] = 300.0,
+    json_output: JsonFlag = False,
+    verbose: VerboseFlag = False,
+    quiet: QuietFlag = False,
+) -> None:
+    """Bring all replicas of a service to another alpha, in place.
+
+    Only where it was started by `expo-ray serve ... --allow-alpha-change`. Requests inside finish
+    first, by the old weights; requests for the old name get 404 from then on.
+
+    Example: expo-ray alpha set 0.3 --url http://127.0.0.1:8000
+    """
+    from expo_ray.serving import set_alpha
+    from expo_ray.serving.commands import read_api_key
+
+    with Session(json_output=json_output, verbose=verbose, quiet=quiet) as session:
+        state = set_alpha(
+            alpha, url=url, api_key=read_api_key(api_key_env), drain_seconds=drain_seconds
+        )
+        _emit(session, state)
+
+
+@app.command()
+def show(
+    url: Url,
+    api_key_env: ApiKeyEnv = None,
+    json_output: JsonFlag = False,
+    verbose: VerboseFlag = False,
+    quiet: QuietFlag = False,
+) -> None:
+    """Show the current alpha of a service, and what every replica holds.
+
+    Example: expo-ray alpha show --url http://127.0.0.1:8000
+    """
+    from expo_ray.serving import get_alpha
+    from expo_ray.serving.commands import read_api_key
+
+    with Session(json_output=json_output, verbose=verbose, quiet=quiet) as session:
+        _emit(session, get_alpha(url=url, api_key=read_api_key(api_key_env)))
+
+
+def _emit(session: Session, state: dict[str, Any]) -> None:
+    facts = {key: value for key, value in state.items() if key not in ("object", "replicas")}
+    facts["replicas"] = len(state["replicas"])
+    session.emit(state, lambda console: console.print(key_value_table(facts)))
