@@ -3,7 +3,8 @@
     python benchmarks/extrapolation.py --gib 1 --repeats 5 --alphas 1
 
 Prints medians over pairs of runs, one after the other, and the ratios of the medians. Both sides
-use the same chunks, threads and fsync. `cold` drops the inputs from the page cache before a run.
+use the same chunks, threads, early writing and fsync. `cold` drops the inputs from the page cache
+before a run.
 """
 
 from __future__ import annotations
@@ -142,15 +143,17 @@ def run_floor(plan: Plan, output: Path, num_outputs: int, num_threads: int) -> f
 
 
 @contextmanager
-def no_digests() -> Iterator[None]:
-    """Switch hashing off, to show what it costs."""
+def digests(*, of_files: bool, of_tensors: bool) -> Iterator[None]:
+    """Switch kinds of hashing off, to show what they cost."""
     kept = ShardFile.hash_file, ShardFile.hash_tensor
 
-    def hash_file(self: ShardFile, data: memoryview) -> None:
+    def count_only(self: ShardFile, data: memoryview) -> None:
         self.num_bytes += len(data)
 
-    ShardFile.hash_file = hash_file
-    ShardFile.hash_tensor = lambda self, name, data: None
+    if not of_files:
+        ShardFile.hash_file = count_only
+    if not of_tensors:
+        ShardFile.hash_tensor = lambda self, name, data: None
     try:
         yield
     finally:
@@ -165,15 +168,15 @@ def drop_cache(plan: Plan) -> None:
             os.close(descriptor)
 
 
-def measure(plan: Plan, folder: Path, repeats: int, cold: bool, run: Callable[[Path], float]):
-    seconds = []
-    for _ in range(repeats):
-        output = folder / "out"
-        if cold:
-            drop_cache(plan)
-        seconds.append(run(output))
-        shutil.rmtree(output)
-        os.sync()
+def measure(plan: Plan, folder: Path, cold: bool, run: Callable[[Path], float]):
+    """Return wall and CPU seconds of one run; the CPU is what a busy machine distorts least."""
+    output = folder / "out"
+    if cold:
+        drop_cache(plan)
+    before = time.process_time()
+    seconds = run(output), time.process_time() - before
+    shutil.rmtree(output)
+    os.sync()
     return seconds
 
 
@@ -190,30 +193,42 @@ def main() -> None:
         folder = Path(name)
         plan = build_plan(*generate(folder, int(arguments.gib * 2**30)), max_shard_size="1GB")
         alphas = [0.1 * (i + 1) for i in range(arguments.alphas)]
-        kinds: dict[str, list[float]] = {"floor": [], "engine": [], "engine without digests": []}
+        switches = {
+            "engine": {"of_files": True, "of_tensors": True},
+            "engine, sha256 of shards only": {"of_files": True, "of_tensors": False},
+            "engine without digests": {"of_files": False, "of_tensors": False},
+        }
+        found: dict[str, list[tuple[float, float]]] = {kind: [] for kind in ("floor", *switches)}
+        load = os.getloadavg()[0]
         for _ in range(arguments.repeats + 1):
             # One of each, one after the other, so that drifts of the machine meet all alike.
-            for kind, seconds in kinds.items():
+            for kind, runs in found.items():
 
                 def run(output: Path, kind: str = kind) -> float:
                     if kind == "floor":
                         return run_floor(plan, output, len(alphas), arguments.threads)
-                    if kind == "engine":
-                        return run_engine(plan, output, alphas, arguments.threads)
-                    with no_digests():
+                    with digests(**switches[kind]):
                         return run_engine(plan, output, alphas, arguments.threads)
 
-                seconds += measure(plan, folder, 1, arguments.cold, run)
+                runs.append(measure(plan, folder, arguments.cold, run))
         moved = plan.input_bytes + plan.file_bytes * len(alphas)
         state = "cold" if arguments.cold else "warm"
-        print(f"{moved / 2**30:.2f} GiB moved, {len(alphas)} alphas, {state} cache")
+        print(
+            f"{moved / 2**30:.2f} GiB moved, {len(alphas)} alphas, {state} cache, "
+            f"{os.cpu_count()} cores, load {load:.1f} at the start"
+        )
         # The first of each warms up the code, the cache and the allocator.
-        medians = {kind: statistics.median(seconds[1:]) for kind, seconds in kinds.items()}
-        for kind, median in medians.items():
-            ratio = median / medians["floor"]
-            spread = f"{min(kinds[kind][1:]):.2f} to {max(kinds[kind][1:]):.2f}"
-            rate = moved / median / 2**20
-            print(f"{kind:24} {median:7.2f} s ({spread})  {rate:6.0f} MiB/s  {ratio:.2f}x floor")
+        walls = {kind: [wall for wall, _ in runs[1:]] for kind, runs in found.items()}
+        works = {kind: statistics.median(w for _, w in runs[1:]) for kind, runs in found.items()}
+        floor = statistics.median(walls["floor"])
+        for kind, seconds in walls.items():
+            median = statistics.median(seconds)
+            spread = f"{min(seconds):.2f} to {max(seconds):.2f}"
+            print(
+                f"{kind:30} {median:7.2f} s ({spread}) {moved / median / 2**20:6.0f} MiB/s "
+                f"{median / floor:5.2f}x floor; CPU {works[kind]:6.2f} s "
+                f"{works[kind] / works['floor']:5.2f}x floor"
+            )
 
 
 if __name__ == "__main__":

@@ -139,23 +139,21 @@ class ChunkWorker:
         alphas = [output.alpha_of(pair.name) for output in self._task.outputs]
         if dtype == torch.float32:
             alphas = [round_alpha(alpha) for alpha in alphas]
-        kernel = self._kernel if _is_bfloat16(initial, aligned, *outputs) else None
-        bits = [_bits(values) for values in (initial, aligned, *outputs)] if kernel else []
+        if self._kernel and _is_bfloat16(initial, aligned, *outputs):
+            first, second, *results = map(_bits, (initial, aligned, *outputs))
+            measured = self._kernel.run(first, second, results, alphas)
+            if measured is not None:
+                return measured, outputs
         sums = DeltaSums()
         for start in range(0, aligned.numel(), BLOCK_ELEMENTS):
             part = slice(start, start + BLOCK_ELEMENTS)
-            measured = None
-            if kernel:
-                first, second, *results = (values[part] for values in bits)
-                measured = kernel.run(first, second, results, alphas)
-            if measured is None:
-                block = workspace.load(initial[part], aligned[part])
-                targets = [output[part] for output in outputs]
-                measured = measure_inputs(block, initial[part], aligned[part])
-                if measured.num_nonfinite and not self._task.allow_nonfinite:
-                    raise self._nonfinite(pair, measured.num_nonfinite)
-                self._transform(block, position + start, measured)
-                self._write(pair, block, aligned[part], targets, alphas, measured)
+            block = workspace.load(initial[part], aligned[part])
+            targets = [output[part] for output in outputs]
+            measured = measure_inputs(block, initial[part], aligned[part])
+            if measured.num_nonfinite and not self._task.allow_nonfinite:
+                raise self._nonfinite(pair, measured.num_nonfinite)
+            self._transform(block, position + start, measured)
+            self._write(pair, block, aligned[part], targets, alphas, measured)
             sums.add(measured)
         return sums, outputs
 

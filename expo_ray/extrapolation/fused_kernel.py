@@ -1,7 +1,7 @@
 """The formula and its statistics for bfloat16 in one pass, compiled by numba where it is installed.
 
 An accelerator, never another arithmetic: a kernel is used only after it gave the bits of
-`formula.Workspace` on a probe of all kinds of values, and it hands back every block that holds
+`formula.Workspace` on a probe of all kinds of values, and it hands back every chunk that holds
 anything out of the ordinary (NaN, infinity, overflow), which then takes the plain path.
 """
 
@@ -22,6 +22,7 @@ from expo_ray.extrapolation.statistics import DeltaSums, OutputSums
 
 # Compiling takes about a second, which less work than this does not win back.
 MIN_INPUT_BYTES = 512 * 1024 * 1024
+RUN_ELEMENTS = 4096
 _INFINITY = 0x7F80
 
 Bits = npt.NDArray[np.uint16]
@@ -31,7 +32,7 @@ _lock = threading.Lock()
 
 
 class FusedKernel:
-    """Works on blocks of bfloat16 values given as their bits."""
+    """Works on runs of bfloat16 values given as their bits, without the interpreter's lock."""
 
     def __init__(self, measure: Kernel, measure_and_write: Kernel, write: Kernel) -> None:
         self._measure = measure
@@ -44,27 +45,28 @@ class FusedKernel:
         """Fill the targets and return the statistics; None where the plain path must do it.
 
         Args:
-            initial: At most BLOCK_ELEMENTS values.
+            initial: Any number of values.
             aligned: As many.
             targets: One per alpha, as many each.
             alphas: Rounded to float32.
         """
-        found = np.empty(7, dtype=np.float64)
+        inputs = np.empty(7, dtype=np.float64)
         sums = DeltaSums(num_elements=aligned.size)
         if not targets:
-            self._measure(initial, aligned, aligned, np.float32(0), found)
+            self._measure(initial, aligned, aligned, np.float32(0), inputs)
         for index, (target, alpha) in enumerate(zip(targets, alphas, strict=True)):
+            found = np.empty_like(inputs) if index else inputs
             kernel = self._write if index else self._measure_and_write
             kernel(initial, aligned, target, np.float32(alpha), found)
             if found[5] >= _INFINITY:
                 return None
             max_abs = float(np.array([int(found[5]) << 16], np.uint32).view(np.float32)[0])
             sums.outputs.append(OutputSums(max_abs=max_abs, num_changed=int(found[6])))
-        if not np.isfinite(found[:4]).all():
+        if not np.isfinite(inputs[:4]).all():
             return None
-        sums.initial_squares, sums.aligned_squares, sums.delta_squares = map(float, found[:3])
-        sums.max_delta = float(found[3])
-        sums.num_moved = int(found[4])
+        sums.initial_squares, sums.aligned_squares, sums.delta_squares = map(float, inputs[:3])
+        sums.max_delta = float(inputs[3])
+        sums.num_moved = int(inputs[4])
         return sums
 
 
@@ -142,37 +144,42 @@ def _compile(measures: bool, writes: bool) -> Kernel:
 
     @numba.njit(nogil=True, error_model="numpy")  # type: ignore[untyped-decorator]
     def kernel(initial: Any, aligned: Any, target: Any, alpha: Any, found: Any) -> None:
-        initial_squares = aligned_squares = delta_squares = f32(0)
         max_delta = max_output = num_moved = num_changed = u32(0)
-        for k in range(aligned.size):
-            first, second = u32(initial[k]), u32(aligned[k])
-            before, after = as_float(u32(first << u32(16))), as_float(u32(second << u32(16)))
-            delta = after - before
-            if measures:
-                initial_squares = add(initial_squares, before * before)
-                aligned_squares = add(aligned_squares, after * after)
-                delta_squares = add(delta_squares, delta * delta)
-                size = u32(as_bits(delta) & u32(0x7FFFFFFF))
-                max_delta = size if size > max_delta else max_delta
-                num_moved = u32(num_moved + u32(first != second))
-            if writes:
-                bits = as_bits(alpha * delta + after)
-                # Round to nearest even, as a cast to bfloat16 does for all but NaN.
-                odd = u32(u32(bits >> u32(16)) & u32(1))
-                result = u32(u32(bits + u32(u32(0x7FFF) + odd)) >> u32(16))
-                target[k] = u16(result)
-                size = u32(result & u32(0x7FFF))
-                max_output = size if size > max_output else max_output
-                num_changed = u32(num_changed + u32(result != second))
-        if measures:
-            found[0] = initial_squares
-            found[1] = aligned_squares
-            found[2] = delta_squares
-            found[3] = as_float(max_delta)
-            found[4] = num_moved
-        if writes:
-            found[5] = max_output
-            found[6] = num_changed
+        found[:] = 0
+        for start in range(0, aligned.size, RUN_ELEMENTS):
+            # Sums of few values in float32, sums of sums in float64.
+            initial_squares = aligned_squares = delta_squares = f32(0)
+            stop = start + RUN_ELEMENTS
+            # Slices, because an index that might be negative keeps the loop from using vectors.
+            initial_run, aligned_run = initial[start:stop], aligned[start:stop]
+            target_run = target[start:stop]
+            for k in range(aligned_run.size):
+                first, second = u32(initial_run[k]), u32(aligned_run[k])
+                before, after = as_float(u32(first << u32(16))), as_float(u32(second << u32(16)))
+                delta = after - before
+                if measures:
+                    initial_squares = add(initial_squares, before * before)
+                    aligned_squares = add(aligned_squares, after * after)
+                    delta_squares = add(delta_squares, delta * delta)
+                    size = u32(as_bits(delta) & u32(0x7FFFFFFF))
+                    max_delta = size if size > max_delta else max_delta
+                    num_moved = u32(num_moved + u32(first != second))
+                if writes:
+                    bits = as_bits(alpha * delta + after)
+                    # Round to nearest even, as a cast to bfloat16 does for all but NaN.
+                    odd = u32(u32(bits >> u32(16)) & u32(1))
+                    result = u32(u32(bits + u32(u32(0x7FFF) + odd)) >> u32(16))
+                    target_run[k] = u16(result)
+                    size = u32(result & u32(0x7FFF))
+                    max_output = size if size > max_output else max_output
+                    num_changed = u32(num_changed + u32(result != second))
+            found[0] += initial_squares
+            found[1] += aligned_squares
+            found[2] += delta_squares
+        found[3] = as_float(max_delta)
+        found[4] = num_moved
+        found[5] = max_output
+        found[6] = num_changed
 
     compiled: Kernel = kernel
     return compiled
