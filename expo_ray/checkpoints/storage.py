@@ -9,9 +9,11 @@ from __future__ import annotations
 import os
 import stat
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Protocol, Self
 
+from expo_ray.checkpoints.retries import retry_io
 from expo_ray.errors import CheckpointError
 
 WORK_FOLDER = ".expo_ray"
@@ -99,7 +101,8 @@ class LocalReader:
     def read_into(self, offset_bytes: int, buffer: memoryview) -> None:
         """Fill the whole buffer from an absolute offset."""
         while len(buffer):
-            num_bytes = os.preadv(self._descriptor, [buffer], offset_bytes)
+            read = partial(os.preadv, self._descriptor, [buffer], offset_bytes)
+            num_bytes = retry_io(read, what=f"read {self._path}")
             if num_bytes == 0:
                 raise EOFError(f"{self._path} ends before byte {offset_bytes + len(buffer)}")
             buffer = buffer[num_bytes:]

@@ -6,13 +6,24 @@ Ray carries paths, offsets and receipts; weights never pass through it.
 from __future__ import annotations
 
 import os
+import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from expo_ray.checkpoints.hub_storage import SCHEME as HUB_SCHEME
 from expo_ray.cluster import INLINE, ray_session, resolve_address
 from expo_ray.errors import ExpoError, ShardError
-from expo_ray.extrapolation.engine import run_shard
+from expo_ray.extrapolation.attempts import attempt_shard
 from expo_ray.extrapolation.loading import LoadingCheck, check_loading
+from expo_ray.extrapolation.node_check import (
+    NodeCheck,
+    leave_token,
+    probe_node,
+    refuse_problems,
+    remove_tokens,
+    unseen_outputs,
+)
 from expo_ray.extrapolation.tasks import TASK_MEMORY_BYTES, ShardReport, ShardTask
 
 # Beside its buffers a worker holds the imports of torch and Ray.
@@ -22,6 +33,10 @@ MAX_RETRIES = 3
 MIN_BATCH_BYTES = 128 * 1024 * 1024
 POLL_SECONDS = 0.5
 LOADING_TIMEOUT_SECONDS = 300
+NODE_TIMEOUT_SECONDS = 120
+# The Hub limits the requests of a user: all tasks together have at most so many open.
+MAX_HUB_REQUESTS = 64
+DRIVER = "driver"
 
 
 class Advance:
@@ -43,6 +58,7 @@ def run_tasks(
     *,
     address: str | None,
     loading_of: str | None = None,
+    check: NodeCheck | None = None,
     advance: Callable[[float], None] = lambda _: None,
     running_bytes: Callable[[], int] = lambda: 0,
 ) -> tuple[list[ShardReport], LoadingCheck | None]:
@@ -52,6 +68,7 @@ def run_tasks(
         tasks: The work; the reports come back in the same order.
         address: `inline`, or where Ray is; see `ray_session`.
         loading_of: A checkpoint whose names and shapes transformers shall try to load meanwhile.
+        check: What every node must see before the work starts.
         advance: Called with numbers of input bytes that are done.
         running_bytes: Returns the input bytes that unfinished tasks have done so far.
 
@@ -60,7 +77,7 @@ def run_tasks(
 
     Raises:
         ExpoError: The first task that failed; the others are cancelled.
-        ConfigError: Ray cannot be reached.
+        ConfigError: Ray cannot be reached, or a node does not see inputs or outputs.
     """
     if resolve_address(address) == INLINE:
         done = Advance(advance)
@@ -73,7 +90,85 @@ def run_tasks(
     if not tasks and not loading_of:
         return [], None
     with ray_session(address):
+        if check is not None and not _is_one_node():
+            refuse_problems(check_nodes(check))
         return _run_on_ray(tasks, loading_of, Advance(advance), running_bytes)
+
+
+def check_nodes(check: NodeCheck) -> dict[str, list[str]]:
+    """Probe every node of the connected cluster.
+
+    Returns:
+        The problems of each node, in words; an empty list where there is none.
+    """
+    try:
+        leave_token(check, DRIVER)
+        found = run_on_nodes(probe_node, check)
+        problems = {}
+        for node, outcome in found.items():
+            texts = [outcome] if isinstance(outcome, str) else list(outcome)
+            problems[node] = texts or unseen_outputs(check, _file_name(node))
+        return problems
+    except OSError as error:
+        return {DRIVER: [f"the output cannot be written to: {error.strerror or error}"]}
+    finally:
+        remove_tokens(check)
+
+
+def run_on_nodes(function: Callable[[Any, str], Any], argument: Any) -> dict[str, Any]:
+    """Call a function once on every node that can take work, all at the same time.
+
+    Args:
+        function: Takes the argument and a name of the node that is fit for a file.
+        argument: Sent to all.
+
+    Returns:
+        By node what it returned, or in words why it did not.
+    """
+    import ray
+    from ray.exceptions import GetTimeoutError, RayError
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    remote = ray.remote(function)
+    refs = {}
+    for node in _worker_nodes():
+        name = f"{node['NodeManagerHostname']} {node['NodeManagerAddress']} {node['NodeID'][:8]}"
+        here = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+        options = {"num_cpus": 0, "max_retries": 1, "scheduling_strategy": here}
+        refs[name] = remote.options(**options).remote(argument, _file_name(name))
+    found: dict[str, Any] = {}
+    deadline = time.monotonic() + NODE_TIMEOUT_SECONDS
+    for name, ref in refs.items():
+        try:
+            found[name] = ray.get(ref, timeout=max(1.0, deadline - time.monotonic()))
+        except GetTimeoutError:
+            found[name] = f"no answer within {NODE_TIMEOUT_SECONDS} s"
+            ray.cancel(ref, force=True)
+        except RayError as error:
+            found[name] = f"{type(error).__name__}: {str(error).strip().splitlines()[-1]}"
+    return found
+
+
+def _worker_nodes() -> list[dict[str, Any]]:
+    import ray
+
+    nodes = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
+    return sorted(nodes, key=lambda node: str(node["NodeID"]))
+
+
+def _is_one_node() -> bool:
+    """Whether the only node is the one of this process, which has read the inputs already."""
+    import ray
+    from ray.util.client import ray as client
+
+    if client.is_connected():
+        return False
+    here = ray.get_runtime_context().get_node_id()
+    return [node["NodeID"] for node in _worker_nodes()] == [here]
+
+
+def _file_name(node: str) -> str:
+    return node.rpartition(" ")[2]
 
 
 def batch_tasks(tasks: Sequence[ShardTask]) -> list[tuple[int, ...]]:
@@ -89,6 +184,12 @@ def batch_tasks(tasks: Sequence[ShardTask]) -> list[tuple[int, ...]]:
     return [tuple(batch) for batch in batches]
 
 
+def max_batches(tasks: Sequence[ShardTask]) -> int:
+    """Return how many batches may run at a time in the whole cluster."""
+    threads = [t.num_threads for t in tasks if HUB_SCHEME in t.initial_uri + t.aligned_uri]
+    return max(1, MAX_HUB_REQUESTS // max(threads)) if threads else max(1, len(tasks))
+
+
 def run_batch(tasks: Sequence[ShardTask]) -> list[ShardReport] | ExpoError:
     """Run a batch; a deliberate error is a value, so that Ray neither wraps nor retries it."""
     try:
@@ -98,16 +199,12 @@ def run_batch(tasks: Sequence[ShardTask]) -> list[ShardReport] | ExpoError:
 
 
 def _run_here(task: ShardTask, done: Advance | None = None, base: int = 0) -> ShardReport:
-    position = base
-
-    def on_bytes(num_bytes: int) -> None:
-        nonlocal position
-        position += num_bytes
+    def on_total(num_bytes: int) -> None:
         if done is not None:
-            done.to(position)
+            done.to(base + num_bytes)
 
     try:
-        return run_shard(task, on_bytes)
+        return attempt_shard(task, on_total)
     except OSError as error:
         raise _os_error(task, error) from error
 
@@ -131,13 +228,18 @@ def _run_on_ray(
     if loading_of:
         loading = ray.remote(check_loading).options(num_cpus=0, max_retries=1).remote(loading_of)
     sizes = [task.shard.input_bytes for task in tasks]
+    limit = max_batches(tasks)
     # Big batches first: a big one that starts last would keep the others waiting.
     batches = sorted(batch_tasks(tasks), key=lambda batch: -sum(sizes[i] for i in batch))
-    pending = {remote.remote([tasks[i] for i in batch]): batch for batch in batches}
+    queue = deque(batches)
+    pending: dict[Any, tuple[int, ...]] = {}
     reports: dict[int, ShardReport] = {}
     finished_bytes = 0
     try:
-        while pending:
+        while queue or pending:
+            while queue and len(pending) < limit:
+                batch = queue.popleft()
+                pending[remote.remote([tasks[i] for i in batch])] = batch
             ready, _ = ray.wait(list(pending), timeout=POLL_SECONDS)
             for ref in ready:
                 outcome = ray.get(ref, timeout=60)

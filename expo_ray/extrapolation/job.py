@@ -21,6 +21,7 @@ from expo_ray.extrapolation.assembly import Attachments, assemble, read_attachme
 from expo_ray.extrapolation.fanout import WORKER_MEMORY_BYTES, batch_tasks, run_tasks
 from expo_ray.extrapolation.loading import LoadingCheck
 from expo_ray.extrapolation.mergekit_export import write_mergekit
+from expo_ray.extrapolation.node_check import plan_check
 from expo_ray.extrapolation.pair import refuse_equal_weights
 from expo_ray.extrapolation.plan import (
     DEFAULT_SHARD_SIZE,
@@ -31,7 +32,14 @@ from expo_ray.extrapolation.plan import (
 from expo_ray.extrapolation.record import read_record
 from expo_ray.extrapolation.results import ExtrapolationResult, OutputResult
 from expo_ray.extrapolation.schedule import estimate
-from expo_ray.extrapolation.targets import Target, check_space, claim, find_targets, plan_tasks
+from expo_ray.extrapolation.targets import (
+    Target,
+    check_space,
+    claim,
+    find_targets,
+    plan_tasks,
+    release,
+)
 from expo_ray.extrapolation.tasks import (
     TASK_MEMORY_BYTES,
     ShardReport,
@@ -135,7 +143,11 @@ def extrapolate(
             if not target.is_done:
                 claim(stack, plan, target, overwrite=overwrite)
         tasks = plan_tasks(plan, targets, **allow)
-        reports, loading = _run(plan, targets, tasks, address, progress or NullProgress())
+        try:
+            reports, loading = _run(plan, targets, tasks, address, progress or NullProgress())
+        except ConfigError:
+            release(targets)
+            raise
         for report in reports:
             _collect(targets, tasks, report)
         outputs = [_finish(plan, t, attachments, loading, allow) for t in targets]
@@ -167,6 +179,7 @@ def _run(
             tasks,
             address=address,
             loading_of=plan.pair.aligned.uri,
+            check=plan_check(plan, [target.folder for target in pending]),
             advance=bar.advance,
             running_bytes=_running_bytes(plan, pending),
         )

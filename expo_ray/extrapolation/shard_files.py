@@ -164,13 +164,13 @@ class ShardWriter(ShardFile):
                 data = data[written:]
                 offset_bytes += written
         except OSError as error:
-            hint = "free some space and run the same command again, it continues"
-            full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
             raise ShardError(
-                "the disk is full" if full else "the output cannot be written",
+                "the disk is full",
                 where=self._temporary,
                 got=error.strerror,
-                hint=hint if full else None,
+                hint="free some space and run the same command again, it continues",
             ) from error
 
 

@@ -29,6 +29,7 @@ from expo_ray.extrapolation.work_folder import (
     claimed_folder,
     examine_output,
     read_receipt,
+    remove_work_folder,
 )
 
 # Room for index, sidecars and record beside the weights.
@@ -192,6 +193,16 @@ def claim(stack: contextlib.ExitStack, plan: Plan, target: Target, *, overwrite:
         if receipt is not None:
             target.receipts[shard.name] = receipt
     target.num_resumed = len(target.receipts)
+
+
+def release(targets: Sequence[Target]) -> None:
+    """Undo the claims of a request that was refused before its work started."""
+    for target in targets:
+        if target.state is OutputState.FRESH:
+            remove_work_folder(target.folder)
+            with contextlib.suppress(OSError):
+                if isinstance(target.folder, Path):
+                    target.folder.rmdir()
 
 
 def plan_tasks(

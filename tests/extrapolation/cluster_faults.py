@@ -1,0 +1,138 @@
+"""Several nodes on this machine, one of them in a mount namespace of its own. Run as a script.
+
+Arguments: a scenario, INITIAL, ALIGNED, OUTPUT. Prints one JSON object. It needs a Ray of its own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import ray
+from ray.cluster_utils import Cluster
+
+from expo_ray.errors import ExpoError
+from expo_ray.extrapolation import extrapolate
+
+
+@contextlib.contextmanager
+def second_node(address: str, hidden: str) -> Iterator[None]:
+    """A node that sees an empty folder where others see `hidden`."""
+    port = address.rpartition(":")[2]
+    start = (
+        f"mount -t tmpfs tmpfs '{hidden}' && exec {Path(sys.executable).parent}/ray start "
+        f"--address=127.0.0.1:{port} --num-cpus=1 --block --disable-usage-stats"
+    )
+    process = subprocess.Popen(
+        ["unshare", "-m", "bash", "-c", start],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        deadline = time.monotonic() + 60
+        while sum(node["Alive"] for node in ray.nodes()) < 2:
+            assert process.poll() is None, "the second node did not start"
+            assert time.monotonic() < deadline, "the second node did not join"
+            time.sleep(0.1)
+        yield
+    finally:
+        os.killpg(process.pid, signal.SIGTERM)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=20)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+def hidden_path(pair: list[str], output: str, hidden: str) -> dict[str, object]:
+    """Extrapolate while one node does not see a path."""
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    ray.init(address=cluster.address, log_to_driver=False)
+    try:
+        with second_node(cluster.address, hidden):
+            try:
+                extrapolate(*pair, output, alpha=0.3, max_shard_size="20KB")
+            except ExpoError as error:
+                return {**error.as_dict(), "exit_code": error.exit_code}
+            return {}
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
+
+
+def lost_node(pair: list[str], output: str) -> dict[str, object]:
+    """Kill the raylet of a node that is working, without a word."""
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    second = cluster.add_node(num_cpus=1)
+    ray.init(address=cluster.address, log_to_driver=False)
+    receipts = Path(output) / ".expo_ray" / "receipts"
+    killed: list[int] = []
+
+    def kill() -> None:
+        while len(list(receipts.glob("*.json"))) < 2:
+            time.sleep(0.005)
+        killed.append(len(list(receipts.glob("*.json"))))
+        cluster.remove_node(second, allow_graceful=False)
+
+    thread = threading.Thread(target=kill, daemon=True)
+    thread.start()
+    try:
+        result = extrapolate(*pair, output, alpha=0.3, max_shard_size="2MB")
+        thread.join(timeout=30)
+        alive = sum(node["Alive"] for node in ray.nodes())
+        return {"status": result.outputs[0].status, "killed_at": killed, "alive": alive}
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
+
+
+def killed_worker(pair: list[str], output: str) -> dict[str, object]:
+    """Send SIGKILL to the workers that write a shard just now."""
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2})
+    ray.init(address=cluster.address, log_to_driver=False)
+    work = Path(output) / ".expo_ray"
+    killed: list[int] = []
+
+    def writers() -> set[int]:
+        found = set()
+        for link in Path("/proc").glob("[0-9]*/fd/*"):
+            with contextlib.suppress(OSError):
+                if str(link.readlink()).startswith(f"{work}/model-"):
+                    found.add(int(link.parts[2]))
+        return found - {os.getpid()}
+
+    def kill() -> None:
+        deadline = time.monotonic() + 90
+        while len(killed) < 2 and time.monotonic() < deadline:
+            for process in writers():
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(process, signal.SIGKILL)
+                    killed.append(process)
+
+    thread = threading.Thread(target=kill, daemon=True)
+    thread.start()
+    try:
+        result = extrapolate(*pair, output, alpha=0.3, max_shard_size="2MB")
+        return {"status": result.outputs[0].status, "killed": len(killed)}
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
+
+
+if __name__ == "__main__":
+    scenario, *arguments = sys.argv[1:]
+    if scenario == "hidden":
+        outcome = hidden_path(arguments[:2], arguments[2], arguments[3])
+    elif scenario == "lost":
+        outcome = lost_node(arguments[:2], arguments[2])
+    else:
+        outcome = killed_worker(arguments[:2], arguments[2])
+    sys.stdout.write(json.dumps(outcome) + "\n")

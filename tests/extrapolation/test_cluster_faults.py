@@ -1,0 +1,108 @@
+"""Clusters of several nodes: paths that one node lacks, lost nodes, killed workers."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from expo_ray.extrapolation import extrapolate, fanout
+from tests.extrapolation.synthetic import file_digests, noise, write
+
+Pair = tuple[Path, Path]
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def may_mount() -> bool:
+    command = ["unshare", "-m", "mount", "-t", "tmpfs", "tmpfs", "/mnt"]
+    try:
+        return subprocess.run(command, capture_output=True).returncode == 0
+    except FileNotFoundError:
+        return False
+
+
+def run(scenario: str, *arguments: Path) -> dict[str, Any]:
+    command = [sys.executable, "-m", "tests.extrapolation.cluster_faults", scenario]
+    command += [str(argument) for argument in arguments]
+    done = subprocess.run(
+        command,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=170,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+@pytest.fixture(scope="module")
+def heavy_pair(tmp_path_factory: pytest.TempPathFactory) -> Pair:
+    """Two sides of 300 MB, so that a run takes some batches."""
+    folder = tmp_path_factory.mktemp("heavy")
+    block = noise((1000, 1000), torch.bfloat16, 1)
+    before = {f"layers.{i}.w": block * (1 + i / 64) for i in range(150)}
+    after = {name: t + t / 64 for name, t in before.items()}
+    return write(folder / "initial", before, num_shards=3), write(folder / "aligned", after)
+
+
+@pytest.fixture(scope="module")
+def whole(heavy_pair: Pair, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    out = tmp_path_factory.mktemp("whole") / "out"
+    extrapolate(*heavy_pair, out, alpha=0.3, max_shard_size="2MB", address="inline")
+    return file_digests(out)
+
+
+@pytest.mark.skipif(not may_mount(), reason="mount namespaces are not permitted here")
+@pytest.mark.parametrize("hidden", ["output", pytest.param("aligned", marks=pytest.mark.slow)])
+def test_a_path_that_one_node_lacks_is_told_before_the_work(
+    pico_pair: Pair, tmp_path: Path, hidden: str
+) -> None:
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    folder = pico_pair[1] if hidden == "aligned" else shared
+    error = run("hidden", *pico_pair, shared / "out", folder)
+    assert (error["kind"], error["exit_code"]) == ("config", 2)
+    assert "not every node" in error["message"]
+    words = "cannot be read" if hidden == "aligned" else "is not the folder that the driver sees"
+    assert words in error["got"]
+    assert "shared disk" in error["hint"]
+    assert list(shared.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_a_node_that_is_lost_costs_time_but_no_bytes(
+    heavy_pair: Pair, whole: dict[str, str], tmp_path: Path
+) -> None:
+    found = run("lost", *heavy_pair, tmp_path / "out")
+    assert found["alive"] == 1
+    assert found["killed_at"][0] < len(whole)
+    assert file_digests(tmp_path / "out") == whole
+
+
+def test_killed_workers_cost_time_but_no_bytes(
+    heavy_pair: Pair, whole: dict[str, str], tmp_path: Path
+) -> None:
+    found = run("killed", *heavy_pair, tmp_path / "out")
+    assert found["killed"] >= 2
+    assert file_digests(tmp_path / "out") == whole
+
+
+def test_requests_to_the_hub_are_limited_in_the_whole_cluster(pico_pair: Pair) -> None:
+    from dataclasses import replace
+
+    from expo_ray.extrapolation.plan import build_plan
+    from expo_ray.extrapolation.tasks import WRITE, shard_task
+
+    plan = build_plan(*pico_pair, max_shard_size="5KB")
+    tasks = [shard_task(plan, shard, WRITE, ()) for shard in plan.shards]
+    assert fanout.max_batches(tasks) == len(tasks)
+    remote = [replace(t, aligned_uri="hf://owner/model@main", num_threads=8) for t in tasks]
+    assert fanout.max_batches(remote) * 8 == fanout.MAX_HUB_REQUESTS
