@@ -46,12 +46,7 @@ _UNDERSTOOD = {
 # Other ways to begin training (PiSSA, OLoRA, ...) change the weights of the base too.
 _PLAIN_STARTS = (True, False, "gaussian", "eva", "orthogonal", None)
 _BASE_HINT = "name it in the address: ADAPTER#base=PATH"
-_EMBEDDINGS = (
-    *("embed_tokens.weight", "wte.weight", "word_embeddings.weight", "embed_in.weight"),
-    *("shared.weight", "tok_embeddings.weight", "embeddings.weight", "embedding.weight"),
-)
-_HEADS = ("lm_head.weight", "embed_out.weight", "output.weight")
-_MERGE_HINT = "merge the adapter into its model with peft first, and give the merged checkpoint"
+MERGE_HINT = "merge the adapter into its model with peft first, and give the merged checkpoint"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -100,38 +95,46 @@ class Adapter:
         if factors is None:
             return None
         is_embedding = "embedding_A" in factors
-        kind = "embedding_" if is_embedding else ""
-        if set(factors) != {f"{kind}A", f"{kind}B"}:
+        sides = ("embedding_A", "embedding_B") if is_embedding else ("A", "B")
+        if set(factors) != set(sides):
             raise self._refusal("half of a LoRA pair is missing", module, sorted(factors))
-        a, b = factors[f"{kind}A"], factors[f"{kind}B"]
-        shapes = f"A {list(a.shape)}, B {list(b.shape)}, base {list(ref.shape)}"
-        rank, pattern = a.shape[0] if a.shape else 0, _pattern_value
-        if len(a.shape) != 2 or len(b.shape) != 2 or b.shape[1] != rank or not rank:
-            raise self._refusal("only LoRA on matrices is supported", module, shapes)
-        if rank != pattern(self.config, "rank_pattern", "r", module):
-            raise self._refusal("the rank is not the one in the config", module, shapes)
+        a, b = (factors[side] for side in sides)
+        rank = self._check_shapes(module, a, b, ref)
+        alpha = float(_pattern_value(self.config, "alpha_pattern", "lora_alpha", module))
         direct = (b.shape[0], a.shape[1])
-        if ref.shape not in (direct, direct[::-1]):
-            raise self._refusal("the adapter does not fit the shape of the base", module, shapes)
-        is_square = direct[0] == direct[1]
-        is_flagged = bool(self.config.get("fan_in_fan_out"))
-        is_transposed = is_embedding or (is_flagged if is_square else ref.shape != direct)
-        if ref.dtype not in FLOAT_DTYPES - {"F64"} or not {a.dtype, b.dtype} <= FLOAT_DTYPES:
-            dtypes = f"A {a.dtype}, B {b.dtype}, base {ref.dtype}"
-            raise self._refusal("LoRA on weights of this dtype is not supported", module, dtypes)
-        alpha = float(pattern(self.config, "alpha_pattern", "lora_alpha", module))
+        # A square matrix looks the same either way.
+        is_turned = bool(self.config.get("fan_in_fan_out")) if is_square(ref) else None
         return LoraTensor(
             name=ref.name,
             a=a,
             b=b,
             scaling=alpha / (math.sqrt(rank) if self.config.get("use_rslora") else rank),
-            is_transposed=is_transposed,
+            is_transposed=is_embedding or (ref.shape != direct if is_turned is None else is_turned),
             stored=self.replaced.get(ref.name),
         )
 
+    def _check_shapes(self, module: str, a: TensorRef, b: TensorRef, ref: TensorRef) -> int:
+        shapes = f"A {list(a.shape)}, B {list(b.shape)}, base {list(ref.shape)}"
+        rank = a.shape[0] if a.shape else 0
+        if len(a.shape) != 2 or len(b.shape) != 2 or b.shape[1] != rank or not rank:
+            raise self._refusal("only LoRA on matrices is supported", module, shapes)
+        if rank != _pattern_value(self.config, "rank_pattern", "r", module):
+            raise self._refusal("the rank is not the one in the config", module, shapes)
+        if ref.shape not in ((b.shape[0], a.shape[1]), (a.shape[1], b.shape[0])):
+            raise self._refusal("the adapter does not fit the shape of the base", module, shapes)
+        if ref.dtype not in FLOAT_DTYPES - {"F64"} or not {a.dtype, b.dtype} <= FLOAT_DTYPES:
+            dtypes = f"A {a.dtype}, B {b.dtype}, base {ref.dtype}"
+            raise self._refusal("LoRA on weights of this dtype is not supported", module, dtypes)
+        return rank
+
     def _refusal(self, message: str, module: str, got: object) -> CheckpointError:
         where = f"{self.storage.uri}, module {module!r}"
-        return CheckpointError(message, where=where, got=got, hint=_MERGE_HINT)
+        return CheckpointError(message, where=where, got=got, hint=MERGE_HINT)
+
+
+def is_square(ref: TensorRef) -> bool:
+    """Tell whether a matrix has as many rows as columns."""
+    return ref.shape[0] == ref.shape[1]
 
 
 def base_address_of(storage: Storage) -> str:
@@ -197,56 +200,6 @@ def read_adapter(storage: Storage, files: Mapping[str, FileFacts]) -> Adapter:
     )
 
 
-def check_against_base(
-    adapter: Adapter, base: Mapping[str, TensorRef], config: Mapping[str, Any]
-) -> None:
-    """Let adapters pass that change tensors of this base, each in a way that can be told.
-
-    Raises:
-        CheckpointError: A module is not in the base, has another shape, or is tied.
-    """
-    uri = adapter.storage.uri
-    sections = (config, config.get("text_config"))
-    is_tied = any(isinstance(s, Mapping) and s.get("tie_word_embeddings") for s in sections)
-    has_head = any(name.endswith(_HEADS) for name in base)
-    wanted = [f"{module}.weight" for module in adapter.factors] + list(adapter.replaced)
-    for name in wanted:
-        if name not in base:
-            raise CheckpointError(
-                "the adapter changes a tensor that the base does not have",
-                where=f"{uri}, tensor {name!r}",
-                hint="the base must be the model that the adapter was trained on, with the same "
-                "names in its files",
-            )
-        is_embedding = name.endswith(_EMBEDDINGS)
-        if (is_tied and (is_embedding or name.endswith(_HEADS))) or (is_embedding and not has_head):
-            raise CheckpointError(
-                "the adapter changes an embedding or a head, and the two are tied",
-                where=f"{uri}, tensor {name!r}",
-                hint=_MERGE_HINT,
-            )
-    for name, ref in adapter.replaced.items():
-        if ref.shape != base[name].shape:
-            raise CheckpointError(
-                "the adapter replaces a tensor by one of another shape",
-                where=f"{uri}, tensor {name!r}",
-                got=list(ref.shape),
-                expected=list(base[name].shape),
-                hint=_MERGE_HINT,
-            )
-    changes = [(base[n], adapter.change_of(base[n])) for n in wanted if n not in adapter.replaced]
-    linear = [(ref, c) for ref, c in changes if c and "embedding" not in c.a.name]
-    flags = {c.is_transposed for ref, c in linear if ref.shape[0] != ref.shape[1]}
-    square = [ref.name for ref, _ in linear if ref.shape[0] == ref.shape[1]]
-    if square and flags - {bool(adapter.config.get("fan_in_fan_out"))}:
-        raise CheckpointError(
-            "fan_in_fan_out of the adapter disagrees with its shapes, and a square matrix could be "
-            "meant either way",
-            where=f"{uri}, tensor {square[0]!r}",
-            hint=_MERGE_HINT,
-        )
-
-
 def _check_config(config: Mapping[str, Any], where: str) -> None:
     for key, value in config.items():
         if value and key not in _UNDERSTOOD:
@@ -258,8 +211,8 @@ def _check_config(config: Mapping[str, Any], where: str) -> None:
     fine = (
         type(config.get("r")) is int
         and isinstance(config.get("lora_alpha"), int | float)
-        and isinstance(config.get("rank_pattern") or {}, dict)
-        and isinstance(config.get("alpha_pattern") or {}, dict)
+        and _are_numbers(config.get("rank_pattern"))
+        and _are_numbers(config.get("alpha_pattern"))
     )
     if not fine:
         raise CheckpointError("the adapter's rank and scaling cannot be read", where=where)
@@ -271,7 +224,7 @@ def _unsupported(where: str, key: str, value: object) -> CheckpointError:
         where=where,
         got=f"{key} = {value}"[:200],
         expected="plain LoRA",
-        hint=_MERGE_HINT,
+        hint=MERGE_HINT,
     )
 
 
@@ -290,7 +243,7 @@ def _sort_tensors(
             raise CheckpointError(
                 "the adapter holds a tensor that is no plain LoRA",
                 where=f"{where}, tensor {ref.name!r}",
-                hint=_MERGE_HINT,
+                hint=MERGE_HINT,
             )
         else:
             is_new = replaced.setdefault(_WRAPPERS.sub("", name), ref) is ref
@@ -303,12 +256,22 @@ def _sort_tensors(
     return factors, replaced
 
 
+def _are_numbers(patterns: object) -> bool:
+    if not patterns:
+        return True
+    return isinstance(patterns, dict) and all(
+        isinstance(value, int | float) for value in patterns.values()
+    )
+
+
 def _pattern_value(config: Mapping[str, Any], patterns: str, default: str, module: str) -> Any:
     """Return the setting of a module: the first pattern that matches the end of its name."""
     for pattern, value in (config.get(patterns) or {}).items():
         try:
             if re.fullmatch(rf"(.*\.)?({pattern})", module):
                 return value
-        except re.error:
-            continue
+        except re.error as error:
+            raise CheckpointError(
+                "a pattern of the adapter is no regular expression", where=patterns, got=pattern
+            ) from error
     return config[default]

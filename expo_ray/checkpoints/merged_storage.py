@@ -16,11 +16,11 @@ from dataclasses import replace
 
 import torch
 
+from expo_ray.checkpoints.adapter_fit import check_against_base
 from expo_ray.checkpoints.adapters import (
     ADAPTER_CONFIG,
     Adapter,
     LoraTensor,
-    check_against_base,
     read_adapter,
 )
 from expo_ray.checkpoints.checkpoint import Checkpoint, WeightFile

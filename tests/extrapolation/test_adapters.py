@@ -245,6 +245,8 @@ def plain(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path
         ({"something_new": 1}, "something_new"),
         ({"r": 8}, "rank is not the one"),
         ({"lora_alpha": "x"}, "scaling cannot be read"),
+        ({"alpha_pattern": {"q_proj": "x"}}, "scaling cannot be read"),
+        ({"alpha_pattern": {"(": 1}}, "no regular expression"),
     ],
 )
 def test_settings_that_are_not_followed_are_refused_by_name(
