@@ -14,6 +14,7 @@ import yaml
 
 from expo_ray.checkpoints.atomic_io import atomic_write_text
 from expo_ray.checkpoints.header import FLOAT_DTYPES
+from expo_ray.checkpoints.storage import split_address
 from expo_ray.errors import ConfigError
 from expo_ray.extrapolation.plan import Plan
 
@@ -76,7 +77,8 @@ def _reference(uri: str) -> str:
     """Return how mergekit names a model: a folder, or owner/name@revision."""
     if uri.startswith("hf://"):
         return uri.removeprefix("hf://")
-    if "://" in uri or "+" in Path(uri).name:
+    is_computed = split_address(uri) != (uri, "")  # an adapter on a base, dequantized blocks
+    if "://" in uri or "+" in Path(uri).name or is_computed:
         raise _refusal("an address that it does not read", uri)
     return uri
 

@@ -17,6 +17,8 @@ from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, PreT
 from expo_ray.checkpoints import Checkpoint, iter_tensors
 from expo_ray.errors import CheckpointError, ConfigError, PairError
 from expo_ray.extrapolation import diagnose, extrapolate, stream_weights, verify
+from expo_ray.extrapolation.mergekit_export import mergekit_config
+from expo_ray.extrapolation.plan import build_plan
 from tests.extrapolation.synthetic import closed_form, load, same_bits
 from tests.pico import pico_tokenizer, save_pair
 
@@ -204,6 +206,12 @@ def test_a_changed_scaling_is_another_plan(base: Path, tmp_path: Path) -> None:
     edit(folder, lora_alpha=8)
     after = Checkpoint.open(folder).identity()
     assert all(one != two for one, two in zip(before, after, strict=True))
+
+
+def test_mergekit_is_not_asked_for_a_sum_it_would_not_read(base: Path, tmp_path: Path) -> None:
+    folder = adapter(base, tmp_path / "adapter")
+    with pytest.raises(ConfigError, match="mergekit"):
+        mergekit_config(build_plan(base, folder, output_dtype="bfloat16"), 0.3)
 
 
 def test_conv1d_of_gpt2_is_transposed(tmp_path: Path) -> None:
