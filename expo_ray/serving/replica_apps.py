@@ -150,9 +150,11 @@ def same_engine(engine: str, one: ModelSource, other: ModelSource) -> bool:
 def _own_logging() -> Iterator[None]:
     """Import `ray.serve.llm`, which takes over the root logger, without letting it."""
     root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
+    handlers, level, disabled = root.handlers[:], root.level, root.manager.disable
+    logging.disable(logging.WARNING)  # vLLM tells what this machine lacks for some of its parts
     try:
         yield
     finally:
+        logging.disable(disabled)
         root.handlers[:] = handlers
         root.setLevel(level)
