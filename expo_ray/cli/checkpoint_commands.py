@@ -18,7 +18,9 @@ from expo_ray.cli.session import (
     new_table,
 )
 
-Initial = Annotated[str, typer.Argument(help="theta0, the SFT checkpoint: a path, URI or Hub id.")]
+Initial = Annotated[
+    str, typer.Argument(help="theta0, the SFT checkpoint: a path, s3://, gs://, hf:// or a Hub id.")
+]
 Aligned = Annotated[
     str,
     typer.Argument(
@@ -44,12 +46,13 @@ def register(app: typer.Typer) -> None:
     app.command(rich_help_panel=PANEL)(verify)
     app.command(name="inspect", rich_help_panel=PANEL)(inspect_)
     app.command(rich_help_panel=PANEL)(diagnose)
+    app.command(rich_help_panel=PANEL)(doctor)
 
 
 def extrapolate(
     initial: Initial,
     aligned: Aligned,
-    output: Annotated[str, typer.Argument(help="Folder of the new checkpoint.")],
+    output: Annotated[str, typer.Argument(help="Folder, s3:// or gs:// prefix to write.")],
     alpha: Annotated[
         list[float] | None,
         typer.Option(
@@ -231,6 +234,54 @@ def diagnose(
         )
         if strict and not result["fit"]:
             raise typer.Exit(1)
+
+
+def doctor(
+    initial: Annotated[
+        str | None, typer.Argument(help="A checkpoint that every node must read.")
+    ] = None,
+    aligned: Annotated[str | None, typer.Argument(help="Another one.")] = None,
+    output: Annotated[
+        str | None, typer.Argument(help="A folder or prefix that every node must write to.")
+    ] = None,
+    address: InlineAddress = None,
+    json_output: JsonFlag = False,
+    verbose: VerboseFlag = False,
+    quiet: QuietFlag = False,
+) -> None:
+    """Examine every node: inputs readable, output shared, versions, disk, memory, clock.
+
+    Exit code 1 where some node could not take part in a run. Nothing is left behind.
+
+    Example: expo-ray doctor ./sft s3://bucket/dpo /shared/expo --address auto
+    """
+    from expo_ray.extrapolation import doctor as run_doctor
+
+    with Session(json_output=json_output, verbose=verbose, quiet=quiet) as session:
+        result = run_doctor(
+            initial, aligned, output, address=address, progress=session.progress
+        ).as_dict()
+        session.emit(result, lambda console: _render_doctor(console, result))
+        if not result["ok"]:
+            raise typer.Exit(1)
+
+
+def _render_doctor(console: Console, result: dict[str, Any]) -> None:
+    table = new_table("node", "ray", "torch", "memory free", "disk free", "clock")
+    for node in result["nodes"]:
+        table.add_row(
+            Text(node["node"]),
+            node["versions"].get("ray", "-"),
+            node["versions"].get("torch", "-"),
+            format_bytes(node["memory_free_bytes"] or 0),
+            format_bytes(min(node["disk_free_bytes"].values())),
+            f"{node['clock_offset_seconds']:.1f} s off",
+        )
+    console.print(table)
+    for problem in result["problems"]:
+        console.print(Text(f"problem: {problem}", style="red"))
+    if result["ok"]:
+        console.print(f"[green]fit[/green]: {len(result['nodes'])} nodes can take part in a run.")
 
 
 def _render_extrapolation(console: Console, result: dict[str, Any]) -> None:

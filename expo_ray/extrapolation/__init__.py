@@ -16,6 +16,7 @@ if TYPE_CHECKING:
         round_alpha,
     )
     from expo_ray.extrapolation.diagnosis import diagnose
+    from expo_ray.extrapolation.examination import doctor
     from expo_ray.extrapolation.inspection import inspect_checkpoint
     from expo_ray.extrapolation.job import extrapolate
     from expo_ray.extrapolation.results import ExtrapolationResult
@@ -26,6 +27,7 @@ __all__ = [
     "ExtrapolationResult",
     "checkpoint_name",
     "diagnose",
+    "doctor",
     "extrapolate",
     "format_alpha",
     "inspect_checkpoint",
@@ -39,6 +41,7 @@ _MODULES = {
     "ExtrapolationResult": "results",
     "checkpoint_name": "alpha",
     "diagnose": "diagnosis",
+    "doctor": "examination",
     "extrapolate": "job",
     "format_alpha": "alpha",
     "inspect_checkpoint": "inspection",

@@ -115,6 +115,34 @@ def check_nodes(check: NodeCheck) -> dict[str, list[str]]:
         remove_tokens(check)
 
 
+def call_on_nodes(
+    function: Callable[[Any, str], Any], argument: Any, check: NodeCheck, *, address: str | None
+) -> tuple[dict[str, Any], dict[str, list[str]]]:
+    """Call a function on every node, and probe them; `inline` asks this process alone.
+
+    Returns:
+        What the function returned, and the problems, both by node.
+
+    Raises:
+        ConfigError: Ray cannot be reached.
+    """
+    if resolve_address(address) == INLINE:
+        try:
+            leave_token(check, DRIVER)
+            problems = {DRIVER: probe_node(check, "inline")}
+        except OSError as error:
+            problems = {DRIVER: [f"the output cannot be written to: {error.strerror or error}"]}
+        finally:
+            remove_tokens(check)
+        return {DRIVER: function(argument, "inline")}, problems
+    with ray_session(address):
+        found = run_on_nodes(function, argument)
+        problems = {node: [text] for node, text in found.items() if isinstance(text, str)}
+        for node, texts in check_nodes(check).items():
+            problems.setdefault(node, texts)
+        return found, problems
+
+
 def run_on_nodes(function: Callable[[Any, str], Any], argument: Any) -> dict[str, Any]:
     """Call a function once on every node that can take work, all at the same time.
 
