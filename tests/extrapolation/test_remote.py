@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,12 +24,14 @@ from tests.checkpoints.s3_server import (
     client,
     objects,
     s3_server,
+    settings,
     upload,
     use,
 )
 from tests.extrapolation.synthetic import IDENTITY_FILES
 
 Pair = tuple[Path, Path]
+MAIN = "from expo_ray.cli.main import main; main()"
 OPTIONS = {"max_shard_size": "20KB", "address": "inline"}
 
 
@@ -211,3 +216,19 @@ def test_a_missing_bucket_is_told(s3: str, pico_pair: Pair) -> None:
         job.extrapolate(pico_pair[0], "s3://no-such-bucket/x", "s3://b/out", alpha=1, **OPTIONS)
     with pytest.raises(ConfigError, match="output cannot be used"):
         job.extrapolate(*pico_pair, "s3://no-such-bucket/out", alpha=1, **OPTIONS)
+
+
+@pytest.mark.slow
+def test_the_command_runs_from_bucket_to_bucket_on_ray(
+    pico_pair: Pair, reference: Path, server: str
+) -> None:
+    pair = [upload(server, folder, f"ray/{folder.name}") for folder in pico_pair]
+    out = f"s3://{BUCKET}/ray/out"
+    command = [sys.executable, "-c", MAIN, "extrapolate", *pair, out]
+    command += ["--alpha", "0.3", "--max-shard-size", "20KB", "--address", "local", "--json"]
+    environment = {**os.environ, **settings(server)}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=170, env=environment)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert json.loads(done.stdout)["outputs"][0]["path"] == out
+    assert stored(server, "ray/out") == contents(reference)
+    assert "of-tests" not in done.stdout + done.stderr
