@@ -113,6 +113,7 @@ extrapolate(*sys.argv[1:3], sys.argv[3] + "/out", alpha=alphas, address="inline"
 """
 
 
+@pytest.mark.slow
 def test_too_little_memory_is_met_with_smaller_chunks(tmp_path: Path) -> None:
     before = {f"w{i}": noise((2000, 1000), torch.bfloat16, i) for i in range(2)}
     after = {name: t + t / 64 for name, t in before.items()}

@@ -146,7 +146,7 @@ def test_a_run_that_was_taken_over_publishes_nothing(
         client(s3).put_object(Bucket=BUCKET, Key=key, Body=json.dumps(run))
         return run_shard(task)
 
-    monkeypatch.setattr("expo_ray.extrapolation.fanout.run_shard", take_over)
+    monkeypatch.setattr("expo_ray.extrapolation.attempts.run_shard", take_over)
     with pytest.raises(ShardError, match="another run has taken over"):
         extrapolate(*pico_pair, out, alpha=0.3, **OPTIONS)
     assert not [name for name in objects(s3, "fence/out") if name.endswith("safetensors")]
