@@ -1,0 +1,121 @@
+"""Tokens per second through Serve at saturation, against the same vLLM engine used directly.
+
+    python benchmarks/serving_overhead.py --size 0.5b --pairs 3
+
+Runs alternate; answers have a fixed length; through Serve they are streamed over HTTP, and the
+client's own work counts against it. Also printed: microseconds per streamed token on top.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import aiohttp
+from llama_pair import SHAPES, make_pair
+
+from expo_ray.cluster import ray_session
+from expo_ray.serving import EngineOptions, ModelSource, ServedModel
+
+PROMPT = "Tell me something that nobody knows yet. "
+SERVER = {"dtype": "bfloat16", "max_num_seqs": 64}
+
+
+def direct_engine(model: str, num_threads: int) -> object:
+    os.environ.update(
+        VLLM_CPU_KVCACHE_SPACE="1",
+        VLLM_CPU_OMP_THREADS_BIND="nobind",
+        OMP_NUM_THREADS=str(num_threads),
+    )
+    from vllm import LLM
+
+    return LLM(
+        model=model, enforce_eager=True, max_model_len=512, generation_config="vllm", **SERVER
+    )
+
+
+def run_direct(engine: object, num_requests: int, num_tokens: int) -> float:
+    from vllm import SamplingParams
+
+    params = SamplingParams(max_tokens=num_tokens, ignore_eos=True, temperature=0)
+    prompts = [f"{i} {PROMPT}" for i in range(num_requests)]
+    start = time.monotonic()
+    made = engine.generate(prompts, params, use_tqdm=False)  # type: ignore[attr-defined]
+    seconds = time.monotonic() - start
+    return sum(len(m.outputs[0].token_ids) for m in made) / seconds
+
+
+async def run_served(served: ServedModel, num_requests: int, num_tokens: int) -> float:
+    async def ask(session: aiohttp.ClientSession, i: int) -> int:
+        body = {
+            "model": served.model,
+            "prompt": f"{i} {PROMPT}",
+            "max_tokens": num_tokens,
+            "temperature": 0,
+            "ignore_eos": True,
+            "stream": True,
+            "stream_options": {"include_usage": True},
+        }
+        last = b""
+        async with session.post(f"{served.url}/v1/completions", json=body) as answer:
+            answer.raise_for_status()
+            async for line in answer.content:
+                if line.startswith(b"data: {"):
+                    last = line
+        return int(json.loads(last.removeprefix(b"data: "))["usage"]["completion_tokens"])
+
+    timeout = aiohttp.ClientTimeout(total=3600)
+    connector = aiohttp.TCPConnector(limit=0)
+    async with aiohttp.ClientSession(timeout=timeout, connector=connector) as session:
+        start = time.monotonic()
+        tokens = await asyncio.gather(*(ask(session, i) for i in range(num_requests)))
+        return sum(tokens) / (time.monotonic() - start)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--size", default="0.5b", choices=[*SHAPES])
+    parser.add_argument("--pairs", type=int, default=3)
+    parser.add_argument("--requests", type=int, default=64)
+    parser.add_argument("--tokens", type=int, default=64)
+    parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "expo-bench")
+    arguments = parser.parse_args()
+    _, aligned = make_pair(arguments.folder, arguments.size)
+    num_threads = os.cpu_count() or 1
+    work = arguments.requests, arguments.tokens
+    direct, through = [], []
+    engine = direct_engine(aligned, num_threads)
+    options = EngineOptions(max_model_len=512, engine_args=SERVER)
+    source = ModelSource(model=aligned)
+    with (
+        ray_session("local", num_cpus=8),
+        ServedModel(source, engine="vllm", options=options) as served,
+    ):
+        run_direct(engine, 8, 8)
+        asyncio.run(run_served(served, 8, 8))
+        for _ in range(arguments.pairs):
+            direct.append(run_direct(engine, *work))
+            through.append(asyncio.run(run_served(served, *work)))
+            sys.stderr.write(f"{direct[-1]:.1f} / {through[-1]:.1f} tokens/s\n")
+    ratio = statistics.median(b / a for a, b in zip(direct, through, strict=True))
+    extra = statistics.median(through), statistics.median(direct)
+    result = {
+        "size": arguments.size,
+        "pairs": arguments.pairs,
+        "direct_tokens_per_second": round(extra[1], 1),
+        "through_serve_tokens_per_second": round(extra[0], 1),
+        "median_ratio": round(ratio, 3),
+        "microseconds_per_streamed_token": round(1e6 * (1 / extra[0] - 1 / extra[1]), 1),
+    }
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()
