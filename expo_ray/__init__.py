@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from expo_ray.evaluation import alpaca_eval_metrics, alpaca_eval_outputs
-    from expo_ray.extrapolation import diagnose, extrapolate, inspect_checkpoint, verify
+    from expo_ray.extrapolation import diagnose, doctor, extrapolate, inspect_checkpoint, verify
     from expo_ray.loadtest import loadtest
     from expo_ray.reports import write_report
     from expo_ray.serving import generate, score, serve, set_alpha
@@ -22,6 +22,7 @@ _HOMES = {
     "alpaca_eval_metrics": "expo_ray.evaluation",
     "alpaca_eval_outputs": "expo_ray.evaluation",
     "diagnose": "expo_ray.extrapolation",
+    "doctor": "expo_ray.extrapolation",
     "extrapolate": "expo_ray.extrapolation",
     "generate": "expo_ray.serving",
     "inspect_checkpoint": "expo_ray.extrapolation",
@@ -39,6 +40,7 @@ __all__ = [
     "alpaca_eval_metrics",
     "alpaca_eval_outputs",
     "diagnose",
+    "doctor",
     "extrapolate",
     "generate",
     "inspect_checkpoint",
