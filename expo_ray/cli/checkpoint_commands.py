@@ -33,7 +33,7 @@ InlineAddress = Annotated[
     typer.Option(
         "--address",
         help="Ray cluster: local, auto, host:port; inline = this process, without Ray. "
-        "[default: RAY_ADDRESS, else local]",
+        "(default: RAY_ADDRESS, else local)",
         show_default=False,
     ),
 ]
@@ -297,11 +297,11 @@ def _render_extrapolation(console: Console, result: dict[str, Any]) -> None:
             }
         )
     )
-    table = new_table("alpha", "checkpoint", "status", "size", "shards", "weights digest")
+    table = new_table("checkpoint", "alpha", "status", "size", "shards", "weights digest")
     for output in result["outputs"]:
         table.add_row(
-            _alpha_text(output["alpha"]),
             Text(output["path"]),
+            _alpha_text(output["alpha"]),
             output["status"],
             format_bytes(output["num_bytes"]),
             str(output["num_shards"]),

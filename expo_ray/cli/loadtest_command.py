@@ -347,21 +347,20 @@ def _cell(value: object) -> str:
 
 
 def _render_points(console: Console, result: dict[str, Any]) -> None:
+    open_loop = any(point["offered_rate"] is not None for point in result["points"])
     columns = {
-        "concurrency": "in flight",
-        "offered_rate": "offered/s",
+        **({"offered_rate": "offered/s"} if open_loop else {"concurrency": "in flight"}),
         "completed": "done",
         "failed": "failed",
         "request_throughput": "req/s",
         "output_throughput": "tok/s",
-        "median_ttft_ms": "TTFT ms",
-        "median_tpot_ms": "TPOT ms",
-        "median_e2el_ms": "E2E ms",
-        "p99_e2el_ms": "E2E p99 ms",
+        "median_ttft_ms": "TTFT",
+        "median_tpot_ms": "TPOT",
+        "median_e2el_ms": "E2E",
+        "p99_e2el_ms": "E2E p99",
         "goodput_share": "good",
-        "longest_gap_ms": "gap ms",
     }
-    table = new_table(*columns.values(), title=str(result["target"]))
+    table = new_table(*columns.values(), title=f"{result['target']} (medians, ms)")
     for point in result["points"]:
         table.add_row(*(_cell(point.get(key)) for key in columns))
     console.print(table)
@@ -389,7 +388,7 @@ def _render_comparison(console: Console, result: dict[str, Any]) -> None:
 
 def _render_scaling(console: Console, result: dict[str, Any]) -> None:
     headings = ("replicas", "tok/s", "req/s", "efficiency", "busiest/mean", "proxy tok/s ratio")
-    table = new_table(*headings, title=str(result["target"]))
+    table = new_table(*headings, title=f"{result['target']} (medians, ms)")
     for point in result["points"]:
         names = ("num_replicas", "output_throughput", "request_throughput", "efficiency")
         row = [point[name] for name in names]

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import os
 import sys
+from typing import Annotated
 
 import typer
 from typer.exceptions import TyperException
 
+from expo_ray import __version__
 from expo_ray.cli import checkpoint_commands, run_commands, serving_commands
 from expo_ray.cli.session import print_error
 from expo_ray.errors import ConfigError, ExpoError
@@ -28,6 +30,29 @@ app = typer.Typer(
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
 )
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        sys.stdout.write(f"expo-ray {__version__}\n")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version",
+            is_eager=True,
+            callback=_print_version,
+            help="Print the version and stop.",
+        ),
+    ] = False,
+) -> None:
+    """Options that stand before any command."""
+
+
 checkpoint_commands.register(app)
 serving_commands.register(app)
 run_commands.register(app)

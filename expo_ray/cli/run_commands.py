@@ -76,14 +76,14 @@ def select(
         list[str] | None,
         typer.Option(
             help="The first scores, the others guard: a checkpoint, implicit:beta=0.1, "
-            "judge:URL#model. [default: implicit:beta=0.1]",
+            "judge:URL#model. (default: implicit:beta=0.1)",
             show_default=False,
         ),
     ] = None,
     alpha: Annotated[
         list[float] | None,
         typer.Option(
-            "--alpha", "-a", help="Candidate; may repeat. [default: 0.1 to 0.5]", show_default=False
+            "--alpha", "-a", help="Candidate; may repeat. (default: 0.1 to 0.5)", show_default=False
         ),
     ] = None,
     heldout_fraction: Annotated[
@@ -210,7 +210,7 @@ def render_result(console: Console, result: dict[str, Any]) -> None:
     from expo_ray.reports import summary_rows, verdict_sentence
 
     columns, rows = summary_rows(Path(result["output"]))
-    table = new_table(*columns)
+    table = new_table(*columns, title="Candidates on the tuning prompts")
     for row in rows:
         table.add_row(*(str(cell) for cell in row))
     console.print(table)
@@ -221,16 +221,17 @@ def render_result(console: Console, result: dict[str, Any]) -> None:
 
 
 def _render_plan(console: Console, plan: dict[str, Any]) -> None:
-    headings = ("stage", "tasks", "read", "written", "memory per task", "replicas", "note")
+    headings = ("stage", "work", "read", "written", "memory per task", "replicas")
     table = new_table(*headings, title=f"Plan of {plan['name']}")
     for stage in plan["stages"]:
         sizes = [stage.get(key) for key in ("bytes_in", "bytes_out", "worker_memory_bytes")]
+        tasks = stage.get("tasks")
         table.add_row(
             stage["stage"],
-            str(stage.get("tasks", "-")),
+            "-" if tasks is None else f"{tasks:,} {stage['unit']}",
             *("-" if size is None else format_bytes(size) for size in sizes),
             str(stage.get("replicas", "-")),
-            stage.get("note", ""),
         )
     console.print(table)
-    console.print(f"Results go to {plan['output']}", soft_wrap=True, markup=False)
+    notes = {stage["stage"]: stage.get("note") for stage in plan["stages"]}
+    console.print(key_value_table({**notes, "results": plan["output"]}))

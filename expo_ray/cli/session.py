@@ -48,7 +48,7 @@ AddressOption = Annotated[
     str | None,
     typer.Option(
         "--address",
-        help="Ray cluster: local, auto, host:port. [default: RAY_ADDRESS, else local]",
+        help="Ray cluster: local, auto, host:port. (default: RAY_ADDRESS, else local)",
         show_default=False,
     ),
 ]
@@ -208,7 +208,8 @@ def key_value_table(rows: Mapping[str, object], *, title: str | None = None) -> 
     table.add_column(overflow="fold")
     for key, value in rows.items():
         if value is not None and key != "schema_version":
-            table.add_row(key.replace("_", " "), Text(str(value)))
+            shown = f"{value:.4g}" if isinstance(value, float) else str(value)
+            table.add_row(key.replace("_", " "), Text(shown))
     return table
 
 
@@ -216,7 +217,11 @@ def new_table(*headings: str, title: str | None = None) -> Table:
     """Return an empty table whose first column is text and whose others align right."""
     table = Table(title=title, title_justify="left", box=None, pad_edge=False)
     for number, heading in enumerate(headings):
-        table.add_column(heading, justify="left" if number == 0 else "right", overflow="fold")
+        # A number that breaks over two lines reads as two numbers.
+        first = number == 0
+        table.add_column(
+            heading, justify="left" if first else "right", overflow="fold", no_wrap=not first
+        )
     return table
 
 

@@ -219,8 +219,9 @@ def _doubts(pair: Pair, total: Row, rows: dict[str, Row], identical: tuple[str, 
         )
     if total["mean_delta_rms"] > SFT_LIKE_RMS:
         doubts.append(
-            f"delta per element is {total['mean_delta_rms']:.2g}, nearer to published supervised "
-            "tuning (2.0e-4) than to preference training (6.3e-6): usable alphas may be small"
+            f"delta rms is {total['mean_delta_rms']:.2e}, nearer to the published supervised "
+            "tuning of a 7B model (2.0e-4) than to its preference training (6.3e-6): expected of "
+            "a much smaller model; otherwise check that initial is the direct parent of aligned"
         )
     if 0 < len(identical) < len(rows):
         doubts.append(f"{len(identical)} of {len(rows)} tensors did not move: frozen in training?")

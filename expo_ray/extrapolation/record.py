@@ -6,7 +6,7 @@ from typing import Any
 
 from expo_ray.checkpoints.header import parse_strict_json
 from expo_ray.checkpoints.remote_path import AnyPath, any_path
-from expo_ray.checkpoints.storage import RECORD_NAME
+from expo_ray.checkpoints.storage import RECORD_NAME, WORK_FOLDER
 from expo_ray.errors import CheckpointError
 
 _NEEDED = ("alpha", "weights_digest", "initial", "aligned", "options", "files", "tensors")
@@ -22,13 +22,25 @@ def read_record(folder: str | AnyPath) -> dict[str, Any]:
     try:
         data = path.read_bytes()
     except OSError as error:
+        missing = isinstance(error, FileNotFoundError)
         raise CheckpointError(
             "the folder is not a complete output of expo_ray",
             where=folder,
-            got=f"no {RECORD_NAME}" if isinstance(error, FileNotFoundError) else error.strerror,
-            hint="an interrupted extrapolation continues when it is run again",
+            got=f"no {RECORD_NAME}" if missing else error.strerror,
+            hint=_why_no_record(path.parent) if missing else None,
         ) from error
     return parse_record(data, where=str(path))
+
+
+def _why_no_record(folder: AnyPath) -> str:
+    if not folder.exists():
+        return "there is no such folder: check the path"
+    outputs = sorted(path.parent.name for path in folder.glob(f"alpha-*/{RECORD_NAME}"))
+    if outputs:
+        return f"it holds one checkpoint per alpha: give one of {', '.join(outputs)}"
+    if (folder / WORK_FOLDER).exists():
+        return "the extrapolation was interrupted: run it again, it continues"
+    return "give a checkpoint that `expo-ray extrapolate` wrote"
 
 
 def parse_record(data: bytes, *, where: str) -> dict[str, Any]:

@@ -65,7 +65,14 @@ def verify(
         receipts = _recompute(folder, record, plan, present, address, progress or NullProgress())
     else:
         receipts = _hash_files(folder, record, present, progress or NullProgress())
+    intact = not problems
     problems += _check_receipts(record, receipts)
+    if problems and recompute and intact:
+        # Whose fault is it? Where the files are as recorded, these are not the inputs they
+        # came from.
+        as_they_lie = _hash_files(folder, record, present, NullProgress())
+        if not _check_receipts(record, as_they_lie):
+            raise _other_inputs(folder, plan, changed)
     if problems:
         raise _error(folder, problems, changed)
     return VerifyResult(
@@ -268,7 +275,7 @@ def _check_receipts(record: dict[str, Any], receipts: Sequence[ShardReceipt]) ->
                 )
             )
         problems += found
-    if not problems and digest.hexdigest() != record["weights_digest"]:
+    if receipts and not problems and digest.hexdigest() != record["weights_digest"]:
         problems.append(
             _problem(
                 "expo_ray.json",
@@ -284,6 +291,16 @@ def _problem(file: str, message: str, got: str, expected: str) -> Problem:
     return Problem(file=file, tensor=None, message=message, got=got, expected=expected)
 
 
+def _other_inputs(folder: AnyPath, plan: Plan, changed: str) -> VerifyError:
+    return VerifyError(
+        "these inputs do not give this checkpoint, whose files are as they were recorded",
+        where=folder,
+        got=f"initial {plan.pair.initial.uri}, aligned {plan.pair.aligned.uri}",
+        expected="the inputs that the record names, unchanged",
+        hint=changed or "check --initial and --aligned: the checkpoint itself is intact",
+    )
+
+
 def _error(folder: AnyPath, problems: Sequence[Problem], changed: str) -> VerifyError:
     lines = []
     for problem in problems[:_MAX_LISTED]:
@@ -297,7 +314,7 @@ def _error(folder: AnyPath, problems: Sequence[Problem], changed: str) -> Verify
     return VerifyError(
         "the checkpoint is not what its record says",
         where=folder,
-        got="; ".join(lines),
+        got="\n    ".join(lines),
         expected="every file and every weight as recorded",
         hint=changed or "do not use it: write it again with extrapolate --overwrite",
     )

@@ -37,6 +37,7 @@ def plan_run(recipe: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any
         stages.append(
             {
                 "stage": "laboratory",
+                "unit": "models",
                 "tasks": 2 + num_rewards,
                 "note": "train SFT, DPO and reward models" if lab is None else "cached",
             }
@@ -64,6 +65,7 @@ def _extrapolation_stage(
 ) -> dict[str, Any]:
     stage: dict[str, Any] = {
         "stage": "extrapolation",
+        "unit": "shards",
         "num_alphas": len(recipe.extrapolation.alphas),
     }
     if initial is None or aligned is None:
@@ -92,12 +94,14 @@ def _inference_stages(recipe: Recipe, num_prompts: int, num_rewards: int) -> lis
     stages: list[dict[str, Any]] = [
         {
             "stage": "generation",
+            "unit": "responses",
             "tasks": num_responses,
             "replicas": recipe.generators.num_replicas,
             "note": f"{num_candidates} candidates, up to {recipe.sampling.max_tokens} tokens each",
         },
         {
             "stage": "scoring",
+            "unit": "scores",
             "tasks": num_responses * num_rewards,
             "replicas": recipe.rewarders.num_replicas,
             "note": f"{num_rewards} reward models, one after the other",
@@ -108,6 +112,7 @@ def _inference_stages(recipe: Recipe, num_prompts: int, num_rewards: int) -> lis
         stages.append(
             {
                 "stage": "load test",
+                "unit": "requests",
                 "tasks": 2 * points * recipe.loadtest.num_requests,
                 "replicas": recipe.loadtest.num_replicas,
                 "note": f"aligned and candidate at {points} concurrencies",

@@ -172,7 +172,10 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         document = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(
-            "cannot read the recipe", where=file, got=error, hint="pipelines/recipes/ has examples"
+            "cannot read the recipe",
+            where=file,
+            got=getattr(error, "strerror", None) or error,
+            hint="pipelines/recipes/ has examples",
         ) from error
     except yaml.YAMLError as error:
         raise ConfigError("the recipe is not valid YAML", where=file, got=error) from error
@@ -185,7 +188,15 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         )
     for override in overrides:
         _apply_override(document, override)
-    recipe = validate_recipe(document, where=str(file))
+    try:
+        recipe = validate_recipe(document, where=str(file))
+    except ConfigError as error:
+        # A wrong override is not the file's fault.
+        blamed = [
+            text for text in overrides if f"`{text.partition('=')[0].strip()}" in error.message
+        ]
+        error.where = f"--set {blamed[0]}" if blamed else error.where
+        raise
     return _resolve_paths(recipe, file.resolve().parent)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from expo_ray.errors import ConfigError
+from expo_ray.extrapolation import parse_alpha
 from expo_ray.progress import NullProgress, Progress
 from expo_ray.workflow import stages
 from expo_ray.workflow.recipe import Recipe, is_remote, load_recipe, validate_recipe
@@ -109,6 +110,8 @@ def select(
     Returns:
         `{"output", "report", "selection"}`.
     """
+    for alpha in alphas or ():
+        parse_alpha(alpha)
     document: dict[str, Any] = {
         "name": "select",
         "output": str(Path(output).absolute()),

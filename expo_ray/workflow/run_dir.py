@@ -66,11 +66,11 @@ class RunDir:
         found = self.read_resolved().get("recipe_digest")
         if found is not None and found != digest:
             raise ConfigError(
-                "the output folder holds the result of another recipe",
+                "the output folder holds the result of another request",
                 where=self.path,
                 got=f"recipe digest {found[:12]}",
                 expected=f"recipe digest {digest[:12]}",
-                hint="give another output folder (--set output=DIR), or remove this one",
+                hint="give another output folder, or remove this one",
             )
         if found is None and self.path.is_dir() and any(_foreign(self.path)):
             raise ConfigError(
@@ -78,7 +78,7 @@ class RunDir:
                 where=self.path,
                 got=", ".join(sorted(_foreign(self.path))[:5]),
                 expected="a new or empty folder",
-                hint="give another output folder (--set output=DIR)",
+                hint="give another output folder",
             )
         self.path.mkdir(parents=True, exist_ok=True)
         with (self.path / ".lock").open("w") as lock:

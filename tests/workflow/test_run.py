@@ -126,7 +126,7 @@ def test_a_rerun_does_nothing_again(finished: Path, ray_cluster: str) -> None:
 
 def test_another_recipe_in_the_same_directory_is_refused(finished: Path, ray_cluster: str) -> None:
     before = snapshot(finished.parent / "run")
-    with pytest.raises(ConfigError, match="another recipe"):
+    with pytest.raises(ConfigError, match="another request"):
         run(finished, overrides=["seed=1"], address=ray_cluster)
     assert snapshot(finished.parent / "run") == before
 

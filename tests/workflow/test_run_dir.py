@@ -18,7 +18,7 @@ def test_a_directory_is_claimed_once_per_recipe(tmp_path: Path) -> None:
     with run.claim(recipe_text="name: a\n", digest="d1"):
         pass
     before = sorted(p.name for p in run.path.iterdir())
-    with pytest.raises(ConfigError, match="another recipe") as caught:
+    with pytest.raises(ConfigError, match="another request") as caught:
         with run.claim(recipe_text="name: b\n", digest="d2"):
             pass
     assert caught.value.exit_code == 2
