@@ -72,7 +72,7 @@ def verify(
         # came from.
         as_they_lie = _hash_files(folder, record, present, NullProgress())
         if not _check_receipts(record, as_they_lie):
-            raise _other_inputs(folder, plan, changed)
+            raise _other_inputs(folder, problems, changed)
     if problems:
         raise _error(folder, problems, changed)
     return VerifyResult(
@@ -291,17 +291,27 @@ def _problem(file: str, message: str, got: str, expected: str) -> Problem:
     return Problem(file=file, tensor=None, message=message, got=got, expected=expected)
 
 
-def _other_inputs(folder: AnyPath, plan: Plan, changed: str) -> VerifyError:
+def _other_inputs(folder: AnyPath, problems: Sequence[Problem], changed: str) -> VerifyError:
     return VerifyError(
         "these inputs do not give this checkpoint, whose files are as they were recorded",
         where=folder,
-        got=f"initial {plan.pair.initial.uri}, aligned {plan.pair.aligned.uri}",
+        got=_describe(problems),
         expected="the inputs that the record names, unchanged",
         hint=changed or "check --initial and --aligned: the checkpoint itself is intact",
     )
 
 
 def _error(folder: AnyPath, problems: Sequence[Problem], changed: str) -> VerifyError:
+    return VerifyError(
+        "the checkpoint is not what its record says",
+        where=folder,
+        got=_describe(problems),
+        expected="every file and every weight as recorded",
+        hint=changed or "do not use it: write it again with extrapolate --overwrite",
+    )
+
+
+def _describe(problems: Sequence[Problem]) -> str:
     lines = []
     for problem in problems[:_MAX_LISTED]:
         tensor = f", tensor {problem.tensor!r}" if problem.tensor else ""
@@ -311,10 +321,4 @@ def _error(folder: AnyPath, problems: Sequence[Problem], changed: str) -> Verify
         )
     if len(problems) > _MAX_LISTED:
         lines.append(f"and {len(problems) - _MAX_LISTED} more")
-    return VerifyError(
-        "the checkpoint is not what its record says",
-        where=folder,
-        got="\n    ".join(lines),
-        expected="every file and every weight as recorded",
-        hint=changed or "do not use it: write it again with extrapolate --overwrite",
-    )
+    return "\n    ".join(lines)

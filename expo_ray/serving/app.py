@@ -1,9 +1,8 @@
 """The application builder that a Serve config file names: `expo_ray.serving.app:build_app`."""
 
-from __future__ import annotations
-
 from typing import Any
 
+# No `from __future__ import annotations` here: Serve reads the type of `args` itself.
 from pydantic import BaseModel, ConfigDict, Field
 from ray import serve
 

@@ -106,7 +106,7 @@ def test_moved_inputs_are_given_by_hand(copy: Path, pico_pair: Pair, tmp_path: P
 def test_other_inputs_give_other_weights(copy: Path, pico_pair: Pair, tmp_path: Path) -> None:
     other = tmp_path / "other"
     extrapolate(*pico_pair, other, alpha=1, address="inline")
-    with pytest.raises(VerifyError, match="differ from what the inputs give"):
+    with pytest.raises(VerifyError, match="these inputs do not give this checkpoint"):
         verify(copy, aligned=other, address="inline")
     with pytest.raises(PairError):
         verify(copy, initial=_shrink(pico_pair[0], tmp_path / "less"), address="inline")
