@@ -28,6 +28,7 @@ def prompts(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("on_cluster")
 def test_generate_score_loadtest(
     pico_pair: tuple[Path, Path], pico_reward_model: Path, prompts: Path, tmp_path: Path
@@ -52,6 +53,7 @@ def test_generate_score_loadtest(
     assert measured == json.loads((output / "summary.json").read_text())
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("on_cluster")
 def test_select_and_report(
     pico_pair: tuple[Path, Path], pico_reward_model: Path, prompts: Path, tmp_path: Path
