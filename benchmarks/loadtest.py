@@ -26,7 +26,7 @@ import numpy as np
 import pyarrow.parquet as pq
 from aiohttp import web
 
-from expo_ray.loadtest import LoadtestOptions, loadtest
+from expo_ray.loadtests import LoadtestOptions, loadtest
 
 LIMIT_MS = 1.0
 

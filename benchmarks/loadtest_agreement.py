@@ -126,7 +126,7 @@ def theirs(args: argparse.Namespace, url: str, folder: Path, prompts: Path) -> d
 
 
 def ours(args: argparse.Namespace, url: str, folder: Path, prompts: Path) -> dict[str, Any]:
-    from expo_ray.loadtest import LoadtestOptions, loadtest
+    from expo_ray.loadtests import LoadtestOptions, loadtest
 
     summary = loadtest(
         url,

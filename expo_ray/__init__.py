@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from expo_ray.evaluation import alpaca_eval_metrics, alpaca_eval_outputs
     from expo_ray.extrapolation import diagnose, doctor, extrapolate, inspect_checkpoint, verify
-    from expo_ray.loadtest import loadtest
+    from expo_ray.loadtests import loadtest
     from expo_ray.reports import write_report
     from expo_ray.serving import generate, score, serve, set_alpha
     from expo_ray.workflow.run import run, select
@@ -26,7 +26,7 @@ _HOMES = {
     "extrapolate": "expo_ray.extrapolation",
     "generate": "expo_ray.serving",
     "inspect_checkpoint": "expo_ray.extrapolation",
-    "loadtest": "expo_ray.loadtest",
+    "loadtest": "expo_ray.loadtests",
     "run": "expo_ray.workflow.run",
     "score": "expo_ray.serving",
     "select": "expo_ray.workflow.run",

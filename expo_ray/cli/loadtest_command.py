@@ -237,7 +237,7 @@ def loadtest(
     with Session(json_output=json_output, verbose=verbose, quiet=quiet) as session:
         common["progress"] = session.progress
         if len(numbers) > 1:
-            from expo_ray.loadtest import loadtest_scaling
+            from expo_ray.loadtests import loadtest_scaling
 
             pair: dict[str, Any] = {"initial": initial, "alpha": alpha}
             scaled = loadtest_scaling(
@@ -245,7 +245,7 @@ def loadtest(
             )
             session.emit(scaled, lambda console: _render_scaling(console, scaled))
         elif versus_alpha is not None:
-            from expo_ray.loadtest import Contender, compare_targets
+            from expo_ray.loadtests import Contender, compare_targets
 
             sides = (
                 Contender(target=target, initial=initial, alpha=a) for a in (versus_alpha, alpha)
@@ -255,7 +255,7 @@ def loadtest(
             )
             session.emit(compared, lambda console: _render_comparison(console, compared))
         else:
-            from expo_ray.loadtest import loadtest as run_loadtest
+            from expo_ray.loadtests import loadtest as run_loadtest
 
             result = run_loadtest(
                 target,
@@ -305,7 +305,7 @@ def _check(
 
 
 def _options(given: Mapping[str, Any], num_replicas: int) -> Any:
-    from expo_ray.loadtest import LoadtestOptions
+    from expo_ray.loadtests import LoadtestOptions
 
     changes = {key: value for key, value in given.items() if value is not None}
     try:

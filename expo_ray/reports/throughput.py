@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from expo_ray.loadtest.compare import compare_summaries
+from expo_ray.loadtests.compare import compare_summaries
 from expo_ray.reports.run_files import RunFiles
 
 Point = Mapping[str, Any]

@@ -20,7 +20,7 @@ from expo_ray.cluster import ray_session
 from expo_ray.errors import ConfigError, VerifyError
 from expo_ray.extrapolation import checkpoint_name, extrapolate
 from expo_ray.lab import prepare_lab, write_truth
-from expo_ray.loadtest import LoadtestOptions, loadtest
+from expo_ray.loadtests import LoadtestOptions, loadtest
 from expo_ray.progress import CombinedProgress, Progress
 from expo_ray.reports import render_model_card, write_report
 from expo_ray.selection import choose_alpha

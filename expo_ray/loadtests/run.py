@@ -1,0 +1,83 @@
+"""Run a load test: open the target, offer every load, write requests.parquet and summary.json."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from expo_ray.cluster import ray_session
+from expo_ray.loadtests.measuring import check_outcome, measure
+from expo_ray.loadtests.options import LoadtestOptions
+from expo_ray.loadtests.plan import Find, make_plan
+from expo_ray.loadtests.target import open_target
+from expo_ray.progress import NullProgress, Progress
+
+
+def loadtest(
+    target: str,
+    *,
+    prompts: str | Path,
+    output: str | Path,
+    concurrency: Sequence[int] = (),
+    rate: Sequence[float] = (),
+    trace: str | Path | None = None,
+    find: Find | None = None,
+    initial: str | None = None,
+    alpha: float | None = None,
+    num_requests: int = 100,
+    max_tokens: int = 256,
+    options: LoadtestOptions | None = None,
+    address: str | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Offer load to a model or a running service and measure what comes back.
+
+    Args:
+        target: A model (it is served for the time of the test), or the URL of any
+            OpenAI-compatible service.
+        prompts: Prompts file; prompts are used in turn, each once while they last.
+        output: Folder for summary.json and requests.parquet.
+        concurrency: Closed-loop points: requests in flight.
+        rate: Open-loop points: requests per second.
+        trace: A recorded trace to replay, as one more point; see `expo_ray.loadtests.trace`.
+        find: `saturation` goes on from the given loads, twice as much each time, until throughput
+            grows no more; `slo` searches the highest rate at which the limits of the options are
+            met, from the one rate given. None offers the given loads and no other.
+        initial: theta0, to serve `target` extrapolated by `alpha`.
+        alpha: See `initial`.
+        num_requests: Measured requests per point.
+        max_tokens: Longest answer.
+        options: Everything else; defaults where None.
+        address: Ray cluster on which clients (and replicas) run.
+        progress: Where to report.
+
+    Returns:
+        The content of summary.json.
+
+    Raises:
+        RequestError: Points, prompts or target do not make sense; nothing was written.
+        EvaluationError: The service failed more requests than allowed, or completed none at some
+            point, or no load was within the limits; both files are written before.
+        ServingError: The service does not answer.
+    """
+    plan = make_plan(
+        prompts=prompts,
+        concurrency=concurrency,
+        rate=rate,
+        trace=trace,
+        find=find,
+        num_requests=num_requests,
+        max_tokens=max_tokens,
+        options=options,
+    )
+    with (
+        ray_session(address),
+        open_target(target, initial=initial, alpha=alpha, options=plan.options) as endpoint,
+    ):
+        measured = measure(
+            endpoint, plan, target=target, alpha=alpha, progress=progress or NullProgress()
+        )
+    measured.write(Path(output))
+    check_outcome(measured.summary, plan.options, Path(output))
+    return measured.summary

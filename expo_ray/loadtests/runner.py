@@ -1,0 +1,223 @@
+"""The driver of the clients: deals out requests, follows them, gathers the records."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import ray
+from ray.exceptions import RayActorError
+
+from expo_ray.errors import EvaluationError
+from expo_ray.loadtests.client import LoadClient, Sent
+from expo_ray.loadtests.dispatch import Ramp
+from expo_ray.loadtests.loads import Load
+from expo_ray.loadtests.metrics import summarize_point
+from expo_ray.loadtests.options import LoadtestOptions
+from expo_ray.loadtests.placement import place_clients
+from expo_ray.loadtests.prompting import PromptSource
+from expo_ray.loadtests.records import Job, RequestRecord
+from expo_ray.loadtests.schedule import arrival_seconds
+from expo_ray.loadtests.stream import Endpoint
+from expo_ray.progress import Progress, ProgressBar
+
+_START_DELAY_SECONDS = 0.2
+"""Time for the calls to reach the clients before second 0."""
+_POLL_SECONDS = 0.5
+_CLOCK_PINGS = 5
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Offered:
+    """What came back from one load."""
+
+    started_at: float
+    """Unix time of second 0."""
+    records: list[RequestRecord]
+    loop_lag_seconds: list[float]
+
+
+class Runner:
+    """Holds the clients and offers one load after the other.
+
+    Args:
+        endpoint: The service.
+        prompts: Where requests come from.
+        num_requests: Measured requests per point.
+        max_tokens: Longest answer.
+        options: Everything else.
+        progress: Where to report.
+        direct: Reach the replicas through their handle, without proxy and HTTP.
+        min_rounds: Of a closed loop, measure at least so many times its requests in flight.
+
+    Raises:
+        ConfigError: The clients may run nowhere.
+    """
+
+    def __init__(
+        self,
+        *,
+        endpoint: Endpoint,
+        prompts: PromptSource,
+        num_requests: int,
+        max_tokens: int,
+        options: LoadtestOptions,
+        progress: Progress,
+        direct: bool = False,
+        min_rounds: int = 0,
+    ) -> None:
+        self._prompts = prompts
+        self._min_rounds = min_rounds
+        self._num_requests = num_requests
+        self._options = options
+        self._progress = progress
+        self.placement = place_clients(
+            options.num_clients,
+            url=None if direct else endpoint.url,
+            labels=options.client_labels,
+        )
+        body = {**options.extra_body, "max_tokens": max_tokens}
+        actor: Any = ray.remote(LoadClient)
+        self._clients = [
+            actor.options(**self.placement.options(index)).remote(
+                endpoint, body, options.request_timeout_seconds, direct
+            )
+            for index in range(self.placement.num_clients)
+        ]
+        # Returns when the processes have started.
+        self.client_nodes = sorted(set(ray.get([c.node_id.remote() for c in self._clients])))
+        self._clock_offsets = [_clock_offset(client) for client in self._clients]
+
+    def run(self, index: int, load: Load) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        """Warm up, offer one load and return its point and its raw rows."""
+        flight = load.concurrency or 2
+        num_warmup = self._options.num_warmup
+        if num_warmup is None:
+            num_warmup = min(16, max(2, flight))
+        warmup_jobs = self._prompts.take(num_warmup, "warmup")
+        jobs, due = self._plan(load)
+        bar = self._progress.start(
+            f"Load test, {load}", total=num_warmup + len(jobs), unit="requests"
+        )
+        warmup = self._closed(warmup_jobs, min(flight, max(1, num_warmup)), [], bar)
+        if due is None:
+            ramp = self._ramp(load.concurrency or 1)
+            offered = self._closed(jobs, load.concurrency or 1, ramp, bar)
+        else:
+            offered = self._open(jobs, due, bar)
+        bar.close()
+        point = summarize_point(
+            offered.records,
+            options=self._options,
+            concurrency=load.concurrency,
+            offered_rate=load.offered_rate,
+            loop_lag_seconds=offered.loop_lag_seconds,
+        )
+        point = {**point, "trace": bool(load.trace), "started_at": offered.started_at}
+        rows = [r.as_row(point=index) for r in (*warmup.records, *offered.records)]
+        return point, rows
+
+    def _plan(self, load: Load) -> tuple[list[Job], list[float] | None]:
+        """Return the requests of a point and, for an open loop, when they are due."""
+        options = self._options
+        if load.trace:
+            return self._prompts.replay(load), [request.due_seconds for request in load.trace]
+        num_measured = max(self._num_requests, self._min_rounds * (load.concurrency or 0))
+        num = num_measured + options.num_cooldown
+        due: list[float] | None = None
+        ramp: list[Job] = []
+        if load.rate is not None:
+            due = arrival_seconds(
+                num,
+                rate=load.rate,
+                arrivals=options.arrivals,
+                seed=options.seed,
+                burstiness=options.burstiness,
+                ramp_seconds=options.ramp_seconds,
+            )
+            ramp = self._prompts.take(len(due) - num, "ramp")
+        measured = self._prompts.take(num_measured, "measured")
+        return [*ramp, *measured, *self._prompts.take(options.num_cooldown, "cooldown")], due
+
+    def _ramp(self, concurrency: int) -> list[Ramp]:
+        seconds = self._options.ramp_seconds
+        if not seconds:
+            return []
+        jobs = self._prompts.take(concurrency, "ramp")
+        return [
+            Ramp(job=job, begin_seconds=seconds * i / concurrency, end_seconds=seconds)
+            for i, job in enumerate(jobs)
+        ]
+
+    def _closed(
+        self, jobs: Sequence[Job], concurrency: int, ramp: Sequence[Ramp], bar: ProgressBar
+    ) -> Offered:
+        num = min(len(self._clients), concurrency, len(jobs))
+        return self._offer(
+            "run_closed",
+            [
+                {
+                    "jobs": jobs[i::num],
+                    "concurrency": len(range(i, concurrency, num)),
+                    "ramp": ramp[i::num],
+                }
+                for i in range(num)
+            ],
+            bar,
+        )
+
+    def _open(self, jobs: Sequence[Job], due: Sequence[float], bar: ProgressBar) -> Offered:
+        num = min(len(self._clients), len(jobs))
+        parts = [{"jobs": jobs[i::num], "due_seconds": due[i::num]} for i in range(num)]
+        return self._offer("run_open", parts, bar)
+
+    def _offer(
+        self,
+        method: Literal["run_closed", "run_open"],
+        parts: Sequence[dict[str, Any]],
+        bar: ProgressBar,
+    ) -> Offered:
+        start_at = time.time() + _START_DELAY_SECONDS
+        calls = [
+            getattr(client, method).remote(**part, start_at=start_at + offset)
+            for client, offset, part in zip(self._clients, self._clock_offsets, parts, strict=False)
+        ]
+        try:
+            self._follow(calls, bar)
+            answers: list[Sent] = ray.get(calls)
+        except RayActorError as error:
+            raise EvaluationError(
+                "a load client died", where=method, got=error, hint="run the load test again"
+            ) from error
+        return Offered(
+            started_at=start_at,
+            records=sorted((r for a in answers for r in a.records), key=lambda r: r.request_id),
+            loop_lag_seconds=[seconds for a in answers for seconds in a.loop_lag_seconds],
+        )
+
+    def _follow(self, calls: list[Any], bar: ProgressBar) -> None:
+        """Report progress until all clients are through."""
+        shown = self._num_done()
+        waiting = calls
+        while waiting:
+            _, waiting = ray.wait(waiting, num_returns=len(waiting), timeout=_POLL_SECONDS)
+            done = self._num_done()
+            bar.advance(done - shown)
+            shown = done
+
+    def _num_done(self) -> int:
+        return sum(ray.get([client.num_done.remote() for client in self._clients]))
+
+
+def _clock_offset(client: Any) -> float:
+    """Return by how much a client's clock is ahead: that of the swiftest of a few questions."""
+    best = (float("inf"), 0.0)
+    for _ in range(_CLOCK_PINGS):
+        before = time.time()
+        theirs = ray.get(client.unix_time.remote())
+        after = time.time()
+        best = min(best, (after - before, theirs - (before + after) / 2))
+    # Less than half the way there and back cannot be told from no difference.
+    return best[1] if abs(best[1]) > best[0] / 2 else 0.0

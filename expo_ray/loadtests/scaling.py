@@ -1,0 +1,181 @@
+"""How throughput grows with replicas, how evenly they share, and what the proxy costs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from expo_ray.checkpoints import atomic_write_json
+from expo_ray.cluster import ray_session
+from expo_ray.errors import ConfigError
+from expo_ray.loadtests.measuring import SCHEMA_VERSION, check_outcome, measure
+from expo_ray.loadtests.options import LoadtestOptions
+from expo_ray.loadtests.plan import make_plan
+from expo_ray.loadtests.target import open_target
+from expo_ray.progress import NullProgress, Progress
+
+Point = Mapping[str, Any]
+
+
+def loadtest_scaling(
+    model: str,
+    *,
+    prompts: str | Path,
+    output: str | Path,
+    replicas: Sequence[int] = (1, 2, 4),
+    concurrency: int = 8,
+    initial: str | None = None,
+    alpha: float | None = None,
+    num_requests: int = 100,
+    max_tokens: int = 256,
+    options: LoadtestOptions | None = None,
+    address: str | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Serve a model on more and more replicas and load each number alike, per replica.
+
+    Each number is measured twice: through Serve's HTTP proxy, and through the handle of the
+    replicas; the difference is what the proxy and HTTP cost.
+
+    Args:
+        model: A checkpoint.
+        prompts: Prompts file.
+        output: Folder for scaling.json and the files of each load test.
+        replicas: Numbers of replicas, ascending.
+        concurrency: Requests in flight per replica.
+        initial: theta0, to serve `model` extrapolated by `alpha`.
+        alpha: See `initial`.
+        num_requests: Measured requests per replica.
+        max_tokens: Longest answer.
+        options: As for `loadtest`.
+        address: Ray cluster.
+        progress: Where to report.
+
+    Returns:
+        The content of scaling.json.
+
+    Raises:
+        RequestError: The numbers do not make sense or do not fit the cluster.
+        EvaluationError: The service failed more requests than allowed.
+        ServingError: The replicas did not start.
+    """
+    if not replicas or min(replicas) < 1 or list(replicas) != sorted(set(replicas)):
+        raise ConfigError(
+            "not an ascending list of replicas", where="replicas", got=replicas, expected="1, 2, 4"
+        )
+    output = Path(output)
+    found = []
+    with ray_session(address):
+        for number in replicas:
+            served = (options or LoadtestOptions()).model_copy(update={"num_replicas": number})
+            plan = make_plan(
+                prompts=prompts,
+                concurrency=[concurrency * number],
+                rate=(),
+                trace=None,
+                find=None,
+                num_requests=num_requests * number,
+                max_tokens=max_tokens,
+                options=served,
+            )
+            ways: dict[str, dict[str, Any]] = {}
+            with open_target(model, initial=initial, alpha=alpha, options=served) as endpoint:
+                for way in ("proxy", "direct"):
+                    measured = measure(
+                        endpoint,
+                        plan,
+                        target=model,
+                        alpha=alpha,
+                        progress=progress or NullProgress(),
+                        direct=way == "direct",
+                    )
+                    folder = output / f"replicas-{number}-{way}"
+                    measured.write(folder)
+                    check_outcome(measured.summary, served, folder)
+                    [ways[way]] = measured.summary["points"]
+            found.append((number, ways["proxy"], ways["direct"]))
+    scaling = {
+        "schema_version": SCHEMA_VERSION,
+        "target": model,
+        "alpha": alpha,
+        "concurrency_per_replica": concurrency,
+        "points": scaling_points(found),
+    }
+    atomic_write_json(output / "scaling.json", scaling)
+    return scaling
+
+
+def scaling_points(found: Sequence[tuple[int, Point, Point]]) -> list[dict[str, Any]]:
+    """Return what each number of replicas came to.
+
+    Args:
+        found: Number of replicas, its point through the proxy, its point through the handle.
+    """
+    fewest, first, _ = found[0]
+    return [
+        {
+            "num_replicas": number,
+            "concurrency": proxied["concurrency"],
+            "void": bool(proxied["client_saturated"] or direct["client_saturated"]),
+            "output_throughput": _best(proxied, "output_throughput"),
+            "request_throughput": _best(proxied, "request_throughput"),
+            "efficiency": _scaled(_speed(proxied, first), fewest / number),
+            **balance(proxied["replicas"], number),
+            "proxy": proxy_cost(proxied, direct),
+        }
+        for number, proxied, direct in found
+    ]
+
+
+def balance(replicas: Mapping[str, int] | None, num_replicas: int) -> dict[str, Any]:
+    """Return how evenly replicas shared the requests.
+
+    Args:
+        replicas: Completed requests by replica; None where the service does not tell.
+        num_replicas: How many there are, idle ones included.
+    """
+    if replicas is None:
+        return {"requests_by_replica": None, "busiest_over_mean": None, "idle_replicas": None}
+    return {
+        "requests_by_replica": dict(replicas),
+        "busiest_over_mean": max(replicas.values()) * num_replicas / sum(replicas.values()),
+        "idle_replicas": num_replicas - len(replicas),
+    }
+
+
+def proxy_cost(proxied: Point, direct: Point) -> dict[str, float | None]:
+    """Return what a request through the proxy takes beyond one through the handle."""
+
+    def added(name: str) -> float | None:
+        with_proxy, without = proxied[name], direct[name]
+        return None if with_proxy is None or without is None else with_proxy - without
+
+    per_token = added("median_tpot_ms")
+    return {
+        "throughput_ratio": _speed(proxied, direct),
+        "added_median_ttft_ms": added("median_ttft_ms"),
+        "added_median_e2el_ms": added("median_e2el_ms"),
+        "added_microseconds_per_token": None if per_token is None else per_token * 1e3,
+    }
+
+
+def _speed(point: Point, reference: Point) -> float | None:
+    """Return throughput over that of another point: tokens, or requests where none are known."""
+    for name in ("output_throughput", "request_throughput"):
+        new, old = _best(point, name), _best(reference, name)
+        if new is not None and old:
+            return new / old
+    return None
+
+
+def _best(point: Point, name: str) -> float | None:
+    """Return a figure of the steady part, of the whole where there is none."""
+    steady = point["steady"] or {}
+    value: float | None = steady.get(name)
+    whole: float | None = point[name]
+    return whole if value is None else value
+
+
+def _scaled(value: float | None, factor: float) -> float | None:
+    return None if value is None else value * factor

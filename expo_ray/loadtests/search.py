@@ -1,0 +1,147 @@
+"""Which loads to offer when the answer decides: up to saturation, or the highest rate within SLOs.
+
+The functions know a way to measure a load and nothing of how that is done.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from expo_ray.loadtests.loads import Load
+from expo_ray.loadtests.metrics import num_service_errors
+from expo_ray.loadtests.options import LoadtestOptions
+
+Point = dict[str, Any]
+Measure = Callable[[Load], Point]
+
+
+def find_saturation(
+    measure: Measure, loads: Sequence[Load], options: LoadtestOptions
+) -> dict[str, Any]:
+    """Offer the given loads, then twice the last again and again, until it brings no more.
+
+    A closed loop is saturated when a higher load adds less than `saturation_gain` of throughput;
+    an open one when completions fall behind arrivals. Too many errors end both.
+
+    Args:
+        measure: Offers a load and returns its point.
+        loads: At least one, ascending.
+        options: Limits.
+
+    Returns:
+        `kind`, `found`, `reason`, `load` (the highest before saturation), `output_throughput`
+        and `request_throughput` (the highest measured).
+    """
+    best: Point | None = None
+    tops: list[Point] = []
+    load, pending = loads[0], list(loads[1:])
+    reason, found = f"{options.max_points} points were not enough", False
+    for _ in range(options.max_points):
+        point = measure(load)
+        failing = _failing(point, options)
+        if failing is None or point["completed"]:
+            tops.append(point)
+        if failing is None and best is not None and load.concurrency is not None:
+            failing = _no_gain(best, point, options)
+        if failing is not None:
+            reason, found = failing, not point["client_saturated"]
+            break
+        best = point
+        load = pending.pop(0) if pending else load.times(2)
+    return {
+        "kind": "saturation",
+        "found": found,
+        "reason": reason,
+        "load": None if best is None else _load_of(best),
+        "output_throughput": _highest(tops, "output_throughput"),
+        "request_throughput": _highest(tops, "request_throughput"),
+    }
+
+
+def find_highest_rate(
+    measure: Measure, start_rate: float, options: LoadtestOptions
+) -> dict[str, Any]:
+    """Search the highest rate at which enough requests meet the SLOs: double, then bisect.
+
+    Args:
+        measure: Offers a load and returns its point.
+        start_rate: Where to begin; halved while it fails.
+        options: Limits.
+
+    Returns:
+        `kind`, `found`, `reason`, `rate` (the highest that passed, None where none did),
+        `failed_rate` (the lowest that failed) and the objectives.
+    """
+    low: float | None = None
+    high: float | None = None
+    why = ""
+    rate = start_rate
+    for _ in range(options.max_points):
+        problem = _misses(measure(Load(rate=rate)), options)
+        if problem is None:
+            low = rate
+        else:
+            high, why = rate, problem
+        if low is not None and high is not None:
+            if high - low <= options.search_precision * low:
+                break
+            rate = (low + high) / 2
+        else:
+            rate = rate * 2 if high is None else rate / 2
+    found = low is not None and high is not None
+    narrowed = found and (high or 0) - (low or 0) <= options.search_precision * (low or 0)
+    return {
+        "kind": "slo",
+        "found": found,
+        "reason": why if narrowed else f"{options.max_points} points were not enough; {why}",
+        "rate": low,
+        "failed_rate": high,
+        "slo_share": options.slo_share,
+        "ttft_slo_ms": options.ttft_slo_ms,
+        "tpot_slo_ms": options.tpot_slo_ms,
+        "e2el_slo_ms": options.e2el_slo_ms,
+    }
+
+
+def _failing(point: Point, options: LoadtestOptions) -> str | None:
+    if point["client_saturated"]:
+        return f"the client could not keep up: {'; '.join(point['void_reasons'])}"
+    if num_service_errors(point) > options.max_error_rate * point["num_requests"]:
+        return f"{point['failed']} of {point['num_requests']} requests failed"
+    if point["keeps_up"] is False:
+        return "completions fell behind arrivals"
+    return None
+
+
+def _no_gain(before: Point, point: Point, options: LoadtestOptions) -> str | None:
+    gain = _gain(before, point)
+    if gain is None or gain >= options.saturation_gain:
+        return None
+    return f"{point['concurrency']} in flight instead of {before['concurrency']} gained {gain:.1%}"
+
+
+def _gain(before: Point, point: Point) -> float | None:
+    """Return the growth in tokens per second, of the steady parts where both have one."""
+    for name in ("output_throughput", "request_throughput"):
+        for old, new in ((before["steady"], point["steady"]), (before, point)):
+            if old and new and old[name] and new[name] is not None:
+                return float(new[name] / old[name] - 1)
+    return None
+
+
+def _misses(point: Point, options: LoadtestOptions) -> str | None:
+    share = point["goodput_share"]
+    if point["client_saturated"]:
+        return _failing(point, options)
+    if share is not None and share < options.slo_share:
+        return f"{share:.1%} of requests met the objectives, {options.slo_share:.1%} must"
+    return _failing(point, options)
+
+
+def _load_of(point: Point) -> dict[str, Any]:
+    return {"concurrency": point["concurrency"], "rate": point["offered_rate"]}
+
+
+def _highest(points: Sequence[Point], name: str) -> float | None:
+    return max((p[name] for p in points if p[name] is not None), default=None)

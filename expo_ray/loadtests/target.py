@@ -1,0 +1,120 @@
+"""What is tested: a service at a URL, or a model that is served for as long as the test runs."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+from collections.abc import Iterator
+from urllib.parse import urlsplit
+
+import httpx
+import ray
+
+from expo_ray.errors import ConfigError, ServingError
+from expo_ray.loadtests.options import LoadtestOptions
+from expo_ray.loadtests.placement import is_loopback
+from expo_ray.loadtests.stream import Endpoint
+
+_TIMEOUT_SECONDS = 30.0
+
+
+@contextlib.contextmanager
+def open_target(
+    target: str, *, initial: str | None, alpha: float | None, options: LoadtestOptions
+) -> Iterator[Endpoint]:
+    """Yield where to send requests; a model is served until the block ends.
+
+    Args:
+        target: URL of an OpenAI-compatible service, or a model.
+        initial: theta0, for a model that is extrapolated while it loads.
+        alpha: Its alpha.
+        options: Model name and API key of a service.
+
+    Raises:
+        ConfigError: A pair was given with a URL, or the API key or model name is missing.
+        ServingError: The service does not answer, or replicas did not start.
+    """
+    if target.startswith(("http://", "https://")):
+        if initial is not None or alpha is not None:
+            raise ConfigError(
+                "a running service already has its weights",
+                where="--initial, --alpha",
+                got=target,
+                hint="give a model instead of a URL to serve it extrapolated",
+            )
+        yield _resolve(Endpoint(url=target, model=options.model or "", api_key=_api_key(options)))
+        return
+    from expo_ray.serving import ModelSource, ServedModel
+
+    source = ModelSource(model=target, initial=initial, alpha=alpha)
+    is_private = is_loopback(options.host)
+    key = None if is_private else secrets.token_urlsafe(32)
+    with ServedModel(
+        source,
+        num_replicas=options.num_replicas,
+        engine=options.engine,
+        host=options.host,
+        api_key=key,
+    ) as served:
+        yield Endpoint(
+            url=served.url if is_private else _reachable(served.url),
+            model=served.model,
+            weights_digest=served.weights_digest,
+            api_key=key,
+            app_name=served.app_name,
+        )
+
+
+def _reachable(url: str) -> str:
+    """Name this machine as other nodes of the cluster know it, instead of its loopback address."""
+    parts = urlsplit(url)
+    if not is_loopback(parts.hostname):
+        return url
+    return parts._replace(netloc=f"{ray.util.get_node_ip_address()}:{parts.port}").geturl()
+
+
+def _resolve(endpoint: Endpoint) -> Endpoint:
+    """Ask a service for its models: that it answers, the name, the digest of the weights."""
+    url = f"{endpoint.api_url}/models"
+    try:
+        answer = httpx.get(url, headers=endpoint.headers, timeout=_TIMEOUT_SECONDS)
+        answer.raise_for_status()
+        models = {str(model["id"]): model for model in answer.json()["data"]}
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        raise ServingError(
+            "the service does not answer",
+            where=url,
+            got=f"{type(error).__name__}: {error}",
+            expected="a list of models",
+        ) from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise ServingError(
+            "the service does not speak the OpenAI API", where=url, expected="a list of models"
+        ) from error
+    if not endpoint.model and len(models) != 1:
+        raise ConfigError(
+            "the service has not exactly one model",
+            where=url,
+            got=", ".join(sorted(models)) or "none",
+            expected="the name of one of them",
+        )
+    model = endpoint.model or next(iter(models))
+    digest = models.get(model, {}).get("weights_digest")
+    return Endpoint(
+        url=endpoint.url,
+        model=model,
+        weights_digest=digest if isinstance(digest, str) else None,
+        api_key=endpoint.api_key,
+    )
+
+
+def _api_key(options: LoadtestOptions) -> str | None:
+    if options.api_key_env is None:
+        return None
+    key = os.environ.get(options.api_key_env)
+    if not key:
+        raise ConfigError(
+            "the environment variable with the API key is not set", where=options.api_key_env
+        )
+    return key

@@ -1,0 +1,77 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from expo_ray.errors import ConfigError
+from expo_ray.loadtests import Contender, LoadtestOptions, compare_targets, loadtest_scaling
+from tests.loadtests.fake_service import running_service
+from tests.loadtests.test_run import write_prompts
+
+
+def test_two_services_take_turns_on_the_same_requests(tmp_path: Path, ray_cluster: str) -> None:
+    with running_service() as before, running_service() as after:
+        before.models = [{"id": "fake", "weights_digest": "one"}]
+        after.models = [{"id": "fake", "weights_digest": "two"}]
+        after.extra_tokens = 3  # what was 3 tokens becomes 6, at the same time per token
+        result = compare_targets(
+            Contender(target=before.url),
+            Contender(target=after.url, alpha=None),
+            prompts=write_prompts(tmp_path, *["tokens=3 wait=0.02"] * 4),
+            output=tmp_path / "out",
+            concurrency=[2],
+            rounds=2,
+            num_requests=8,
+            options=LoadtestOptions(num_warmup=0, num_clients=1, unique_prompts=True),
+            address=ray_cluster,
+        )
+        asked = [
+            [b["messages"][0]["content"] for b in service.requests] for service in (before, after)
+        ]
+    assert sorted(asked[0]) == sorted(asked[1])
+    assert len(set(asked[0])) == 16  # other letters in every round
+    assert result == json.loads((tmp_path / "out" / "comparison.json").read_text())
+    assert result["baseline"]["weights_digest"] == "one"
+    assert result["candidate"]["weights_digest"] == "two"
+    [point] = result["points"]
+    assert (point["concurrency"], point["num_pairs"], point["num_unpaired"]) == (2, 16, 0)
+    assert point["tokens_per_request"]["ratio"] == 2.0
+    assert point["tokens_per_request"]["changed"] is True
+    assert point["requests_per_second"]["ratio"] < 1
+    assert point["requests_per_second"]["changed"] is True
+    assert (tmp_path / "out" / "candidate" / "round-1" / "requests.parquet").exists()
+
+
+def test_replicas_share_and_are_reached_with_and_without_the_proxy(
+    pico_pair: tuple[Path, Path], tmp_path: Path, ray_cluster: str
+) -> None:
+    with pytest.raises(ConfigError, match="ascending"):
+        loadtest_scaling("m", prompts="p", output=tmp_path, replicas=[2, 1])
+    _, aligned = pico_pair
+    result = loadtest_scaling(
+        str(aligned),
+        prompts=write_prompts(tmp_path, *[f"Hello {i}." for i in range(8)]),
+        output=tmp_path / "out",
+        replicas=[2],
+        concurrency=2,
+        num_requests=8,
+        max_tokens=8,
+        options=LoadtestOptions(num_warmup=0, num_clients=1, max_client_lag_ms=1000.0),
+        address=ray_cluster,
+    )
+    [point] = result["points"]
+    assert point["num_replicas"] == 2
+    assert point["efficiency"] == 1.0
+    assert sum(point["requests_by_replica"].values()) <= 16
+    assert 1 <= len(point["requests_by_replica"]) <= 2
+    assert point["busiest_over_mean"] >= 1
+    assert point["proxy"]["throughput_ratio"] > 0
+    for way in ("proxy", "direct"):
+        summary = json.loads((tmp_path / "out" / f"replicas-2-{way}" / "summary.json").read_text())
+        assert summary["direct"] is (way == "direct")
+        [load] = summary["points"]
+        assert load["num_requests"] == 16
+        assert set(load["errors"]) <= {"empty"}
+        assert load["total_output_tokens"] > 0

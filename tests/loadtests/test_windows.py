@@ -1,0 +1,82 @@
+from __future__ import annotations
+
+import pytest
+
+from expo_ray.loadtests.metrics import summarize_point
+from expo_ray.loadtests.options import LoadtestOptions
+from expo_ray.loadtests.windows import (
+    Window,
+    completions,
+    in_flight,
+    keeps_up,
+    longest_gap,
+    mean_in_flight,
+    steady_window,
+    tokens_within,
+)
+from tests.loadtests.test_metrics import record
+
+
+def request(due: float, done: float, *tokens: float, **more: object):  # type: ignore[no-untyped-def]
+    return record(
+        intended_seconds=due,
+        sent_seconds=due,
+        done_seconds=done,
+        token_seconds=tokens,
+        output_tokens=4,
+        input_tokens=1,
+        **more,
+    )
+
+
+A = request(0.0, 2.0, 1.0, 2.0)
+B = request(1.0, 4.0, 2.0, 3.0, 3.5, 4.0)
+C = request(3.0, 6.0, 5.0, 6.0)
+
+
+def test_in_flight_by_hand() -> None:
+    assert in_flight([A, B, C]) == [(0, 1), (1, 2), (2, 1), (3, 2), (4, 1), (6, 0)]
+    assert mean_in_flight([A, B, C]) == pytest.approx((2 + 3 + 3) / 6)
+
+
+def test_one_request_after_the_other_is_never_zero_in_between() -> None:
+    assert in_flight([request(0, 1, 1), request(1, 2, 2)]) == [(0, 1), (1, 1), (2, 0)]
+
+
+def test_the_steady_part_leaves_out_start_and_drain() -> None:
+    window = steady_window([A, B, C])
+    assert window == Window(start_seconds=2.0, end_seconds=3.0)
+    assert window is not None
+    assert completions([A, B, C], window) == 0
+    # Of B's four tokens in four chunks the one at second 3; the one at second 2 is its start.
+    assert tokens_within([A, B, C], window) == 1.0
+    assert steady_window([A]) is None
+    assert steady_window([A, B, C], ramp_seconds=2.5) is None
+
+
+def test_cool_down_counts_as_load_and_not_as_measured() -> None:
+    cool = request(4.0, 8.0, 8.0, phase="cooldown")
+    point = summarize_point([A, B, C, cool], options=LoadtestOptions(), concurrency=2)
+    assert (point["num_requests"], point["completed"], point["duration"]) == (3, 3, 6.0)
+    steady = point["steady"]
+    assert (steady["start_seconds"], steady["end_seconds"]) == (2.0, 4.0)
+    assert steady["request_throughput"] == 0.5  # B
+    assert steady["output_throughput"] == 1.5  # three of B's tokens
+    assert steady["count_ttft_ms"] == 2  # C and the one of the cool-down were due within
+    assert point["count_ttft_ms"] == 3
+
+
+def test_gaps() -> None:
+    assert longest_gap([A, B, C]) == Window(start_seconds=0.0, end_seconds=1.0)
+    later = request(20.0, 21.5, 20.5, 21.5)
+    assert longest_gap([A, B, C, later]) == Window(start_seconds=0.0, end_seconds=1.0)
+    dead = record(intended_seconds=20.0, done_seconds=29.0, error="timeout")
+    assert longest_gap([A, dead]) == Window(start_seconds=20.0, end_seconds=29.0)
+    assert longest_gap([dead]) is None
+
+
+def test_a_backlog_that_grows_is_not_kept_up_with() -> None:
+    steady = [request(i * 0.1, i * 0.1 + 1.0, i * 0.1 + 1.0) for i in range(100)]
+    assert keeps_up(steady)
+    slow = [request(i * 0.1, i * 0.2 + 1.0, i * 0.2 + 1.0) for i in range(100)]
+    assert not keeps_up(slow)
