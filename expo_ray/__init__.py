@@ -5,8 +5,9 @@ The commands of `expo-ray` as functions, with the same arguments; each is import
 
 from __future__ import annotations
 
-import importlib
 from typing import TYPE_CHECKING
+
+from expo_ray.lazy import lazy_exports
 
 if TYPE_CHECKING:
     from expo_ray.evaluation import alpaca_eval_metrics, alpaca_eval_outputs
@@ -17,24 +18,6 @@ if TYPE_CHECKING:
     from expo_ray.workflow.run import run, select
 
 __version__ = "0.1.0"
-
-_HOMES = {
-    "alpaca_eval_metrics": "expo_ray.evaluation",
-    "alpaca_eval_outputs": "expo_ray.evaluation",
-    "diagnose": "expo_ray.extrapolation",
-    "doctor": "expo_ray.extrapolation",
-    "extrapolate": "expo_ray.extrapolation",
-    "generate": "expo_ray.serving",
-    "inspect_checkpoint": "expo_ray.extrapolation",
-    "loadtest": "expo_ray.loadtests",
-    "run": "expo_ray.workflow.run",
-    "score": "expo_ray.serving",
-    "select": "expo_ray.workflow.run",
-    "serve": "expo_ray.serving",
-    "set_alpha": "expo_ray.serving",
-    "verify": "expo_ray.extrapolation",
-    "write_report": "expo_ray.reports",
-}
 
 __all__ = [
     "alpaca_eval_metrics",
@@ -54,8 +37,23 @@ __all__ = [
     "write_report",
 ]
 
-
-def __getattr__(name: str) -> object:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'expo_ray' has no attribute '{name}'")
-    return getattr(importlib.import_module(_HOMES[name]), name)
+__getattr__ = lazy_exports(
+    __name__,
+    {
+        "alpaca_eval_metrics": "evaluation",
+        "alpaca_eval_outputs": "evaluation",
+        "diagnose": "extrapolation",
+        "doctor": "extrapolation",
+        "extrapolate": "extrapolation",
+        "generate": "serving",
+        "inspect_checkpoint": "extrapolation",
+        "loadtest": "loadtests",
+        "run": "workflow.run",
+        "score": "serving",
+        "select": "workflow.run",
+        "serve": "serving",
+        "set_alpha": "serving",
+        "verify": "extrapolation",
+        "write_report": "reports",
+    },
+)

@@ -5,8 +5,9 @@ What does not belong here: arithmetic on tensors, pairs of checkpoints, Ray.
 
 from __future__ import annotations
 
-import importlib
 from typing import TYPE_CHECKING
+
+from expo_ray.lazy import lazy_exports
 
 if TYPE_CHECKING:
     from expo_ray.checkpoints.atomic_io import (
@@ -31,20 +32,17 @@ __all__ = [
     "weights_digest",
 ]
 
-_MODULES = {
-    "Checkpoint": "checkpoint",
-    "TensorRef": "header",
-    "WeightsDigest": "digests",
-    "atomic_write_bytes": "atomic_io",
-    "atomic_write_json": "atomic_io",
-    "atomic_write_text": "atomic_io",
-    "iter_tensors": "tensors",
-    "read_tensor": "tensors",
-    "weights_digest": "digests",
-}
-
-
-def __getattr__(name: str) -> object:
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
+__getattr__ = lazy_exports(
+    __name__,
+    {
+        "Checkpoint": "checkpoint",
+        "TensorRef": "header",
+        "WeightsDigest": "digests",
+        "atomic_write_bytes": "atomic_io",
+        "atomic_write_json": "atomic_io",
+        "atomic_write_text": "atomic_io",
+        "iter_tensors": "tensors",
+        "read_tensor": "tensors",
+        "weights_digest": "digests",
+    },
+)

@@ -5,8 +5,9 @@ What does not belong here: prompts, responses, rewards; and Ray, but for the fan
 
 from __future__ import annotations
 
-import importlib
 from typing import TYPE_CHECKING
+
+from expo_ray.lazy import lazy_exports
 
 if TYPE_CHECKING:
     from expo_ray.extrapolation.alpha import (
@@ -37,22 +38,19 @@ __all__ = [
     "verify",
 ]
 
-_MODULES = {
-    "ExtrapolationResult": "results",
-    "checkpoint_name": "alpha",
-    "diagnose": "diagnosis",
-    "doctor": "examination",
-    "extrapolate": "job",
-    "format_alpha": "alpha",
-    "inspect_checkpoint": "inspection",
-    "parse_alpha": "alpha",
-    "round_alpha": "alpha",
-    "stream_weights": "streaming",
-    "verify": "verification",
-}
-
-
-def __getattr__(name: str) -> object:
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
+__getattr__ = lazy_exports(
+    __name__,
+    {
+        "ExtrapolationResult": "results",
+        "checkpoint_name": "alpha",
+        "diagnose": "diagnosis",
+        "doctor": "examination",
+        "extrapolate": "job",
+        "format_alpha": "alpha",
+        "inspect_checkpoint": "inspection",
+        "parse_alpha": "alpha",
+        "round_alpha": "alpha",
+        "stream_weights": "streaming",
+        "verify": "verification",
+    },
+)

@@ -5,8 +5,9 @@ Training needs the extra `lab`; settings and truth do not.
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING
+
+from expo_ray.lazy import lazy_exports
 
 if TYPE_CHECKING:
     from expo_ray.lab.prepare import prepare_lab
@@ -24,17 +25,14 @@ __all__ = [
     "write_truth",
 ]
 
-_MODULES = {
-    "LabResult": "result",
-    "LabSettings": "settings",
-    "find_lab": "result",
-    "prepare_lab": "prepare",
-    "truth_reward": "task",
-    "write_truth": "truth_table",
-}
-
-
-def __getattr__(name: str) -> object:
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+__getattr__ = lazy_exports(
+    __name__,
+    {
+        "LabResult": "result",
+        "LabSettings": "settings",
+        "find_lab": "result",
+        "prepare_lab": "prepare",
+        "truth_reward": "task",
+        "write_truth": "truth_table",
+    },
+)

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from expo_ray.lazy import lazy_exports
+
 if TYPE_CHECKING:
     from expo_ray.loadtests.compare import compare_folders, compare_summaries
     from expo_ray.loadtests.contest import Contender, compare_targets
@@ -25,20 +27,15 @@ __all__ = [
     "loadtest_scaling",
 ]
 
-_MODULES = {
-    "Contender": "contest",
-    "LoadtestOptions": "options",
-    "compare_folders": "compare",
-    "compare_summaries": "compare",
-    "compare_targets": "contest",
-    "loadtest": "run",
-    "loadtest_scaling": "scaling",
-}
-
-
-def __getattr__(name: str) -> object:
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from importlib import import_module
-
-    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+__getattr__ = lazy_exports(
+    __name__,
+    {
+        "Contender": "contest",
+        "LoadtestOptions": "options",
+        "compare_folders": "compare",
+        "compare_summaries": "compare",
+        "compare_targets": "contest",
+        "loadtest": "run",
+        "loadtest_scaling": "scaling",
+    },
+)

@@ -1,7 +1,8 @@
 """What a person reads: the HTML report, its figures, the short table, the model card's evidence."""
 
-from importlib import import_module
 from typing import TYPE_CHECKING
+
+from expo_ray.lazy import lazy_exports
 
 if TYPE_CHECKING:
     from expo_ray.reports.html_report import write_report
@@ -10,16 +11,12 @@ if TYPE_CHECKING:
 
 __all__ = ["render_model_card", "summary_rows", "verdict_sentence", "write_report"]
 
-_MODULES = {
-    "render_model_card": "model_card",
-    "summary_rows": "wording",
-    "verdict_sentence": "wording",
-    "write_report": "html_report",
-}
-
-
-def __getattr__(name: str) -> object:
-    # Lazy (PEP 562): importing the package must import neither matplotlib nor pyarrow.
-    if name in _MODULES:
-        return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = lazy_exports(
+    __name__,
+    {
+        "render_model_card": "model_card",
+        "summary_rows": "wording",
+        "verdict_sentence": "wording",
+        "write_report": "html_report",
+    },
+)

@@ -1,7 +1,8 @@
 """Ray Serve applications: generators with the OpenAI API, reward models, tables made by them."""
 
-from importlib import import_module
 from typing import TYPE_CHECKING
+
+from expo_ray.lazy import lazy_exports
 
 if TYPE_CHECKING:
     from expo_ray.serving.alpha_client import get_alpha, set_alpha
@@ -29,25 +30,21 @@ __all__ = [
     "set_alpha",
 ]
 
-_MODULES = {
-    "PAPER_SAMPLING": "sampling",
-    "SamplingParams": "sampling",
-    "GeneratorReplicas": "generator_replicas",
-    "RewardReplicas": "reward_replicas",
-    "ServedModel": "served_model",
-    "ModelSource": "source",
-    "EngineOptions": "engines.options",
-    "parse_engine_args": "engines.options",
-    "get_alpha": "alpha_client",
-    "set_alpha": "alpha_client",
-    "generate": "commands",
-    "score": "commands",
-    "serve": "commands",
-}
-
-
-def __getattr__(name: str) -> object:
-    # Lazy (PEP 562): importing the package must not import ray or torch.
-    if name in _MODULES:
-        return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = lazy_exports(
+    __name__,
+    {
+        "PAPER_SAMPLING": "sampling",
+        "SamplingParams": "sampling",
+        "GeneratorReplicas": "generator_replicas",
+        "RewardReplicas": "reward_replicas",
+        "ServedModel": "served_model",
+        "ModelSource": "source",
+        "EngineOptions": "engines.options",
+        "parse_engine_args": "engines.options",
+        "get_alpha": "alpha_client",
+        "set_alpha": "alpha_client",
+        "generate": "commands",
+        "score": "commands",
+        "serve": "commands",
+    },
+)

@@ -1,7 +1,8 @@
 """Prompts, responses and rewards on disk: readers, Arrow schemas, resumable writers, row seeds."""
 
-from importlib import import_module
 from typing import TYPE_CHECKING
+
+from expo_ray.lazy import lazy_exports
 
 if TYPE_CHECKING:
     from expo_ray.tables.prompts import Message, Prompt, read_prompts
@@ -21,21 +22,17 @@ __all__ = [
     "row_seed",
 ]
 
-_MODULES = {
-    "Message": "prompts",
-    "Prompt": "prompts",
-    "read_prompts": "prompts",
-    "ResumableTable": "resumable",
-    "RESPONSES_SCHEMA": "schemas",
-    "REWARDS_SCHEMA": "schemas",
-    "read_table": "schemas",
-    "assign_splits": "seeds",
-    "row_seed": "seeds",
-}
-
-
-def __getattr__(name: str) -> object:
-    # Lazy (PEP 562): importing the package must not import pyarrow.
-    if name in _MODULES:
-        return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = lazy_exports(
+    __name__,
+    {
+        "Message": "prompts",
+        "Prompt": "prompts",
+        "read_prompts": "prompts",
+        "ResumableTable": "resumable",
+        "RESPONSES_SCHEMA": "schemas",
+        "REWARDS_SCHEMA": "schemas",
+        "read_table": "schemas",
+        "assign_splits": "seeds",
+        "row_seed": "seeds",
+    },
+)
