@@ -1,19 +1,25 @@
-"""The shard engine against its floor: the same reads and writes without arithmetic and digests.
+"""The engine against its floor: the same reads and writes without arithmetic and digests.
 
-    python benchmarks/extrapolation.py --gib 1 --repeats 5 --alphas 1
+    python benchmarks/extrapolation.py --layers 22 --hidden 2048 --alphas 1 --workers 1 2
 
-Prints medians over pairs of runs, one after the other, and the ratios of the medians. Both sides
-use the same chunks, threads, early writing and fsync. `cold` drops the inputs from the page cache
-before a run.
+Prints medians over rounds of alternating runs and the ratios of the medians. Floor and engine use
+the same chunks, threads, early writing and fsync, in this process without Ray; `sha256 alone` is
+what hashing every output byte once costs by itself. Then the whole command on a local Ray, against
+the floor and Ray's own start-up, and the fan-out with so many workers. `--cold` drops the inputs
+from the page cache before a run.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
+import random
 import shutil
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from collections import deque
@@ -22,69 +28,42 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
-import torch
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+from generated_pair import add_arguments, write_pair
 
-from expo_ray.checkpoints.header import build_header
+from expo_ray.cluster import ray_session
+from expo_ray.extrapolation import extrapolate
 from expo_ray.extrapolation.engine import run_shard
 from expo_ray.extrapolation.plan import Plan, build_plan
 from expo_ray.extrapolation.shard_files import RECEIPT_FOLDER, RUN_FILE, ShardFile
-from expo_ray.extrapolation.tasks import WRITE, ShardOutput, shard_task
+from expo_ray.extrapolation.tasks import WRITE, ShardOutput, ShardTask, shard_task
 from expo_ray.extrapolation.write_behind import start_writing
 
-HIDDEN = 4096
-CHUNK_BYTES = 2 * 1024 * 1024
+SHARD_SIZE = "1GB"
+CHUNK_BYTES: int = ShardTask.__dataclass_fields__["chunk_bytes"].default
+RAY_ONLY = """
+import ray
+ray.init("local", num_cpus=2, log_to_driver=False)
+ray.get(ray.remote(lambda: 0).remote())
+ray.shutdown()
+"""
 
 
-def generate(folder: Path, num_bytes: int) -> tuple[Path, Path]:
-    """Write a bfloat16 pair of matrices, about `num_bytes` per side, in shards of 1 GB."""
-    matrix_bytes = HIDDEN * HIDDEN * 2
-    num_matrices = max(1, round(num_bytes / matrix_bytes))
-    generator = torch.Generator().manual_seed(0)
-    before = (torch.randn(HIDDEN * HIDDEN, generator=generator) * 0.02).to(torch.bfloat16)
-    after = before + (torch.randn(HIDDEN * HIDDEN, generator=generator) * 1e-3).to(torch.bfloat16)
-    per_file = max(1, 10**9 // matrix_bytes)
-    for name, values in (("initial", before), ("aligned", after)):
-        side = folder / name
-        side.mkdir(parents=True)
-        (side / "config.json").write_text(json.dumps({"model_type": "benchmark"}))
-        raw = values.view(torch.uint8).numpy().tobytes()
-        names = [f"layers.{i:04d}.weight" for i in range(num_matrices)]
-        groups = [names[i : i + per_file] for i in range(0, num_matrices, per_file)]
-        weight_map = {}
-        for number, group in enumerate(groups, start=1):
-            file = f"model-{number:05d}-of-{len(groups):05d}.safetensors"
-            with (side / file).open("wb") as stream:
-                stream.write(build_header([(n, "BF16", (HIDDEN, HIDDEN)) for n in group]))
-                for _ in group:
-                    stream.write(raw)
-                os.fsync(stream.fileno())
-            weight_map.update(dict.fromkeys(group, file))
-        index = {"metadata": {}, "weight_map": weight_map}
-        (side / "model.safetensors.index.json").write_text(json.dumps(index))
-    return folder / "initial", folder / "aligned"
-
-
-def run_engine(plan: Plan, output: Path, alphas: list[float], num_threads: int) -> float:
-    """Return the seconds of all shards, in this process, without Ray."""
+def run_engine(plan: Plan, output: Path, alphas: list[float], num_threads: int) -> None:
+    """Run all shards in this process, without Ray."""
     outputs = []
     for i, alpha in enumerate(alphas):
         folder = output / str(i)
         (folder / ".expo_ray" / RECEIPT_FOLDER).mkdir(parents=True)
         (folder / ".expo_ray" / RUN_FILE).write_text(json.dumps({"run_token": "x"}))
         outputs.append(ShardOutput(alpha=alpha, folder=str(folder), plan_digest="x", run_token="x"))
-    started = time.perf_counter()
     for shard in plan.shards:
-        task = shard_task(
-            plan, shard, WRITE, tuple(outputs), num_threads=num_threads, chunk_bytes=CHUNK_BYTES
-        )
-        run_shard(task)
-    return time.perf_counter() - started
+        run_shard(shard_task(plan, shard, WRITE, tuple(outputs), num_threads=num_threads))
 
 
-def run_floor(plan: Plan, output: Path, num_outputs: int, num_threads: int) -> float:
-    """Return the seconds of reading both sides and writing aligned, chunk by chunk."""
+def run_floor(plan: Plan, output: Path, num_outputs: int, num_threads: int) -> None:
+    """Read both sides and write aligned, chunk by chunk."""
     pair = plan.pair
-    started = time.perf_counter()
     for shard in plan.shards:
         targets = []
         for i in range(num_outputs):
@@ -139,7 +118,13 @@ def run_floor(plan: Plan, output: Path, num_outputs: int, num_threads: int) -> f
             os.close(target)
         for reader in readers.values():
             os.close(reader)
-    return time.perf_counter() - started
+
+
+def run_hash(num_bytes: int) -> None:
+    """Hash so many bytes once, in one thread."""
+    chunk, digest = bytes(CHUNK_BYTES), hashlib.sha256()
+    for _ in range(num_bytes // CHUNK_BYTES):
+        digest.update(chunk)
 
 
 @contextmanager
@@ -168,67 +153,112 @@ def drop_cache(plan: Plan) -> None:
             os.close(descriptor)
 
 
-def measure(plan: Plan, folder: Path, cold: bool, run: Callable[[Path], float]):
-    """Return wall and CPU seconds of one run; the CPU is what a busy machine distorts least."""
-    output = folder / "out"
-    if cold:
-        drop_cache(plan)
-    before = time.process_time()
-    seconds = run(output), time.process_time() - before
-    shutil.rmtree(output)
-    os.sync()
-    return seconds
+def touch_memory(file: Path, num_bytes: int) -> None:
+    """Write a file and delete it: a virtual machine gives the same memory back at once.
+
+    Memory that lay idle has to be fetched from the host first, which takes longer than all the
+    rest and would meet whichever run comes after a pause.
+    """
+    with file.open("wb") as stream:
+        for _ in range(num_bytes // CHUNK_BYTES):
+            stream.write(bytes(CHUNK_BYTES))
+    file.unlink()
+
+
+def rounds(kinds: dict[str, Callable[[Path], object]], plan: Plan, folder: Path, options) -> dict:
+    """Run every kind in turn, in random order each round; return wall seconds of each."""
+    found: dict[str, list[float]] = {kind: [] for kind in kinds}
+    shuffler = random.Random(0)
+    for number in range(options.repeats + 1):
+        for kind in shuffler.sample(list(kinds), len(kinds)):
+            output = folder / "out"
+            touch_memory(folder / "scratch", options.alphas * plan.file_bytes)
+            if options.cold:
+                drop_cache(plan)
+            started = time.perf_counter()
+            kinds[kind](output)
+            seconds = time.perf_counter() - started
+            shutil.rmtree(output, ignore_errors=True)
+            os.sync()
+            # The first round warms up the code, the cache and the allocator.
+            if number:
+                found[kind].append(seconds)
+    return found
+
+
+def show(found: dict[str, list[float]], num_bytes: int) -> None:
+    floor = statistics.median(found["floor"])
+    for kind, seconds in found.items():
+        median = statistics.median(seconds)
+        print(
+            f"{kind:34} {median:7.2f} s ({min(seconds):.2f} to {max(seconds):.2f}) "
+            f"{num_bytes / median / 2**20:6.0f} MiB/s {median / floor:5.2f}x floor",
+            flush=True,
+        )
+
+
+def command(plan: Plan, output: Path, alphas: list[float]) -> None:
+    program = Path(sys.executable).parent / "expo-ray"
+    line = [program, "extrapolate", plan.pair.initial.uri, plan.pair.aligned.uri, output]
+    line += ["--max-shard-size", SHARD_SIZE, "--quiet", "--address", "local"]
+    for alpha in alphas:
+        line += ["--alpha", str(alpha)]
+    subprocess.run(line, check=True, stdout=subprocess.DEVNULL)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--gib", type=float, default=1.0, help="size of one side")
-    parser.add_argument("--repeats", type=int, default=5)
+    add_arguments(parser)
     parser.add_argument("--alphas", type=int, default=1)
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--workers", type=int, nargs="*", default=[1, 2])
     parser.add_argument("--cold", action="store_true")
-    parser.add_argument("--folder", type=Path, help="where to work; deleted afterwards")
-    arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory(dir=arguments.folder) as name:
+    options = parser.parse_args()
+    alphas = [round(0.1 * (i + 1), 1) for i in range(options.alphas)]
+    with tempfile.TemporaryDirectory(dir=options.folder) as name:
         folder = Path(name)
-        plan = build_plan(*generate(folder, int(arguments.gib * 2**30)), max_shard_size="1GB")
-        alphas = [0.1 * (i + 1) for i in range(arguments.alphas)]
-        switches = {
-            "engine": {"of_files": True, "of_tensors": True},
-            "engine, sha256 of shards only": {"of_files": True, "of_tensors": False},
-            "engine without digests": {"of_files": False, "of_tensors": False},
-        }
-        found: dict[str, list[tuple[float, float]]] = {kind: [] for kind in ("floor", *switches)}
-        load = os.getloadavg()[0]
-        for _ in range(arguments.repeats + 1):
-            # One of each, one after the other, so that drifts of the machine meet all alike.
-            for kind, runs in found.items():
-
-                def run(output: Path, kind: str = kind) -> float:
-                    if kind == "floor":
-                        return run_floor(plan, output, len(alphas), arguments.threads)
-                    with digests(**switches[kind]):
-                        return run_engine(plan, output, alphas, arguments.threads)
-
-                runs.append(measure(plan, folder, arguments.cold, run))
+        pair = write_pair(folder, options.layers, options.hidden)
+        plan = build_plan(*map(str, pair), max_shard_size=SHARD_SIZE)
         moved = plan.input_bytes + plan.file_bytes * len(alphas)
-        state = "cold" if arguments.cold else "warm"
+        state = "cold" if options.cold else "warm"
         print(
-            f"{moved / 2**30:.2f} GiB moved, {len(alphas)} alphas, {state} cache, "
-            f"{os.cpu_count()} cores, load {load:.1f} at the start"
+            f"{plan.input_bytes / 2**30:.2f} GiB read, {len(alphas)} outputs of "
+            f"{plan.file_bytes / 2**30:.2f} GiB, {state} cache, {os.cpu_count()} cores, "
+            f"load {os.getloadavg()[0]:.1f} at the start",
+            flush=True,
         )
-        # The first of each warms up the code, the cache and the allocator.
-        walls = {kind: [wall for wall, _ in runs[1:]] for kind, runs in found.items()}
-        works = {kind: statistics.median(w for _, w in runs[1:]) for kind, runs in found.items()}
-        floor = statistics.median(walls["floor"])
-        for kind, seconds in walls.items():
-            median = statistics.median(seconds)
-            spread = f"{min(seconds):.2f} to {max(seconds):.2f}"
-            print(
-                f"{kind:30} {median:7.2f} s ({spread}) {moved / median / 2**20:6.0f} MiB/s "
-                f"{median / floor:5.2f}x floor; CPU {works[kind]:6.2f} s "
-                f"{works[kind] / works['floor']:5.2f}x floor"
-            )
+
+        def engine(output: Path, *, of_files: bool, of_tensors: bool) -> None:
+            with digests(of_files=of_files, of_tensors=of_tensors):
+                run_engine(plan, output, alphas, options.threads)
+
+        kinds: dict[str, Callable[[Path], object]] = {
+            "floor": lambda out: run_floor(plan, out, len(alphas), options.threads),
+            "sha256 alone, one thread": lambda _: run_hash(plan.file_bytes * len(alphas)),
+            "engine without digests": lambda out: engine(out, of_files=False, of_tensors=False),
+            "engine, sha256 of shards": lambda out: engine(out, of_files=True, of_tensors=False),
+            "engine, shards and tensors": lambda out: engine(out, of_files=True, of_tensors=True),
+        }
+        show(rounds(kinds, plan, folder, options), moved)
+        whole: dict[str, Callable[[Path], object]] = {
+            "floor": kinds["floor"],
+            "Ray's start-up": lambda _: subprocess.run(
+                [sys.executable, "-c", RAY_ONLY], check=True, capture_output=True
+            ),
+            "whole command": lambda out: command(plan, out, alphas),
+        }
+        found = rounds(whole, plan, folder, options)
+        show(found, moved)
+        floor, start_up, total = (statistics.median(seconds) for seconds in found.values())
+        print(f"whole command less Ray's start-up: {(total - start_up) / floor:.2f}x floor")
+        for num_workers in options.workers:
+            with ray_session("local", num_cpus=num_workers):
+
+                def fan_out(output: Path) -> None:
+                    extrapolate(*pair, output, alpha=alphas, max_shard_size=SHARD_SIZE)
+
+                kinds = {"floor": kinds["floor"], f"{num_workers} workers": fan_out}
+                show(rounds(kinds, plan, folder, options), moved)
 
 
 if __name__ == "__main__":

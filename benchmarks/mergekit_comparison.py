@@ -1,17 +1,15 @@
 """The whole command against mergekit 0.1.5 on one generated pair: time, CPU, equal weights.
 
-    python benchmarks/mergekit_comparison.py --layers 16 --hidden 1024 --repeats 3
+    python benchmarks/mergekit_comparison.py --layers 22 --hidden 2048 --repeats 3
 
 mergekit gets a virtual environment of its own, `.venv-mergekit`, which borrows torch and
 transformers from the one this runs in, so that both compute with the same libraries. It runs the
-configuration that `--export-mergekit` writes. `--layers 22 --hidden 2048` is a 1.1B pair,
-`--layers 26 --hidden 3072` about 3B. Everything generated is deleted afterwards.
+configuration that `--export-mergekit` writes. Everything generated is deleted afterwards.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import resource
 import shutil
@@ -26,12 +24,13 @@ from pathlib import Path
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+from generated_pair import add_arguments, write_pair
 
 ROOT = Path(__file__).resolve().parent.parent
 ENVIRONMENT = ROOT / ".venv-mergekit"
 VERSION = "0.1.5"
-VOCABULARY = 32_000
 ALPHA = 0.3
 
 
@@ -46,67 +45,6 @@ def install() -> Path:
         pip = [str(ENVIRONMENT / "bin" / "pip"), "install", "--quiet", f"mergekit=={VERSION}"]
         subprocess.run(pip, check=True)
     return command
-
-
-def shapes(layers: int, hidden: int) -> dict[str, tuple[int, ...]]:
-    inner = hidden * 11 // 4
-    found: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (VOCABULARY, hidden)}
-    for i in range(layers):
-        prefix = f"model.layers.{i}."
-        found |= {f"{prefix}self_attn.{n}_proj.weight": (hidden, hidden) for n in "qkvo"}
-        found |= {f"{prefix}mlp.{n}_proj.weight": (inner, hidden) for n in ("gate", "up")}
-        found[f"{prefix}mlp.down_proj.weight"] = (hidden, inner)
-        found |= {f"{prefix}{n}_layernorm.weight": (hidden,) for n in ("input", "post_attention")}
-    return {**found, "model.norm.weight": (hidden,), "lm_head.weight": (VOCABULARY, hidden)}
-
-
-def generate(folder: Path, layers: int, hidden: int) -> tuple[Path, Path]:
-    """Write two Llama checkpoints in bfloat16, in shards of 1 GB."""
-    config = {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
-        "hidden_size": hidden,
-        "intermediate_size": hidden * 11 // 4,
-        "num_hidden_layers": layers,
-        "num_attention_heads": hidden // 64,
-        "num_key_value_heads": hidden // 64,
-        "vocab_size": VOCABULARY,
-        "rms_norm_eps": 1e-5,
-        "max_position_embeddings": 2048,
-        "tie_word_embeddings": False,
-        "torch_dtype": "bfloat16",
-    }
-    generator = torch.Generator().manual_seed(0)
-    pool = torch.randn(1 << 22, generator=generator)
-    sides = {"initial": folder / "initial", "aligned": folder / "aligned"}
-    groups: list[list[str]] = [[]]
-    table = shapes(layers, hidden)
-    size = 0
-    for name, shape in table.items():
-        num_bytes = 2 * torch.Size(shape).numel()
-        if size + num_bytes > 10**9:
-            groups.append([])
-            size = 0
-        groups[-1].append(name)
-        size += num_bytes
-    for side, path in sides.items():
-        path.mkdir(parents=True)
-        (path / "config.json").write_text(json.dumps(config))
-        weight_map = {}
-        for number, group in enumerate(groups, start=1):
-            file = f"model-{number:05d}-of-{len(groups):05d}.safetensors"
-            tensors = {}
-            for name in group:
-                count = torch.Size(table[name]).numel()
-                values = pool.repeat(-(-count // pool.numel()))[:count] * 0.02
-                if side == "aligned":
-                    values += pool.roll(len(name)).repeat(-(-count // pool.numel()))[:count] * 1e-3
-                tensors[name] = values.to(torch.bfloat16).reshape(table[name])
-            save_file(tensors, path / file, metadata={"format": "pt"})
-            weight_map |= dict.fromkeys(group, file)
-        index = {"metadata": {}, "weight_map": weight_map}
-        (path / "model.safetensors.index.json").write_text(json.dumps(index))
-    return sides["initial"], sides["aligned"]
 
 
 def timed(command: list[str], output: Path) -> tuple[float, float]:
@@ -149,17 +87,14 @@ def _names(file: Path) -> list[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--layers", type=int, default=16)
-    parser.add_argument("--hidden", type=int, default=1024)
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--address", default="inline", help="inline, or local to include Ray")
-    parser.add_argument("--folder", type=Path, help="where to work; deleted afterwards")
+    add_arguments(parser)
+    parser.add_argument("--address", default="local", help="local, or inline to leave Ray out")
     arguments = parser.parse_args()
     mergekit = str(install())
     expo_ray = str(Path(sys.executable).parent / "expo-ray")
     with tempfile.TemporaryDirectory(dir=arguments.folder) as name:
         folder = Path(name)
-        initial, aligned = generate(folder, arguments.layers, arguments.hidden)
+        initial, aligned = write_pair(folder, arguments.layers, arguments.hidden)
         num_bytes = sum(file.stat().st_size for file in aligned.glob("*.safetensors"))
         recipe, ours, theirs = folder / "merge.yaml", folder / "ours", folder / "theirs"
         command = [expo_ray, "extrapolate", str(initial), str(aligned), str(ours), "--quiet"]

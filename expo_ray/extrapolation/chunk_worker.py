@@ -10,15 +10,17 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from expo_ray.checkpoints.fp8_format import BlockFormat
 from expo_ray.checkpoints.header import DTYPE_BITS, FLOAT_DTYPES, TensorRef, tensor_bytes
 from expo_ray.checkpoints.tensors import TORCH_DTYPES
 from expo_ray.errors import ShardError
 from expo_ray.extrapolation.alpha import format_alpha, round_alpha
 from expo_ray.extrapolation.formula import BLOCK_ELEMENTS, Block, Workspace
-from expo_ray.extrapolation.fused_kernel import MIN_INPUT_BYTES, Bits, fused_kernel
+from expo_ray.extrapolation.fused_kernel import Bits, fused_kernel
 from expo_ray.extrapolation.input_files import InputFiles
 from expo_ray.extrapolation.pair import TensorPair
 from expo_ray.extrapolation.plan import computes_float64
+from expo_ray.extrapolation.requantization import requantize
 from expo_ray.extrapolation.shard_files import ShardFile
 from expo_ray.extrapolation.statistics import (
     DeltaSums,
@@ -39,9 +41,14 @@ class Chunk:
     """Of the tensor in the shard."""
     start: int
     num_elements: int
-    is_extrapolated: bool
     offset_bytes: int
     """Where the output bytes start in the file."""
+    initial_start: int | None = None
+    """Where initial has these elements; None where they are copied from aligned."""
+    position: int = 0
+    """Of the first element among those of the tensor that are extrapolated."""
+    is_scales: bool = False
+    """No elements, but the scales of all FP8 blocks of the tensor, when these are done."""
 
 
 class Slot:
@@ -61,24 +68,67 @@ class ChunkWorker:
         self._inputs = inputs
         self._files = files
         self._local = threading.local()
-        is_worth_it = task.shard.input_bytes >= MIN_INPUT_BYTES and not task.transforms
-        self._kernel = fused_kernel() if is_worth_it else None
+        self._kernel = fused_kernel() if task.may_compile and not task.transforms else None
         self._stages: list[Stage] = []
+        self._lock = threading.Lock()
+        # Of tensors that are not whole yet, per output.
+        self._scales: dict[int, list[torch.Tensor]] = {}
 
     def run(self, chunk: Chunk, slot: Slot) -> tuple[DeltaSums, list[memoryview]]:
         """Work on one chunk and return its sums and the bytes to hash, one per output."""
         pair = self._task.shard.tensors[chunk.index]
-        aligned = self._read("aligned", pair.aligned, chunk, slot.aligned)
-        if chunk.is_extrapolated and pair.initial is not None:
-            initial = self._read("initial", pair.initial, chunk, slot.initial)
-            sums, outputs = self._extrapolate(pair, chunk.start, initial, aligned, slot)
+        name = pair.name
+        if chunk.is_scales and pair.blocks is not None:
+            name = pair.blocks.scale_name(name)
+            sums, outputs = DeltaSums(), [s.view(-1) for s in self._scales.pop(chunk.index)]
         else:
-            sums, outputs = self._copy(pair, aligned, slot)
+            sums, outputs = self._compute(pair, chunk, slot)
         views = [
-            file.put(chunk.offset_bytes, output, pair.name)
+            file.put(chunk.offset_bytes, output, name)
             for file, output in zip(self._files, outputs, strict=True)
         ]
         return sums, views
+
+    def _compute(
+        self, pair: TensorPair, chunk: Chunk, slot: Slot
+    ) -> tuple[DeltaSums, list[torch.Tensor]]:
+        aligned = self._read("aligned", pair.aligned, chunk, slot.aligned)
+        if chunk.initial_start is None or pair.initial is None:
+            return self._copy(pair, aligned, slot)
+        initial = self._read("initial", pair.initial, chunk, slot.initial)
+        sums, outputs = self._extrapolate(pair, chunk.position, initial, aligned, slot)
+        if pair.blocks is not None:
+            self._requantize(pair, pair.blocks, chunk, aligned, outputs, sums)
+        return sums, outputs
+
+    def _requantize(
+        self,
+        pair: TensorPair,
+        block_format: BlockFormat,
+        chunk: Chunk,
+        aligned: torch.Tensor,
+        outputs: list[torch.Tensor],
+        sums: DeltaSums,
+    ) -> None:
+        """Replace values by codes and keep their scales for the end of the tensor."""
+        num_columns = pair.aligned.shape[1]
+        first = chunk.start // num_columns // block_format.block_rows
+        with self._lock:
+            if chunk.index not in self._scales:
+                shape = block_format.scales_of(pair.aligned.shape)
+                dtype = TORCH_DTYPES[block_format.scale_dtype]
+                self._scales[chunk.index] = [torch.empty(shape, dtype=dtype) for _ in outputs]
+            scales = self._scales[chunk.index]
+        for index, values in enumerate(outputs):
+            try:
+                outputs[index], sums.outputs[index] = requantize(
+                    values.view(-1, num_columns),
+                    aligned.view(-1, num_columns),
+                    scales[index][first:],
+                    block_format,
+                )
+            except OverflowError as error:
+                raise self._overflow(pair, index, 1) from error
 
     def prepare(self, index: int) -> None:
         """Let the transforms look at a whole tensor, before its first chunk and alone.
@@ -101,14 +151,9 @@ class ChunkWorker:
             return
         workspace = self._workspace(torch.float64 if computes_float64(pair) else torch.float32)
         slot = Slot(8 * BLOCK_ELEMENTS, 0)
-        for start in range(0, pair.num_extrapolated, BLOCK_ELEMENTS):
-            chunk = Chunk(
-                index=index,
-                start=start,
-                num_elements=min(BLOCK_ELEMENTS, pair.num_extrapolated - start),
-                is_extrapolated=True,
-                offset_bytes=0,
-            )
+        for chunk in tensor_chunks(pair, index, BLOCK_ELEMENTS, 0):
+            if chunk.initial_start is None:
+                continue
             aligned = self._read("aligned", pair.aligned, chunk, slot.aligned)
             initial = self._read("initial", pair.initial, chunk, slot.initial)
             delta = workspace.load(initial, aligned).delta
@@ -116,13 +161,14 @@ class ChunkWorker:
             if num_bad:
                 raise self._nonfinite(pair, num_bad)
             for stage in stages:
-                stage(delta, start)
-            yield start, delta
+                stage(delta, chunk.position)
+            yield chunk.position, delta
 
     def _read(self, side: str, ref: TensorRef, chunk: Chunk, buffer: torch.Tensor) -> torch.Tensor:
         item_bytes = DTYPE_BITS[ref.dtype] // 8
         raw = buffer[: chunk.num_elements * item_bytes]
-        self._inputs.read(side, ref, chunk.start * item_bytes, raw)
+        start = chunk.start if side == "aligned" else chunk.initial_start or 0
+        self._inputs.read(side, ref, start * item_bytes, raw)
         return raw.view(TORCH_DTYPES[ref.dtype])
 
     def _extrapolate(
@@ -201,8 +247,10 @@ class ChunkWorker:
         return sums, outputs
 
     def _targets(self, pair: TensorPair, n: int, slot: Slot) -> list[torch.Tensor]:
-        num_bytes = tensor_bytes(pair.output_dtype, (n,))
-        return [raw[:num_bytes].view(TORCH_DTYPES[pair.output_dtype]) for raw in slot.outputs]
+        # Codes are made from values that have not been rounded.
+        dtype = "F32" if pair.blocks else pair.output_dtype
+        num_bytes = tensor_bytes(dtype, (n,))
+        return [raw[:num_bytes].view(TORCH_DTYPES[dtype]) for raw in slot.outputs]
 
     def _workspace(self, dtype: torch.dtype) -> Workspace:
         spaces: dict[torch.dtype, Workspace] = self._local.__dict__.setdefault("spaces", {})
@@ -229,6 +277,33 @@ class ChunkWorker:
             expected="finite values",
             hint="choose a smaller alpha or a wider --output-dtype; --allow-overflow goes on",
         )
+
+
+def tensor_chunks(pair: TensorPair, index: int, step: int, offset_bytes: int) -> Iterator[Chunk]:
+    """Cut one tensor into chunks, in the order of the file.
+
+    Args:
+        pair: The tensor.
+        index: Of the tensor in the shard.
+        step: The most elements of a chunk.
+        offset_bytes: Where its output starts in the file.
+    """
+    item_bytes = DTYPE_BITS[pair.output_dtype] // 8
+    position = 0
+    for segment in pair.segments:
+        for start in range(0, segment.num_elements, step):
+            first = segment.initial_start
+            chunk = Chunk(
+                index=index,
+                start=segment.start + start,
+                num_elements=min(step, segment.num_elements - start),
+                offset_bytes=offset_bytes + (segment.start + start) * item_bytes,
+                initial_start=None if first is None else first + start,
+                position=position,
+            )
+            if first is not None:
+                position += chunk.num_elements
+            yield chunk
 
 
 def _is_bfloat16(*tensors: torch.Tensor) -> bool:

@@ -20,8 +20,6 @@ import torch
 from expo_ray.extrapolation.formula import BLOCK_ELEMENTS, Workspace
 from expo_ray.extrapolation.statistics import DeltaSums, OutputSums
 
-# Compiling takes about a second, which less work than this does not win back.
-MIN_INPUT_BYTES = 512 * 1024 * 1024
 RUN_ELEMENTS = 4096
 _INFINITY = 0x7F80
 

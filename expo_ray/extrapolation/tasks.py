@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from expo_ray.checkpoints.storage import FileFacts
+from expo_ray.extrapolation.pair import TensorPair
 from expo_ray.extrapolation.plan import OutputShard, Plan, input_facts
+from expo_ray.extrapolation.requantization import requantization_memory_bytes
 from expo_ray.extrapolation.transforms import Transform, transform_memory_bytes
 
 WRITE = "write"
@@ -18,6 +20,8 @@ MEASURE = "measure"
 BUFFER_BUDGET_BYTES = 72 * 1024 * 1024
 TASK_MEMORY_BYTES = 256 * 1024 * 1024
 DEFAULT_THREADS = 2
+# Compiling takes a process about a second, which less work than this does not win back.
+MIN_COMPILED_BYTES = 512 * 1024 * 1024
 # A request over a network waits much longer than it computes: more and larger ones at a time. They
 # are the read-ahead, inside the same budget of buffers.
 REMOTE_OPTIONS = {"num_threads": 8, "chunk_bytes": 8 * 1024 * 1024}
@@ -56,15 +60,25 @@ class ShardTask:
     allow_nonfinite: bool = False
     allow_overflow: bool = False
     num_threads: int = DEFAULT_THREADS
-    chunk_bytes: int = 2 * 1024 * 1024
+    chunk_bytes: int = 4 * 1024 * 1024
     """Upper limit; with many alphas chunks get smaller so that memory stays bounded."""
     transforms: tuple[Transform, ...] = ()
     """Of delta, in the order in which they are applied."""
+    may_compile: bool = False
+    """The whole work is large enough to win back what compiling the kernel costs a process."""
 
     @property
     def extra_memory_bytes(self) -> int:
-        """What the largest tensor takes under the transforms, beside the buffers."""
-        return transform_memory_bytes(self.shard.tensors, self.transforms)
+        """What the most demanding tensor takes beside the buffers of every task."""
+        return extra_memory_bytes(self.shard.tensors, self.transforms, len(self.outputs))
+
+
+def extra_memory_bytes(
+    tensors: Sequence[TensorPair], transforms: Sequence[Transform], num_outputs: int
+) -> int:
+    """Return what transforms and FP8 blocks take beside the buffers of every task."""
+    blocks_bytes = requantization_memory_bytes(tensors, num_outputs, BUFFER_BUDGET_BYTES)
+    return transform_memory_bytes(tensors, transforms) + blocks_bytes
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -147,5 +161,6 @@ def shard_task(
         aligned_files=input_facts(pair.aligned, {p.aligned.file for p in shard.tensors}),
         outputs=outputs,
         transforms=plan.transforms,
+        may_compile=plan.input_bytes >= MIN_COMPILED_BYTES,
         **options,
     )

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from expo_ray.extrapolation import chunk_worker, diagnose, extrapolate
+from expo_ray.extrapolation import diagnose, extrapolate, tasks
 from expo_ray.extrapolation.formula import Workspace
 from expo_ray.extrapolation.fused_kernel import FusedKernel, fused_kernel
 from expo_ray.extrapolation.record import read_record
@@ -79,7 +79,7 @@ def test_a_whole_checkpoint_through_the_kernel(
     options = {"alpha": [0.3, -1.0], "address": "inline"}
     extrapolate(*pair, tmp_path / "plain", **options)
     plain = diagnose(*pair, address="inline").as_dict()
-    monkeypatch.setattr(chunk_worker, "MIN_INPUT_BYTES", 0)
+    monkeypatch.setattr(tasks, "MIN_COMPILED_BYTES", 0)
     extrapolate(*pair, tmp_path / "fused", **options)
     fused = diagnose(*pair, address="inline").as_dict()
     assert fused["delta_norm"] == pytest.approx(plain["delta_norm"])
