@@ -52,6 +52,15 @@ AddressOption = Annotated[
         show_default=False,
     ),
 ]
+InlineAddress = Annotated[
+    str | None,
+    typer.Option(
+        "--address",
+        help="Ray cluster: local, auto, host:port; inline = this process, without Ray. "
+        "(default: RAY_ADDRESS, else local)",
+        show_default=False,
+    ),
+]
 
 
 class _AmountColumn(ProgressColumn):

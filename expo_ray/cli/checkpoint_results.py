@@ -1,0 +1,164 @@
+"""What the checkpoint commands print for people."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Console
+from rich.text import Text
+
+from expo_ray.cli.session import format_bytes, key_value_table, new_table
+
+
+def render_doctor(console: Console, result: dict[str, Any]) -> None:
+    """Print what every node has, and what keeps one from taking part."""
+    table = new_table("node", "ray", "torch", "memory free", "disk free", "clock")
+    for node in result["nodes"]:
+        table.add_row(
+            Text(node["node"]),
+            node["versions"].get("ray", "-"),
+            node["versions"].get("torch", "-"),
+            format_bytes(node["memory_free_bytes"] or 0),
+            format_bytes(min(node["disk_free_bytes"].values())),
+            f"{node['clock_offset_seconds']:.1f} s off",
+        )
+    console.print(table)
+    for problem in result["problems"]:
+        console.print(Text(f"problem: {problem}", style="red"))
+    if result["ok"]:
+        console.print(f"[green]fit[/green]: {len(result['nodes'])} nodes can take part in a run.")
+
+
+def render_extrapolation(console: Console, result: dict[str, Any]) -> None:
+    """Print the plan, the checkpoints and what was read and written."""
+    plan = result["plan"]
+    console.print(
+        key_value_table(
+            {
+                "parameters": f"{plan['num_parameters']:,} in {plan['num_tensors']:,} tensors",
+                "tasks": f"{plan['num_shards']} output shards, "
+                f"{format_bytes(plan['worker_memory_bytes'])} declared per task",
+                "input": format_bytes(plan["bytes_in"]),
+                "output": format_bytes(plan["bytes_out"]),
+            }
+        )
+    )
+    table = new_table("checkpoint", "alpha", "status", "size", "shards", "weights digest")
+    for output in result["outputs"]:
+        table.add_row(
+            Text(output["path"]),
+            _alpha_text(output["alpha"]),
+            output["status"],
+            format_bytes(output["num_bytes"]),
+            str(output["num_shards"]),
+            (output["weights_digest"] or "-")[:16],
+        )
+    console.print(table)
+    if plan.get("estimate"):
+        found = plan["estimate"]
+        console.print(
+            f"About {found['seconds']:.0f} s on {found['num_nodes']} nodes "
+            f"({found['num_tasks']} tasks, no schedule beats {found['lower_bound_seconds']:.0f} s, "
+            f"nodes idle {found['share_idle']:.0%} of it; a smaller --max-shard-size gives more "
+            "tasks to share).",
+            highlight=False,
+        )
+    if result["dry_run"]:
+        console.print("Dry run: nothing was written.")
+    else:
+        resumed = f", {result['num_resumed']} shards were there already"
+        console.print(
+            f"Read {format_bytes(result['bytes_read'])}, wrote "
+            f"{format_bytes(result['bytes_written'])} in {result['seconds']:.1f} s"
+            f"{resumed if result['num_resumed'] else ''}."
+        )
+
+
+def _alpha_text(alpha: float | None) -> str:
+    return "by rules" if alpha is None else f"{alpha:g}"
+
+
+def render_verification(console: Console, result: dict[str, Any]) -> None:
+    """Print what was compared, and how."""
+    how = "recomputed from the inputs" if result["recomputed"] else "compared with their receipts"
+    console.print(
+        f"[green]verified[/green] {result['num_tensors']:,} tensors "
+        f"({format_bytes(result['num_bytes'])}) {how}, alpha {_alpha_text(result['alpha'])}"
+    )
+    console.print(key_value_table({"weights digest": result["weights_digest"]}))
+
+
+def render_inspection(console: Console, result: dict[str, Any], *, every_tensor: bool) -> None:
+    """Print what the headers say; every tensor where that is asked for."""
+    facts = {
+        "checkpoint": result["uri"],
+        "architecture": ", ".join(result["architectures"] or ["unknown"]),
+        "parameters": f"{result['num_parameters']:,} in {result['num_tensors']:,} tensors",
+        "dtypes": ", ".join(f"{k}: {v:,}" for k, v in result["dtypes"].items()),
+        "size": f"{format_bytes(result['num_bytes'])} in {result['num_shards']} shards",
+        "tied embeddings": "yes" if result["tie_word_embeddings"] else "no",
+        "carried files": ", ".join(result["sidecars"]),
+    }
+    if result["extrapolated"]:
+        origin = result["extrapolated"]
+        facts["extrapolated"] = (
+            f"alpha {_alpha_text(origin['alpha'])} from {origin['initial']} and {origin['aligned']}"
+        )
+    console.print(key_value_table(facts))
+    if every_tensor:
+        table = new_table("tensor", "dtype", "shape", "file")
+        for tensor in result["tensors"]:
+            shape = " x ".join(map(str, tensor["shape"])) or "scalar"
+            table.add_row(Text(tensor["name"]), tensor["dtype"], shape, tensor["file"])
+        console.print(table)
+    else:
+        console.print("[dim]-v lists every tensor[/dim]")
+
+
+def _render_layers(console: Console, layers: list[dict[str, Any]]) -> None:
+    """Draw relative delta by layer and module as a heat map: the redder, the larger."""
+    groups = list(dict.fromkeys(g for row in layers for g in row["relative_delta_by_group"]))
+    values = [v for row in layers for v in row["relative_delta_by_group"].values() if v]
+    largest = max(values, default=1.0)
+    table = new_table("layer", *groups)
+    for row in layers:
+        cells = []
+        for group in groups:
+            value = row["relative_delta_by_group"].get(group)
+            shade = round(4 * (value or 0.0) / largest)
+            text = "-" if value is None else f"{value:.2e}"
+            cells.append(Text(text, style=("dim", "", "yellow", "red", "bold red")[shade]))
+        table.add_row(str(row["layer"]), *cells)
+    console.print("|delta|/|initial| by layer and module:")
+    console.print(table)
+
+
+def render_diagnosis(console: Console, result: dict[str, Any], *, every_layer: bool) -> None:
+    """Print delta by module group, the published scales and the verdict."""
+    table = new_table(
+        "module group", "tensors", "|delta|/|initial|", "cosine", "delta rms", "moved"
+    )
+    for name, group in {**result["groups"], "all matrices": result["matrices"]}.items():
+        table.add_row(
+            name,
+            f"{group['num_tensors']:,}",
+            f"{group['relative_delta']:.3g}",
+            f"{group['cosine']:.5f}",
+            f"{group['mean_delta_rms']:.2e}",
+            f"{group['share_moved']:.1%}",
+        )
+    console.print(table)
+    if every_layer and result["layers"]:
+        _render_layers(console, result["layers"])
+    for scale in result["published_scales"]:
+        console.print(
+            f"published {scale['step']}: delta rms {scale['mean_delta_rms']:.2e}", highlight=False
+        )
+    if result["num_identical"]:
+        console.print(f"{result['num_identical']} tensors are identical on both sides")
+    for note in result["notes"]:
+        console.print(Text(f"note: {note}"))
+    for warning in result["warnings"]:
+        console.print(Text(f"warning: {warning}", style="yellow"))
+    verdict = "[green]fit[/green]" if result["fit"] else "[red]not fit[/red]"
+    console.print(f"This pair is {verdict} for extrapolation.")
