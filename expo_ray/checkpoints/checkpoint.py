@@ -160,6 +160,16 @@ class Checkpoint:
         ]
 
 
+def open_aligned(aligned: str | Path, initial: Checkpoint) -> Checkpoint:
+    """Open aligned; an adapter whose address names no base belongs to initial, or to its base.
+
+    Raises:
+        CheckpointError: A file is missing, malformed or of a kind that is not supported.
+    """
+    base = split_address(initial.uri)[1]
+    return Checkpoint.open(aligned, base=Checkpoint.open(base) if base else initial)
+
+
 def _refuse_unfinished(storage: Storage) -> None:
     if storage.uri.startswith("hf://"):
         return

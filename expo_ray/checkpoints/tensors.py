@@ -32,6 +32,7 @@ TORCH_DTYPES = {
     "F8_E5M2FNUZ": torch.float8_e5m2fnuz,
     "F8_E8M0": torch.float8_e8m0fnu,
 }
+DTYPE_NAMES = {dtype: name for name, dtype in TORCH_DTYPES.items()}
 
 
 def read_tensor(reader: RangeReader, ref: TensorRef) -> torch.Tensor:

@@ -9,11 +9,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from expo_ray.checkpoints.checkpoint import Checkpoint
+from expo_ray.checkpoints.checkpoint import Checkpoint, open_aligned
 from expo_ray.checkpoints.header import build_header, tensor_bytes
 from expo_ray.checkpoints.index import SINGLE_NAME
 from expo_ray.checkpoints.quantization import without_block_scales
-from expo_ray.checkpoints.storage import FileFacts, split_address
+from expo_ray.checkpoints.storage import FileFacts
 from expo_ray.errors import ConfigError
 from expo_ray.extrapolation.alpha import round_alpha
 from expo_ray.extrapolation.pair import Pair, TensorPair, match_pair
@@ -112,7 +112,7 @@ def build_plan(
     """
     max_shard_bytes = parse_size(max_shard_size)
     first = initial if isinstance(initial, Checkpoint) else Checkpoint.open(initial)
-    second = aligned if isinstance(aligned, Checkpoint) else _open_aligned(aligned, first)
+    second = aligned if isinstance(aligned, Checkpoint) else open_aligned(aligned, first)
     if output_dtype != "auto":
         first, second = without_block_scales(first), without_block_scales(second)
     pair = match_pair(first, second, vocab_policy=vocab_policy, output_dtype=output_dtype)
@@ -124,12 +124,6 @@ def build_plan(
         vocab_policy=vocab_policy,
         transforms=parse_transforms(transforms),
     )
-
-
-def _open_aligned(aligned: str | Path, initial: Checkpoint) -> Checkpoint:
-    """Open aligned; an adapter whose address names no base belongs to initial, or to its base."""
-    base = split_address(initial.uri)[1]
-    return Checkpoint.open(aligned, base=Checkpoint.open(base) if base else initial)
 
 
 def lay_out(tensors: Sequence[TensorPair], max_shard_bytes: int) -> tuple[OutputShard, ...]:

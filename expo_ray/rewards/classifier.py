@@ -12,9 +12,10 @@ from typing import Any
 import torch
 from transformers import AutoModelForSequenceClassification
 
-from expo_ray.checkpoints import Checkpoint, weights_digest
-from expo_ray.errors import CheckpointError, TableError
+from expo_ray.checkpoints import Checkpoint, iter_tensors, weights_digest
+from expo_ray.errors import TableError
 from expo_ray.rewards.batching import length_buckets, pad_right
+from expo_ray.rewards.classifier_config import check_classifier_config
 from expo_ray.rewards.interface import Chat, RewardScore
 from expo_ray.rewards.pretrained import ChatTokenizer, load_pretrained, load_tokenizer
 
@@ -28,18 +29,19 @@ class ClassifierRewardModel:
 
     Args:
         uri: The checkpoint.
+        name: What the rewards table calls it; None takes the address.
         device: "cpu" (computes in float32) or "cuda" (the checkpoint's dtype, float32 head).
 
     Raises:
         CheckpointError: Not a classifier of one label, a tensor is missing, no tokenizer.
     """
 
-    def __init__(self, uri: str, *, device: str = "cpu") -> None:
+    def __init__(self, uri: str, *, name: str | None = None, device: str = "cpu") -> None:
         checkpoint = Checkpoint.open(uri)
         self._model = _load(checkpoint, device)
         self._device = device
-        self._chats = ChatTokenizer(load_tokenizer(checkpoint.uri), where=uri)
-        self.name = uri
+        self._chats = ChatTokenizer(load_tokenizer(checkpoint), where=uri)
+        self.name = name or uri
         self.revision = weights_digest(checkpoint)
         self.max_tokens = max_chat_tokens(self._model.config)
 
@@ -121,31 +123,16 @@ def _unused_id(rows: list[list[int]], vocab_size: int) -> int | None:
 
 
 def _load(checkpoint: Checkpoint, device: str) -> Any:
-    labels = checkpoint.config.get("id2label")
-    num_labels = checkpoint.config.get("num_labels") if labels is None else len(labels)
-    if num_labels != 1:
-        raise CheckpointError(
-            "not a reward model with one label",
-            where=f"{checkpoint.uri}/config.json, id2label",
-            got="none" if num_labels is None else f"{num_labels} labels",
-            expected="a sequence classifier with 1 label",
-        )
-    _check_pad_token(checkpoint)
-    model = load_pretrained(AutoModelForSequenceClassification, checkpoint.uri, device=device)
+    check_classifier_config(checkpoint)
+    model = load_pretrained(
+        AutoModelForSequenceClassification,
+        checkpoint,
+        iter_tensors(checkpoint),
+        device=device,
+        allow_unexpected=True,
+    )
     _use_float32_head(model)
     return model
-
-
-def _check_pad_token(checkpoint: Checkpoint) -> None:
-    text_config = checkpoint.config.get("text_config", checkpoint.config)
-    pad_id, vocab_size = text_config.get("pad_token_id"), text_config.get("vocab_size")
-    if pad_id is not None and vocab_size is not None and not 0 <= pad_id < vocab_size:
-        raise CheckpointError(
-            "the pad token of the reward model is not in its vocabulary",
-            where=f"{checkpoint.uri}/config.json, pad_token_id",
-            got=pad_id,
-            expected=f"0 to {vocab_size - 1}",
-        )
 
 
 def _use_float32_head(model: Any) -> None:

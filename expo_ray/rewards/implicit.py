@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM
 
-from expo_ray.checkpoints import Checkpoint, weights_digest
+from expo_ray.checkpoints import Checkpoint, iter_tensors, weights_digest
+from expo_ray.checkpoints.checkpoint import open_aligned
 from expo_ray.errors import ConfigError, TableError
 from expo_ray.rewards.batching import length_buckets, pad_right
 from expo_ray.rewards.classifier import finite_score, max_chat_tokens, refuse_too_long
@@ -40,9 +41,10 @@ class ImplicitRewardModel:
     """
 
     def __init__(self, *, initial: str, aligned: str, beta: float, device: str = "cpu") -> None:
-        pair = [Checkpoint.open(uri) for uri in (aligned, initial)]
-        tokenizer = load_tokenizer(pair[0].uri)
-        if load_tokenizer(pair[1].uri).get_vocab() != tokenizer.get_vocab():
+        first = Checkpoint.open(initial)
+        pair = [open_aligned(aligned, first), first]
+        tokenizer = load_tokenizer(pair[0])
+        if load_tokenizer(pair[1]).get_vocab() != tokenizer.get_vocab():
             raise ConfigError(
                 "an implicit reward needs one vocabulary",
                 where=initial,
@@ -50,7 +52,14 @@ class ImplicitRewardModel:
             )
         self._chats = ChatTokenizer(tokenizer, where=aligned)
         self._aligned, self._initial = (
-            load_pretrained(AutoModelForCausalLM, side.uri, device=device) for side in pair
+            load_pretrained(
+                AutoModelForCausalLM,
+                side,
+                iter_tensors(side),
+                device=device,
+                allow_unexpected=True,
+            )
+            for side in pair
         )
         self._beta = beta
         self._device = device

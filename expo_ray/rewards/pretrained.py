@@ -1,65 +1,92 @@
 """Loading models whole, and chats as token ids with exactly one BOS.
 
-Serving uses this as well, so that what is generated and what is scored are read alike.
+Serving uses this as well, so that what is generated and what is scored are read alike. Weights are
+read by ranges from wherever a checkpoint lies; transformers sees a local folder without any.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from jinja2 import TemplateError
-from transformers import AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer
 
+from expo_ray.checkpoints import Checkpoint
+from expo_ray.checkpoints.local_files import local_folder
 from expo_ray.errors import CheckpointError, TableError
 from expo_ray.tables.prompts import Message
 
 
-def load_tokenizer(folder: str) -> Any:
+def load_tokenizer(checkpoint: Checkpoint) -> Any:
     """Load the tokenizer of a checkpoint.
-
-    Args:
-        folder: Where the checkpoint lies.
 
     Raises:
         CheckpointError: There is none.
     """
+    folder = str(local_folder(checkpoint))
     try:
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError, KeyError, ImportError) as error:
-        raise CheckpointError("the tokenizer cannot be loaded", where=folder, got=error) from error
+        raise CheckpointError(
+            "the tokenizer cannot be loaded", where=checkpoint.uri, got=error
+        ) from error
 
 
-def load_pretrained(auto_class: Any, folder: str, *, device: str) -> Any:
-    """Load a model with every tensor from its checkpoint: float32 on the CPU, else its own dtype.
+def load_pretrained(
+    auto_class: Any,
+    checkpoint: Checkpoint,
+    weights: Iterable[tuple[str, torch.Tensor]],
+    *,
+    device: str,
+    allow_unexpected: bool = False,
+) -> Any:
+    """Load a model with every tensor given: float32 on the CPU, else its own dtype.
 
     Args:
         auto_class: A transformers auto class.
-        folder: Where the checkpoint lies.
+        checkpoint: Whose config says which model it is.
+        weights: (name, tensor); a checkpoint's own, or computed ones of the same names.
         device: "cpu" or "cuda".
+        allow_unexpected: Leave out tensors that the model class does not have.
 
     Raises:
         CheckpointError: It cannot be loaded, or a tensor would be filled with random numbers.
     """
+    # Converted one by one: the model takes these as they are, and no second copy is made.
+    state = {name: _for_device(tensor, device) for name, tensor in weights}
     try:
-        model, info = auto_class.from_pretrained(
-            folder,
+        config = AutoConfig.from_pretrained(local_folder(checkpoint), trust_remote_code=False)
+        # The auto class wants a folder; the class that it picks also takes tensors in memory.
+        with torch.device("meta"):
+            model_class = type(auto_class.from_config(config, trust_remote_code=False))
+        model, info = model_class.from_pretrained(
+            None,
+            config=config,
+            state_dict=state,
             dtype=torch.float32 if device == "cpu" else "auto",
-            trust_remote_code=False,
             output_loading_info=True,
         )
     except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise CheckpointError("the model cannot be loaded", where=folder, got=error) from error
-    if info["missing_keys"]:
-        # transformers initializes these newly and only logs it.
         raise CheckpointError(
-            "the checkpoint lacks tensors of its model: they would be random",
-            where=folder,
-            got="missing: " + ", ".join(sorted(info["missing_keys"])[:5]),
+            "the model cannot be loaded", where=checkpoint.uri, got=error
+        ) from error
+    # transformers initializes missing ones newly and only logs it.
+    kinds = ("missing_keys",) if allow_unexpected else ("missing_keys", "unexpected_keys")
+    wrong = {kind: sorted(info[kind]) for kind in kinds if info[kind]}
+    if wrong:
+        raise CheckpointError(
+            "the tensors are not those of the model class",
+            where=f"{checkpoint.uri}, {model_class.__name__}",
+            got="; ".join(f"{kind}: {', '.join(keys[:3])}" for kind, keys in wrong.items()),
             hint="give a checkpoint of this kind of model, head included",
         )
     return model.to(device).eval()
+
+
+def _for_device(tensor: torch.Tensor, device: str) -> torch.Tensor:
+    return tensor.float() if device == "cpu" and tensor.is_floating_point() else tensor
 
 
 class ChatTokenizer:

@@ -19,7 +19,7 @@ from expo_ray.serving.reward_replicas import RewardReplicas
 from expo_ray.serving.sampling import SamplingParams
 from expo_ray.serving.served_model import ServedModel
 from expo_ray.serving.source import ModelSource
-from expo_ray.tables import read_prompts
+from expo_ray.tables import RESPONSES_SCHEMA, read_prompts, read_table
 
 _DEFAULT_SAMPLING = SamplingParams()
 _NO_OPTIONS = EngineOptions()
@@ -61,8 +61,8 @@ def generate(
         RequestError: A flag, the checkpoint, the pair or the prompts are wrong.
         ServingError: Replicas failed.
     """
-    source = _source(model, initial, alpha)
     # Checks what can be checked before a Ray is started; there auto may pick another engine.
+    source = _source(model, initial, alpha).pinned()
     GeneratorReplicas(num_replicas, engine, options=options)
     rows = read_prompts(prompts)
     with ray_session(address), GeneratorReplicas(num_replicas, engine, options=options) as replicas:
@@ -99,7 +99,9 @@ def score(
         RequestError: A flag, a table or a checkpoint is wrong.
         ServingError: Replicas failed.
     """
+    # A wrong reward model or table shows before a Ray is started.
     replicas = RewardReplicas(reward_model, num_replicas, initial=initial, aligned=aligned)
+    read_table(responses, RESPONSES_SCHEMA)
     with ray_session(address), replicas:
         return replicas.write_rewards(responses, output, progress=progress)
 

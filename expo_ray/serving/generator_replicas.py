@@ -8,7 +8,6 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Self
 
-from expo_ray.checkpoints import Checkpoint
 from expo_ray.errors import ConfigError, ServingError
 from expo_ray.progress import NullProgress, Progress
 from expo_ray.serving.chunked_calls import call_in_chunks, split
@@ -99,7 +98,7 @@ class GeneratorReplicas:
         """
         progress = progress or NullProgress()
         started = time.monotonic()
-        Checkpoint.open(source.model)  # a wrong path shows before any replica starts
+        source = source.pinned()  # a wrong path shows before any replica starts
         table = ResumableTable(
             output_path,
             RESPONSES_SCHEMA,

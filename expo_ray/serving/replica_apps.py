@@ -9,7 +9,6 @@ from typing import Any
 
 from ray import serve
 
-from expo_ray.checkpoints import Checkpoint
 from expo_ray.serving.engines import VLLM
 from expo_ray.serving.engines.options import EngineOptions
 from expo_ray.serving.generator import Generator
@@ -140,7 +139,7 @@ def same_engine(engine: str, one: ModelSource, other: ModelSource) -> bool:
         return True
 
     def facts(source: ModelSource) -> dict[str, Any]:
-        config = Checkpoint.open(source.model).config
+        config = source.open().config
         return {key: value for key, value in config.items() if key not in _SAME_MODEL}
 
     return facts(one) == facts(other)

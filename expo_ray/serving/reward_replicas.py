@@ -10,10 +10,8 @@ from typing import Any, Self
 
 from ray import serve
 
-from expo_ray.checkpoints import Checkpoint
-from expo_ray.errors import ConfigError
 from expo_ray.progress import NullProgress, Progress
-from expo_ray.rewards import RewardModelSpec, RewardScore
+from expo_ray.rewards import RewardModelSpec, RewardScore, pin_reward_model
 from expo_ray.serving.chunked_calls import call_in_chunks, split
 from expo_ray.serving.launching import application, ensure_serve, replica_options
 from expo_ray.serving.rewarder import Rewarder, Scored
@@ -46,9 +44,10 @@ class RewardReplicas:
         initial: str | Path | None = None,
         aligned: str | Path | None = None,
     ) -> None:
-        self._spec = RewardModelSpec.parse(spec) if isinstance(spec, str) else spec
+        asked = RewardModelSpec.parse(spec) if isinstance(spec, str) else spec
+        self._label = asked.short_name
         self._num_replicas = num_replicas
-        self._paths = rewarder_paths(self._spec, initial, aligned)
+        self._pinned = pin_reward_model(asked, initial=initial, aligned=aligned)
         self._stack = ExitStack()
         self._handle: Any = None
 
@@ -97,7 +96,7 @@ class RewardReplicas:
         )
         done = table.done
         todo = [row for row in responses if tuple(row[name] for name in _KEY) not in done]
-        bar = progress.start(f"Scoring with {self._spec.short_name}", len(todo), "responses")
+        bar = progress.start(f"Scoring with {self._label}", len(todo), "responses")
         try:
             chunks = split(todo, max_rows=_CHUNK_ROWS, num_replicas=self._num_replicas)
             for chunk, scored in call_in_chunks(
@@ -129,7 +128,7 @@ class RewardReplicas:
             deployment = serve.deployment(Rewarder).options(
                 max_ongoing_requests=8, **replica_options(self._num_replicas)
             )
-            app = application(deployment.bind(self._spec, *self._paths), label="rewarder")
+            app = application(deployment.bind(*self._pinned), label="rewarder")
             self._handle, _ = self._stack.enter_context(app)
         [(_, scorer)] = call_in_chunks(self._handle.score.remote, [[]], num_in_flight=1)
         if scorer.error is not None:
@@ -139,28 +138,6 @@ class RewardReplicas:
 
     def _call(self, chunk: Sequence[dict[str, Any]]) -> Any:
         return self._handle.score.remote([_chat(row) for row in chunk if _is_scorable(row)])
-
-
-def rewarder_paths(
-    spec: RewardModelSpec, initial: str | Path | None, aligned: str | Path | None
-) -> tuple[str | None, str | None]:
-    """Return the pair as absolute paths, once all checkpoints that a spec needs are there.
-
-    Raises:
-        ConfigError: An implicit reward lacks its pair.
-        CheckpointError: A checkpoint is missing or malformed.
-    """
-    if spec.kind == "classifier":
-        Checkpoint.open(spec.model)
-    if spec.kind != "implicit":
-        return None, None
-    if initial is None or aligned is None:
-        raise ConfigError(
-            "an implicit reward needs the pair",
-            where=f"--reward-model {spec.text}",
-            expected="--initial and --aligned",
-        )
-    return Checkpoint.open(initial).uri, Checkpoint.open(aligned).uri
 
 
 def _is_scorable(row: dict[str, Any]) -> bool:

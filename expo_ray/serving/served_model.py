@@ -11,9 +11,8 @@ import httpx
 import ray
 from ray import serve
 
-from expo_ray.checkpoints import Checkpoint
 from expo_ray.errors import ConfigError, ServingError
-from expo_ray.rewards import RewardModelSpec
+from expo_ray.rewards import RewardModelSpec, pin_reward_model
 from expo_ray.serving.alpha_board import stop_board
 from expo_ray.serving.alpha_client import DRAIN_SECONDS, set_alpha
 from expo_ray.serving.chunked_calls import call_in_chunks
@@ -30,7 +29,6 @@ from expo_ray.serving.launching import (
 )
 from expo_ray.serving.openai_service import ServiceSettings, key_digest
 from expo_ray.serving.replica_apps import server_app
-from expo_ray.serving.reward_replicas import rewarder_paths
 from expo_ray.serving.rewarder import Rewarder
 from expo_ray.serving.source import ModelSource
 
@@ -101,18 +99,20 @@ class ServedModel:
         self._options = options
         self._allow_alpha_change = allow_alpha_change
         self._max_replicas = max_replicas
-        self._source = source
-        Checkpoint.open(source.model)
-        self._spec = None if reward_model is None else RewardModelSpec.parse(reward_model)
-        if self._spec is not None:
-            pair_initial = source.initial if initial is None else initial
-            self._pair = rewarder_paths(self._spec, pair_initial, source.model)
+        self._source = source.pinned()
+        self._rewarder = None
+        if reward_model is not None:
+            self._rewarder = pin_reward_model(
+                RewardModelSpec.parse(reward_model),
+                initial=self._source.initial if initial is None else initial,
+                aligned=self._source.model,
+            )
         self._num_replicas = num_replicas
         self._listen = (host, port)
         self._route = route
         self._api_key = api_key
         self._stack = ExitStack()
-        self.model = source.name
+        self.model = self._source.name
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:
@@ -152,9 +152,9 @@ class ServedModel:
             max_requests=2 * self._batch_size + _MAX_WAITING_REQUESTS,
         )
         rewarder: Any = None
-        if self._spec is not None:
+        if self._rewarder is not None:
             one = replica_options(1)
-            rewarder = serve.deployment(Rewarder).options(**one).bind(self._spec, *self._pair)
+            rewarder = serve.deployment(Rewarder).options(**one).bind(*self._rewarder)
         return server_app(
             self.engine,
             self._source,

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from expo_ray.checkpoints import Checkpoint, weights_digest
+from expo_ray.checkpoints import Checkpoint, WeightsDigest
+from expo_ray.checkpoints.checkpoint import open_aligned
+from expo_ray.checkpoints.hub_storage import is_hub_address
+from expo_ray.checkpoints.storage import RECORD_NAME, split_address
 from expo_ray.errors import ConfigError
 from expo_ray.extrapolation import format_alpha, parse_alpha, round_alpha
 
@@ -54,8 +57,33 @@ class ModelSource:
     @property
     def name(self) -> str:
         """The name that clients use: the folder's, with `@alpha=0.3` for a pair."""
-        folder = self.model.rstrip("/").rsplit("/", 1)[-1]
+        address = split_address(self.model)[0].rstrip("/")
+        if is_hub_address(address):
+            address = address.partition("@")[0]
+        folder = address.rsplit("/", 1)[-1]
         return folder if self.alpha is None else f"{folder}@alpha={format_alpha(self.alpha)}"
+
+    def open(self) -> Checkpoint:
+        """Read the headers of `model`: its config and tokenizer are those of what is served.
+
+        Raises:
+            CheckpointError: It is missing or malformed.
+        """
+        if self.initial is None:
+            return Checkpoint.open(self.model)
+        return open_aligned(self.model, Checkpoint.open(self.initial))
+
+    def pinned(self) -> ModelSource:
+        """Return the source by addresses that mean the same on every node, now and later.
+
+        Paths become absolute, revisions on the Hub commits, an adapter names its base.
+
+        Raises:
+            CheckpointError: A checkpoint is missing or malformed.
+        """
+        model = self.open().uri
+        initial = None if self.initial is None else Checkpoint.open(self.initial).uri
+        return replace(self, model=model, initial=initial)
 
     def check(self) -> None:
         """Read the first tensor: a wrong pair or checkpoint shows before any replica starts.
@@ -66,16 +94,35 @@ class ModelSource:
         """
         next(iter(self.iter_weights()), None)
 
-    def iter_weights(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """Yield (name, tensor) of all weights."""
+    def iter_weights(
+        self, digest: WeightsDigest | None = None
+    ) -> Iterator[tuple[str, torch.Tensor]]:
+        """Yield (name, tensor) of all weights.
+
+        Args:
+            digest: Takes every tensor as it passes.
+        """
         # Imported here: whoever only names a source does not wait for torch.
+        from expo_ray.checkpoints.tensors import DTYPE_NAMES
+
+        for name, tensor in self._tensors():
+            if digest is not None:
+                digest.add(name, tensor, DTYPE_NAMES[tensor.dtype], tensor.shape)
+            yield name, tensor
+
+    def _tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
         from expo_ray.checkpoints import iter_tensors
+        from expo_ray.checkpoints.tensors import TORCH_DTYPES
         from expo_ray.extrapolation import stream_weights
 
-        if self.initial is None or self.alpha is None or not self.is_live:
-            yield from iter_tensors(Checkpoint.open(self.model))
-        else:
+        if self.initial is not None and self.alpha is not None and self.is_live:
             yield from stream_weights(self.initial, self.model, self.alpha)
+            return
+        checkpoint = self.open()
+        for name, tensor in iter_tensors(checkpoint):
+            # The sums of an adapter are served in the dtype in which they would be written.
+            dtype = checkpoint.auto_dtypes.get(name)
+            yield name, tensor if dtype is None else tensor.to(TORCH_DTYPES[dtype])
 
     def known_digest(self, *, read_weights: bool = False) -> str | None:
         """Return the weights digest as far as it is known before loading.
@@ -85,8 +132,15 @@ class ModelSource:
         """
         if self.is_live:
             return None
-        record = Path(self.model) / "expo_ray.json"
-        if record.is_file():
-            digest = json.loads(record.read_text("utf-8")).get("weights_digest")
+        checkpoint = self.open()
+        # An adapter shows the files of its base, whose record is about other weights.
+        is_whole = not split_address(checkpoint.uri)[1]
+        if is_whole and RECORD_NAME in checkpoint.storage.list_files():
+            digest = json.loads(checkpoint.storage.read_bytes(RECORD_NAME)).get("weights_digest")
             return digest if isinstance(digest, str) else None
-        return weights_digest(Checkpoint.open(self.model)) if read_weights else None
+        if not read_weights:
+            return None
+        found = WeightsDigest()
+        for _ in self.iter_weights(found):
+            pass
+        return found.hexdigest()

@@ -13,7 +13,15 @@ from ray.serve.llm.deployment import LLMServer
 from vllm import SamplingParams as VLLMSamplingParams
 from vllm.sampling_params import RequestOutputKind
 
-from expo_ray.errors import CheckpointError, ExpoError, PairError, ServingError, ShardError
+from expo_ray.checkpoints.local_files import local_folder
+from expo_ray.errors import (
+    CheckpointError,
+    ConfigError,
+    ExpoError,
+    PairError,
+    ServingError,
+    ShardError,
+)
 from expo_ray.rewards.pretrained import ChatTokenizer, load_tokenizer
 from expo_ray.serving.engines.interface import Generated, Row
 from expo_ray.serving.engines.vllm_config import source_fields
@@ -22,7 +30,7 @@ from expo_ray.serving.row_fitting import fit_rows
 from expo_ray.serving.source import ModelSource
 from expo_ray.serving.weights_gate import WeightsGate
 
-_ERRORS = {kind.kind: kind for kind in (CheckpointError, PairError, ShardError)}
+_ERRORS = {kind.kind: kind for kind in (CheckpointError, ConfigError, PairError, ShardError)}
 
 
 class VLLMGenerator(LLMServer):  # type: ignore[misc]
@@ -40,8 +48,11 @@ class VLLMGenerator(LLMServer):  # type: ignore[misc]
         self._turn = asyncio.Lock()
         self._source: ModelSource | None = None
         self._loaded = NOTHING_LOADED
-        self._tokenizer = load_tokenizer(source.model)
+        checkpoint = source.open()
+        self._tokenizer = load_tokenizer(checkpoint)
         self._chats = ChatTokenizer(self._tokenizer, where=source.model)
+        # The folder that the driver named may be on another machine.
+        llm_config.get_engine_config().hf_model_id = str(local_folder(checkpoint))
         await super().__init__(llm_config)
         digests = await self.collective_rpc("expo_ray_digest")
         self._hold(source, digests)

@@ -67,7 +67,10 @@ def test_generate_and_score_files(
 
 
 def test_wrong_requests_start_nothing(
-    pico_pair: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    pico_pair: tuple[Path, Path],
+    pico_reward_model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     model = str(pico_pair[1])
     output = tmp_path / "o.parquet"
@@ -77,6 +80,16 @@ def test_wrong_requests_start_nothing(
         score(tmp_path / "r.parquet", reward_model=str(tmp_path / "none"), output=output)
     with pytest.raises(CheckpointError):
         serve(tmp_path / "none")
+    # This address refuses to start a Ray: what is told comes before that.
+    alone = {"output": output, "address": "inline"}
+    with pytest.raises(CheckpointError, match="one label"):
+        score(tmp_path / "r.parquet", reward_model=model, **alone)
+    with pytest.raises(TableError):
+        score(tmp_path / "r.parquet", reward_model=str(pico_reward_model), **alone)
+    prompts = tmp_path / "p.jsonl"
+    prompts.write_text('{"prompt": "x"}')
+    with pytest.raises(CheckpointError):
+        generate(tmp_path / "none", prompts=prompts, **alone)
     monkeypatch.delenv("PICO_KEY", raising=False)
     with pytest.raises(ConfigError, match="API key"):
         serve(model, api_key_env="PICO_KEY")

@@ -9,6 +9,7 @@ from typing import Any
 
 import ray
 
+from expo_ray.checkpoints.local_files import local_folder
 from expo_ray.errors import ConfigError
 from expo_ray.serving.engines.options import EngineOptions
 from expo_ray.serving.source import ModelSource
@@ -34,13 +35,15 @@ def llm_config(
 
     Raises:
         ConfigError: vLLM does not know an engine argument, or refuses its value.
+        CheckpointError: The checkpoint is missing or malformed.
     """
     from ray.serve.llm import LLMConfig
 
     has_gpu = ray.cluster_resources().get("GPU", 0) > 0
+    folder = str(local_folder(source.open()))
     try:
         config = LLMConfig(
-            model_loading_config={"model_id": source.name, "model_source": source.model},
+            model_loading_config={"model_id": source.name, "model_source": folder},
             engine_kwargs=_engine_args(source, options, has_gpu=has_gpu),
             accelerator_config={"kind": "gpu" if has_gpu else "cpu"},
             # The workers' bundles hold the CPUs and GPUs; the replica itself only passes on.

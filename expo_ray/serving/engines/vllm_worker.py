@@ -14,13 +14,11 @@ from vllm.model_executor.model_loader import register_model_loader
 from vllm.model_executor.model_loader.base_loader import BaseModelLoader
 
 from expo_ray.checkpoints import WeightsDigest
-from expo_ray.checkpoints.tensors import TORCH_DTYPES
 from expo_ray.errors import ExpoError
 from expo_ray.serving.source import ModelSource
 
 LOAD_FORMAT = "expo_ray"
 EXTENSION = f"{__name__}.WorkerExtension"
-_DTYPE_NAMES = {dtype: name for name, dtype in TORCH_DTYPES.items()}
 
 
 class WeightsStream:
@@ -39,9 +37,7 @@ class WeightsStream:
     def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:
         WeightsStream.last_digest = None
         digest = WeightsDigest()
-        for name, tensor in self._source.iter_weights():
-            digest.add(name, tensor, _DTYPE_NAMES[tensor.dtype], tensor.shape)
-            yield name, tensor
+        yield from self._source.iter_weights(digest)
         WeightsStream.last_digest = digest.hexdigest()
 
 
