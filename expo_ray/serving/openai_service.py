@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import ray
-from fastapi import FastAPI, Request
+from fastapi import Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from pydantic import ValidationError
@@ -73,13 +73,30 @@ async def _http_error(request: Request, error: HTTPException) -> Response:
     )
 
 
+async def _require_json(request: Request) -> None:
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if request.method == "POST" and kind != "application/json" and not kind.endswith("+json"):
+        raise ApiError(
+            400,
+            f"the Content-Type of the request is {kind or 'missing'}, send the body as JSON with "
+            "Content-Type: application/json (curl: -H 'Content-Type: application/json')",
+            code="invalid_content_type",
+        )
+
+
 def openai_app(owner: Any) -> FastAPI:
     """Return the HTTP application of a service.
 
     Args:
         owner: An `OpenAIService`, or the class, for `serve.ingress` to bind.
     """
-    app = FastAPI(title="expo-ray", docs_url=None, redoc_url=None, openapi_url=None)
+    app = FastAPI(
+        title="expo-ray",
+        docs_url=None,
+        redoc_url=None,
+        openapi_url=None,
+        dependencies=[Depends(_require_json)],
+    )
     app.add_middleware(BodyLimit)
     app.add_exception_handler(ApiError, _api_error)  # type: ignore[arg-type]
     app.add_exception_handler(RequestValidationError, _invalid_request)  # type: ignore[arg-type]

@@ -164,6 +164,15 @@ def test_malformed_json_unknown_paths_and_wrong_keys(served: ServedModel) -> Non
     url = f"{served.url}/v1/chat/completions"
     broken = httpx.post(url, content=b'{"model": ', headers=headers)
     assert (broken.status_code, broken.json()["error"]["code"]) == (400, "invalid_json")
+    whole = json.dumps({"model": served.model, "messages": HELLO}).encode()
+    for kind in (None, "text/plain", "application/x-www-form-urlencoded"):
+        typed = {k: v for k, v in headers.items() if k != "Content-Type"}
+        typed |= {} if kind is None else {"Content-Type": kind}
+        error = httpx.post(url, content=whole, headers=typed)
+        assert (error.status_code, error.json()["error"]["code"]) == (400, "invalid_content_type")
+        assert "Content-Type: application/json" in error.json()["error"]["message"]
+    named = {**headers, "Content-Type": "application/json; charset=utf-8"}
+    assert httpx.post(url, content=whole, headers=named, timeout=60).status_code == 200
     nowhere = httpx.get(f"{served.url}/v1/nowhere", headers=headers)
     assert (nowhere.status_code, nowhere.json()["error"]["code"]) == (404, "not_found")
     for wrong in ({}, {"Authorization": "Bearer sk-other"}, {"Authorization": KEY}):

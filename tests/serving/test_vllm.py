@@ -197,7 +197,11 @@ def test_a_client_that_goes_away(served: ServedModel, client: openai.OpenAI) -> 
         f"{served.url}/v1/chat/completions", content=b"[" * (17 << 20), headers=headers, timeout=30
     )
     assert (huge.status_code, huge.json()["error"]["code"]) == (413, "body_too_large")
-    broken = httpx.post(f"{served.url}/v1/completions", content=b'{"model": ', headers=headers)
+    url = f"{served.url}/v1/completions"
+    untyped = httpx.post(url, content=b'{"model": ', headers=headers)
+    assert (untyped.status_code, untyped.json()["error"]["code"]) == (400, "invalid_content_type")
+    typed = {**headers, "Content-Type": "application/json"}
+    broken = httpx.post(url, content=b'{"model": ', headers=typed)
     assert (broken.status_code, broken.json()["error"]["code"]) == (400, "invalid_json")
 
 
