@@ -21,11 +21,18 @@ from expo_ray.cli.session import (
     key_value_table,
 )
 from expo_ray.errors import ConfigError
+from expo_ray.serving.sampling import PAPER_SAMPLING, SamplingParams
 
 if TYPE_CHECKING:
     from expo_ray.serving import EngineOptions
 
-Model = Annotated[str, typer.Argument(help="A checkpoint; with --initial, the aligned one.")]
+Model = Annotated[
+    str,
+    typer.Argument(
+        help="A checkpoint: a path, s3://, gs://, hf://, a Hub id, or a LoRA adapter; "
+        "with --initial, the aligned one."
+    ),
+]
 Prompts = Annotated[str, typer.Option(help="JSONL, JSON, Parquet or CSV file of prompts.")]
 InitialOption = Annotated[
     str | None, typer.Option(help="theta0: serve MODEL + alpha * (MODEL - INITIAL), in memory.")
@@ -160,6 +167,19 @@ def _curl_example(event: dict[str, Any]) -> str:
     )
 
 
+def _sampling_option(name: str, **limits: Any) -> Any:
+    """Return a flag that says what happens where it is left out."""
+    field = SamplingParams.model_fields[name]
+    text = f"{field.description} (default: {field.default})"
+    return typer.Option(help=text, show_default=False, **limits)
+
+
+_PAPER_SETTINGS = ", ".join(
+    f"{name} {value}"
+    for name, value in PAPER_SAMPLING.model_dump(exclude={"stop", "num_samples"}).items()
+)
+
+
 def generate(
     model: Model,
     prompts: Prompts,
@@ -167,15 +187,16 @@ def generate(
     initial: InitialOption = None,
     alpha: AlphaOption = None,
     preset: Annotated[
-        str | None, typer.Option(help="Named sampling settings: paper (section 4.1).")
+        str | None,
+        typer.Option(help=f"Defaults of the method's authors: paper ({_PAPER_SETTINGS})."),
     ] = None,
-    temperature: Annotated[float | None, typer.Option(min=0, help="0 is greedy.")] = None,
-    top_p: Annotated[float | None, typer.Option(min=0, max=1)] = None,
-    top_k: Annotated[int | None, typer.Option(min=0, help="0 takes all tokens.")] = None,
-    max_tokens: Annotated[int | None, typer.Option(min=1)] = None,
-    num_samples: Annotated[int | None, typer.Option(min=1, help="Responses per prompt.")] = None,
+    temperature: Annotated[float | None, _sampling_option("temperature", min=0)] = None,
+    top_p: Annotated[float | None, _sampling_option("top_p", min=0, max=1)] = None,
+    top_k: Annotated[int | None, _sampling_option("top_k", min=0)] = None,
+    max_tokens: Annotated[int | None, _sampling_option("max_tokens", min=1)] = None,
+    num_samples: Annotated[int | None, _sampling_option("num_samples", min=1)] = None,
     stop: Annotated[list[str] | None, typer.Option(help="Stop at this text; may repeat.")] = None,
-    seed: Annotated[int | None, typer.Option(min=0)] = None,
+    seed: Annotated[int | None, _sampling_option("seed", min=0)] = None,
     engine: EngineOption = "auto",
     replicas: Replicas = 1,
     max_model_len: MaxModelLen = None,
@@ -193,7 +214,6 @@ def generate(
 
     Example: expo-ray generate ./expo --prompts prompts.jsonl --output responses.parquet
     """
-    from expo_ray.serving import PAPER_SAMPLING, SamplingParams
     from expo_ray.serving import generate as run_generate
 
     given = {
