@@ -4,7 +4,8 @@
     reward-model, guard-reward-model        (need nothing from the others)
 
 A finished model is renamed into place and never trained again; `lab.json`, written last, marks
-the laboratory as complete. On a cluster the cache folder must be shared by all nodes.
+the laboratory as complete. On a cluster the cache folder must be shared by all nodes. Processes
+that want the same laboratory at once take turns: the second finds it finished.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from filelock import FileLock, Timeout
 from ray.exceptions import RayError, RayTaskError
 
 from expo_ray.checkpoints import atomic_write_json, atomic_write_text
@@ -63,8 +65,31 @@ def prepare_lab(
     _require_extra()
     result = lab_paths(cache, settings)
     result.folder.mkdir(parents=True, exist_ok=True)
+    progress = progress or NullProgress()
+    with _only_one(result.folder, progress):
+        return find_lab(cache, settings) or _prepare(settings, result, address, progress)
+
+
+@contextmanager
+def _only_one(folder: Path, progress: Progress) -> Iterator[None]:
+    """Wait until no other process prepares the same laboratory."""
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        progress.message(f"another process prepares {folder}; waiting for it")
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _prepare(
+    settings: LabSettings, result: LabResult, address: str | None, progress: Progress
+) -> LabResult:
     with ray_session(address):
-        facts = _train_missing(settings, result, progress or NullProgress())
+        facts = _train_missing(settings, result, progress)
     rows = ({"prompt_id": f"{i:04d}", "prompt": p} for i, p in enumerate(eval_prompts(settings)))
     atomic_write_text(result.prompts, "".join(json.dumps(row) + "\n" for row in rows))
     record = {

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from expo_ray.checkpoints import Checkpoint, weights_digest
@@ -155,6 +159,23 @@ def test_a_killed_run_continues_with_the_same_bytes(
 def test_a_finished_laboratory_needs_no_ray(lab: LabResult, cache: Path) -> None:
     # Any work would need Ray, which this address refuses.
     assert prepare_lab(cache, MICRO, address="inline") == lab
+
+
+def test_a_second_process_waits_and_finds_it_finished(
+    lab: LabResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = Path(shutil.copytree(lab.folder, lab_paths(tmp_path, MICRO).folder))
+    (folder / lab.record.name).unlink()
+    shown = RecordingProgress()
+    waits = threading.Event()
+    monkeypatch.setattr(shown, "message", lambda text: waits.set() if "waiting" in text else None)
+    with ThreadPoolExecutor(1) as other, FileLock(folder / ".lock"):
+        # Any work would need Ray, which this address refuses.
+        found = other.submit(prepare_lab, tmp_path, MICRO, address="inline", progress=shown)
+        assert waits.wait(60)
+        assert not found.done()
+        shutil.copy(lab.record, folder)
+    assert found.result() == lab_paths(tmp_path, MICRO)
 
 
 def test_a_failed_training_names_its_model(tmp_path: Path, ray_cluster: str) -> None:
