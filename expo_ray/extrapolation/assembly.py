@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from typing import Any
 
-from expo_ray.checkpoints.atomic_io import atomic_write_bytes, atomic_write_json
+from expo_ray.checkpoints.atomic_io import atomic_write_bytes
 from expo_ray.checkpoints.checkpoint import CONFIG_NAME, Checkpoint
 from expo_ray.checkpoints.digests import WeightsDigest
 from expo_ray.checkpoints.header import FLOAT_DTYPES
@@ -24,6 +24,7 @@ from expo_ray.extrapolation.alpha_rules import Resolution
 from expo_ray.extrapolation.loading import LoadingCheck
 from expo_ray.extrapolation.model_card import render_card
 from expo_ray.extrapolation.plan import FORMULA, Plan
+from expo_ray.extrapolation.record import sealed
 from expo_ray.extrapolation.tasks import ShardReceipt
 
 RECORD_VERSION = 1
@@ -177,7 +178,7 @@ def assemble(
             for name, facts in sorted(r.tensors.items())
         },
     }
-    atomic_write_json(folder / RECORD_NAME, record)
+    atomic_write_bytes(folder / RECORD_NAME, sealed(record))
     return digest
 
 

@@ -1,7 +1,14 @@
-"""Reading `expo_ray.json`, the record that makes a checkpoint complete."""
+"""Reading `expo_ray.json`, the record that makes a checkpoint complete, and sealing it.
+
+Its last field is the sha256 of its own text, with zeros in the place of that field: so a flipped
+bit shows in the record too.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import json
+from collections.abc import Mapping
 from typing import Any
 
 from expo_ray.checkpoints.header import parse_strict_json
@@ -9,7 +16,36 @@ from expo_ray.checkpoints.remote_path import AnyPath, any_path
 from expo_ray.checkpoints.storage import RECORD_NAME, WORK_FOLDER
 from expo_ray.errors import CheckpointError
 
+_SEAL = "record_sha256"
+_BLANK = "0" * 64
 _NEEDED = ("alpha", "weights_digest", "initial", "aligned", "options", "files", "tensors")
+
+
+def sealed(record: Mapping[str, Any]) -> bytes:
+    """Return the content of the file that holds a record.
+
+    Raises:
+        ValueError: A number is not finite, which JSON has no word for.
+    """
+    text = json.dumps({**record, _SEAL: _BLANK}, indent=2, ensure_ascii=False, allow_nan=False)
+    head, _, tail = (text + "\n").encode().rpartition(_BLANK.encode())
+    return head + _seal_of(head, tail) + tail
+
+
+def is_as_sealed(data: bytes, record: Mapping[str, Any]) -> bool:
+    """Tell whether the content of a record file is what was written.
+
+    Args:
+        data: The content.
+        record: What it says.
+    """
+    seal = str(record.get(_SEAL)).encode()
+    head, _, tail = data.rpartition(seal or b"none")
+    return seal == _seal_of(head, tail)
+
+
+def _seal_of(head: bytes, tail: bytes) -> bytes:
+    return hashlib.sha256(head + _BLANK.encode() + tail).hexdigest().encode()
 
 
 def read_record(folder: str | AnyPath) -> dict[str, Any]:
@@ -18,9 +54,18 @@ def read_record(folder: str | AnyPath) -> dict[str, Any]:
     Raises:
         CheckpointError: There is none, or it is not one of ours.
     """
+    return parse_record(read_record_bytes(folder), where=str(any_path(folder) / RECORD_NAME))
+
+
+def read_record_bytes(folder: str | AnyPath) -> bytes:
+    """Return the content of the record of a complete output.
+
+    Raises:
+        CheckpointError: There is none.
+    """
     path = any_path(folder) / RECORD_NAME
     try:
-        data = path.read_bytes()
+        return path.read_bytes()
     except OSError as error:
         missing = isinstance(error, FileNotFoundError)
         raise CheckpointError(
@@ -29,7 +74,6 @@ def read_record(folder: str | AnyPath) -> dict[str, Any]:
             got=f"no {RECORD_NAME}" if missing else error.strerror,
             hint=_why_no_record(path.parent) if missing else None,
         ) from error
-    return parse_record(data, where=str(path))
 
 
 def _why_no_record(folder: AnyPath) -> str:

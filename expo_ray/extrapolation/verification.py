@@ -11,10 +11,11 @@ from typing import Any, BinaryIO
 from expo_ray.checkpoints.checkpoint import Checkpoint
 from expo_ray.checkpoints.digests import BUFFER_BYTES, WeightsDigest
 from expo_ray.checkpoints.remote_path import AnyPath, any_path
+from expo_ray.checkpoints.storage import RECORD_NAME
 from expo_ray.errors import CheckpointError, PairError, VerifyError
 from expo_ray.extrapolation.fanout import run_tasks
 from expo_ray.extrapolation.plan import Plan, build_plan
-from expo_ray.extrapolation.record import read_record
+from expo_ray.extrapolation.record import is_as_sealed, parse_record, read_record_bytes
 from expo_ray.extrapolation.results import VerifyResult
 from expo_ray.extrapolation.tasks import COMPARE, Problem, ShardOutput, ShardReceipt, shard_task
 from expo_ray.progress import NullProgress, Progress
@@ -50,7 +51,15 @@ def verify(
     """
     started = time.monotonic()
     folder = any_path(str(output))
-    record = read_record(folder)
+    data = read_record_bytes(folder)
+    record = parse_record(data, where=str(folder / RECORD_NAME))
+    if not is_as_sealed(data, record):
+        raise VerifyError(
+            "the record of the checkpoint is not what was written",
+            where=folder / RECORD_NAME,
+            expected="the sha256 of its own text in its last field",
+            hint="do not trust it: write it again with extrapolate --overwrite",
+        )
     problems = _check_files(folder, record)
     problems += _check_structure(folder, record)
     present = [

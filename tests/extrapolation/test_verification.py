@@ -1,14 +1,18 @@
 from __future__ import annotations
 
+import json
 import random
 import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
 from expo_ray.checkpoints import Checkpoint
 from expo_ray.errors import CheckpointError, PairError, VerifyError
 from expo_ray.extrapolation import extrapolate, verify
+from expo_ray.extrapolation.record import sealed
+from tests.extrapolation.synthetic import write
 
 Pair = tuple[Path, Path]
 
@@ -68,6 +72,30 @@ def test_a_flipped_bit_in_any_file_is_found_and_named(copy: Path) -> None:
             flip(path, position)
 
 
+def test_every_flipped_bit_of_a_whole_checkpoint_is_found(tmp_path: Path) -> None:
+    """Every bit of the weights, and one bit of every fifth byte of all other files."""
+    before = {"a": torch.ones(3, 2, dtype=torch.bfloat16), "b": torch.zeros(4)}
+    after = {name: tensor + 1 for name, tensor in before.items()}
+    pair = write(tmp_path / "initial", before), write(tmp_path / "aligned", after)
+    out = tmp_path / "out"
+    extrapolate(*pair, out, alpha=0.3, address="inline")
+    num_flips = 0
+    for path in sorted(out.iterdir()):
+        data = path.read_bytes()
+        is_weights = path.suffix == ".safetensors"
+        for position in range(0, len(data), 1 if is_weights else 5):
+            for bit in range(8) if is_weights else [position % 8]:
+                flipped = bytearray(data)
+                flipped[position] ^= 1 << bit
+                path.write_bytes(flipped)
+                with pytest.raises((VerifyError, CheckpointError)):
+                    verify(out, recompute=False, address="inline")
+                num_flips += 1
+        path.write_bytes(data)
+    assert num_flips > 8 * (out / "model.safetensors").stat().st_size
+    verify(out, address="inline")
+
+
 def test_any_bit_of_a_header_counts(copy: Path) -> None:
     path = sorted(copy.glob("*.safetensors"))[0]
     end = min(r.offset_bytes for r in Checkpoint.open(copy).tensors.values() if r.file == path.name)
@@ -95,8 +123,10 @@ def test_missing_truncated_and_foreign_files_are_found(copy: Path) -> None:
 
 def test_moved_inputs_are_given_by_hand(copy: Path, pico_pair: Pair, tmp_path: Path) -> None:
     moved = [Path(shutil.copytree(p, tmp_path / f"moved-{p.name}")) for p in pico_pair]
-    record = (copy / "expo_ray.json").read_text()
-    (copy / "expo_ray.json").write_text(record.replace(str(pico_pair[0].parent), "/gone"))
+    text = (copy / "expo_ray.json").read_text()
+    record = json.loads(text.replace(str(pico_pair[0].parent), "/gone"))
+    record.pop("record_sha256")
+    (copy / "expo_ray.json").write_bytes(sealed(record))
     with pytest.raises(CheckpointError, match="no such") as caught:
         verify(copy, address="inline")
     assert "--initial" in str(caught.value.hint)
