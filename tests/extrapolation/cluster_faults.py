@@ -68,8 +68,8 @@ def hidden_path(pair: list[str], output: str, hidden: str) -> dict[str, object]:
         cluster.shutdown()
 
 
-def lost_node(pair: list[str], output: str) -> dict[str, object]:
-    """Kill the raylet of a node that is working, without a word."""
+def lost_node(pair: list[str], output: str, *, is_graceful: bool) -> dict[str, object]:
+    """Take away a node that is working: told to stop, or its raylet killed without a word."""
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
     second = cluster.add_node(num_cpus=1)
     ray.init(address=cluster.address, log_to_driver=False)
@@ -80,7 +80,7 @@ def lost_node(pair: list[str], output: str) -> dict[str, object]:
         while len(list(receipts.glob("*.json"))) < 2:
             time.sleep(0.005)
         killed.append(len(list(receipts.glob("*.json"))))
-        cluster.remove_node(second, allow_graceful=False)
+        cluster.remove_node(second, allow_graceful=is_graceful)
 
     thread = threading.Thread(target=kill, daemon=True)
     thread.start()
@@ -94,45 +94,10 @@ def lost_node(pair: list[str], output: str) -> dict[str, object]:
         cluster.shutdown()
 
 
-def killed_worker(pair: list[str], output: str) -> dict[str, object]:
-    """Send SIGKILL to the workers that write a shard just now."""
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2})
-    ray.init(address=cluster.address, log_to_driver=False)
-    work = Path(output) / ".expo_ray"
-    killed: list[int] = []
-
-    def writers() -> set[int]:
-        found = set()
-        for link in Path("/proc").glob("[0-9]*/fd/*"):
-            with contextlib.suppress(OSError):
-                if str(link.readlink()).startswith(f"{work}/model-"):
-                    found.add(int(link.parts[2]))
-        return found - {os.getpid()}
-
-    def kill() -> None:
-        deadline = time.monotonic() + 90
-        while len(killed) < 2 and time.monotonic() < deadline:
-            for process in writers():
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(process, signal.SIGKILL)
-                    killed.append(process)
-
-    thread = threading.Thread(target=kill, daemon=True)
-    thread.start()
-    try:
-        result = extrapolate(*pair, output, alpha=0.3, max_shard_size="2MB")
-        return {"status": result.outputs[0].status, "killed": len(killed)}
-    finally:
-        ray.shutdown()
-        cluster.shutdown()
-
-
 if __name__ == "__main__":
     scenario, *arguments = sys.argv[1:]
     if scenario == "hidden":
         outcome = hidden_path(arguments[:2], arguments[2], arguments[3])
-    elif scenario == "lost":
-        outcome = lost_node(arguments[:2], arguments[2])
     else:
-        outcome = killed_worker(arguments[:2], arguments[2])
+        outcome = lost_node(arguments[:2], arguments[2], is_graceful=scenario == "removed")
     sys.stdout.write(json.dumps(outcome) + "\n")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -16,13 +15,8 @@ import torch
 from expo_ray.checkpoints.header import build_header
 from expo_ray.extrapolation import extrapolate, verify
 from expo_ray.extrapolation.tasks import TASK_MEMORY_BYTES
+from tests.extrapolation.drivers import OPTIONS, start
 from tests.extrapolation.synthetic import file_digests, noise, write
-
-SCRIPT = """
-import sys
-from expo_ray.extrapolation import extrapolate
-extrapolate(*sys.argv[1:4], alpha=[0.3, 1.0], max_shard_size="2MB", address="inline")
-"""
 
 
 def synthetic_pair(folder: Path, num_tensors: int = 24) -> tuple[Path, Path]:
@@ -31,30 +25,24 @@ def synthetic_pair(folder: Path, num_tensors: int = 24) -> tuple[Path, Path]:
     return write(folder / "initial", before, num_shards=3), write(folder / "aligned", after)
 
 
-def start(pair: tuple[Path, Path], output: Path) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-c", SCRIPT, *map(str, pair), str(output)]
-    return subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"})
-
-
 @pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGTERM])
 def test_a_killed_run_continues_to_the_same_bytes(tmp_path: Path, sent: signal.Signals) -> None:
     pair = synthetic_pair(tmp_path)
-    options = {"alpha": [0.3, 1.0], "max_shard_size": "2MB", "address": "inline"}
-    extrapolate(*pair, tmp_path / "whole", **options)
+    extrapolate(*pair, tmp_path / "whole", **OPTIONS)
     out = tmp_path / "out"
     process = start(pair, out)
     receipts = out / "alpha-0.3" / ".expo_ray" / "receipts"
     # After some shards are done and before all are: progress decides, not the clock.
-    while process.poll() is None and len(list(receipts.glob("*.json"))) < 3:
+    while process.is_running() and len(list(receipts.glob("*.json"))) < 3:
         time.sleep(0.002)
     process.send_signal(sent)
-    assert process.wait(timeout=60) == -sent
+    assert process.wait() == -sent
     assert not (out / "alpha-0.3" / "expo_ray.json").exists()
     assert not (out / "alpha-0.3" / "config.json").exists()
     # A shard counts as done when its receipt is there, just after the file.
     found = [r.parents[2] / r.stem for r in out.rglob("receipts/*.json")]
     done = {path: path.stat().st_mtime_ns for path in found}
-    result = extrapolate(*pair, out, **options)
+    result = extrapolate(*pair, out, **OPTIONS)
     assert sum(o.num_shards_resumed for o in result.outputs) >= 3
     assert {p: p.stat().st_mtime_ns for p in done} == done
     for name in ("alpha-0.3", "alpha-1"):
@@ -68,7 +56,7 @@ def test_an_unfinished_result_of_another_plan_is_refused(tmp_path: Path) -> None
     pair = synthetic_pair(tmp_path, num_tensors=8)
     out = tmp_path / "out" / "alpha-0.3"
     process = start(pair, tmp_path / "out")
-    while process.poll() is None and not list((out / ".expo_ray").glob("receipts/*")):
+    while process.is_running() and not list((out / ".expo_ray").glob("receipts/*")):
         time.sleep(0.002)
     process.kill()
     process.wait()
