@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from expo_ray.checkpoints.adapters import ADAPTER_CONFIG, base_address_of
+from expo_ray.checkpoints.fp8_format import BlockFormat
 from expo_ray.checkpoints.header import TensorRef, parse_strict_json
 from expo_ray.checkpoints.index import (
     INDEX_NAME,
@@ -58,6 +59,8 @@ class Checkpoint:
     storage: Storage = field(repr=False)
     auto_dtypes: Mapping[str, str] = field(default_factory=dict)
     """Where a tensor is computed in float32 from a narrower one: the dtype to write it in."""
+    block_formats: Mapping[str, BlockFormat] = field(default_factory=dict)
+    """Of tensors that are read from FP8 codes with block scales: how they are stored."""
 
     @classmethod
     def open(

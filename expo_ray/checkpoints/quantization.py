@@ -32,11 +32,6 @@ _SUFFIXES = {
 }
 # Of gpt-oss: packed nibbles and exponents, both plain bytes as far as the header tells.
 _MXFP4 = ("_blocks", "_scales")
-_PLAIN_HINT = "give the checkpoint it was quantized from"
-_BLOCK_HINT = (
-    "give the checkpoint it was quantized from, or an --output-dtype: the blocks are then read as "
-    "float32 and plain weights are written"
-)
 
 
 def quantization_of(checkpoint: Checkpoint) -> str | None:
@@ -97,5 +92,5 @@ def refuse_quantized(checkpoint: Checkpoint) -> None:
             where=checkpoint.uri,
             got=kind,
             expected="float16, bfloat16, float32 or float64 weights",
-            hint=_PLAIN_HINT if block_size_of(checkpoint.config) is None else _BLOCK_HINT,
+            hint="give the checkpoint it was quantized from",
         )

@@ -66,7 +66,11 @@ def extrapolate(
     max_shard_size: Annotated[str, typer.Option(help="Largest output file.")] = "5GB",
     vocab_policy: Annotated[
         str,
-        typer.Option(help="Where vocabularies differ: refuse, common-rows or copy-aligned."),
+        typer.Option(
+            help="Where vocabularies differ: refuse; common-rows (each token from its own row of "
+            "INITIAL, by the tokenizers' strings; tokens and rows that only ALIGNED has are "
+            "copied); copy-aligned (these tensors are copied)."
+        ),
     ] = "refuse",
     transform: Annotated[
         list[str] | None,
@@ -115,8 +119,9 @@ def extrapolate(
     A killed command continues when it is run again. Tasks of one output shard each run on the
     nodes of the cluster; the bytes do not depend on how many.
 
-    Inputs are safetensors, pytorch_model.bin or LoRA adapters; FP8 with block scales is read where
-    --output-dtype names the dtype to write. The output is always safetensors.
+    Inputs are safetensors, pytorch_model.bin or LoRA adapters. Where ALIGNED is FP8 with block
+    scales, so is the output, unless --output-dtype names a plain dtype; what that rounding costs
+    is measured and told. The output is always safetensors.
 
     Example: expo-ray extrapolate ./sft ./dpo ./expo --alpha 0.3
     """

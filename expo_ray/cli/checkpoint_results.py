@@ -63,6 +63,9 @@ def render_extrapolation(console: Console, result: dict[str, Any]) -> None:
             "tasks to share).",
             highlight=False,
         )
+    for note in result["notes"]:
+        style = "yellow" if "warning: " in note else "dim"
+        console.print(Text(f"note: {note}", style=style))
     if result["dry_run"]:
         console.print("Dry run: nothing was written.")
     else:

@@ -17,7 +17,7 @@ from expo_ray.checkpoints.digests import WeightsDigest
 from expo_ray.checkpoints.header import FLOAT_DTYPES
 from expo_ray.checkpoints.index import INDEX_NAME, build_index
 from expo_ray.checkpoints.remote_path import AnyPath
-from expo_ray.checkpoints.storage import RECORD_NAME
+from expo_ray.checkpoints.storage import DEQUANTIZED_MARK, RECORD_NAME, open_storage
 from expo_ray.errors import ShardError
 from expo_ray.extrapolation.alpha import round_alpha
 from expo_ray.extrapolation.alpha_rules import Resolution
@@ -25,6 +25,7 @@ from expo_ray.extrapolation.loading import LoadingCheck
 from expo_ray.extrapolation.model_card import render_card
 from expo_ray.extrapolation.plan import FORMULA, Plan
 from expo_ray.extrapolation.record import sealed
+from expo_ray.extrapolation.requantization import requantization_loss
 from expo_ray.extrapolation.tasks import ShardReceipt
 
 RECORD_VERSION = 1
@@ -64,7 +65,8 @@ def written_dtype(plan: Plan) -> str:
     for pair in plan.pair.tensors:
         if pair.output_dtype in FLOAT_DTYPES:
             counts[pair.output_dtype] += pair.aligned.num_elements
-    return _DTYPE_NAMES[min(counts, key=lambda name: (-counts[name], name))]
+    # Where all is FP8, the dtype of the config is that of activations: left as it is.
+    return _DTYPE_NAMES[min(counts, key=lambda name: (-counts[name], name), default="BF16")]
 
 
 def output_config(plan: Plan) -> bytes:
@@ -73,7 +75,10 @@ def output_config(plan: Plan) -> bytes:
     Where nothing has to change, the bytes are those of aligned.
     """
     aligned = plan.pair.aligned
-    original = aligned.storage.read_bytes(CONFIG_NAME)
+    storage = aligned.storage
+    if plan.is_requantized:  # how the blocks are stored is said there and holds on
+        storage = open_storage(aligned.uri.removesuffix(DEQUANTIZED_MARK))
+    original = storage.read_bytes(CONFIG_NAME)
     config = json.loads(original)
     dtype = written_dtype(plan)
     sections = [config]
@@ -123,6 +128,7 @@ def assemble(
         ShardError: The headers on disk are not those of the plan.
     """
     digest = _weights_digest(receipts)
+    facts_by_name = {name: facts for r in receipts for name, facts in sorted(r.tensors.items())}
     alphas = resolution.alphas if resolution else {}
     files = [_entry(r.name, r.num_bytes, r.sha256, "weights") for r in receipts]
     if len(receipts) > 1:
@@ -171,11 +177,12 @@ def assemble(
         "files": sorted(files, key=lambda entry: str(entry["name"])),
         "files_not_carried": list(plan.pair.aligned.other_files),
         "notes": list(plan.pair.notes),
+        "vocabulary": _vocabulary(plan),
+        "requantization": requantization_loss(facts_by_name) if plan.is_requantized else None,
         "loading": loading.as_dict() if loading else None,
         "tensors": {
             name: {**facts, "alpha": alphas.get(name)} if alphas else facts
-            for r in receipts
-            for name, facts in sorted(r.tensors.items())
+            for name, facts in facts_by_name.items()
         },
     }
     atomic_write_bytes(folder / RECORD_NAME, sealed(record))
@@ -205,7 +212,9 @@ def _check_headers(plan: Plan, folder: AnyPath) -> None:
     """Read our own output back as strictly as any input."""
     written = Checkpoint.open(str(folder), allow_unfinished=True)
     found = {ref.name: (ref.dtype, ref.shape) for ref in written.tensors.values()}
-    expected = {pair.name: (pair.output_dtype, pair.aligned.shape) for pair in plan.pair.tensors}
+    expected = {
+        name: (dtype, shape) for pair in plan.pair.tensors for name, dtype, shape in pair.outputs
+    }
     if found != expected:
         different = sorted(set(found.items()) ^ set(expected.items()))
         raise ShardError(
@@ -222,6 +231,14 @@ def _write(folder: AnyPath, name: str, data: bytes, kind: str) -> dict[str, str 
 
 def _entry(name: str, num_bytes: int, sha256: str, kind: str) -> dict[str, str | int]:
     return {"name": name, "bytes": num_bytes, "sha256": sha256, "kind": kind}
+
+
+def _vocabulary(plan: Plan) -> dict[str, Any] | None:
+    found = plan.pair.vocabulary
+    if found is None:
+        return None
+    tensors = [pair.name for pair in plan.pair.tensors if pair.runs]
+    return {"policy": plan.vocab_policy, **found.as_dict(), "tensors": tensors}
 
 
 def _side(checkpoint: Checkpoint) -> dict[str, Any]:

@@ -17,8 +17,13 @@ from expo_ray.extrapolation.tasks import ShardReport, ShardTask
 logger = logging.getLogger(__name__)
 
 IO_ATTEMPTS = 3
-# What torch says instead of raising MemoryError.
-_NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")
+# What torch and the interpreter say instead of raising MemoryError.
+_NO_MEMORY = (
+    "can't allocate memory",
+    "not enough memory",
+    "out of memory",
+    "can't start new thread",
+)
 
 
 def attempt_shard(task: ShardTask, on_total: Callable[[int], None]) -> ShardReport:
@@ -46,16 +51,31 @@ def attempt_shard(task: ShardTask, on_total: Callable[[int], None]) -> ShardRepo
         except (MemoryError, RuntimeError) as error:
             if not _is_memory(error):
                 raise
-            if task.chunk_bytes <= MIN_CHUNK_BYTES:
-                raise ShardError(
-                    "there is not enough memory, even for the smallest chunks",
-                    where=task.shard.name,
-                    got=str(error).splitlines()[0] if str(error) else type(error).__name__,
-                    hint="give the workers more memory, or write fewer alphas at a time",
-                ) from error
-            smaller = max(MIN_CHUNK_BYTES, task.chunk_bytes // 4)
-            logger.warning("out of memory: chunks of %d bytes from here on", smaller)
-            task = replace(task, chunk_bytes=smaller, num_threads=1)
+            what = str(error).splitlines()[0] if str(error) else type(error).__name__
+            task = with_less_memory(task, what)
+
+
+def with_less_memory(task: ShardTask, what: str) -> ShardTask:
+    """Return a task with a quarter of the buffers and one thread, for the next attempt.
+
+    Args:
+        task: The task that ran out of memory.
+        what: What happened, in words.
+
+    Raises:
+        ShardError: Its chunks are the smallest already.
+    """
+    if task.chunk_bytes <= MIN_CHUNK_BYTES:
+        raise ShardError(
+            "there is not enough memory, even for the smallest chunks",
+            where=task.shard.name,
+            got=what,
+            hint="give the workers more memory, or write fewer alphas at a time; the same command "
+            "continues",
+        )
+    smaller = max(MIN_CHUNK_BYTES, task.chunk_bytes // 4)
+    logger.warning("out of memory: chunks of %d bytes from here on", smaller)
+    return replace(task, chunk_bytes=smaller, num_threads=1)
 
 
 def _run(task: ShardTask, on_total: Callable[[int], None]) -> ShardReport:

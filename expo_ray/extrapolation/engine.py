@@ -18,10 +18,11 @@ import torch
 
 from expo_ray.checkpoints.header import DTYPE_BITS, tensor_bytes
 from expo_ray.checkpoints.remote_path import is_remote
-from expo_ray.extrapolation.chunk_worker import Chunk, ChunkWorker, Slot
+from expo_ray.extrapolation.chunk_worker import Chunk, ChunkWorker, Slot, tensor_chunks
 from expo_ray.extrapolation.input_files import InputFiles
 from expo_ray.extrapolation.pair import TensorPair
 from expo_ray.extrapolation.remote_shard import RemoteShardWriter
+from expo_ray.extrapolation.requantization import block_row_bytes
 from expo_ray.extrapolation.shard_files import ShardComparer, ShardFile, ShardWriter
 from expo_ray.extrapolation.statistics import (
     DeltaSums,
@@ -97,15 +98,11 @@ def _process(
 ) -> list[DeltaSums]:
     """Pass all chunks through the threads and hash their bytes in order."""
     worker = ChunkWorker(task, inputs, files)
-    names = [pair.name for pair in task.shard.tensors]
+    names = [[name for name, _, _ in pair.outputs] for pair in task.shard.tensors]
     for file in files:
-        file.begin(names)
+        file.begin([name for pair_names in names for name in pair_names])
     sums = [DeltaSums(outputs=[OutputSums() for _ in files]) for _ in names]
-    num_slots = task.num_threads + SPARE_SLOTS
-    # Comparing needs the bytes found beside the bytes computed.
-    buffers_per_slot = 2 + len(files) * (2 if task.mode == COMPARE else 1)
-    budget = BUFFER_BUDGET_BYTES // (num_slots * buffers_per_slot)
-    chunk_bytes = max(MIN_CHUNK_BYTES, min(task.chunk_bytes, budget) // 4096 * 4096)
+    chunk_bytes, num_slots = _buffers(task)
     slots = [Slot(chunk_bytes, len(files)) for _ in range(num_slots)]
     running: deque[tuple[Chunk, Slot, Future[tuple[DeltaSums, list[memoryview]]]]] = deque()
     hashing: deque[tuple[Slot, list[Future[None]]]] = deque()
@@ -115,7 +112,8 @@ def _process(
         def settle() -> None:
             chunk, slot, future = running.popleft()
             chunk_sums, views = future.result()
-            hashing.append((slot, _hash(lanes, files, names[chunk.index], views)))
+            name = names[chunk.index][int(chunk.is_scales)]
+            hashing.append((slot, _hash(lanes, files, name, views)))
             sums[chunk.index].add(chunk_sums)
             on_bytes(_input_bytes(task.shard.tensors[chunk.index], chunk))
 
@@ -131,10 +129,13 @@ def _process(
 
         prepared = -1
         for chunk in split_chunks(task, chunk_bytes):
-            if task.transforms and chunk.index != prepared:
-                # What transforms hold of the tensor before is let go first.
+            is_next = bool(task.transforms) and chunk.index != prepared
+            if is_next or chunk.is_scales:
+                # What transforms hold of the tensor before is let go first; scales are complete
+                # when the codes are.
                 while running or hashing:
                     free_slot()
+            if is_next:
                 worker.prepare(chunk.index)
                 prepared = chunk.index
             if not slots:
@@ -144,6 +145,22 @@ def _process(
         while running or hashing:
             free_slot()
     return sums
+
+
+def _buffers(task: ShardTask) -> tuple[int, int]:
+    """Return the bytes of a buffer and the number of slots, inside the budget of a task."""
+    num_slots = task.num_threads + SPARE_SLOTS
+    # Comparing needs the bytes found beside the bytes computed.
+    buffers_per_slot = 2 + len(task.outputs) * (2 if task.mode == COMPARE else 1)
+    budget = BUFFER_BUDGET_BYTES // (num_slots * buffers_per_slot)
+    chunk_bytes = max(MIN_CHUNK_BYTES, min(task.chunk_bytes, budget) // 4096 * 4096)
+    # The values of a row of FP8 blocks are needed together: rather fewer slots than more memory.
+    row_bytes = max(map(block_row_bytes, task.shard.tensors), default=0) if task.outputs else 0
+    if row_bytes > chunk_bytes:
+        chunk_bytes = row_bytes
+        most = BUFFER_BUDGET_BYTES // (chunk_bytes * buffers_per_slot)
+        num_slots = max(1, min(num_slots, most))
+    return chunk_bytes, num_slots
 
 
 @contextlib.contextmanager
@@ -174,34 +191,33 @@ def split_chunks(task: ShardTask, chunk_bytes: int) -> Iterator[Chunk]:
         dtypes = {pair.aligned.dtype, pair.output_dtype}
         dtypes |= {pair.initial.dtype} if pair.initial else set()
         step = chunk_bytes // max(DTYPE_BITS[dtype] // 8 for dtype in dtypes)
-        item_bytes = DTYPE_BITS[pair.output_dtype] // 8
-        bounds = [(0, pair.num_extrapolated, True)]
-        bounds.append((pair.num_extrapolated, pair.aligned.num_elements, False))
-        for first, last, is_extrapolated in bounds:
-            for start in range(first, last, step):
-                yield Chunk(
-                    index=index,
-                    start=start,
-                    num_elements=min(step, last - start),
-                    is_extrapolated=is_extrapolated,
-                    offset_bytes=offset_bytes + start * item_bytes,
-                )
-        offset_bytes += tensor_bytes(pair.output_dtype, pair.aligned.shape)
+        if pair.blocks is not None and task.outputs and pair.aligned.num_elements:
+            row = pair.blocks.block_row_elements(pair.aligned.shape)
+            step = max(1, step // row) * row
+        yield from tensor_chunks(pair, index, step, offset_bytes)
+        if pair.blocks is not None and task.outputs and pair.aligned.num_elements:
+            codes_bytes = tensor_bytes(pair.output_dtype, pair.aligned.shape)
+            yield Chunk(
+                index=index,
+                start=0,
+                num_elements=0,
+                offset_bytes=offset_bytes + codes_bytes,
+                is_scales=True,
+            )
+        offset_bytes += pair.output_bytes
 
 
 def _input_bytes(pair: TensorPair, chunk: Chunk) -> int:
     num_bytes = tensor_bytes(pair.aligned.dtype, (chunk.num_elements,))
-    if chunk.is_extrapolated and pair.initial is not None:
+    if chunk.initial_start is not None and pair.initial is not None:
         num_bytes += tensor_bytes(pair.initial.dtype, (chunk.num_elements,))
     return num_bytes
 
 
 def _facts(task: ShardTask, sums: list[DeltaSums], index: int) -> dict[str, dict[str, Any]]:
-    return {
-        pair.name: {
-            "dtype": pair.output_dtype,
-            "shape": list(pair.aligned.shape),
-            "statistics": {**total.as_dict(), **total.output_dict(index)},
-        }
-        for pair, total in zip(task.shard.tensors, sums, strict=True)
-    }
+    found: dict[str, dict[str, Any]] = {}
+    for pair, total in zip(task.shard.tensors, sums, strict=True):
+        for name, dtype, shape in pair.outputs:
+            found[name] = {"dtype": dtype, "shape": list(shape)}
+        found[pair.name]["statistics"] = {**total.as_dict(), **total.output_dict(index)}
+    return found

@@ -5,16 +5,18 @@ Ray carries paths, offsets and receipts; weights never pass through it.
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from expo_ray.checkpoints.hub_storage import SCHEME as HUB_SCHEME
 from expo_ray.cluster import INLINE, ray_session, resolve_address
 from expo_ray.errors import ExpoError, ShardError
-from expo_ray.extrapolation.attempts import attempt_shard
+from expo_ray.extrapolation.attempts import attempt_shard, with_less_memory
 from expo_ray.extrapolation.loading import LoadingCheck, check_loading
 from expo_ray.extrapolation.node_check import (
     NodeCheck,
@@ -29,6 +31,7 @@ from expo_ray.extrapolation.tasks import TASK_MEMORY_BYTES, ShardReport, ShardTa
 # Beside its buffers a worker holds the imports of torch and Ray.
 WORKER_MEMORY_BYTES = TASK_MEMORY_BYTES + 512 * 1024 * 1024
 MAX_RETRIES = 3
+MEMORY_DELAY_SECONDS = 2.0
 # A worker needs seconds to import torch: less work than this is not worth one of its own.
 MIN_BATCH_BYTES = 128 * 1024 * 1024
 POLL_SECONDS = 0.5
@@ -37,6 +40,8 @@ NODE_TIMEOUT_SECONDS = 120
 # The Hub limits the requests of a user: all tasks together have at most so many open.
 MAX_HUB_REQUESTS = 64
 DRIVER = "driver"
+
+logger = logging.getLogger(__name__)
 
 
 class Advance:
@@ -59,6 +64,7 @@ def run_tasks(
     address: str | None,
     loading_of: str | None = None,
     check: NodeCheck | None = None,
+    begin: Callable[[], None] = lambda: None,
     advance: Callable[[float], None] = lambda _: None,
     running_bytes: Callable[[], int] = lambda: 0,
 ) -> tuple[list[ShardReport], LoadingCheck | None]:
@@ -69,6 +75,7 @@ def run_tasks(
         address: `inline`, or where Ray is; see `ray_session`.
         loading_of: A checkpoint whose names and shapes transformers shall try to load meanwhile.
         check: What every node must see before the work starts.
+        begin: Called when the nodes passed the check, before the first task.
         advance: Called with numbers of input bytes that are done.
         running_bytes: Returns the input bytes that unfinished tasks have done so far.
 
@@ -80,6 +87,7 @@ def run_tasks(
         ConfigError: Ray cannot be reached, or a node does not see inputs or outputs.
     """
     if resolve_address(address) == INLINE:
+        begin()
         done = Advance(advance)
         reports = []
         base = 0
@@ -92,6 +100,7 @@ def run_tasks(
     with ray_session(address):
         if check is not None and not _is_one_node():
             refuse_problems(check_nodes(check))
+        begin()
         return _run_on_ray(tasks, loading_of, Advance(advance), running_bytes)
 
 
@@ -246,12 +255,6 @@ def _run_on_ray(
     import ray
     from ray.exceptions import RayError
 
-    remote = ray.remote(run_batch).options(
-        num_cpus=1,
-        memory=WORKER_MEMORY_BYTES + max((task.extra_memory_bytes for task in tasks), default=0),
-        max_retries=MAX_RETRIES,
-        scheduling_strategy="SPREAD",
-    )
     loading = None
     if loading_of:
         loading = ray.remote(check_loading).options(num_cpus=0, max_retries=1).remote(loading_of)
@@ -259,23 +262,30 @@ def _run_on_ray(
     limit = max_batches(tasks)
     # Big batches first: a big one that starts last would keep the others waiting.
     batches = sorted(batch_tasks(tasks), key=lambda batch: -sum(sizes[i] for i in batch))
-    queue = deque(batches)
-    pending: dict[Any, tuple[int, ...]] = {}
+    queue = deque(_Batch(batch, tuple(tasks[i] for i in batch)) for batch in batches)
+    pending: dict[Any, _Batch] = {}
     reports: dict[int, ShardReport] = {}
     finished_bytes = 0
     try:
         while queue or pending:
-            while queue and len(pending) < limit:
+            for _ in range(len(queue)):
                 batch = queue.popleft()
-                pending[remote.remote([tasks[i] for i in batch])] = batch
-            ready, _ = ray.wait(list(pending), timeout=POLL_SECONDS)
+                if len(pending) < limit and batch.not_before <= time.monotonic():
+                    pending[_submit(batch)] = batch
+                else:
+                    queue.append(batch)
+            ready = _wait(list(pending))
             for ref in ready:
-                outcome = ray.get(ref, timeout=60)
                 batch = pending.pop(ref)
+                try:
+                    outcome = ray.get(ref, timeout=60)
+                except RayError as error:
+                    queue.append(_next_attempt(batch, error))
+                    continue
                 if isinstance(outcome, ExpoError):
                     raise outcome
-                reports.update(zip(batch, outcome, strict=True))
-                finished_bytes += sum(sizes[i] for i in batch)
+                reports.update(zip(batch.indices, outcome, strict=True))
+                finished_bytes += sum(sizes[i] for i in batch.indices)
             done.to(finished_bytes + running_bytes())
         check = None
         if loading is not None:
@@ -290,6 +300,76 @@ def _run_on_ray(
         for ref in [*pending, *([loading] if loading is not None else [])]:
             ray.cancel(ref)
     return [reports[i] for i in range(len(tasks))], check
+
+
+@dataclass(frozen=True, slots=True)
+class _Batch:
+    """Tasks that one Ray task does, and what became of earlier attempts at them."""
+
+    indices: tuple[int, ...]
+    tasks: tuple[ShardTask, ...]
+    num_lost: int = 0
+    num_out_of_memory: int = 0
+    not_before: float = 0.0
+
+
+def _submit(batch: _Batch) -> Any:
+    """Start a batch; after an attempt without memory it asks its node for twice as much."""
+    import ray
+
+    memory_bytes = WORKER_MEMORY_BYTES + max(task.extra_memory_bytes for task in batch.tasks)
+    if batch.num_out_of_memory:
+        largest = max(node["Resources"].get("memory", 0) for node in _worker_nodes())
+        memory_bytes = max(memory_bytes, int(min(largest, memory_bytes << batch.num_out_of_memory)))
+    remote = ray.remote(run_batch).options(
+        num_cpus=1,
+        memory=memory_bytes,
+        # Ray would try the same again, and out of memory without end: see `_next_attempt`.
+        max_retries=0,
+        scheduling_strategy="SPREAD",
+    )
+    return remote.remote(batch.tasks)
+
+
+def _wait(refs: list[Any]) -> list[Any]:
+    import ray
+
+    if not refs:  # every batch waits for memory
+        time.sleep(POLL_SECONDS)
+        return []
+    ready: list[Any] = ray.wait(refs, timeout=POLL_SECONDS)[0]
+    return ready
+
+
+def _next_attempt(batch: _Batch, error: Exception) -> _Batch:
+    """Return the batch as it is tried again after Ray lost it.
+
+    Raises:
+        ShardError: Its memory cannot be made smaller.
+        RayError: It was lost too often, or trying again is pointless.
+    """
+    from ray.exceptions import (
+        LocalRayletDiedError,
+        NodeDiedError,
+        ObjectLostError,
+        OutOfMemoryError,
+        WorkerCrashedError,
+    )
+
+    if isinstance(error, OutOfMemoryError):
+        delay = MEMORY_DELAY_SECONDS * 2**batch.num_out_of_memory
+        what = "Ray killed the worker because its node was short of memory"
+        return replace(
+            batch,
+            tasks=tuple(with_less_memory(task, what) for task in batch.tasks),
+            num_out_of_memory=batch.num_out_of_memory + 1,
+            not_before=time.monotonic() + delay,
+        )
+    lost = (WorkerCrashedError, NodeDiedError, LocalRayletDiedError, ObjectLostError)
+    if not isinstance(error, lost) or batch.num_lost >= MAX_RETRIES:
+        raise error
+    logger.warning("a worker was lost, its %d shards start again", len(batch.tasks))
+    return replace(batch, num_lost=batch.num_lost + 1)
 
 
 def _loading_outcome(ref: Any) -> LoadingCheck:

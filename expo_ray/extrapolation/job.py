@@ -30,10 +30,12 @@ from expo_ray.extrapolation.plan import (
     parse_size,
 )
 from expo_ray.extrapolation.record import read_record
+from expo_ray.extrapolation.requantization import describe_loss, requantization_loss
 from expo_ray.extrapolation.results import ExtrapolationResult, OutputResult
 from expo_ray.extrapolation.schedule import estimate
 from expo_ray.extrapolation.targets import (
     Target,
+    begin,
     check_space,
     claim,
     find_targets,
@@ -44,8 +46,8 @@ from expo_ray.extrapolation.tasks import (
     TASK_MEMORY_BYTES,
     ShardReport,
     ShardTask,
+    extra_memory_bytes,
 )
-from expo_ray.extrapolation.transforms import transform_memory_bytes
 from expo_ray.extrapolation.work_folder import (
     read_receipt,
     remove_work_folder,
@@ -144,7 +146,14 @@ def extrapolate(
                 claim(stack, plan, target, overwrite=overwrite)
         tasks = plan_tasks(plan, targets, **allow)
         try:
-            reports, loading = _run(plan, targets, tasks, address, progress or NullProgress())
+            reports, loading = _run(
+                plan,
+                targets,
+                tasks,
+                address=address,
+                overwrite=overwrite,
+                progress=progress or NullProgress(),
+            )
         except ConfigError:
             release(targets)
             raise
@@ -157,7 +166,7 @@ def extrapolate(
         bytes_read=sum(report.bytes_read for report in reports),
         bytes_written=sum(report.bytes_written for report in reports),
         seconds=time.monotonic() - started,
-        notes=(*plan.pair.notes, *_loading_notes(loading)),
+        notes=(*plan.pair.notes, *_loading_notes(loading), *_rounding_notes(plan, targets)),
         loading=loading,
         plan=_summary(plan, targets),
     )
@@ -167,7 +176,9 @@ def _run(
     plan: Plan,
     targets: Sequence[Target],
     tasks: Sequence[ShardTask],
+    *,
     address: str | None,
+    overwrite: bool,
     progress: Progress,
 ) -> tuple[list[ShardReport], LoadingCheck | None]:
     pending = [target for target in targets if not target.is_done]
@@ -180,6 +191,7 @@ def _run(
             address=address,
             loading_of=plan.pair.aligned.uri,
             check=plan_check(plan, [target.folder for target in pending]),
+            begin=lambda: begin(pending, overwrite=overwrite),
             advance=bar.advance,
             running_bytes=_running_bytes(plan, pending),
         )
@@ -243,6 +255,17 @@ def _loading_notes(loading: LoadingCheck | None) -> list[str]:
     return [f"trial load by transformers, as for aligned itself: {loading.status} ({detail})"]
 
 
+def _rounding_notes(plan: Plan, targets: Sequence[Target]) -> list[str]:
+    if not plan.is_requantized:
+        return []
+    notes = []
+    for target in targets:
+        tensors = {n: facts for r in target.receipts.values() for n, facts in r.tensors.items()}
+        if tensors:
+            notes.append(f"{target.folder.name}: {describe_loss(requantization_loss(tensors))}")
+    return notes
+
+
 def _output(plan: Plan, target: Target, status: str, digest: str | None) -> OutputResult:
     return OutputResult(
         alpha=target.alpha,
@@ -258,7 +281,7 @@ def _output(plan: Plan, target: Target, status: str, digest: str | None) -> Outp
 def _summary(plan: Plan, targets: Sequence[Target]) -> dict[str, Any]:
     pending = sum(not target.is_done for target in targets)
     resolution = next((target.resolution for target in targets), None)
-    extra_bytes = transform_memory_bytes(plan.pair.tensors, plan.transforms)
+    extra_bytes = extra_memory_bytes(plan.pair.tensors, plan.transforms, len(targets))
     return {
         "num_shards": len(plan.shards),
         "num_tensors": len(plan.pair.tensors),

@@ -41,8 +41,8 @@ def mergekit_config(plan: Plan, alpha: float) -> dict[str, Any]:
         hint = "--output-dtype gives one dtype to all, where none is float64"
         raise _refusal("dtypes of several kinds, or float64", ", ".join(dtypes), hint)
     for pair in floats:
-        if pair.num_extrapolated != pair.aligned.num_elements:
-            raise _refusal("rows that are copied", f"tensor {pair.name!r}")
+        if pair.runs:
+            raise _refusal("rows that are copied or moved", f"tensor {pair.name!r}")
     return {
         "merge_method": "task_arithmetic",
         "base_model": _reference(plan.pair.initial.uri),

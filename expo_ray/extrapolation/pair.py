@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from expo_ray.checkpoints.checkpoint import Checkpoint
-from expo_ray.checkpoints.header import FLOAT_DTYPES, INTEGER_DTYPES, TensorRef
+from expo_ray.checkpoints.fp8_format import BlockFormat
+from expo_ray.checkpoints.header import FLOAT_DTYPES, INTEGER_DTYPES, TensorRef, tensor_bytes
 from expo_ray.checkpoints.quantization import refuse_quantized
 from expo_ray.checkpoints.storage import split_address
 from expo_ray.errors import CheckpointError, ConfigError, PairError
 from expo_ray.extrapolation.ties import same_bytes, tied_partner
+from expo_ray.extrapolation.vocabulary import (
+    VOCAB_POLICIES,
+    RowRun,
+    Vocabulary,
+    match_vocabularies,
+    refused_sizes,
+    vocabulary_size,
+)
 
-VOCAB_POLICIES = ("refuse", "common-rows", "copy-aligned")
 # Samples of all tensors first: equal tensors of frozen layers are not read whole then.
 _SAMPLE_BYTES = 64 * 1024
 _PARENT_HINT = "initial must be the model that aligned was trained from"
@@ -34,6 +41,16 @@ _STRUCTURE_KEYS = (
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Segment:
+    """Consecutive elements of aligned that one rule covers."""
+
+    start: int
+    num_elements: int
+    initial_start: int | None
+    """Where initial has them; None where they are copied from aligned."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class TensorPair:
     """One output tensor and where its inputs lie."""
 
@@ -41,13 +58,48 @@ class TensorPair:
     initial: TensorRef | None
     """None where the tensor is copied from aligned."""
     num_extrapolated: int
-    """Leading elements that the formula covers; the others are copied from aligned."""
+    """Elements that the formula covers; the others are copied from aligned."""
     output_dtype: str
+    runs: tuple[RowRun, ...] = ()
+    """Where rows belong to tokens: which of them are extrapolated, and from which of initial."""
+    blocks: BlockFormat | None = None
+    """Of FP8 codes that are written with block scales; None for plain weights."""
 
     @property
     def name(self) -> str:
         """Name of the output tensor."""
         return self.aligned.name
+
+    @property
+    def segments(self) -> tuple[Segment, ...]:
+        """All elements, in order."""
+        if self.runs:
+            row = self.aligned.num_elements // max(1, self.aligned.shape[0])
+            return tuple(
+                Segment(
+                    start=run.start * row,
+                    num_elements=run.num_rows * row,
+                    initial_start=None if run.initial_start is None else run.initial_start * row,
+                )
+                for run in self.runs
+            )
+        initial_start = 0 if self.num_extrapolated else None
+        total = self.aligned.num_elements
+        return (Segment(start=0, num_elements=total, initial_start=initial_start),)
+
+    @property
+    def outputs(self) -> tuple[tuple[str, str, tuple[int, ...]], ...]:
+        """Name, dtype and shape of what is written: one tensor, or codes and their scales."""
+        tensor = (self.name, self.output_dtype, self.aligned.shape)
+        if self.blocks is None:
+            return (tensor,)
+        scales = self.blocks.scales_of(self.aligned.shape)
+        return (tensor, (self.blocks.scale_name(self.name), self.blocks.scale_dtype, scales))
+
+    @property
+    def output_bytes(self) -> int:
+        """Bytes of what is written."""
+        return sum(tensor_bytes(dtype, shape) for _, dtype, shape in self.outputs)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -60,6 +112,8 @@ class Pair:
     """Sorted by name; every tensor of aligned, no other."""
     notes: tuple[str, ...]
     """What was decided and might surprise: tied names, copied rows."""
+    vocabulary: Vocabulary | None = None
+    """How rows were matched, where the two vocabularies differ."""
 
 
 def match_pair(
@@ -74,10 +128,10 @@ def match_pair(
     Args:
         initial: The model before alignment.
         aligned: The model after it.
-        vocab_policy: What to do with vocabularies of two sizes: `refuse`; `common-rows`
-            extrapolates the leading rows both have and copies the rest from aligned;
-            `copy-aligned` copies these tensors whole.
-        output_dtype: `auto` keeps each aligned tensor's own.
+        vocab_policy: What to do with vocabularies that differ: `refuse`; `common-rows`
+            extrapolates the rows of tokens that both have and copies the rest from aligned, see
+            `match_vocabularies`; `copy-aligned` copies these tensors whole.
+        output_dtype: `auto` keeps each aligned tensor's own, FP8 with block scales included.
 
     Raises:
         CheckpointError: Weights are quantized or of a dtype that has no arithmetic.
@@ -96,13 +150,22 @@ def match_pair(
             if partner is None:
                 raise _missing(name, present=initial, missing=aligned, side="aligned")
             notes.append(f"{name} of initial is tied to {partner} and absent from aligned")
+    vocabulary = match_vocabularies(initial, aligned, vocab_policy)
     pairs = [
-        _match_tensor(initial, aligned, ref, vocab_policy, OUTPUT_DTYPES[output_dtype], notes)
+        _match_tensor(initial, aligned, ref, vocabulary, OUTPUT_DTYPES[output_dtype], notes)
         for ref in aligned.tensors.values()
     ]
+    if vocabulary is not None and not any(pair.runs for pair in pairs):
+        vocabulary = None
     if not any(pair.num_extrapolated for pair in pairs):
         raise PairError("the pair has no floating-point tensor to extrapolate", where=aligned.uri)
-    return Pair(initial=initial, aligned=aligned, tensors=tuple(pairs), notes=tuple(notes))
+    return Pair(
+        initial=initial,
+        aligned=aligned,
+        tensors=tuple(pairs),
+        notes=tuple(notes),
+        vocabulary=vocabulary,
+    )
 
 
 def refuse_equal_weights(pair: Pair) -> None:
@@ -127,31 +190,6 @@ def refuse_equal_weights(pair: Pair) -> None:
     )
 
 
-def vocabulary_size(config: Mapping[str, Any]) -> int | None:
-    """Return the vocabulary size that a config states, also inside text_config."""
-    size = _setting(config, "vocab_size")
-    return size if isinstance(size, int) else None
-
-
-def token_table(checkpoint: Checkpoint) -> dict[int, str] | None:
-    """Return token strings by id from tokenizer.json, None where there is none."""
-    if "tokenizer.json" not in checkpoint.sidecars:
-        return None
-    try:
-        table = json.loads(checkpoint.storage.read_bytes("tokenizer.json"))
-        vocabulary = table["model"]["vocab"]
-        if isinstance(vocabulary, list):  # unigram: [[token, score], ...]
-            tokens = {i: str(row[0]) for i, row in enumerate(vocabulary)}
-        else:
-            tokens = {int(i): token for token, i in vocabulary.items()}
-        tokens.update({int(row["id"]): row["content"] for row in table.get("added_tokens", [])})
-    except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
-        raise CheckpointError(
-            "tokenizer.json is malformed", where=f"{checkpoint.uri}/tokenizer.json", got=error
-        ) from error
-    return tokens
-
-
 def _adapter_notes(initial: Checkpoint, aligned: Checkpoint) -> list[str]:
     bases = {}
     for side, checkpoint in (("initial", initial), ("aligned", aligned)):
@@ -174,7 +212,7 @@ def _match_tensor(
     initial: Checkpoint,
     aligned: Checkpoint,
     ref: TensorRef,
-    vocab_policy: str,
+    vocabulary: Vocabulary | None,
     output_dtype: str | None,
     notes: list[str],
 ) -> TensorPair:
@@ -186,20 +224,30 @@ def _match_tensor(
         partner = initial.tensors[tied]
         notes.append(f"{ref.name} is tied to {tied} in initial")
     _check_dtypes(ref, partner)
-    num_extrapolated = ref.num_elements if ref.dtype in FLOAT_DTYPES else 0
-    if partner.shape != ref.shape:
-        num_common = _common_rows(initial, aligned, ref, partner, vocab_policy)
-        row = ref.num_elements // ref.shape[0] if ref.shape and ref.shape[0] else 0
-        num_extrapolated = min(num_extrapolated, num_common * row)
-        notes.append(f"{ref.name}: {num_common} of {ref.shape[0]} rows extrapolated, rest copied")
     is_float = ref.dtype in FLOAT_DTYPES
+    num_extrapolated = ref.num_elements if is_float else 0
+    blocks = aligned.block_formats.get(ref.name) if output_dtype is None else None
+    runs: tuple[RowRun, ...] = ()
+    if is_float and vocabulary and vocabulary.covers(ref.name, partner.shape, ref.shape):
+        if blocks is not None:
+            raise _quantized_table(ref)
+        runs = vocabulary.runs
+        row = ref.num_elements // max(1, ref.shape[0])
+        num_extrapolated = vocabulary.num_extrapolated * row
+        notes.append(
+            f"{ref.name}: {vocabulary.num_extrapolated} of {ref.shape[0]} rows extrapolated "
+            f"({vocabulary.num_moved} from another row of initial), rest copied"
+        )
+    elif partner.shape != ref.shape:
+        raise _two_shapes(initial, aligned, ref, partner)
+    auto_dtype = blocks.code_dtype if blocks else aligned.auto_dtypes.get(ref.name, ref.dtype)
     return TensorPair(
         aligned=ref,
         initial=partner if num_extrapolated else None,
         num_extrapolated=num_extrapolated,
-        output_dtype=(output_dtype or aligned.auto_dtypes.get(ref.name, ref.dtype))
-        if is_float
-        else ref.dtype,
+        output_dtype=(output_dtype or auto_dtype) if is_float else ref.dtype,
+        runs=runs,
+        blocks=blocks,
     )
 
 
@@ -221,54 +269,32 @@ def _check_dtypes(ref: TensorRef, partner: TensorRef) -> None:
         )
 
 
-def _common_rows(
-    initial: Checkpoint, aligned: Checkpoint, ref: TensorRef, partner: TensorRef, policy: str
-) -> int:
-    sizes = (vocabulary_size(initial.config), vocabulary_size(aligned.config))
-    is_vocabulary = (
-        sizes[0] != sizes[1]
-        and partner.shape[1:] == ref.shape[1:]
-        and (partner.shape[:1], ref.shape[:1]) == ((sizes[0],), (sizes[1],))
-    )
+def _two_shapes(
+    initial: Checkpoint, aligned: Checkpoint, ref: TensorRef, partner: TensorRef
+) -> PairError:
     got = f"initial {list(partner.shape)}, aligned {list(ref.shape)}"
-    if not is_vocabulary:
-        raise PairError(
-            "a tensor has two shapes",
-            where=f"tensor {ref.name!r}",
-            got=got,
-            expected="the same shape on both sides",
-            hint=_PARENT_HINT,
-        )
-    if policy == "refuse":
-        raise PairError(
-            "the vocabularies have two sizes",
-            where=f"tensor {ref.name!r}",
-            got=got,
-            expected="the same vocabulary on both sides",
-            hint="--vocab-policy common-rows extrapolates the rows both have, "
-            "copy-aligned copies these tensors",
-        )
-    if policy == "copy-aligned":
-        return 0
-    num_common = min(ref.shape[0], partner.shape[0])
-    _check_common_tokens(initial, aligned, num_common)
-    return num_common
+    sizes = tuple(vocabulary_size(checkpoint.config) for checkpoint in (initial, aligned))
+    if partner.shape[1:] == ref.shape[1:] and (*partner.shape[:1], *ref.shape[:1]) == sizes:
+        error = refused_sizes(initial, aligned, tensor=ref.name, shapes=got)
+        if error is not None:
+            return error
+    return PairError(
+        "a tensor has two shapes",
+        where=f"tensor {ref.name!r}",
+        got=got,
+        expected="the same shape on both sides",
+        hint=_PARENT_HINT,
+    )
 
 
-def _check_common_tokens(initial: Checkpoint, aligned: Checkpoint, num_common: int) -> None:
-    tables = (token_table(initial), token_table(aligned))
-    if tables[0] is None or tables[1] is None:
-        return
-    for i in range(num_common):
-        first, second = tables[0].get(i), tables[1].get(i)
-        if first is not None and second is not None and first != second:
-            raise PairError(
-                "the tokenizers disagree about a row that both have",
-                where=f"token id {i}",
-                got=f"initial {first!r}, aligned {second!r}",
-                expected="the same token",
-                hint="--vocab-policy copy-aligned copies these tensors from aligned",
-            )
+def _quantized_table(ref: TensorRef) -> PairError:
+    return PairError(
+        "rows of tokens cannot be copied inside FP8 blocks",
+        where=f"tensor {ref.name!r}",
+        got="FP8 codes with block scales, and vocabularies that differ",
+        expected="a plain table of tokens",
+        hint="give --output-dtype bfloat16: the blocks are read and plain weights are written",
+    )
 
 
 def _check_architecture(initial: Mapping[str, Any], aligned: Mapping[str, Any]) -> None:

@@ -17,6 +17,7 @@ from expo_ray.checkpoints.storage import FileFacts
 from expo_ray.errors import ConfigError
 from expo_ray.extrapolation.alpha import round_alpha
 from expo_ray.extrapolation.pair import Pair, TensorPair, match_pair
+from expo_ray.extrapolation.requantization import REQUANTIZATION
 from expo_ray.extrapolation.transforms import Transform, parse_transforms
 
 FORMULA = "(aligned.float() + alpha * (aligned.float() - initial.float())).to(output_dtype)"
@@ -38,12 +39,12 @@ class OutputShard:
     @property
     def header(self) -> bytes:
         """The header of the file, the same for every alpha."""
-        return build_header([(p.name, p.output_dtype, p.aligned.shape) for p in self.tensors])
+        return build_header([output for p in self.tensors for output in p.outputs])
 
     @property
     def data_bytes(self) -> int:
         """Bytes of the tensors, without the header."""
-        return sum(tensor_bytes(p.output_dtype, p.aligned.shape) for p in self.tensors)
+        return sum(p.output_bytes for p in self.tensors)
 
     @property
     def input_bytes(self) -> int:
@@ -89,6 +90,11 @@ class Plan:
         return total
 
     @property
+    def is_requantized(self) -> bool:
+        """Whether some tensors are written as FP8 codes with block scales."""
+        return any(p.blocks is not None for p in self.pair.tensors)
+
+    @property
     def has_float64(self) -> bool:
         """Whether some tensor is computed in float64, where alpha is not rounded."""
         return any(computes_float64(p) for p in self.pair.tensors)
@@ -113,8 +119,7 @@ def build_plan(
     max_shard_bytes = parse_size(max_shard_size)
     first = initial if isinstance(initial, Checkpoint) else Checkpoint.open(initial)
     second = aligned if isinstance(aligned, Checkpoint) else open_aligned(aligned, first)
-    if output_dtype != "auto":
-        first, second = without_block_scales(first), without_block_scales(second)
+    first, second = without_block_scales(first), without_block_scales(second)
     pair = match_pair(first, second, vocab_policy=vocab_policy, output_dtype=output_dtype)
     return Plan(
         pair=pair,
@@ -134,7 +139,7 @@ def lay_out(tensors: Sequence[TensorPair], max_shard_bytes: int) -> tuple[Output
     groups: list[list[TensorPair]] = [[]]
     filled = 0
     for pair in sorted(tensors, key=lambda p: natural_key(p.name)):
-        num_bytes = tensor_bytes(pair.output_dtype, pair.aligned.shape)
+        num_bytes = pair.output_bytes
         if groups[-1] and filled + num_bytes > max_shard_bytes:
             groups.append([])
             filled = 0
@@ -178,6 +183,10 @@ def plan_digest(
         "vocab_policy": plan.vocab_policy,
         "attachments": attachments,
     }
+    if plan.pair.vocabulary is not None and plan.pair.vocabulary.by == "tokens":
+        facts["vocabulary_rows"] = plan.pair.vocabulary.digest()
+    if plan.is_requantized:
+        facts["requantization"] = REQUANTIZATION
     if plan.transforms:
         facts["transforms"] = list(map(str, plan.transforms))
     text = json.dumps(facts, sort_keys=True, separators=(",", ":"))

@@ -26,12 +26,17 @@ class OutputSums:
     num_changed: int = 0
     """Elements that differ from aligned rounded to the output dtype."""
     num_nonfinite: int = 0
+    rounding: list[float] = field(default_factory=list)
+    """Of FP8 blocks: sums of squares of rounding error, exact values and update."""
 
     def add(self, other: OutputSums) -> None:
         """Add the counts of another part of the same tensor."""
         self.max_abs = max(self.max_abs, other.max_abs)
         self.num_changed += other.num_changed
         self.num_nonfinite += other.num_nonfinite
+        if other.rounding:
+            before = self.rounding or [0.0] * len(other.rounding)
+            self.rounding = [a + b for a, b in zip(before, other.rounding, strict=True)]
 
 
 @dataclass(kw_only=True, slots=True)
@@ -92,11 +97,16 @@ class DeltaSums:
         # An aligned -0.0 comes out as +0.0 and counts as changed: hence the floor at zero.
         num_moved = self.num_moved if self.num_kept is None else self.num_kept
         lost = max(0, num_moved - output.num_changed)
-        return {
+        found: dict[str, Any] = {
             "max_abs_output": output.max_abs if math.isfinite(output.max_abs) else None,
             "share_lost_to_rounding": lost / self.num_elements if self.num_elements else 0.0,
             "num_nonfinite_output": output.num_nonfinite,
         }
+        if output.rounding:
+            keys = ("error_norm", "output_norm", "update_norm")
+            norms = map(math.sqrt, output.rounding)
+            found["requantization"] = dict(zip(keys, norms, strict=True))
+        return found
 
 
 def measure_inputs(block: Block, initial: torch.Tensor, aligned: torch.Tensor) -> DeltaSums:

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from expo_ray.checkpoints.tensors import TORCH_DTYPES
+from expo_ray.errors import CheckpointError
 from expo_ray.extrapolation.alpha import parse_alphas
 from expo_ray.extrapolation.alpha_rules import AlphaRules, resolve
 from expo_ray.extrapolation.chunk_worker import ChunkWorker, Slot
@@ -51,7 +52,7 @@ def stream_weights(
         (name, tensor), sorted by name; each tensor owns its memory.
 
     Raises:
-        RequestError: The pair does not fit.
+        RequestError: The pair does not fit, or FP8 blocks would have to be made.
         ShardError: Non-finite values or overflow.
     """
     plan = build_plan(
@@ -61,6 +62,13 @@ def stream_weights(
         vocab_policy=vocab_policy,
         transforms=transforms,
     )
+    if plan.is_requantized:
+        raise CheckpointError(
+            "FP8 codes with block scales are written, not streamed",
+            where=plan.pair.aligned.uri,
+            hint="give an output dtype, bfloat16 for example: the blocks are then read as plain "
+            "weights",
+        )
     shard = OutputShard(name="stream", tensors=plan.pair.tensors)
     output = _output(plan, alpha, alpha_rules)
     task = shard_task(

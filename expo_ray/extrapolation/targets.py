@@ -26,10 +26,11 @@ from expo_ray.extrapolation.tasks import (
 )
 from expo_ray.extrapolation.work_folder import (
     OutputState,
+    begin_output,
     claimed_folder,
     examine_output,
+    leave_folder,
     read_receipt,
-    remove_work_folder,
 )
 
 # Room for index, sidecars and record beside the weights.
@@ -188,6 +189,8 @@ def claim(stack: contextlib.ExitStack, plan: Plan, target: Target, *, overwrite:
     if not target.run_token:
         target.state = OutputState.COMPLETE
         return
+    if overwrite:
+        return
     for shard in plan.shards:
         receipt = read_receipt(target.folder, shard.name, target.plan_digest)
         if receipt is not None:
@@ -195,14 +198,25 @@ def claim(stack: contextlib.ExitStack, plan: Plan, target: Target, *, overwrite:
     target.num_resumed = len(target.receipts)
 
 
+def begin(targets: Sequence[Target], *, overwrite: bool) -> None:
+    """Make the claimed folders ready for tasks: from here on an old result is gone.
+
+    Raises:
+        ConfigError: A folder cannot be written to.
+    """
+    for target in targets:
+        if not target.is_done:
+            with _usable(target.folder):
+                begin_output(
+                    target.folder, target.plan_digest, target.run_token, overwrite=overwrite
+                )
+
+
 def release(targets: Sequence[Target]) -> None:
-    """Undo the claims of a request that was refused before its work started."""
+    """Undo the claims of a request that was refused before its work began."""
     for target in targets:
         if target.state is OutputState.FRESH:
-            remove_work_folder(target.folder)
-            with contextlib.suppress(OSError):
-                if isinstance(target.folder, Path):
-                    target.folder.rmdir()
+            leave_folder(target.folder)
 
 
 def plan_tasks(

@@ -163,7 +163,7 @@ def _recorded_plan(
         error.hint = "give the inputs with --initial and --aligned, if they lie elsewhere now"
         raise
     weights = {entry["name"] for entry in record["files"] if entry["kind"] == "weights"}
-    names = {pair.name for pair in plan.pair.tensors}
+    names = {name for pair in plan.pair.tensors for name, _, _ in pair.outputs}
     if names != set(record["tensors"]) or weights != {shard.name for shard in plan.shards}:
         raise PairError(
             "these inputs do not give this output: names or layout differ",

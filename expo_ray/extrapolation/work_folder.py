@@ -72,7 +72,7 @@ def examine_output(folder: AnyPath, plan_digest: str, *, overwrite: bool) -> Out
 
 @contextlib.contextmanager
 def claimed_folder(folder: AnyPath, plan_digest: str, *, overwrite: bool) -> Iterator[str]:
-    """Own an output folder for the length of a `with` block.
+    """Own an output folder for the length of a `with` block; what it holds is left as it is.
 
     Yields:
         The run token; empty where another run completed the folder in the meantime.
@@ -92,15 +92,22 @@ def claimed_folder(folder: AnyPath, plan_digest: str, *, overwrite: bool) -> Ite
             remove_work_folder(folder)
             yield ""
             return
-        if overwrite:
-            _remove_old_result(folder)
-        (folder / WORK_FOLDER / RECEIPT_FOLDER).mkdir(exist_ok=True)
-        for leftover in (folder / WORK_FOLDER).glob("*.tmp"):
-            leftover.unlink()
-        token = secrets.token_hex(16)
-        run = {"plan_digest": plan_digest, "run_token": token}
-        atomic_write_json(folder / WORK_FOLDER / RUN_FILE, run)
-        yield token
+        yield secrets.token_hex(16)
+
+
+def begin_output(folder: AnyPath, plan_digest: str, run_token: str, *, overwrite: bool) -> None:
+    """Make a claimed folder ready for tasks; under `overwrite` the old result goes now.
+
+    Raises:
+        OSError: The folder cannot be written to.
+    """
+    if overwrite:
+        _remove_old_result(folder)
+    (folder / WORK_FOLDER / RECEIPT_FOLDER).mkdir(exist_ok=True)
+    for leftover in (folder / WORK_FOLDER).glob("*.tmp"):
+        leftover.unlink()
+    run = {"plan_digest": plan_digest, "run_token": run_token}
+    atomic_write_json(folder / WORK_FOLDER / RUN_FILE, run)
 
 
 def read_receipt(folder: AnyPath, name: str, plan_digest: str) -> ShardReceipt | None:
@@ -126,6 +133,15 @@ def remove_work_folder(folder: AnyPath) -> None:
     work = folder / WORK_FOLDER
     (work / RUN_FILE).unlink(missing_ok=True)
     _remove_tree(work)
+
+
+def leave_folder(folder: AnyPath) -> None:
+    """Undo the claim of a folder in which nothing was begun, unless an older run is resumable."""
+    if not (folder / WORK_FOLDER / RUN_FILE).exists():
+        _remove_tree(folder / WORK_FOLDER)
+    if isinstance(folder, Path):
+        with contextlib.suppress(OSError):
+            folder.rmdir()  # only where it is empty
 
 
 def _remove_tree(path: AnyPath) -> None:

@@ -1,7 +1,8 @@
-"""FP8 with block scales: refused unless plain weights are asked for, then read as float32."""
+"""FP8 with block scales, read as float32 where plain weights are asked for."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -81,16 +82,6 @@ def test_dequantized_extrapolated_and_written_plain(tmp_path: Path, both: bool) 
     assert "fp8" in str(inspect_checkpoint(initial).quantization)
 
 
-def test_refused_where_the_output_would_have_to_be_quantized_again(tmp_path: Path) -> None:
-    tensors, config = llama(0)
-    stored = stored_and_meant(tensors)[0]
-    folder = write(tmp_path / "fp8", stored, **config, quantization_config=SETTINGS)
-    with pytest.raises(CheckpointError, match="quantized") as caught:
-        extrapolate(folder, folder, tmp_path / "out", alpha=0.3, address="inline")
-    assert "--output-dtype" in str(caught.value.hint)
-    assert "fp8" in str(caught.value.got)
-
-
 def test_any_reading_gives_the_same_bits(tmp_path: Path) -> None:
     codes, scales = quantize(noise((37, 50), torch.float32, 3))
     stored = {"w": codes, "w_scale_inv": scales, "b": torch.ones(3)}
@@ -106,6 +97,34 @@ def test_any_reading_gives_the_same_bits(tmp_path: Path) -> None:
                 buffer = bytearray(min(step, len(raw) - start))
                 reader.read_into(ref.offset_bytes + start, memoryview(buffer))
                 assert bytes(buffer) == raw[start : start + len(buffer)]
+
+
+def test_scales_may_lie_in_another_file(tmp_path: Path) -> None:
+    """As at the borders of DeepSeek's files."""
+    tensors, config = llama(0)
+    stored = stored_and_meant(tensors)[0]
+    settings = {**config, "quantization_config": SETTINGS}
+    folders = [write(tmp_path / f"{n}", stored, num_shards=n, **settings) for n in (1, 3)]
+    checkpoint = Checkpoint.open(folders[1])
+    assert any(
+        checkpoint.tensors[f"{name}_scale_inv"].file != ref.file
+        for name, ref in checkpoint.tensors.items()
+        if ref.dtype == "F8_E4M3"
+    )
+    initial = write(tmp_path / "initial", llama(1)[0], **config)
+    options = {"alpha": 0.3, "address": "inline"}
+    for folder in folders:
+        extrapolate(initial, folder, tmp_path / f"out{folder.name}", **options)
+    one, other = (load(tmp_path / f"out{n}") for n in (1, 3))
+    assert all(same_bits(tensor, other[name]) for name, tensor in one.items())
+    assert verify(tmp_path / "out3", address="inline").recomputed
+    # A file that only scales are taken from belongs to what is checked for changes.
+    ref = next(r for r in without_block_scales(checkpoint).tensors.values() if r.dtype == "F32")
+    with Checkpoint.open(f"{folders[1]}#dequantized").storage.open(ref.file) as reader:
+        before = reader.facts
+        for file in folders[1].glob("*.safetensors"):
+            os.utime(file, (1, 1))
+        assert reader.refresh() != before
 
 
 @pytest.mark.parametrize(

@@ -52,14 +52,17 @@ def second_node(address: str, hidden: str) -> Iterator[None]:
             os.killpg(process.pid, signal.SIGKILL)
 
 
-def hidden_path(pair: list[str], output: str, hidden: str) -> dict[str, object]:
+def hidden_path(
+    pair: list[str], output: str, hidden: str, *, overwrite: bool = False
+) -> dict[str, object]:
     """Extrapolate while one node does not see a path."""
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
     ray.init(address=cluster.address, log_to_driver=False)
     try:
         with second_node(cluster.address, hidden):
             try:
-                extrapolate(*pair, output, alpha=0.3, max_shard_size="20KB")
+                options = {"max_shard_size": "20KB", "overwrite": overwrite}
+                extrapolate(*pair, output, alpha=0.3, **options)
             except ExpoError as error:
                 return {**error.as_dict(), "exit_code": error.exit_code}
             return {}
@@ -96,8 +99,10 @@ def lost_node(pair: list[str], output: str, *, is_graceful: bool) -> dict[str, o
 
 if __name__ == "__main__":
     scenario, *arguments = sys.argv[1:]
-    if scenario == "hidden":
-        outcome = hidden_path(arguments[:2], arguments[2], arguments[3])
+    if scenario in ("hidden", "overwrite"):
+        outcome = hidden_path(
+            arguments[:2], arguments[2], arguments[3], overwrite=scenario == "overwrite"
+        )
     else:
         outcome = lost_node(arguments[:2], arguments[2], is_graceful=scenario == "removed")
     sys.stdout.write(json.dumps(outcome) + "\n")

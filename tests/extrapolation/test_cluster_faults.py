@@ -64,8 +64,9 @@ def whole(heavy_pair: Pair, tmp_path_factory: pytest.TempPathFactory) -> dict[st
     return file_digests(out)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not may_mount(), reason="mount namespaces are not permitted here")
-@pytest.mark.parametrize("hidden", ["output", pytest.param("aligned", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("hidden", ["output", "aligned"])
 def test_a_path_that_one_node_lacks_is_told_before_the_work(
     pico_pair: Pair, tmp_path: Path, hidden: str
 ) -> None:
@@ -79,6 +80,19 @@ def test_a_path_that_one_node_lacks_is_told_before_the_work(
     assert words in error["got"]
     assert "shared disk" in error["hint"]
     assert list(shared.iterdir()) == []
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not may_mount(), reason="mount namespaces are not permitted here")
+def test_a_request_that_a_node_refuses_leaves_the_old_checkpoint_whole(
+    pico_pair: Pair, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    extrapolate(*pico_pair, out, alpha=2, address="inline")
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
+    error = run("overwrite", *pico_pair, out, pico_pair[1])
+    assert "not every node" in error["message"]
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
 
 
 @pytest.mark.slow

@@ -298,16 +298,33 @@ def test_two_runs_cannot_share_an_output(pico_pair: Pair, tmp_path: Path) -> Non
     run(pico_pair, tmp_path / "out")
 
 
+def test_an_old_result_stays_whole_until_the_work_begins(pico_pair: Pair, tmp_path: Path) -> None:
+    from expo_ray.extrapolation.work_folder import begin_output, claimed_folder, leave_folder
+
+    out = tmp_path / "out"
+    run(pico_pair, out)
+    before = {path: path.stat().st_mtime_ns for path in out.iterdir()}
+    with claimed_folder(out, "digest", overwrite=True) as token:
+        assert {path: path.stat().st_mtime_ns for path in before} == before
+        leave_folder(out)
+    assert {path: path.stat().st_mtime_ns for path in out.iterdir()} == before
+    with claimed_folder(out, "digest", overwrite=True) as token:
+        begin_output(out, "digest", token, overwrite=True)
+        assert not (out / "expo_ray.json").exists()
+        assert not list(out.glob("*.safetensors"))
+
+
 def test_task_of_an_older_run_is_fenced_off(pico_pair: Pair, tmp_path: Path) -> None:
     from expo_ray.extrapolation.engine import run_shard
     from expo_ray.extrapolation.tasks import WRITE, ShardOutput, shard_task
-    from expo_ray.extrapolation.work_folder import claimed_folder
+    from expo_ray.extrapolation.work_folder import begin_output, claimed_folder
 
     out = tmp_path / "out"
     plan = build_plan(*pico_pair)
     with claimed_folder(out, "digest", overwrite=False) as old_token:
-        pass
-    with claimed_folder(out, "digest", overwrite=False):
+        begin_output(out, "digest", old_token, overwrite=False)
+    with claimed_folder(out, "digest", overwrite=False) as token:
+        begin_output(out, "digest", token, overwrite=False)
         stale = ShardOutput(alpha=1, folder=str(out), plan_digest="digest", run_token=old_token)
         task = shard_task(plan, plan.shards[0], WRITE, (stale,))
         with pytest.raises(ShardError, match="taken over"):

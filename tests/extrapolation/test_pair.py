@@ -183,7 +183,7 @@ def test_buffers_are_those_of_aligned(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("policy", ["common-rows", "copy-aligned"])
 def test_added_tokens_beside_padded_rows(tmp_path: Path, policy: str) -> None:
-    """Rows padded to a multiple on one side: tokens that only aligned has sit in padded rows."""
+    """Rows padded to a multiple: tokens that only aligned has sit in padded rows of initial."""
     folders = []
     for side, rows, added, seed in (("initial", 12, 1, 1), ("aligned", 16, 3, 5)):
         tensors = matrices(seed)
@@ -202,7 +202,7 @@ def test_added_tokens_beside_padded_rows(tmp_path: Path, policy: str) -> None:
     for name in ("model.embed_tokens.weight", "lm_head.bias"):
         expected = after[name].clone()
         if policy == "common-rows":
-            expected[:12] = closed_form(before[name], after[name][:12], 0.5)
+            expected[:10] = closed_form(before[name][:10], after[name][:10], 0.5)
         assert same_bits(result[name], expected)
 
 
@@ -242,11 +242,3 @@ def test_vocabularies_of_two_sizes(tmp_path: Path, grows: bool, policy: str) -> 
         )
         assert same_bits(written[name], expected)
         assert any(name in note for note in result.notes)
-
-
-def test_common_rows_needs_the_same_tokens(tmp_path: Path) -> None:
-    initial, aligned = vocabulary_pair(tmp_path, ("abcdefghijkl", "abcdXfghijklmn"))
-    with pytest.raises(PairError, match="tokenizers disagree") as caught:
-        match(initial, aligned, vocab_policy="common-rows")
-    assert "token id 4" in str(caught.value)
-    assert match(initial, aligned, vocab_policy="copy-aligned").tensors

@@ -1,0 +1,206 @@
+"""FP8 codes with block scales, made again for extrapolated values; and what that rounding costs.
+
+For every block (of the size that aligned's quantization config states; blocks at the edges are
+cut) of float32 values, as DeepSeek V3 publishes its weights and transformers quantizes:
+
+    largest = max |value|                               in the block
+    scale   = 448 * (1 / largest)                       1 where largest < 2**-100
+    stored  = 1 / scale                                 float32
+    code    = e4m3(clamp(value * scale, -448, 448))     to nearest, ties to even
+
+`stored` is written as `NAME_scale_inv`, so that code * stored is the value. Under scale_fmt ue8m0
+stored is raised to the next power of two; where aligned stores its scales in bfloat16, it is
+rounded to that. In these two cases scale is 1 / stored, so that codes fit what is written.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from expo_ray.checkpoints.fp8_format import BlockFormat
+from expo_ray.extrapolation.formula import BLOCK_ELEMENTS
+from expo_ray.extrapolation.pair import TensorPair
+from expo_ray.extrapolation.statistics import OutputSums, count_different
+
+REQUANTIZATION = "e4m3, largest magnitude of the block at 448"
+FP8_MAX = 448.0
+SMALLEST = 2.0**-100
+# More than this of alpha * delta gone is worth a warning.
+WARN_SHARE = 0.5
+
+_ITEM_BYTES = 4
+
+
+def block_scales(
+    largest: torch.Tensor, block_format: BlockFormat
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the stored scales, in their dtype, and the factors that give codes, in float32.
+
+    Args:
+        largest: The largest magnitude of every block, float32.
+        block_format: How aligned stores its scales.
+    """
+    whole = torch.where(largest < SMALLEST, FP8_MAX, largest)  # gives a factor of 1
+    factors = FP8_MAX * whole.reciprocal()
+    stored = factors.reciprocal()
+    if block_format.has_power_scales:
+        mantissa, exponent = torch.frexp(stored)
+        stored = torch.ldexp(torch.ones_like(stored), exponent - (mantissa == 0.5).int())
+    if block_format.scale_dtype == "BF16":
+        stored = stored.bfloat16()
+    elif not block_format.has_power_scales:
+        return stored, factors
+    return stored, stored.float().reciprocal()
+
+
+def requantize(
+    values: torch.Tensor, aligned: torch.Tensor, scales: torch.Tensor, block_format: BlockFormat
+) -> tuple[torch.Tensor, OutputSums]:
+    """Turn whole rows of blocks into codes, in the place of the values.
+
+    Args:
+        values: (rows, columns) float32, contiguous; the last row of blocks may be cut. They are
+            overwritten.
+        aligned: As many values, to tell which updates change a code.
+        scales: One row per row of blocks, filled with the stored scales.
+        block_format: Size of the blocks and dtype of the scales.
+
+    Returns:
+        The codes, flat, at the start of the memory of `values`; and what the rounding cost.
+
+    Raises:
+        OverflowError: A value is not finite.
+    """
+    num_rows, num_columns = values.shape
+    sums = OutputSums(rounding=[0.0, 0.0, 0.0])
+    raw = values.view(-1).view(torch.uint8)
+    for index, start in enumerate(range(0, num_rows, block_format.block_rows)):
+        stop = min(start + block_format.block_rows, num_rows)
+        largest = _largest(values, start, stop, block_format.block_columns)
+        if not bool(torch.isfinite(largest).all()):
+            raise OverflowError("FP8 blocks hold finite values only")
+        sums.max_abs = max(sums.max_abs, float(largest.max()))
+        stored, factors = block_scales(largest, block_format)
+        scales[index].copy_(stored)
+        wide = _by_column(factors, stored, block_format.block_columns, num_columns)
+        for first, last in _pieces(start, stop, num_columns):
+            codes = _round(values[first:last], aligned[first:last], wide, sums)
+            # A code takes a quarter of its value: later values are not reached yet.
+            raw[first * num_columns : last * num_columns].copy_(codes.view(torch.uint8).view(-1))
+    return raw[: num_rows * num_columns].view(torch.float8_e4m3fn), sums
+
+
+def _by_column(
+    factors: torch.Tensor, stored: torch.Tensor, block_columns: int, num_columns: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    wide = (t.repeat_interleave(block_columns)[:num_columns] for t in (factors, stored.float()))
+    first, second = wide
+    return first, second
+
+
+def _largest(values: torch.Tensor, start: int, stop: int, block_columns: int) -> torch.Tensor:
+    missing = -values.shape[1] % block_columns
+    found = None
+    for first, last in _pieces(start, stop, values.shape[1]):
+        sizes = torch.nn.functional.pad(values[first:last].abs(), (0, missing))
+        piece = sizes.view(last - first, -1, block_columns).amax(dim=(0, 2))
+        found = piece if found is None else torch.maximum(found, piece)
+    return torch.zeros(0) if found is None else found
+
+
+def _pieces(start: int, stop: int, num_columns: int) -> Iterator[tuple[int, int]]:
+    step = max(1, BLOCK_ELEMENTS // max(1, num_columns))
+    return ((first, min(first + step, stop)) for first in range(start, stop, step))
+
+
+def _round(
+    values: torch.Tensor,
+    aligned: torch.Tensor,
+    scales: tuple[torch.Tensor, torch.Tensor],
+    sums: OutputSums,
+) -> torch.Tensor:
+    """Return codes, given the factor and the stored scale of every column."""
+    factors, stored = scales
+    codes, unmoved = ((t * factors).clamp_(-FP8_MAX, FP8_MAX) for t in (values, aligned))
+    codes, unmoved = codes.to(torch.float8_e4m3fn), unmoved.to(torch.float8_e4m3fn)
+    sums.num_changed += count_different(codes, unmoved)
+    error = codes.float().mul_(stored).sub_(values)
+    parts = (error, values, values - aligned)
+    for i, part in enumerate(parts):
+        flat = part.reshape(-1)
+        sums.rounding[i] += float(torch.dot(flat, flat))
+    return codes
+
+
+def requantization_memory_bytes(
+    tensors: Sequence[TensorPair], num_outputs: int, budget_bytes: int
+) -> int:
+    """Return what FP8 tensors take beside the buffers of a task: scales, and blocks too long."""
+    if not num_outputs:
+        return 0
+    needed = 0
+    for pair in tensors:
+        if pair.blocks is None:
+            continue
+        shape = pair.aligned.shape
+        scales_bytes = _ITEM_BYTES * math.prod(pair.blocks.scales_of(shape)) * num_outputs
+        slot_bytes = block_row_bytes(pair) * (2 + 2 * num_outputs)
+        needed = max(needed, scales_bytes + max(0, slot_bytes - budget_bytes))
+    return needed
+
+
+def block_row_bytes(pair: TensorPair) -> int:
+    """Return the bytes of the values that must be at hand together, 0 for plain weights."""
+    if pair.blocks is None:
+        return 0
+    return _ITEM_BYTES * pair.blocks.block_row_elements(pair.aligned.shape)
+
+
+def requantization_loss(tensors: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Add up over a checkpoint what requantizing cost.
+
+    Args:
+        tensors: Facts with statistics, by name, as receipts have them.
+
+    Returns:
+        `relative_error`: norm of the rounding error over the norm of the weights;
+        `error_to_update`: over the norm of what extrapolation changed, alpha * delta;
+        `share_of_updates_lost`: of the elements that delta moves, those that get the code which
+        aligned's own value would get.
+    """
+    statistics = (facts.get("statistics", {}) for facts in tensors.values())
+    rows = [row for row in statistics if "requantization" in row]
+    norms = [
+        math.sqrt(sum(row["requantization"][key] ** 2 for row in rows))
+        for key in ("error_norm", "output_norm", "update_norm")
+    ]
+    lost = sum(row["share_lost_to_rounding"] * row["num_elements"] for row in rows)
+    moved = sum(row.get("num_kept_by_transforms", row["num_moved"]) for row in rows)
+    return {
+        "num_tensors": len(rows),
+        "num_elements": sum(row["num_elements"] for row in rows),
+        "relative_error": norms[0] / norms[1] if norms[1] else 0.0,
+        "error_to_update": norms[0] / norms[2] if norms[2] else None,
+        "share_of_updates_lost": lost / moved if moved else 0.0,
+    }
+
+
+def describe_loss(loss: Mapping[str, Any]) -> str:
+    """Return in words what requantizing cost, as a warning where it cost most of the update."""
+    ratio = loss["error_to_update"]
+    text = (
+        f"{loss['share_of_updates_lost']:.1%} of the changed elements keep the FP8 code of "
+        f"aligned's value, the rounding error is {loss['relative_error']:.2%} of the weights"
+    )
+    if ratio is not None:
+        text += f" and {ratio:.3g} times the update alpha * delta"
+    if loss["share_of_updates_lost"] > WARN_SHARE or (ratio or 0.0) > WARN_SHARE:
+        return (
+            f"warning: the update is small against the steps of FP8: {text}; "
+            "--output-dtype bfloat16 keeps more of it"
+        )
+    return f"requantized: {text}"
