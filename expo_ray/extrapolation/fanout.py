@@ -262,8 +262,8 @@ def _run_on_ray(
     limit = max_batches(tasks)
     # Big batches first: a big one that starts last would keep the others waiting.
     batches = sorted(batch_tasks(tasks), key=lambda batch: -sum(sizes[i] for i in batch))
-    queue = deque(_Batch(batch, tuple(tasks[i] for i in batch)) for batch in batches)
-    pending: dict[Any, _Batch] = {}
+    queue = deque(Batch(batch, tuple(tasks[i] for i in batch)) for batch in batches)
+    pending: dict[Any, Batch] = {}
     reports: dict[int, ShardReport] = {}
     finished_bytes = 0
     try:
@@ -280,7 +280,7 @@ def _run_on_ray(
                 try:
                     outcome = ray.get(ref, timeout=60)
                 except RayError as error:
-                    queue.append(_next_attempt(batch, error))
+                    queue.append(next_attempt(batch, error))
                     continue
                 if isinstance(outcome, ExpoError):
                     raise outcome
@@ -303,7 +303,7 @@ def _run_on_ray(
 
 
 @dataclass(frozen=True, slots=True)
-class _Batch:
+class Batch:
     """Tasks that one Ray task does, and what became of earlier attempts at them."""
 
     indices: tuple[int, ...]
@@ -313,7 +313,7 @@ class _Batch:
     not_before: float = 0.0
 
 
-def _submit(batch: _Batch) -> Any:
+def _submit(batch: Batch) -> Any:
     """Start a batch; after an attempt without memory it asks its node for twice as much."""
     import ray
 
@@ -324,7 +324,7 @@ def _submit(batch: _Batch) -> Any:
     remote = ray.remote(run_batch).options(
         num_cpus=1,
         memory=memory_bytes,
-        # Ray would try the same again, and out of memory without end: see `_next_attempt`.
+        # Ray would try the same again, and out of memory without end: see `next_attempt`.
         max_retries=0,
         scheduling_strategy="SPREAD",
     )
@@ -341,7 +341,7 @@ def _wait(refs: list[Any]) -> list[Any]:
     return ready
 
 
-def _next_attempt(batch: _Batch, error: Exception) -> _Batch:
+def next_attempt(batch: Batch, error: Exception) -> Batch:
     """Return the batch as it is tried again after Ray lost it.
 
     Raises:

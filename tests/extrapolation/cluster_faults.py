@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -17,10 +18,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import ray
+from ray._common.utils import get_system_memory
+from ray._private.utils import get_used_memory
 from ray.cluster_utils import Cluster
 
 from expo_ray.errors import ExpoError
 from expo_ray.extrapolation import extrapolate
+
+GIB = 1 << 30
 
 
 @contextlib.contextmanager
@@ -97,11 +102,45 @@ def lost_node(pair: list[str], output: str, *, is_graceful: bool) -> dict[str, o
         cluster.shutdown()
 
 
+class _Release(logging.Handler):
+    """Frees memory as soon as a task is tried again for want of it."""
+
+    def __init__(self, held: list[bytearray]) -> None:
+        super().__init__()
+        self.held, self.messages = held, list[str]()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.messages.append(record.getMessage())
+        self.held.clear()
+
+
+def short_of_memory(pair: list[str], output: str, *, is_lasting: bool) -> dict[str, object]:
+    """Fill memory above the threshold of Ray's monitor, for the first attempt or for good."""
+    used, total = get_used_memory(), get_system_memory()
+    limits = {"memory_usage_threshold": (used + GIB) / total, "memory_monitor_refresh_ms": 100}
+    ray.init(num_cpus=2, log_to_driver=False, include_dashboard=False, _system_config=limits)
+    held = [bytearray(b"x") * (3 * GIB)]
+    release = _Release([] if is_lasting else held)
+    logger = logging.getLogger("expo_ray.extrapolation.attempts")
+    logger.addHandler(release)
+    try:
+        result = extrapolate(*pair, output, alpha=0.3, max_shard_size="100MB", address="local")
+        return {"status": result.outputs[0].status, "messages": release.messages}
+    except ExpoError as error:
+        return {**error.as_dict(), "exit_code": error.exit_code, "messages": release.messages}
+    finally:
+        ray.shutdown()
+
+
 if __name__ == "__main__":
     scenario, *arguments = sys.argv[1:]
     if scenario in ("hidden", "overwrite"):
         outcome = hidden_path(
             arguments[:2], arguments[2], arguments[3], overwrite=scenario == "overwrite"
+        )
+    elif scenario in ("short of memory", "without memory"):
+        outcome = short_of_memory(
+            arguments[:2], arguments[2], is_lasting=scenario == "without memory"
         )
     else:
         outcome = lost_node(arguments[:2], arguments[2], is_graceful=scenario == "removed")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import json
 import os
 import subprocess
@@ -15,7 +16,10 @@ import torch
 from expo_ray.checkpoints import retries
 from expo_ray.checkpoints.retries import is_passing, retry_io
 from expo_ray.errors import ShardError
-from expo_ray.extrapolation import extrapolate, shard_files
+from expo_ray.extrapolation import extrapolate, fanout, shard_files
+from expo_ray.extrapolation.engine import MIN_CHUNK_BYTES
+from expo_ray.extrapolation.plan import OutputShard
+from expo_ray.extrapolation.tasks import ShardTask
 from tests.extrapolation.synthetic import file_digests, noise, write
 
 Pair = tuple[Path, Path]
@@ -93,6 +97,39 @@ def test_a_write_that_fails_now_and_then_gives_the_same_bytes(
     extrapolate(*pico_pair, tmp_path / "out", **options)
     assert num_writes > 90
     assert file_digests(tmp_path / "out") == file_digests(tmp_path / "whole")
+
+
+def test_a_batch_without_memory_gets_smaller_and_a_lost_one_starts_again() -> None:
+    from ray.exceptions import OutOfMemoryError, RaySystemError, WorkerCrashedError
+
+    task = ShardTask(
+        mode="write",
+        shard=OutputShard(name="model.safetensors", tensors=()),
+        initial_uri="i",
+        aligned_uri="a",
+        initial_files={},
+        aligned_files={},
+        outputs=(),
+    )
+    batch = fanout.Batch((0,), (task,))
+    lost = batch
+    for _ in range(fanout.MAX_RETRIES):
+        lost = fanout.next_attempt(lost, WorkerCrashedError())
+        assert lost.tasks == batch.tasks
+    with pytest.raises(WorkerCrashedError):
+        fanout.next_attempt(lost, WorkerCrashedError())
+    with pytest.raises(RaySystemError):
+        fanout.next_attempt(batch, RaySystemError("other"))
+    sizes = []
+    with pytest.raises(ShardError, match="not enough memory"):
+        while True:
+            sizes.append(batch.tasks[0].chunk_bytes)
+            batch = fanout.next_attempt(batch, OutOfMemoryError("killed"))
+    assert sizes[0] == task.chunk_bytes
+    assert sizes[-1] == MIN_CHUNK_BYTES
+    assert all(2 * after <= before for before, after in itertools.pairwise(sizes))
+    assert batch.tasks[0].num_threads == 1
+    assert batch.num_out_of_memory == len(sizes) - 1 < 6
 
 
 SCRIPT = """

@@ -106,6 +106,25 @@ def test_a_node_that_is_lost_costs_time_but_no_bytes(
     assert file_digests(tmp_path / "out") == whole
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("lasting", [False, True])
+def test_workers_killed_for_memory_are_tried_again_with_less(
+    heavy_pair: Pair, whole: dict[str, str], tmp_path: Path, lasting: bool
+) -> None:
+    """Ray's own memory monitor kills them: its threshold is just above what is used."""
+    scenario = "without memory" if lasting else "short of memory"
+    found = run(scenario, *heavy_pair, tmp_path / "out")
+    assert any("out of memory: chunks of" in message for message in found["messages"])
+    if lasting:
+        assert (found["kind"], found["exit_code"]) == ("shard", 1)
+        assert "not enough memory" in found["message"]
+        assert "short of memory" in found["got"]
+        return
+    assert found["status"] == "written"
+    extrapolate(*heavy_pair, tmp_path / "free", alpha=0.3, max_shard_size="100MB", address="inline")
+    assert file_digests(tmp_path / "out") == file_digests(tmp_path / "free")
+
+
 def writers(folder: Path) -> set[int]:
     """The other processes that have a weight file below a folder open."""
     found = set()
