@@ -15,6 +15,7 @@ from typing import Any
 
 from expo_ray.checkpoints.checkpoint import Checkpoint
 from expo_ray.errors import CheckpointError, PairError
+from expo_ray.extrapolation.modules import layer_index
 
 REFUSE, COMMON_ROWS, COPY_ALIGNED = "refuse", "common-rows", "copy-aligned"
 VOCAB_POLICIES = (REFUSE, COMMON_ROWS, COPY_ALIGNED)
@@ -25,7 +26,9 @@ _HINT = (
     "copy-aligned copies these tensors"
 )
 # Sizes tell a table of tokens where they differ; where they agree, its name must.
-_TABLE_NAME = re.compile(r"embed|wte|head|word_emb|(^|\.)shared\.|output\.weight$|predictions")
+_TABLE_NAME = re.compile(
+    r"embed|wte|(^|[._])head\.|(^|\.)shared\.|output(_layer)?\.weight$|proj_out|predictions"
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -77,10 +80,24 @@ class Vocabulary:
         }
 
     def covers(self, name: str, initial: tuple[int, ...], aligned: tuple[int, ...]) -> bool:
-        """Tell whether a tensor of these shapes on the two sides has a row per token."""
+        """Tell whether a tensor of these shapes on the two sides has a row per token.
+
+        Raises:
+            PairError: Neither its shape nor its name tells.
+        """
         if not aligned or initial[1:] != aligned[1:] or (initial[0], aligned[0]) != self.sizes:
             return False
-        return self.sizes[0] != self.sizes[1] or _TABLE_NAME.search(name) is not None
+        if self.sizes[0] != self.sizes[1] or _TABLE_NAME.search(name):
+            return True
+        if len(aligned) > 1 and layer_index(name) is None:
+            raise PairError(
+                "whether the rows of a tensor belong to tokens cannot be told",
+                where=f"tensor {name!r}",
+                got=f"{aligned[0]} rows, as many as tokens, and tokenizers that differ",
+                expected="a name with embed or head in it, or a layer's number",
+                hint="give initial the tokenizer of aligned, if the rows are the same tokens",
+            )
+        return False
 
 
 def match_vocabularies(initial: Checkpoint, aligned: Checkpoint, policy: str) -> Vocabulary | None:

@@ -201,6 +201,18 @@ def test_another_matching_is_another_plan(tmp_path: Path) -> None:
     assert file_digests(tmp_path / "other") != before
 
 
+def test_a_tensor_that_may_or_may_not_have_a_row_per_token_is_refused(tmp_path: Path) -> None:
+    sides = []
+    for name, tokens, seed in (("i", "abcdef", 1), ("a", "bacdef", 9)):
+        folder = side(tmp_path / name, tokens, seed)
+        tensors = load(folder) | {"projector.weight": noise((6, 8), torch.bfloat16, seed)}
+        sides.append(write(folder, tensors, vocab_size=6))
+    options = {"alpha": 1, "vocab_policy": "common-rows", "address": "inline"}
+    with pytest.raises(PairError, match="cannot be told") as caught:
+        extrapolate(*sides, tmp_path / "out", **options)
+    assert "'projector.weight'" in str(caught.value.where)
+
+
 def test_copy_aligned_copies_tables_whose_tokens_moved(tmp_path: Path) -> None:
     initial, aligned = side(tmp_path / "i", "abcdef", 1), side(tmp_path / "a", "bacdef", 9)
     options = {"alpha": 1, "vocab_policy": "copy-aligned", "address": "inline"}
