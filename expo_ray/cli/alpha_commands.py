@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -18,10 +19,18 @@ ApiKeyEnv = Annotated[
 
 @app.command("set")
 def set_(
-    alpha: Annotated[
-        str, typer.Argument(help="The new alpha; 0 is the aligned model. Negative: after `--`.")
-    ],
     url: Url,
+    alpha: Annotated[
+        str | None,
+        typer.Argument(
+            help="The new alpha; 0 is the aligned model. Negative: after `--`. Beside rules: for "
+            "tensors without a rule."
+        ),
+    ] = None,
+    alpha_rules: Annotated[
+        Path | None,
+        typer.Option(help="YAML file that gives parts of the model their own alpha."),
+    ] = None,
     api_key_env: ApiKeyEnv = None,
     drain_seconds: Annotated[
         float, typer.Option(min=0.001, help="How long requests inside may take to finish.")
@@ -30,7 +39,7 @@ def set_(
     verbose: VerboseFlag = False,
     quiet: QuietFlag = False,
 ) -> None:
-    """Bring all replicas of a service to another alpha, in place.
+    """Bring all replicas of a service to another alpha, or to rules for its parts, in place.
 
     Only where it was started by `expo-ray serve ... --allow-alpha-change`. Requests inside finish
     first, by the old weights; requests for the old name get 404 from then on.
@@ -42,7 +51,11 @@ def set_(
 
     with Session(json_output=json_output, verbose=verbose, quiet=quiet) as session:
         state = set_alpha(
-            alpha, url=url, api_key=read_api_key(api_key_env), drain_seconds=drain_seconds
+            alpha,
+            alpha_rules=alpha_rules,
+            url=url,
+            api_key=read_api_key(api_key_env),
+            drain_seconds=drain_seconds,
         )
         _emit(session, state)
 
@@ -67,6 +80,7 @@ def show(
 
 
 def _emit(session: Session, state: dict[str, Any]) -> None:
-    facts = {key: value for key, value in state.items() if key not in ("object", "replicas")}
+    hidden = ("object", "replicas", "alpha" if state["alpha_rules"] else "alpha_rules")
+    facts = {key: value for key, value in state.items() if key not in hidden}
     facts["replicas"] = len(state["replicas"])
     session.emit(state, lambda console: console.print(key_value_table(facts)))

@@ -37,7 +37,18 @@ Prompts = Annotated[str, typer.Option(help="JSONL, JSON, Parquet or CSV file of 
 InitialOption = Annotated[
     str | None, typer.Option(help="theta0: serve MODEL + alpha * (MODEL - INITIAL), in memory.")
 ]
-AlphaOption = Annotated[float | None, typer.Option(help="alpha of the live extrapolation.")]
+AlphaOption = Annotated[
+    float | None,
+    typer.Option(
+        help="alpha of the live extrapolation; beside --alpha-rules, for tensors without a rule."
+    ),
+]
+AlphaRulesOption = Annotated[
+    str | None,
+    typer.Option(
+        help="YAML file that gives parts of the model their own alpha, as for extrapolate."
+    ),
+]
 EngineOption = Annotated[
     str,
     typer.Option(
@@ -76,6 +87,7 @@ def serve(
     model: Model,
     initial: InitialOption = None,
     alpha: AlphaOption = None,
+    alpha_rules: AlphaRulesOption = None,
     reward_model: Annotated[
         str | None, typer.Option(help="Also serve this reward model at /v1/rewards.")
     ] = None,
@@ -133,6 +145,7 @@ def serve(
             model,
             initial=initial,
             alpha=alpha,
+            alpha_rules=alpha_rules,
             reward_model=reward_model,
             engine=engine,
             options=_engine_options(max_model_len, tensor_parallel_size, engine_arg),
@@ -186,6 +199,7 @@ def generate(
     output: Annotated[Path, typer.Option(help="Responses table to write (Parquet).")],
     initial: InitialOption = None,
     alpha: AlphaOption = None,
+    alpha_rules: AlphaRulesOption = None,
     preset: Annotated[
         str | None,
         typer.Option(help=f"Defaults of the method's authors: paper ({_PAPER_SETTINGS})."),
@@ -237,6 +251,7 @@ def generate(
             output=output,
             initial=initial,
             alpha=alpha,
+            alpha_rules=alpha_rules,
             sampling=sampling,
             engine=engine,
             options=_engine_options(max_model_len, tensor_parallel_size, engine_arg),

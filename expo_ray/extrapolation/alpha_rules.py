@@ -11,21 +11,26 @@ tensor is in, so that a vision tower has a ramp of its own.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 from pydantic import BaseModel, ConfigDict, StrictFloat, StrictInt, ValidationError
 
 from expo_ray.errors import ConfigError
-from expo_ray.extrapolation.alpha import parse_alpha
+from expo_ray.extrapolation.alpha import format_alpha, parse_alpha
 from expo_ray.extrapolation.modules import layer_position
-from expo_ray.extrapolation.pair import TensorPair
-from expo_ray.extrapolation.plan import OutputShard
+
+if TYPE_CHECKING:
+    # Light: a service names its rules without waiting for torch.
+    from expo_ray.extrapolation.pair import TensorPair
+    from expo_ray.extrapolation.plan import OutputShard
 
 FLAG = "--alpha-rules"
 Number = StrictFloat | StrictInt
@@ -83,16 +88,42 @@ class AlphaRules(BaseModel):
             ) from error
         if not found.rules:
             raise ConfigError("there is no rule", where=where, expected="at least one")
-        ends = [(r.alpha.first, r.alpha.last) for r in found.rules if isinstance(r.alpha, Ramp)]
-        plain = [r.alpha for r in found.rules if not isinstance(r.alpha, Ramp)]
-        default = [] if found.default is None else [found.default]
-        for value in (*plain, *default, *(end for pair in ends for end in pair)):
+        default = () if found.default is None else (found.default,)
+        for value in (*default, *(n for rule in found.rules for n in _numbers(rule.alpha))):
             parse_alpha(value)
         return found
 
     def as_dict(self) -> dict[str, Any]:
         """Return what `parse` reads."""
         return self.model_dump(mode="json")
+
+    @property
+    def digest(self) -> str:
+        """Eight hex digits that name these rules: the same however their numbers are written."""
+        rows = [[rule.match, *map(format_alpha, _numbers(rule.alpha))] for rule in self.rules]
+        default = None if self.default is None else format_alpha(self.default)
+        return hashlib.sha256(json.dumps([rows, default]).encode()).hexdigest()[:8]
+
+    def with_default(self, alpha: float | None) -> AlphaRules:
+        """Return the rules with the alpha that was given beside them, for tensors without a rule.
+
+        Raises:
+            ConfigError: The rules have a default already.
+        """
+        if alpha is None:
+            return self
+        if self.default is not None:
+            raise ConfigError(
+                "two defaults are given",
+                where=f"--alpha and default of {FLAG}",
+                got=f"{alpha:g} and {self.default:g}",
+                expected="one of them",
+            )
+        return self.model_copy(update={"default": parse_alpha(alpha)})
+
+
+def _numbers(alpha: float | Ramp) -> tuple[float, ...]:
+    return (alpha.first, alpha.last) if isinstance(alpha, Ramp) else (alpha,)
 
 
 def read_alpha_rules(source: str | Path | AlphaRules) -> AlphaRules:
@@ -170,7 +201,7 @@ def resolve(
     Raises:
         ConfigError: A tensor has no rule, a rule has no tensor, or a ramp meets no layer.
     """
-    rules = _with_default(read_alpha_rules(source), default)
+    rules = read_alpha_rules(source).with_default(default)
     stacks = _stacks(tensors)
     names = sorted(pair.name for pair in tensors if pair.num_extrapolated)
     counts = [0] * len(rules.rules)
@@ -198,19 +229,6 @@ def resolve(
             raise _unused(rules, index, tensors)
     num_default = len(names) - sum(counts)
     return Resolution(rules=rules, alphas=alphas, counts=tuple(counts), num_default=num_default)
-
-
-def _with_default(rules: AlphaRules, default: float | None) -> AlphaRules:
-    if default is None:
-        return rules
-    if rules.default is not None:
-        raise ConfigError(
-            "two defaults are given",
-            where=f"--alpha and default of {FLAG}",
-            got=f"{default:g} and {rules.default:g}",
-            expected="one of them",
-        )
-    return rules.model_copy(update={"default": parse_alpha(default)})
 
 
 def _stacks(tensors: Sequence[TensorPair]) -> Stack:

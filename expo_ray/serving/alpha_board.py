@@ -18,12 +18,15 @@ import ray
 from ray.exceptions import RayActorError
 
 from expo_ray.errors import ExpoError, ServingError
+from expo_ray.serving.alpha_setting import AlphaSetting, setting_fields
 
 NAMESPACE = "expo-ray"
 _POLL_SECONDS = 1.0
 _DOUBT_SECONDS = 3.0
 _SILENT_SECONDS = 30.0
 _RECOVERY_SECONDS = 3.0
+_WATCH_SECONDS = 2.0
+_ORPHAN_LOOKS = 3
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,7 +38,7 @@ class Target:
     phase: Literal["prepare", "steady"]
     generation: int
     """Grows with every change of alpha."""
-    alpha: float
+    alpha: AlphaSetting
     drain_seconds: float = 0.0
     """How long requests inside may take to finish."""
 
@@ -46,7 +49,7 @@ class Report:
 
     sequence: int
     generation: int
-    alpha: float
+    alpha: AlphaSetting
     weights_digest: str | None
     error: ExpoError | None = None
     has_drained: bool = True
@@ -64,9 +67,12 @@ class AlphaBoard:
 
     Args:
         alpha: What the service was started with.
+        app_name: The Serve application; the board ends itself when nobody there needs it.
     """
 
-    def __init__(self, alpha: float) -> None:
+    def __init__(self, alpha: AlphaSetting, app_name: str) -> None:
+        self._app_name = app_name
+        self._watching: asyncio.Task[None] | None = None
         self._target = Target(sequence=1, phase="steady", generation=1, alpha=alpha)
         self._members: dict[str, _Member] = {}
         self._moved = asyncio.Condition()
@@ -76,6 +82,7 @@ class AlphaBoard:
 
     async def join(self) -> Target:
         """Return what a new replica shall load; waits while alpha is being changed."""
+        self._keep_watch()
         await asyncio.sleep(self._ready_at - time.monotonic())
         async with self._moved:
             await self._moved.wait_for(lambda: self._target.phase == "steady")
@@ -95,6 +102,7 @@ class AlphaBoard:
         Returns:
             None for a replica that is no member: it has to join again before it answers.
         """
+        self._keep_watch()
         if name not in self._members:
             if time.monotonic() > self._ready_at:
                 return None
@@ -128,12 +136,12 @@ class AlphaBoard:
         """Return the current alpha, its generation, and what each replica holds."""
         await self._drop_lost()
         return {
-            "alpha": self._target.alpha,
+            **setting_fields(self._target.alpha),
             "generation": self._target.generation,
             "changing": self._target.phase != "steady",
             "replicas": {
                 name: {
-                    "alpha": member.report.alpha,
+                    **setting_fields(member.report.alpha),
                     "generation": member.report.generation,
                     "weights_digest": member.report.weights_digest,
                 }
@@ -141,7 +149,30 @@ class AlphaBoard:
             },
         }
 
-    async def change(self, alpha: float, drain_seconds: float) -> ExpoError | None:
+    def _keep_watch(self) -> None:
+        if self._watching is None:
+            self._watching = asyncio.create_task(self._watch())
+
+    async def _watch(self) -> None:
+        """End this actor when its service is gone: a Serve config file has no one to do it."""
+        num_looks = 0
+        while num_looks < _ORPHAN_LOOKS:
+            await asyncio.sleep(_WATCH_SECONDS)
+            num_looks = num_looks + 1 if await self._is_orphan() else 0
+        ray.kill(ray.get_runtime_context().current_actor)
+
+    async def _is_orphan(self) -> bool:
+        """Say whether no replica is mine, though the application is gone or runs well."""
+        for member in [*self._members.values()]:
+            if not await _is_dead(member):
+                return False
+        from ray import serve  # seconds to import: only here
+
+        app = (await asyncio.to_thread(serve.status)).applications.get(self._app_name)
+        # Replicas that are all being started are none yet; a new version has a board of its own.
+        return app is None or app.status == "RUNNING"
+
+    async def change(self, alpha: AlphaSetting, drain_seconds: float) -> ExpoError | None:
         """Bring all replicas to another alpha.
 
         Args:
@@ -153,7 +184,7 @@ class AlphaBoard:
         """
         before = self._target
         if before.phase != "steady":
-            return ServingError("alpha is being changed already", got=before.alpha)
+            return ServingError("alpha is being changed already")
         if before.alpha == alpha:
             return None
         if not self._members:
@@ -205,6 +236,10 @@ async def _is_lost(member: _Member) -> bool:
     silent_seconds = time.monotonic() - member.seen
     if silent_seconds < _DOUBT_SECONDS:
         return False
+    return await _is_dead(member) or silent_seconds > _SILENT_SECONDS
+
+
+async def _is_dead(member: _Member) -> bool:
     try:
         async with asyncio.timeout(_POLL_SECONDS):
             await member.actor.__ray_ready__.remote()
@@ -212,7 +247,7 @@ async def _is_lost(member: _Member) -> bool:
         return True
     except TimeoutError:
         pass
-    return silent_seconds > _SILENT_SECONDS
+    return False
 
 
 def _problem(reports: dict[str, Report]) -> ExpoError | None:
@@ -231,37 +266,38 @@ def _problem(reports: dict[str, Report]) -> ExpoError | None:
     return None
 
 
-def board_name(app_name: str) -> str:
-    """Return the name of the board of a Serve application."""
-    return f"expo-ray-alpha-{app_name}"
+def _board_name(app_name: str, version: str) -> str:
+    return f"expo-ray-alpha-{app_name}-{version}"
 
 
-def find_or_start_board(app_name: str, alpha: float) -> Any:
+def find_or_start_board(app_name: str, alpha: AlphaSetting, *, version: str = "") -> Any:
     """Return the board of a Serve application.
 
     Args:
         app_name: The application.
         alpha: Current alpha where there is no board yet.
+        version: Of what the application serves: one that is deployed anew with another model or
+            alpha starts there, and not where clients had brought its predecessor.
     """
     # Detached: it outlives the replica that happens to come first.
     return (
         ray.remote(AlphaBoard)
         .options(
-            name=board_name(app_name),
+            name=_board_name(app_name, version),
             namespace=NAMESPACE,
             get_if_exists=True,
             lifetime="detached",
             num_cpus=0,
             max_restarts=-1,
         )
-        .remote(alpha)
+        .remote(alpha, app_name)
     )
 
 
-def stop_board(app_name: str) -> None:
+def stop_board(app_name: str, *, version: str = "") -> None:
     """End the board of a Serve application, if it has one."""
     try:
-        board = ray.get_actor(board_name(app_name), namespace=NAMESPACE)
+        board = ray.get_actor(_board_name(app_name, version), namespace=NAMESPACE)
     except ValueError:
         return
     ray.kill(board)

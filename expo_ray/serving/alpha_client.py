@@ -1,4 +1,4 @@
-"""Changing alpha of a running service from outside. Light: no ray, no torch."""
+"""Changing alpha, or its rules, of a running service from outside. Light: no ray, no torch."""
 
 from __future__ import annotations
 
@@ -7,16 +7,17 @@ from typing import Any
 import httpx
 
 from expo_ray.errors import ConfigError, ServingError
-from expo_ray.extrapolation import parse_alpha
+from expo_ray.serving.alpha_setting import RulesLike, require_setting, setting_fields
 
 DRAIN_SECONDS = 300.0
 _LOAD_SECONDS = 3600.0
 
 
 def set_alpha(
-    alpha: float | str,
+    alpha: float | str | None = None,
     *,
     url: str,
+    alpha_rules: RulesLike | None = None,
     api_key: str | None = None,
     drain_seconds: float = DRAIN_SECONDS,
 ) -> dict[str, Any]:
@@ -26,8 +27,10 @@ def set_alpha(
     answered by the new ones if they ask for the new name, else with 404.
 
     Args:
-        alpha: The new one.
+        alpha: The new one; beside rules, for tensors without a rule.
         url: Where the service answers, with or without /v1.
+        alpha_rules: Rules that give parts of the model their own alpha: a YAML file as for
+            `extrapolate`, or the table that it holds.
         api_key: Key that it asks for.
         drain_seconds: How long requests that are being answered may take; past that nothing is
             changed.
@@ -36,14 +39,15 @@ def set_alpha(
         The new model name, its weights digest, the generation, and what each replica holds.
 
     Raises:
-        ConfigError: The URL, the key or alpha is wrong, or the service does not allow the change.
+        ConfigError: The URL, the key, alpha or a rule is wrong, or the service does not allow
+            the change.
         ServingError: The change failed; the old alpha is served on.
     """
     return _ask(
         "POST",
         url,
         api_key,
-        {"alpha": parse_alpha(alpha), "drain_seconds": drain_seconds},
+        {**setting_fields(require_setting(alpha, alpha_rules)), "drain_seconds": drain_seconds},
         timeout_seconds=drain_seconds + _LOAD_SECONDS,
     )
 

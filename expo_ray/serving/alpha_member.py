@@ -10,6 +10,7 @@ from ray.exceptions import RayActorError
 
 from expo_ray.errors import ExpoError, ServingError
 from expo_ray.serving.alpha_board import Report, Target
+from expo_ray.serving.alpha_setting import AlphaSetting
 from expo_ray.serving.loaded import Loaded
 from expo_ray.serving.weights_gate import WeightsGate
 
@@ -35,7 +36,7 @@ class AlphaMember:
         name: str,
         actor: Any,
         gate: WeightsGate,
-        load: Callable[[float], Awaitable[Loaded]],
+        load: Callable[[AlphaSetting], Awaitable[Loaded]],
     ) -> None:
         self._board = board
         self._name = name

@@ -6,10 +6,9 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 from ray import serve
 
-from expo_ray.serving.commands import read_api_key
+from expo_ray.serving.commands import model_source, read_api_key
 from expo_ray.serving.engines.options import EngineOptions
 from expo_ray.serving.served_model import ServedModel
-from expo_ray.serving.source import ModelSource
 
 
 class AppArguments(BaseModel):
@@ -24,7 +23,10 @@ class AppArguments(BaseModel):
     """theta0 of a live extrapolation."""
 
     alpha: float | None = None
-    """How far beyond `model`, in units of delta."""
+    """How far beyond `model`, in units of delta; beside rules, for tensors without a rule."""
+
+    alpha_rules: str | dict[str, Any] | list[Any] | None = None
+    """Alpha by part of the model: a YAML file, or the table that it would hold."""
 
     num_replicas: int = 1
     """Replicas of the model."""
@@ -58,9 +60,8 @@ def build_app(args: AppArguments) -> serve.Application:
         ConfigError: The engine or the API key is not usable.
         CheckpointError: A checkpoint is missing or malformed.
     """
-    source = ModelSource(model=args.model, initial=args.initial, alpha=args.alpha)
     return ServedModel(
-        source,
+        model_source(args.model, args.initial, args.alpha, args.alpha_rules),
         num_replicas=args.num_replicas,
         engine=args.engine,
         options=EngineOptions(

@@ -11,10 +11,12 @@ from typing import Any
 from expo_ray.cluster import LOCAL, ray_session, resolve_address
 from expo_ray.errors import ConfigError
 from expo_ray.progress import Progress
-from expo_ray.serving.engines import pick_engine
+from expo_ray.serving.alpha_setting import RulesLike, read_rules
+from expo_ray.serving.engines import pick_engine, resolve_engine
 from expo_ray.serving.engines.options import EngineOptions
 from expo_ray.serving.generator_replicas import GeneratorReplicas
 from expo_ray.serving.launching import LOCALHOST, require_free_port
+from expo_ray.serving.replica_apps import require_support
 from expo_ray.serving.reward_replicas import RewardReplicas
 from expo_ray.serving.sampling import SamplingParams
 from expo_ray.serving.served_model import ServedModel
@@ -32,6 +34,7 @@ def generate(
     output: str | Path,
     initial: str | Path | None = None,
     alpha: float | None = None,
+    alpha_rules: RulesLike | None = None,
     sampling: SamplingParams = _DEFAULT_SAMPLING,
     engine: str = "auto",
     options: EngineOptions = _NO_OPTIONS,
@@ -46,7 +49,8 @@ def generate(
         prompts: JSONL, JSON, Parquet or CSV file.
         output: Parquet file to write.
         initial: The checkpoint before alignment, for a live extrapolation.
-        alpha: How far to extrapolate.
+        alpha: How far to extrapolate; beside rules, for tensors without a rule.
+        alpha_rules: Alpha by part of the model: a YAML file as for `extrapolate`, or its table.
         sampling: Sampling settings.
         engine: `auto`, `transformers` or `vllm`.
         options: Settings of the engine.
@@ -62,9 +66,11 @@ def generate(
         ServingError: Replicas failed.
     """
     # Checks what can be checked before a Ray is started; there auto may pick another engine.
-    source = _source(model, initial, alpha).pinned()
+    source = model_source(model, initial, alpha, alpha_rules).pinned()
     GeneratorReplicas(num_replicas, engine, options=options)
     rows = read_prompts(prompts)
+    if resolve_address(address) == LOCAL:
+        require_support(resolve_engine(engine), source)
     with ray_session(address), GeneratorReplicas(num_replicas, engine, options=options) as replicas:
         return replicas.write_responses(source, rows, output, sampling=sampling, progress=progress)
 
@@ -111,6 +117,7 @@ def serve(
     *,
     initial: str | Path | None = None,
     alpha: float | None = None,
+    alpha_rules: RulesLike | None = None,
     reward_model: str | None = None,
     engine: str = "auto",
     options: EngineOptions = _NO_OPTIONS,
@@ -131,7 +138,8 @@ def serve(
     Args:
         model: A checkpoint; with `initial`, the aligned one.
         initial: The checkpoint before alignment, for a live extrapolation.
-        alpha: How far to extrapolate.
+        alpha: How far to extrapolate; beside rules, for tensors without a rule.
+        alpha_rules: Alpha by part of the model: a YAML file as for `extrapolate`, or its table.
         reward_model: Also serve this one at /v1/rewards.
         engine: `auto`, `transformers` or `vllm`.
         options: Settings of the engine.
@@ -148,7 +156,7 @@ def serve(
         RequestError: A flag, the checkpoint or the pair is wrong, or the port is in use.
         ServingError: Replicas failed.
     """
-    source = _source(model, initial, alpha)
+    source = model_source(model, initial, alpha, alpha_rules)
     settings: dict[str, Any] = {
         "num_replicas": num_replicas,
         "max_replicas": max_replicas,
@@ -164,6 +172,7 @@ def serve(
     ServedModel(source, engine=engine, **settings)
     if resolve_address(address) == LOCAL:
         require_free_port(host, port)
+        require_support(resolve_engine(engine), source)
     with ray_session(address):
         picked, reason = pick_engine(engine)
         starting = {"event": "starting", "model": source.name, "engine": picked}
@@ -185,9 +194,22 @@ def serve(
                 on_event({"event": "stopping"})
 
 
-def _source(model: str | Path, initial: str | Path | None, alpha: float | None) -> ModelSource:
+def model_source(
+    model: str | Path,
+    initial: str | Path | None,
+    alpha: float | None,
+    alpha_rules: RulesLike | None,
+) -> ModelSource:
+    """Return what a command was asked to serve.
+
+    Raises:
+        ConfigError: Only one of initial and alpha (or its rules) is given, or it is malformed.
+    """
     return ModelSource(
-        model=str(model), initial=None if initial is None else str(initial), alpha=alpha
+        model=str(model),
+        initial=None if initial is None else str(initial),
+        alpha=alpha,
+        alpha_rules=None if alpha_rules is None else read_rules(alpha_rules),
     )
 
 

@@ -77,7 +77,9 @@ class Generator:
             return self._loaded
         self._source = source
         self._loaded = Loaded(
-            weights_digest=self._engine.weights_digest, max_model_len=self._engine.max_model_len
+            weights_digest=self._engine.weights_digest,
+            max_model_len=self._engine.max_model_len,
+            model=source.name,
         )
         return self._loaded
 

@@ -146,8 +146,8 @@ class GeneratorReplicas:
         if self._handle is None:
             progress.message(f"starting {self._num_replicas} {self._engine} generator replica(s)")
             source.check()
-            ensure_serve()
             app = bulk_app(self._engine, source, self._options, num_replicas=self._num_replicas)
+            ensure_serve()
             self._handle, _ = self._stack.enter_context(application(app, label="generator"))
             self._launched = source
         [(_, loaded)] = call_in_chunks(self._handle.load.remote, [source], num_in_flight=1)
@@ -200,12 +200,14 @@ def _checked(source: ModelSource, loaded: Loaded, expected: str | None) -> str:
     """Return the digest that a replica reports, if it is the right one."""
     if loaded.error is not None:
         raise loaded.error
-    if loaded.weights_digest is None or expected not in (None, loaded.weights_digest):
+    is_other = loaded.model != source.name or expected not in (None, loaded.weights_digest)
+    if loaded.weights_digest is None or is_other:
         raise ServingError(
             "a replica loaded other weights than asked for",
             where=source.name,
-            got=loaded.weights_digest,
-            expected=expected,
+            got=f"{loaded.model}, digest {loaded.weights_digest}",
+            expected=f"{source.name}, digest {expected or 'of any value'}",
+            hint="the checkpoint may have changed meanwhile: start again with another output",
         )
     return loaded.weights_digest
 

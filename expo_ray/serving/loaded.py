@@ -17,6 +17,8 @@ class Loaded:
 
     weights_digest: str | None
     max_model_len: int
+    model: str | None = None
+    """Name of their source, alpha included."""
     error: ExpoError | None = None
     """Why there are none. A value, because an exception would lose its type on the way."""
 

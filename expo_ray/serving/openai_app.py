@@ -122,6 +122,7 @@ class OpenAIServer(OpenAIService, Generator):
             params=body.sampling(limit),
             seed=secrets.randbits(63) if body.seed is None else body.seed % 2**63,
             max_tokens=limit,
+            ignore_eos=body.ignore_eos,
         )
 
     async def _events(

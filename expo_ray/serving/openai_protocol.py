@@ -90,11 +90,17 @@ class GenerationBody(BaseModel):
         None
     )
     seed: int | None = None
+    ignore_eos: bool = False
+    """As vLLM's: go on to the limit on tokens, for load tests."""
     presence_penalty: float | None = Field(None, ge=-2, le=2)
     frequency_penalty: float | None = Field(None, ge=-2, le=2)
     stream: bool = False
     stream_options: StreamOptions | None = None
     # Accepted only with the value that changes nothing.
+    min_p: float | None = Field(None, ge=0, le=0)
+    min_tokens: int | None = Field(None, ge=0, le=0)
+    repetition_penalty: float | None = Field(None, ge=1, le=1)
+    stop_token_ids: None = None
     n: Literal[1] | None = None
     best_of: Literal[1] | None = None
     echo: Literal[False] | None = None
@@ -148,7 +154,10 @@ class AlphaBody(BaseModel):
 
     model_config = ConfigDict(allow_inf_nan=False, extra="forbid")
 
-    alpha: float
+    alpha: float | None = None
+    """Beside rules, for tensors without a rule."""
+    alpha_rules: dict[str, Any] | list[Any] | None = None
+    """What a file for --alpha-rules holds."""
     drain_seconds: float = Field(300.0, gt=0, le=86400)
     """How long requests that are being answered may take to finish."""
 

@@ -6,12 +6,13 @@ alpha may be changed, `weights_digest` and `alpha` in the model list.
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import hmac
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import aclosing
-from dataclasses import dataclass, replace
+from contextlib import aclosing, suppress
+from dataclasses import dataclass
 from typing import Any
 
 import ray
@@ -22,9 +23,10 @@ from pydantic import ValidationError
 from ray import serve
 from starlette.exceptions import HTTPException
 
-from expo_ray.errors import ExpoError
+from expo_ray.errors import ExpoError, WorkError
 from expo_ray.serving.alpha_board import find_or_start_board
 from expo_ray.serving.alpha_member import AlphaMember
+from expo_ray.serving.alpha_setting import AlphaSetting, require_setting, setting_fields
 from expo_ray.serving.body_limit import BodyLimit
 from expo_ray.serving.loaded import Loaded
 from expo_ray.serving.openai_protocol import AlphaBody, ApiError, RewardsBody
@@ -160,14 +162,15 @@ class OpenAIService:
         self._rewarder = rewarder
         self._created = int(time.time())
         self._board: Any = None
-        if not settings.allow_alpha_change or source.alpha is None:
+        self._started = source
+        if not settings.allow_alpha_change or source.setting is None:
             await self.replace(source)
             return
-        context = serve.get_replica_context()
-        self._board = find_or_start_board(context.app_name, source.alpha)
+        app_name = serve.get_replica_context().app_name
+        self._board = find_or_start_board(app_name, source.setting, version=source.digest)
 
-        async def load(alpha: float) -> Loaded:
-            wanted = replace(source, alpha=alpha)
+        async def load(setting: AlphaSetting) -> Loaded:
+            wanted = source.at(setting)
             return self._loaded if wanted == self._source else await self.replace(wanted)
 
         self._member = AlphaMember(
@@ -226,10 +229,14 @@ class OpenAIService:
         return {"object": "alpha", **state}
 
     async def change_alpha(self, body: AlphaBody, request: Request) -> dict[str, Any]:
-        """Bring all replicas to another alpha; answers when they serve it."""
+        """Bring all replicas to another alpha, or to rules; answers when they serve it."""
         self._authorize(request)
         board = self._require_board()
-        problem = await board.change.remote(body.alpha, body.drain_seconds)
+        setting = require_setting(body.alpha, body.alpha_rules)
+        with suppress(WorkError):  # the board will say so, and serve on what is served now
+            # Rules that do not fit this model are refused before anybody has to wait.
+            await asyncio.to_thread(self._started.at(setting).check)
+        problem = await board.change.remote(setting, body.drain_seconds)
         if problem is not None:
             # Nothing has changed: what was served before is served again.
             raise ApiError(409, str(problem), code="alpha_not_changed")
@@ -279,7 +286,7 @@ class OpenAIService:
             "owned_by": "expo-ray",
             "max_model_len": self._loaded.max_model_len,
             "weights_digest": self._loaded.weights_digest,
-            "alpha": None if source is None else source.alpha,
+            **setting_fields(None if source is None else source.setting),
         }
 
     async def _admit(

@@ -9,7 +9,8 @@ from typing import Any
 
 from ray import serve
 
-from expo_ray.serving.engines import VLLM
+from expo_ray.errors import ConfigError
+from expo_ray.serving.engines import VLLM, has_gpu
 from expo_ray.serving.engines.options import EngineOptions
 from expo_ray.serving.generator import Generator
 from expo_ray.serving.launching import replica_options, vllm_options
@@ -116,6 +117,7 @@ def vllm_app(
 
     from expo_ray.serving.engines.vllm_config import llm_config
 
+    require_support(VLLM, source)
     config = llm_config(source, options, deployment=deployment)
     app: serve.Application = build_llm_deployment(
         config,
@@ -125,6 +127,36 @@ def vllm_app(
         override_serve_options={"name": replica.__name__},
     )
     return app
+
+
+def require_support(engine: str, source: ModelSource) -> None:
+    """Check what an engine would find out only in its own process, after minutes.
+
+    Args:
+        engine: As `resolve_engine` returns it.
+        source: What it shall load.
+
+    Raises:
+        ConfigError: vLLM cannot do the model's attention on CPUs.
+        CheckpointError: The checkpoint is missing or malformed.
+    """
+    if engine != VLLM or has_gpu():
+        return
+    config = source.open().config
+    config = config.get("text_config") or config
+    heads = config.get("num_attention_heads")
+    size = config.get("head_dim") or (heads and config.get("hidden_size", 0) // heads)
+    with _own_logging():
+        from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
+    supported = CPUAttentionBackend.get_supported_head_sizes()
+    if size and size not in supported:
+        raise ConfigError(
+            "vLLM has no attention for heads of this size on CPUs",
+            where=f"--engine vllm, {source.model}",
+            got=f"{size} per head",
+            expected=", ".join(map(str, supported)),
+            hint="use --engine transformers, or a GPU",
+        )
 
 
 def same_engine(engine: str, one: ModelSource, other: ModelSource) -> bool:

@@ -15,6 +15,7 @@ from expo_ray.errors import ConfigError, ServingError
 from expo_ray.rewards import RewardModelSpec, pin_reward_model
 from expo_ray.serving.alpha_board import stop_board
 from expo_ray.serving.alpha_client import DRAIN_SECONDS, set_alpha
+from expo_ray.serving.alpha_setting import RulesLike
 from expo_ray.serving.chunked_calls import call_in_chunks
 from expo_ray.serving.engines import TRANSFORMERS, VLLM, resolve_engine
 from expo_ray.serving.engines.options import EngineOptions
@@ -90,11 +91,11 @@ class ServedModel:
         self.engine = resolve_engine(engine)
         if self.engine == TRANSFORMERS:
             options.require_none_for(self.engine)
-        if allow_alpha_change and source.alpha is None:
+        if allow_alpha_change and source.setting is None:
             raise ConfigError(
                 "alpha can change only where a pair is served",
                 where="--allow-alpha-change",
-                hint="give --initial and --alpha (0 is the aligned model itself)",
+                hint="give --initial and --alpha (0 is the aligned model itself) or --alpha-rules",
             )
         self._options = options
         self._allow_alpha_change = allow_alpha_change
@@ -118,9 +119,9 @@ class ServedModel:
         with ExitStack() as stack:
             host, port = self._listen
             self._source.check()
+            app = self.bind()  # refuses what it can before Serve is started
             root = ensure_serve(host=host, port=port)
-            app = application(self.bind(), label="server", route=self._route)
-            handle, route = stack.enter_context(app)
+            handle, route = stack.enter_context(application(app, label="server", route=self._route))
             [(_, loaded)] = call_in_chunks(
                 lambda _: handle.describe.remote(), [self._source], num_in_flight=1
             )
@@ -137,9 +138,21 @@ class ServedModel:
     def __exit__(self, *exc: object) -> None:
         self._stack.close()
 
-    def set_alpha(self, alpha: float, *, drain_seconds: float = DRAIN_SECONDS) -> dict[str, Any]:
-        """Bring all replicas to another alpha, see `expo_ray.serving.set_alpha`."""
-        state = set_alpha(alpha, url=self.url, api_key=self._api_key, drain_seconds=drain_seconds)
+    def set_alpha(
+        self,
+        alpha: float | None = None,
+        *,
+        alpha_rules: RulesLike | None = None,
+        drain_seconds: float = DRAIN_SECONDS,
+    ) -> dict[str, Any]:
+        """Bring all replicas to another alpha, or to rules, see `expo_ray.serving.set_alpha`."""
+        state = set_alpha(
+            alpha,
+            alpha_rules=alpha_rules,
+            url=self.url,
+            api_key=self._api_key,
+            drain_seconds=drain_seconds,
+        )
         self.model, self.weights_digest = state["model"], state["weights_digest"]
         return state
 
@@ -192,7 +205,7 @@ class ServedModel:
 
     def _stop_board(self) -> None:
         if self._allow_alpha_change and ray.is_initialized():
-            stop_board(self.app_name)
+            stop_board(self.app_name, version=self._source.digest)
 
     def _wait_for_an_answer(self) -> None:
         """Complete one token: only then can a client be told that the service is ready."""

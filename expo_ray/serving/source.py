@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -13,7 +14,9 @@ from expo_ray.checkpoints.checkpoint import open_aligned
 from expo_ray.checkpoints.hub_storage import is_hub_address
 from expo_ray.checkpoints.storage import RECORD_NAME, split_address
 from expo_ray.errors import ConfigError
-from expo_ray.extrapolation import format_alpha, parse_alpha, round_alpha
+from expo_ray.extrapolation import round_alpha
+from expo_ray.extrapolation.alpha_rules import AlphaRules
+from expo_ray.serving.alpha_setting import AlphaSetting, parse_setting, setting_label
 
 if TYPE_CHECKING:
     import torch
@@ -24,7 +27,7 @@ class ModelSource:
     """A checkpoint, or aligned + alpha * (aligned - initial) with nothing written to disk.
 
     Raises:
-        ConfigError: Only one of `initial` and `alpha` is given, or alpha is not finite.
+        ConfigError: Only one of `initial` and alpha (or its rules) is given, or it is malformed.
     """
 
     model: str
@@ -32,17 +35,22 @@ class ModelSource:
     initial: str | None = None
     """The checkpoint before alignment; None serves `model` as it is."""
     alpha: float | None = None
-    """How far beyond aligned; 0 is aligned itself. None serves `model` as it is."""
+    """How far beyond aligned; 0 is aligned itself. None serves `model` as it is, or is under
+    rules, whose default an alpha given beside them becomes."""
+    alpha_rules: AlphaRules | None = None
+    """Alpha by part of the model. Its YAML file, or the table that it holds, is taken too."""
 
     def __post_init__(self) -> None:
-        if (self.initial is None) != (self.alpha is None):
+        setting = parse_setting(self.alpha, self.alpha_rules)
+        if (self.initial is None) != (setting is None):
             raise ConfigError(
-                "a live extrapolation needs both initial and alpha",
-                where="--initial, --alpha",
-                got=f"initial {self.initial}, alpha {self.alpha}",
+                "a live extrapolation needs both initial and alpha (or its rules)",
+                where="--initial, --alpha, --alpha-rules",
+                got=f"initial {self.initial}, alpha {setting}",
             )
-        if self.alpha is not None:
-            object.__setattr__(self, "alpha", parse_alpha(self.alpha))
+        rules = setting if isinstance(setting, AlphaRules) else None
+        object.__setattr__(self, "alpha_rules", rules)
+        object.__setattr__(self, "alpha", setting if rules is None else None)
         # Replicas run in other working directories.
         for name in ("model", "initial"):
             path = getattr(self, name)
@@ -52,16 +60,34 @@ class ModelSource:
     @property
     def is_live(self) -> bool:
         """Whether the weights are computed while loading."""
+        if self.alpha_rules is not None:
+            return True
         return self.alpha is not None and round_alpha(self.alpha) != 0
 
     @property
+    def setting(self) -> AlphaSetting | None:
+        """The alpha, or the rules, of a pair; None for a checkpoint."""
+        return self.alpha if self.alpha_rules is None else self.alpha_rules
+
+    def at(self, setting: AlphaSetting) -> ModelSource:
+        """Return the same pair at another alpha, or under other rules."""
+        if isinstance(setting, AlphaRules):
+            return replace(self, alpha=None, alpha_rules=setting)
+        return replace(self, alpha=setting, alpha_rules=None)
+
+    @property
+    def digest(self) -> str:
+        """Eight hex digits that name this source: what it is made of, not its weights."""
+        return hashlib.sha256(repr(self).encode()).hexdigest()[:8]
+
+    @property
     def name(self) -> str:
-        """The name that clients use: the folder's, with `@alpha=0.3` for a pair."""
+        """The name that clients use: the folder's, for a pair `@alpha=0.3` or `@rules=1a2b3c4d`."""
         address = split_address(self.model)[0].rstrip("/")
         if is_hub_address(address):
             address = address.partition("@")[0]
         folder = address.rsplit("/", 1)[-1]
-        return folder if self.alpha is None else f"{folder}@alpha={format_alpha(self.alpha)}"
+        return folder if self.setting is None else f"{folder}@{setting_label(self.setting)}"
 
     def open(self) -> Checkpoint:
         """Read the headers of `model`: its config and tokenizer are those of what is served.
@@ -115,8 +141,10 @@ class ModelSource:
         from expo_ray.checkpoints.tensors import TORCH_DTYPES
         from expo_ray.extrapolation import stream_weights
 
-        if self.initial is not None and self.alpha is not None and self.is_live:
-            yield from stream_weights(self.initial, self.model, self.alpha)
+        if self.initial is not None and self.is_live:
+            yield from stream_weights(
+                self.initial, self.model, self.alpha, alpha_rules=self.alpha_rules
+            )
             return
         checkpoint = self.open()
         for name, tensor in iter_tensors(checkpoint):

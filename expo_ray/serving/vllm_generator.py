@@ -116,7 +116,9 @@ class VLLMGenerator(LLMServer):  # type: ignore[misc]
             return self._loaded
         self._source = source
         config = self._client.model_config
-        self._loaded = Loaded(weights_digest=digests[0], max_model_len=config.max_model_len)
+        self._loaded = Loaded(
+            weights_digest=digests[0], max_model_len=config.max_model_len, model=source.name
+        )
         return self._loaded
 
     @property

@@ -55,8 +55,8 @@ class Replica:
 
 @pytest.fixture
 def board(ray_cluster: str) -> Iterator[Any]:
-    yield find_or_start_board(APP, 0.5)
-    stop_board(APP)
+    yield find_or_start_board(APP, 0.5, version="1")
+    stop_board(APP, version="1")
 
 
 def start(board: Any, *names: str, **more: Any) -> list[Any]:

@@ -15,7 +15,7 @@ def test_auto_says_what_it_picks_and_why(
         return find_spec("json") if there["vllm"] else None
 
     monkeypatch.setattr("expo_ray.serving.engines.find_spec", find)
-    monkeypatch.setattr("expo_ray.serving.engines._has_gpu", lambda: there["gpu"])
+    monkeypatch.setattr("expo_ray.serving.engines.has_gpu", lambda: there["gpu"])
     with caplog.at_level("INFO", logger="expo_ray"):
         assert pick_engine("auto") == ("vllm", "vLLM is installed and there is a GPU")
     assert "vllm" in caplog.text

@@ -1,18 +1,24 @@
 import asyncio
 import pickle
+import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 import ray
 
 from expo_ray.checkpoints import Checkpoint, weights_digest
-from expo_ray.errors import CheckpointError, ConfigError
+from expo_ray.errors import CheckpointError, ConfigError, ServingError
 from expo_ray.extrapolation import extrapolate
+from expo_ray.extrapolation.alpha_rules import AlphaRules
 from expo_ray.progress import NullProgress
 from expo_ray.rewards import RewardModelSpec, load_reward_model
 from expo_ray.serving import GeneratorReplicas, ModelSource, RewardReplicas, SamplingParams
 from expo_ray.serving.engines.options import EngineOptions, parse_engine_args
+from expo_ray.serving.generator_replicas import _checked
+from expo_ray.serving.loaded import Loaded
 from expo_ray.serving.rewarder import Rewarder
 from expo_ray.tables import (
     RESPONSES_SCHEMA,
@@ -59,7 +65,11 @@ def test_candidates_on_the_same_replicas_then_rewards(
     written = tmp_path / "alpha-0.5"
     extrapolate(initial, aligned, written, alpha=0.5, address="inline")
     splits = {prompt.prompt_id: "tuning" for prompt in PROMPTS}
-    paths = {name: tmp_path / f"{name}.parquet" for name in ("aligned", "written", "live")}
+    names = ("aligned", "written", "live", "ruled", "ruled-written")
+    paths = {name: tmp_path / f"{name}.parquet" for name in names}
+    rules = AlphaRules.parse([{"match": "*norm*", "alpha": 0}, {"match": "*", "alpha": 0.5}])
+    ruled = tmp_path / "ruled"
+    extrapolate(initial, aligned, ruled, alpha_rules=rules, address="inline")
     with GeneratorReplicas(num_replicas=2) as replicas:
         summary = generated(
             replicas, ModelSource(model=aligned), paths["aligned"], alpha=0.0, splits=splits
@@ -67,6 +77,9 @@ def test_candidates_on_the_same_replicas_then_rewards(
         generated(replicas, ModelSource(model=str(written)), paths["written"], alpha=0.5)
         live = ModelSource(model=aligned, initial=initial, alpha=0.5)
         generated(replicas, live, paths["live"])
+        # A search over parts of the model gives rules as data, on the same replicas.
+        generated(replicas, live.at(rules), paths["ruled"])
+        generated(replicas, ModelSource(model=str(ruled)), paths["ruled-written"])
 
     assert summary["num_generated"] == summary["num_rows"] == 80
     assert summary["num_errors"] == 0
@@ -83,6 +96,10 @@ def test_candidates_on_the_same_replicas_then_rewards(
     columns = ["prompt_id", "sample", "response", "weights_digest", "alpha", "seed"]
     assert tables["live"].select(columns).equals(tables["written"].select(columns))
     assert tables["live"].column("response") != tables["aligned"].column("response")
+    assert tables["ruled"].select(columns).equals(tables["ruled-written"].select(columns))
+    assert tables["ruled"].column("response") != tables["live"].column("response")
+    assert set(tables["ruled"].column("alpha").to_pylist()) == {None}
+    assert set(tables["ruled"].column("model").to_pylist()) == {f"aligned@rules={rules.digest}"}
 
     rewards_path = tmp_path / "rewards.parquet"
     with RewardReplicas(str(pico_reward_model), num_replicas=2) as rewarders:
@@ -128,6 +145,40 @@ def test_a_killed_replica_and_a_killed_driver_change_nothing(
     assert (whole["num_generated"], whole["num_resumed"]) == (80, 0)
     assert (resumed["num_generated"], resumed["num_resumed"]) == (40, 40)
     assert (tmp_path / "a.parquet").read_bytes() == (tmp_path / "b.parquet").read_bytes()
+
+
+def test_answers_of_other_weights_are_not_recorded(
+    ray_cluster: str, pico_pair: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """The checkpoint is overwritten, and a replica that starts again meets the new one."""
+    model, output = tmp_path / "model", tmp_path / "a.parquet"
+    shutil.copytree(pico_pair[1], model)
+    source = ModelSource(model=str(model))
+    digest = weights_digest(Checkpoint.open(model))
+
+    def overwrite_and_kill() -> None:
+        shutil.copytree(pico_pair[0], model, dirs_exist_ok=True)
+        for actor in ray.util.list_named_actors(all_namespaces=True):
+            if actor["name"].startswith("SERVE_REPLICA::expo-ray-generator"):
+                ray.kill(ray.get_actor(**actor))
+
+    with GeneratorReplicas() as replicas:
+        with pytest.raises(ServingError, match="other weights") as caught:
+            generated(replicas, source, output, progress=Watch(overwrite_and_kill))
+        assert weights_digest(Checkpoint.open(model)) in str(caught.value.got)
+        with pytest.raises(ConfigError, match="other weights"):
+            generated(replicas, source, output)
+    recorded = pq.read_table(output.with_name(f"{output.name}.parts"))
+    assert set(recorded["weights_digest"].to_pylist()) == {digest}
+
+
+@pytest.mark.parametrize("changes", [{"model": "m@alpha=0.5"}, {"weights_digest": "other"}])
+def test_a_replica_that_reports_something_else_is_refused(changes: dict[str, str]) -> None:
+    source = ModelSource(model="m", initial="i", alpha=0.3)
+    fine = Loaded(weights_digest="d", max_model_len=1, model="m@alpha=0.3")
+    assert _checked(source, fine, "d") == _checked(source, fine, None) == "d"
+    with pytest.raises(ServingError, match="other weights"):
+        _checked(source, replace(fine, **changes), "d")
 
 
 def test_done_work_starts_no_replica_and_wrong_work_is_refused(

@@ -1,23 +1,38 @@
 """Changing alpha of a service with two embedded replicas."""
 
 import asyncio
+import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 import ray
+import yaml
+from ray import serve
+from ray.serve.schema import ApplicationStatus
+from typer.testing import CliRunner
 
 import expo_ray
 from expo_ray.checkpoints import Checkpoint, weights_digest
+from expo_ray.cli.main import app as command
 from expo_ray.errors import ConfigError, ServingError
 from expo_ray.extrapolation import extrapolate
-from expo_ray.serving import ModelSource, ServedModel, get_alpha, set_alpha
+from expo_ray.extrapolation.alpha_rules import AlphaRules
+from expo_ray.serving import ModelSource, ServedModel, get_alpha, served_model, set_alpha
+from expo_ray.serving.alpha_board import NAMESPACE
+from expo_ray.serving.app import AppArguments, build_app
+from expo_ray.serving.launching import ensure_serve
 from tests.pico import save_pair
 
 KEY = "sk-pico"
 HEADERS = {"Authorization": f"Bearer {KEY}"}
+RULES = [
+    {"match": "*norm*", "alpha": 0},
+    {"match": "model.layers.*", "alpha": {"first": 0.1, "last": 0.4}},
+]
 
 
 @pytest.fixture(scope="module")
@@ -34,8 +49,8 @@ def served(ray_cluster: str, pair: tuple[Path, Path]) -> Iterator[ServedModel]:
         yield served
 
 
-def written_digest(pair: tuple[Path, Path], alpha: float, folder: Path) -> str:
-    extrapolate(*map(str, pair), folder, alpha=alpha, address="inline")
+def written_digest(pair: tuple[Path, Path], alpha: float, folder: Path, **more: Any) -> str:
+    extrapolate(*map(str, pair), folder, alpha=alpha, address="inline", **more)
     return weights_digest(Checkpoint.open(folder))
 
 
@@ -93,8 +108,45 @@ def test_no_answer_is_ever_labelled_with_other_weights(
     assert fine == set(digests.items())
 
 
-def test_a_replica_that_is_replaced_has_the_current_alpha(served: ServedModel) -> None:
-    served.set_alpha(0.25)
+def test_rules_from_a_file_on_the_command_line(
+    served: ServedModel,
+    pair: tuple[Path, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rules = tmp_path / "rules.yaml"
+    rules.write_text(yaml.safe_dump(RULES))
+    old = served.model
+    monkeypatch.setenv("PICO_KEY", KEY)
+
+    def alpha_set(*arguments: object) -> Any:
+        key = ("--url", served.url, "--api-key-env", "PICO_KEY", "--json")
+        return CliRunner().invoke(command, ["alpha", "set", *map(str, arguments), *key])
+
+    state = json.loads(alpha_set("0.3", "--alpha-rules", rules).stdout)
+    current = AlphaRules.parse(RULES).with_default(0.3)
+    assert state["model"] == f"aligned@rules={current.digest}"
+    digest = written_digest(pair, 0.3, tmp_path / "written", alpha_rules=rules)
+    assert state["weights_digest"] == digest
+    assert (state["alpha"], state["alpha_rules"]) == (None, current.as_dict())
+    assert [r["weights_digest"] for r in state["replicas"].values()] == [digest] * 2
+    [entry] = httpx.get(f"{served.url}/v1/models", headers=HEADERS).json()["data"]
+    assert (entry["id"], entry["alpha"]) == (state["model"], None)
+    assert entry["alpha_rules"] == current.as_dict()
+    assert asyncio.run(once(served, state["model"])) == (200, state["model"], digest)
+    assert asyncio.run(once(served, old))[0] == 404
+
+    # Rules that do not fit this model change nothing, and nobody waits for them.
+    rules.write_text(yaml.safe_dump([*RULES, {"match": "*.no_such.*", "alpha": 1}]))
+    refused = alpha_set("0.3", "--alpha-rules", rules)
+    assert isinstance(refused.exception, ConfigError)
+    assert "never used" in str(refused.exception.got)
+    assert get_alpha(url=served.url, api_key=KEY)["generation"] == state["generation"]
+    assert isinstance(alpha_set().exception, ConfigError)
+
+
+def test_a_replica_that_is_replaced_has_the_current_rules(served: ServedModel) -> None:
+    served.set_alpha(0.25, alpha_rules=RULES)
     before = set(replica_names(served))
     assert len(before) == 2
     ray.kill(ray.get_actor(min(before), namespace="serve"))
@@ -115,9 +167,9 @@ def test_a_replica_that_is_replaced_has_the_current_alpha(served: ServedModel) -
                     (served.model, served.weights_digest)
                 }
                 state = get_alpha(url=served.url, api_key=KEY)
-                members = [r["alpha"] for r in state["replicas"].values()]
+                members = [r["weights_digest"] for r in state["replicas"].values()]
                 if set(state["replicas"]) == {n.split("#")[-1] for n in replica_names(served)}:
-                    assert members == [0.25, 0.25]
+                    assert members == [served.weights_digest] * 2
                     return
                 await asyncio.sleep(0.5)
 
@@ -150,10 +202,100 @@ def test_only_those_who_may(served: ServedModel, pair: tuple[Path, Path]) -> Non
         set_alpha(0.3, url="http://127.0.0.1:9")
     with pytest.raises(ConfigError, match="pair"):
         ServedModel(ModelSource(model=str(pair[1])), allow_alpha_change=True)
-    for body in ({"alpha": "a lot"}, {"alpha": 1, "extra": 1}, {}):
+    for body in ({"alpha": "a lot"}, {"alpha": 1, "extra": 1}, {}, {"alpha_rules": [{}]}):
         answer = httpx.post(f"{served.url}/v1/alpha", json=body, headers=HEADERS)
         assert (answer.status_code, answer.json()["error"]["code"]) == (400, "invalid_value")
     with ServedModel(ModelSource(model=str(pair[1]))) as fixed:
         with pytest.raises(ConfigError, match="refuses") as caught:
             set_alpha(0.3, url=fixed.url)
     assert "--allow-alpha-change" in str(caught.value.got)
+
+
+def test_a_replica_that_the_autoscaler_adds_has_the_current_alpha(
+    ray_cluster: str, pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = ServedModel._deployment
+
+    def hurried(self: ServedModel, max_requests: int) -> dict[str, Any]:
+        options = whole(self, max_requests)
+        # Serve looks for 30 seconds before it adds a replica, by default.
+        options["autoscaling_config"] |= {
+            "upscale_delay_s": 0.5,
+            "metrics_interval_s": 0.5,
+            "look_back_period_s": 1,
+        }
+        return options
+
+    monkeypatch.setattr(ServedModel, "_deployment", hurried)
+    monkeypatch.setattr(served_model, "MAX_BATCH_ROWS", 4)
+    initial, aligned = map(str, pair)
+    source = ModelSource(model=aligned, initial=initial, alpha=0.5)
+    with ServedModel(source, allow_alpha_change=True, max_replicas=2) as scaled:
+        scaled.set_alpha(0.3)
+        assert len(get_alpha(url=scaled.url)["replicas"]) == 1
+        deadline = time.monotonic() + 90
+
+        async def load_until_there_are_two() -> set[tuple[int, str, str]]:
+            seen: set[tuple[int, str, str]] = set()
+            state: dict[str, Any] = {"replicas": {}}
+
+            async def keep_asking(client: httpx.AsyncClient) -> None:
+                while len(state["replicas"]) < 2:
+                    assert time.monotonic() < deadline
+                    seen.add(await ask(client, scaled, scaled.model))
+
+            async with httpx.AsyncClient(timeout=60) as client:
+                askers = [asyncio.create_task(keep_asking(client)) for _ in range(12)]
+                while len(state["replicas"]) < 2 and not any(a.done() for a in askers):
+                    await asyncio.sleep(0.2)
+                    state = await asyncio.to_thread(get_alpha, url=scaled.url)
+                await asyncio.gather(*askers)
+                # Some of these are answered by the second one.
+                many = (ask(client, scaled, scaled.model) for _ in range(12))
+                seen |= {*await asyncio.gather(*many)}
+            assert {r["alpha"] for r in state["replicas"].values()} == {0.3}
+            return seen
+
+        seen = asyncio.run(load_until_there_are_two())
+        assert {answer for answer in seen if answer[0] == 200} == {
+            (200, "aligned@alpha=0.3", scaled.weights_digest)
+        }
+
+
+def boards() -> list[str]:
+    actors = ray.util.list_named_actors(all_namespaces=True)
+    mine = (a["name"] for a in actors if a["namespace"] == NAMESPACE)
+    return [name for name in mine if name.startswith("expo-ray-alpha-from-a-file")]
+
+
+def test_a_config_file_that_changes_starts_anew_and_leaves_nothing_behind(
+    ray_cluster: str, pair: tuple[Path, Path]
+) -> None:
+    root = ensure_serve()
+    name = "from-a-file"
+
+    def deploy(alpha: float) -> str:
+        arguments = AppArguments(
+            model=str(pair[1]), initial=str(pair[0]), alpha=alpha, allow_alpha_change=True
+        )
+        serve.run(build_app(arguments), name=name, route_prefix=f"/{name}")
+        assert serve.status().applications[name].status == ApplicationStatus.RUNNING
+        answer = httpx.get(f"{root}/{name}/v1/models", timeout=60)
+        return str(answer.json()["data"][0]["id"])
+
+    def wait_for_boards(number: int) -> None:
+        deadline = time.monotonic() + 60
+        while len(boards()) != number:
+            assert time.monotonic() < deadline, boards()
+            time.sleep(0.5)
+
+    try:
+        assert deploy(0.5) == "aligned@alpha=0.5"
+        set_alpha(0.7, url=f"{root}/{name}")
+        # The same file again changes nothing; another one is followed, not the last alpha.
+        assert deploy(0.5) == "aligned@alpha=0.7"
+        assert deploy(0.3) == "aligned@alpha=0.3"
+        wait_for_boards(1)
+    finally:
+        serve.delete(name)
+    wait_for_boards(0)

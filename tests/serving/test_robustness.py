@@ -59,7 +59,11 @@ async def flood(served: ServedModel, num_requests: int, **changes: object) -> li
 
 
 def test_overload_is_refused_at_once_and_passes(served: ServedModel) -> None:
-    answers = asyncio.run(flood(served, 60, max_tokens=200))
+    asyncio.run(flood(served, 60, max_tokens=200))
+    process = replica_process(served)
+    rss_bytes = process.memory_info().rss
+    answers = [a for _ in range(3) for a in asyncio.run(flood(served, 100, max_tokens=200))]
+    assert process.memory_info().rss <= rss_bytes + 16 * 1024 * 1024
     assert {a.status_code for a in answers} == {200, 503}
     refused = [a for a in answers if a.status_code == 503]
     assert all(a.headers["retry-after"] == "1" for a in refused)

@@ -1,3 +1,5 @@
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,7 @@ from expo_ray.serving.engines.transformers_engine import TransformersEngine
 from expo_ray.serving.sampling import SamplingParams
 from expo_ray.serving.source import ModelSource
 from expo_ray.tables import Message
-from tests.pico import pico_config, save_model
+from tests.pico import pico_config, save_model, save_pair
 
 PROMPTS = ["hi", "a much longer question, twice " * 2, "x", "List three fruits.", "?" * 90]
 
@@ -115,6 +117,11 @@ def test_the_end_of_text_token_ends_a_row(tmp_path: Path) -> None:
         assert made == Generated(
             text="", finish_reason=reason, prompt_tokens=6, completion_tokens=tokens
         )
+        heeding, ignoring = rows(engine, max_tokens=4, temperature=0)[:2]
+        ignoring.ignore_eos = True
+        both = engine.generate([heeding, ignoring])
+        assert [result.completion_tokens for result in both] == [tokens, 4]
+        assert both[1].finish_reason == "length"
 
 
 def test_weights_that_give_no_numbers_give_an_error(tmp_path: Path) -> None:
@@ -172,3 +179,40 @@ def test_a_checkpoint_that_lacks_tensors_is_refused(tmp_path: Path) -> None:
     )
     with pytest.raises(CheckpointError, match=r"layers\.2"):
         TransformersEngine().load(ModelSource(model=str(folder)))
+
+
+LOADS = """
+import sys
+from pathlib import Path
+from expo_ray.serving.engines.transformers_engine import TransformersEngine
+from expo_ray.serving.source import ModelSource
+
+def memory(kind):
+    [line] = [l for l in open("/proc/self/status") if l.startswith(kind)]
+    return int(line.split()[1]) * 1024
+
+small, initial, aligned = sys.argv[1:]
+engine = TransformersEngine()
+engine.load(ModelSource(model=small))
+before = memory("VmRSS")
+Path("/proc/self/clear_refs").write_text("5")  # the peak so far was that of imports
+for alpha in (0.3, 0.5):
+    engine.load(ModelSource(model=aligned, initial=initial, alpha=alpha))
+print((memory("VmHWM") - before) / sum(p.nbytes for p in engine._loaded.model.parameters()))
+"""
+
+
+def test_a_pair_is_loaded_and_replaced_in_the_memory_of_one_model(
+    folder: Path, tmp_path: Path
+) -> None:
+    """Each replica streams both inputs: k replicas on a node do not hold k copies of them."""
+    shape = {"hidden_size": 768, "intermediate_size": 3072}
+    initial, aligned = save_pair(tmp_path, **shape)
+    done = subprocess.run(
+        [sys.executable, "-c", LOADS, str(folder), str(initial), str(aligned)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    # float32 in memory: 1 is the model; both inputs, in bfloat16, would add another 1.
+    assert 0.9 < float(done.stdout) < 1.5

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from expo_ray.serving.engines.interface import Engine
     from expo_ray.serving.engines.options import EngineOptions
 
-__all__ = ["make_engine", "pick_engine", "resolve_engine"]
+__all__ = ["has_gpu", "make_engine", "pick_engine", "resolve_engine"]
 
 TRANSFORMERS = "transformers"
 VLLM = "vllm"
@@ -57,7 +57,7 @@ def pick_engine(name: str) -> tuple[str, str]:
         return name, "as asked for"
     if not has_vllm:
         engine, reason = TRANSFORMERS, "vLLM is not installed"
-    elif not _has_gpu():
+    elif not has_gpu():
         engine, reason = TRANSFORMERS, "no GPU here"
     else:
         engine, reason = VLLM, "vLLM is installed and there is a GPU"
@@ -65,7 +65,8 @@ def pick_engine(name: str) -> tuple[str, str]:
     return engine, reason
 
 
-def _has_gpu() -> bool:
+def has_gpu() -> bool:
+    """Say whether the connected Ray cluster has a GPU, or without one this machine."""
     ray = sys.modules.get("ray")
     if ray is not None and ray.is_initialized():
         return float(ray.cluster_resources().get("GPU", 0)) > 0

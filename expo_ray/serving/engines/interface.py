@@ -36,6 +36,8 @@ class Row:
     seed: int
     max_tokens: int
     """At least 1; with the prompt no more than the engine's context."""
+    ignore_eos: bool = False
+    """Whether an end-of-text token is a token like any other."""
     on_text: Callable[[str], None] | None = None
     """Called with each new piece of text."""
     on_done: Callable[[Generated], None] | None = None

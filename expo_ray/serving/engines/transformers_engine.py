@@ -107,6 +107,7 @@ class _Watcher:
         self._tokenizer = loaded.tokenizer
         self._prompt_width = prompt_width
         self._eos = torch.tensor(loaded.eos_ids, dtype=torch.int64, device=device)
+        self._heeds_eos_b = torch.tensor([not row.ignore_eos for row in rows], device=device)
         self._max_tokens_b = torch.tensor([row.max_tokens for row in rows], device=device)
         self._finished_b = torch.zeros(len(rows), dtype=torch.bool, device=device)
         self._results: list[Generated | None] = [None] * len(rows)
@@ -126,7 +127,7 @@ class _Watcher:
         """Return which rows are finished."""
         num_tokens = input_ids.shape[1] - self._prompt_width
         last_b = input_ids[:, -1]
-        eos_b = torch.isin(last_b, self._eos)
+        eos_b = torch.isin(last_b, self._eos) & self._heeds_eos_b
         ended_b = eos_b | (num_tokens >= self._max_tokens_b) | self._sampler.failed_b
         ended_b |= self._push_text(last_b, eos_b)
         for i in (ended_b & ~self._finished_b).nonzero()[:, 0].tolist():

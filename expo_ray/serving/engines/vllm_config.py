@@ -20,7 +20,9 @@ _KV_CACHE_GIB = "1"
 
 def source_fields(source: ModelSource) -> dict[str, Any]:
     """Return a source as plain values, which cross to vLLM's processes."""
-    return dataclasses.asdict(source)
+    fields = {field.name: getattr(source, field.name) for field in dataclasses.fields(source)}
+    rules = source.alpha_rules
+    return {**fields, "alpha_rules": None if rules is None else rules.as_dict()}
 
 
 def llm_config(
