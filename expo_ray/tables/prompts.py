@@ -6,21 +6,20 @@ optionally `prompt_id`. What does not belong here: chat templates, tokenization,
 
 from __future__ import annotations
 
-import csv
-import io
 import itertools
 import json
-import sys
-from collections.abc import Iterator
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypedDict
 
+from expo_ray.checkpoints import atomic_write_text
 from expo_ray.errors import ConfigError, TableError
+from expo_ray.tables.prompt_files import prompt_files
+from expo_ray.tables.prompt_rows import read_rows
+from expo_ray.tables.seeds import shuffled
 
 _TEXT_FIELDS = ("prompt", "instruction", "messages")
-_Row = tuple[str, object]
-"""(where the row is, for messages: `FILE:LINE` or `FILE row N`; its parsed value)"""
 
 
 class Message(TypedDict):
@@ -40,27 +39,52 @@ class Prompt:
     """The turns so far; the last one is the user's."""
 
 
-def read_prompts(path: str | Path, *, limit: int | None = None) -> list[Prompt]:
-    """Read a prompts file; the suffix says which format it is.
+def read_prompts(
+    path: str | Path,
+    *,
+    limit: int | None = None,
+    columns: Mapping[str, str] | None = None,
+    num_prompts: int | None = None,
+    seed: int = 42,
+) -> list[Prompt]:
+    """Read prompts; the suffix says which format it is.
 
     Args:
-        path: `.jsonl`, `.json` (a list, `{"data": [...]}` or one object), `.parquet` or `.csv`.
+        path: `.jsonl`, `.json` (a list, `{"data": [...]}` or one object), `.parquet` or `.csv`:
+            a local path, `s3://`, `gs://`, or a dataset on the Hub
+            (`hf://datasets/OWNER/NAME[@REVISION][/FILE][#split=NAME]`, read without its scripts).
         limit: Read only the first so many rows.
+        columns: The source's names of our columns: `{"prompt": "question", "prompt_id": "uid"}`.
+        num_prompts: Draw so many at random; the draw depends on the ids and the seed alone, and
+            rows appended later push out as few of them as possible.
+        seed: Seed of the draw.
 
     Returns:
         The prompts in file order.
 
     Raises:
         TableError: The file is missing, empty or malformed, or an id occurs twice.
-        ConfigError: `limit` is below one.
+        ConfigError: `limit` or `num_prompts` does not fit, or a column is not one of ours.
     """
-    if limit is not None and limit < 1:
-        raise ConfigError("the limit on prompts is too small", got=limit, expected="1 or more")
-    path = Path(path)
+    for name, number in (("limit", limit), ("number", num_prompts)):
+        if number is not None and number < 1:
+            raise ConfigError(
+                f"the {name} of prompts is too small", got=number, expected="1 or more"
+            )
+    unknown = set(columns or ()) - {*_TEXT_FIELDS, "prompt_id"}
+    if unknown:
+        raise ConfigError(
+            "a prompt has no such column",
+            where="columns",
+            got=", ".join(sorted(unknown)),
+            expected=", ".join((*_TEXT_FIELDS, "prompt_id")),
+        )
     prompts: list[Prompt] = []
     seen: dict[str, str] = {}
-    for index, (where, value) in enumerate(itertools.islice(_rows(path), limit)):
-        prompt = _parse_row(value, where=where, index=index)
+    rows = itertools.chain.from_iterable(read_rows(file) for file in prompt_files(path))
+    for index, (where, value) in enumerate(itertools.islice(rows, limit)):
+        mapped = _mapped(value, columns, where) if columns else value
+        prompt = _parse_row(mapped, where=where, index=index)
         if prompt.prompt_id in seen:
             raise TableError(
                 "a prompt_id occurs twice",
@@ -72,103 +96,46 @@ def read_prompts(path: str | Path, *, limit: int | None = None) -> list[Prompt]:
         prompts.append(prompt)
     if not prompts:
         raise TableError("the prompts file has no rows", where=path)
-    return prompts
+    return prompts if num_prompts is None else _sample(prompts, num_prompts, seed, where=path)
 
 
-def _rows(path: Path) -> Iterator[_Row]:
-    readers = {
-        ".jsonl": _jsonl_rows,
-        ".ndjson": _jsonl_rows,
-        ".json": _json_rows,
-        ".parquet": _parquet_rows,
-        ".csv": _csv_rows,
-    }
-    reader = readers.get(path.suffix.lower())
-    if reader is None:
-        raise TableError(
-            "the prompts file has an unknown format",
-            where=path,
-            got=path.suffix or "no suffix",
-            expected=".jsonl, .json, .parquet or .csv",
+def write_prompts(path: Path, prompts: Sequence[Prompt]) -> None:
+    """Write prompts as JSONL that `read_prompts` reads back."""
+    rows = [{"prompt_id": p.prompt_id, "messages": list(p.messages)} for p in prompts]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    atomic_write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
+
+
+def _sample(
+    prompts: list[Prompt], num_prompts: int, seed: int, *, where: str | Path
+) -> list[Prompt]:
+    if num_prompts > len(prompts):
+        raise ConfigError(
+            "more prompts are asked for than there are",
+            where=where,
+            got=num_prompts,
+            expected=f"at most {len(prompts)}",
         )
-    if not path.is_file():
-        raise TableError("the prompts file does not exist", where=path)
-    return reader(path)
+    order = shuffled([prompt.prompt_id for prompt in prompts], seed=seed, purpose="sample")
+    kept = set(order[:num_prompts])
+    return [prompt for prompt in prompts if prompt.prompt_id in kept]
 
 
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = path.read_bytes()[: error.start].count(b"\n") + 1
-        raise TableError("the file is not UTF-8 text", where=f"{path}:{line}") from error
-
-
-def _jsonl_rows(path: Path) -> Iterator[_Row]:
-    # Not splitlines(): U+2028 and its kin may stand unescaped inside a JSON string.
-    for number, line in enumerate(_read_text(path).split("\n"), start=1):
-        if line.strip():
-            yield f"{path}:{number}", _parse_json(line, where=f"{path}:{number}")
-
-
-def _json_rows(path: Path) -> Iterator[_Row]:
-    text = _read_text(path)
-    if not text.strip():
-        return
-    try:
-        document = json.loads(text)
-    except json.JSONDecodeError as error:
-        if error.msg == "Extra data":  # several documents: JSONL under another suffix
-            yield from _jsonl_rows(path)
-            return
-        raise TableError("malformed JSON", where=f"{path}:{error.lineno}", got=error.msg) from error
-    except RecursionError as error:
-        raise TableError("the JSON is nested too deeply", where=path) from error
-    if isinstance(document, dict) and isinstance(document.get("data"), list):
-        document = document["data"]
-    for index, value in enumerate(document if isinstance(document, list) else [document]):
-        yield f"{path} row {index}", value
-
-
-def _parquet_rows(path: Path) -> Iterator[_Row]:
-    from expo_ray.tables.schemas import read_table
-
-    index = 0
-    for batch in read_table(path).to_batches():
-        for value in batch.to_pylist():
-            yield f"{path} row {index}", value
-            index += 1
-
-
-def _csv_rows(path: Path) -> Iterator[_Row]:
-    csv.field_size_limit(sys.maxsize)  # the default refuses prompts above 128 KiB
-    reader = csv.DictReader(io.StringIO(_read_text(path), newline=""), strict=True)
-    try:
-        for row in reader:
-            where = f"{path}:{reader.line_num}"
-            if None in row or None in row.values():
-                raise TableError(
-                    "a CSV row has another number of fields than the header",
-                    where=where,
-                    expected=len(reader.fieldnames or ()),
-                )
-            # CSV knows no null: an empty field means that the column is not used.
-            value: dict[str, object] = {key: text for key, text in row.items() if text != ""}
-            if isinstance(value.get("messages"), str):
-                value["messages"] = _parse_json(str(value["messages"]), where=where)
-            yield where, value
-    except csv.Error as error:
+def _mapped(value: object, columns: Mapping[str, str], where: str) -> object:
+    """Return the row under our names; without a text column of ours among them, as it is beside."""
+    if not isinstance(value, dict):
+        return value
+    missing = [theirs for theirs in columns.values() if theirs not in value]
+    if missing:
         raise TableError(
-            "malformed CSV", where=f"{path}:{reader.reader.line_num}", got=error
-        ) from error
-
-
-def _parse_json(text: str, *, where: str) -> object:
-    try:
-        value: object = json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise TableError("malformed JSON", where=where, got=error) from error
-    return value
+            "a row lacks a column",
+            where=where,
+            got=", ".join(sorted(map(str, value))) or "no fields",
+            expected=", ".join(missing),
+        )
+    mapped = {ours: value[theirs] for ours, theirs in columns.items()}
+    rest = ("prompt_id",) if set(_TEXT_FIELDS) & set(columns) else (*_TEXT_FIELDS, "prompt_id")
+    return {**{name: value[name] for name in rest if name in value}, **mapped}
 
 
 def _parse_row(value: object, *, where: str, index: int) -> Prompt:

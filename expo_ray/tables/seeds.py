@@ -55,9 +55,19 @@ def assign_splits(
                 "too few prompts to hold some out", got=len(prompt_ids), expected="2 or more"
             )
         num_heldout = min(max(num_heldout, 1), len(prompt_ids) - 1)
-    shuffled = sorted(prompt_ids, key=lambda prompt_id: _digest(seed, prompt_id, "split"))
-    heldout = set(shuffled[:num_heldout])
+    heldout = set(shuffled(prompt_ids, seed=seed, purpose="split")[:num_heldout])
     return {i: "heldout" if i in heldout else "tuning" for i in prompt_ids}
+
+
+def shuffled(prompt_ids: Sequence[str], *, seed: int, purpose: str) -> list[str]:
+    """Return ids in a random order that depends on each id alone, not on their number or order.
+
+    Args:
+        prompt_ids: The ids, each once.
+        seed: The seed of the run.
+        purpose: What the order is for; another purpose gives an independent order.
+    """
+    return sorted(prompt_ids, key=lambda prompt_id: _digest(seed, prompt_id, purpose))
 
 
 def _digest(*parts: object) -> bytes:

@@ -12,16 +12,18 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-import huggingface_hub
+import huggingface_hub.constants
 import pytest
 
 
 class HubServer:
-    """Serves folders as model repositories; files end in .safetensors come from a second origin."""
+    """Serves folders as models and datasets; .safetensors come from a second origin."""
 
     def __init__(self) -> None:
         self.repos: dict[str, Path] = {}
         self.commits: dict[str, str] = {}
+        self.past_commits: set[str] = set()
+        """Still there, with the same files."""
         self.log: list[tuple[str, str, str | None]] = []
         """(method, path, Range)."""
         self.tokens_at_cdn: list[str | None] = []
@@ -75,13 +77,17 @@ def _handler(hub: HubServer, *, is_cdn: bool) -> type[BaseHTTPRequestHandler]:
                 hub.tokens_at_cdn.append(self.headers.get("Authorization"))
                 self._file(Path(path), {})
                 return
-            info = re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/revision/([^/]+))?", path)
-            file = re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path)
+            info = re.fullmatch(
+                r"/api/(?:models|datasets)/([^/]+/[^/]+)(?:/revision/([^/]+))?", path
+            )
+            file = re.fullmatch(r"(?:/datasets)?/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path)
             match = info or file
             if match is None or match[1] not in hub.repos:
                 self._send(404, b"", {"X-Error-Code": "RepoNotFound"})
                 return
             commit = hub.commits[match[1]]
+            if match[2] in hub.past_commits:
+                commit = match[2]
             if match[2] not in (None, "main", commit):
                 self._send(404, b"", {"X-Error-Code": "RevisionNotFound"})
                 return

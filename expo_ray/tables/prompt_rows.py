@@ -1,0 +1,112 @@
+"""Rows of a file of prompts, format by format: JSONL, JSON, Parquet, CSV.
+
+What a row must hold is not known here.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import itertools
+import json
+import sys
+from collections.abc import Iterator
+
+from expo_ray.errors import TableError
+from expo_ray.tables.prompt_files import PromptFile
+
+Row = tuple[str, object]
+"""(where the row is, for messages: `FILE:LINE` or `FILE row N`; its parsed value)"""
+
+
+def read_rows(file: PromptFile) -> Iterator[Row]:
+    """Yield the rows of a file.
+
+    Raises:
+        TableError: The file is missing or malformed.
+    """
+    readers = {".parquet": _parquet_rows, ".csv": _csv_rows, ".json": _json_rows}
+    return readers.get(file.suffix, _jsonl_rows)(file)
+
+
+def _read_text(file: PromptFile) -> str:
+    data = file.read_bytes()
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data[: error.start].count(b"\n") + 1
+        raise TableError("the file is not UTF-8 text", where=f"{file.where}:{line}") from error
+
+
+def _jsonl_rows(file: PromptFile) -> Iterator[Row]:
+    # Not splitlines(): U+2028 and its kin may stand unescaped inside a JSON string.
+    for number, line in enumerate(_read_text(file).split("\n"), start=1):
+        if line.strip():
+            yield f"{file.where}:{number}", _parse_json(line, where=f"{file.where}:{number}")
+
+
+def _json_rows(file: PromptFile) -> Iterator[Row]:
+    text = _read_text(file)
+    if not text.strip():
+        return
+    try:
+        document = json.loads(text)
+    except json.JSONDecodeError as error:
+        if error.msg == "Extra data":  # several documents: JSONL under another suffix
+            yield from _jsonl_rows(file)
+            return
+        raise TableError(
+            "malformed JSON", where=f"{file.where}:{error.lineno}", got=error.msg
+        ) from error
+    except RecursionError as error:
+        raise TableError("the JSON is nested too deeply", where=file.where) from error
+    if isinstance(document, dict) and isinstance(document.get("data"), list):
+        document = document["data"]
+    for index, value in enumerate(document if isinstance(document, list) else [document]):
+        yield f"{file.where} row {index}", value
+
+
+def _parquet_rows(file: PromptFile) -> Iterator[Row]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        table = pq.ParquetFile(pa.BufferReader(file.read_bytes())).read()
+    except pa.ArrowException as error:
+        raise TableError(
+            "the table is not readable as Parquet", where=file.where, got=error
+        ) from error
+    rows = itertools.chain.from_iterable(batch.to_pylist() for batch in table.to_batches())
+    for index, value in enumerate(rows):
+        yield f"{file.where} row {index}", value
+
+
+def _csv_rows(file: PromptFile) -> Iterator[Row]:
+    csv.field_size_limit(sys.maxsize)  # the default refuses prompts above 128 KiB
+    reader = csv.DictReader(io.StringIO(_read_text(file), newline=""), strict=True)
+    try:
+        for row in reader:
+            where = f"{file.where}:{reader.line_num}"
+            if None in row or None in row.values():
+                raise TableError(
+                    "a CSV row has another number of fields than the header",
+                    where=where,
+                    expected=len(reader.fieldnames or ()),
+                )
+            # CSV knows no null: an empty field means that the column is not used.
+            value: dict[str, object] = {key: text for key, text in row.items() if text != ""}
+            if isinstance(value.get("messages"), str):
+                value["messages"] = _parse_json(str(value["messages"]), where=where)
+            yield where, value
+    except csv.Error as error:
+        raise TableError(
+            "malformed CSV", where=f"{file.where}:{reader.reader.line_num}", got=error
+        ) from error
+
+
+def _parse_json(text: str, *, where: str) -> object:
+    try:
+        value: object = json.loads(text)
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise TableError("malformed JSON", where=where, got=error) from error
+    return value
