@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
 
 from expo_ray.selection.bootstrap import Estimate, FloatArray, adjust_p_values, bootstrap_mean
-from expo_ray.selection.guards import COLLAPSE_GUARDS, Guard, check_guards, length_ratio
+from expo_ray.selection.guards import (
+    COLLAPSE_GUARDS,
+    Guard,
+    check_guards,
+    length_controlled_gain,
+    length_ratio,
+)
 from expo_ray.selection.samples import SplitSamples
 from expo_ray.selection.settings import SelectionSettings
 
@@ -44,6 +50,8 @@ class Candidate:
     """Significant gain and no guard fired."""
     stopped_by: tuple[str, ...]
     """Names of the guards that fired."""
+    dropped: str | None
+    """Why the search dropped it before it had answered all prompts; None where it did not."""
 
     def as_dict(self) -> dict[str, object]:
         """Return the entry of selection.json."""
@@ -77,23 +85,30 @@ def highest_gain(candidates: Sequence[Candidate]) -> Candidate | None:
 
 
 def measure_candidates(
-    samples: SplitSamples, settings: SelectionSettings
+    samples: SplitSamples, settings: SelectionSettings, dropped: Mapping[float, str]
 ) -> tuple[list[Candidate], list[Guard]]:
     """Measure all candidates, ascending by alpha, and run the guards on them.
 
     Args:
         samples: The tuning prompts.
         settings: The rules.
+        dropped: Candidates that a search dropped, with the reason: they are measured on what they
+            answered, and cannot be chosen.
     """
     others = [alpha for alpha in samples.alphas if alpha != 0]
-    gains = {alpha: estimate_mean(samples.differences(alpha), settings) for alpha in others}
-    p_values = {alpha: gains[alpha].p_value(settings.min_gain) for alpha in others}
+    of = {a: samples.answered_by(a) if a in dropped else samples for a in samples.alphas}
+    gains = {alpha: estimate_mean(of[alpha].differences(alpha), settings) for alpha in others}
+    # When a candidate was dropped depended on its rewards: its p-value would mean nothing.
+    p_values = {
+        alpha: 1.0 if alpha in dropped else gains[alpha].p_value(settings.min_gain)
+        for alpha in others
+    }
     # Candidates that a guard stops stay in the count: they were looked at all the same.
     adjusted = dict(
         zip(others, adjust_p_values(list(p_values.values()), settings.correction), strict=True)
     )
     guards = {
-        alpha: check_guards(samples, alpha, split="tuning", settings=settings) for alpha in others
+        alpha: check_guards(of[alpha], alpha, split="tuning", settings=settings) for alpha in others
     }
     candidates = []
     for alpha in samples.alphas:
@@ -102,13 +117,14 @@ def measure_candidates(
         gained = gain is not None and is_gain(gain, adjusted[alpha], settings)
         candidates.append(
             _candidate(
-                samples,
+                of[alpha],
                 alpha,
                 gain=gain,
                 p_value=p_values.get(alpha),
                 p_adjusted=adjusted.get(alpha),
                 stopped_by=stopped_by,
-                eligible=gained and not stopped_by,
+                eligible=gained and not stopped_by and alpha not in dropped,
+                dropped=dropped.get(alpha),
                 settings=settings,
             )
         )
@@ -124,6 +140,7 @@ def _candidate(
     p_adjusted: float | None,
     stopped_by: tuple[str, ...],
     eligible: bool,
+    dropped: str | None,
     settings: SelectionSettings,
 ) -> Candidate:
     row = samples.row(alpha)
@@ -145,25 +162,13 @@ def _candidate(
         length_ratio=length_ratio(samples, alpha),
         truncation_rate=_mean(samples.truncated[row]),
         collapsed=not COLLAPSE_GUARDS.isdisjoint(stopped_by),
-        length_controlled_gain=_length_controlled_gain(samples, alpha),
+        length_controlled_gain=length_controlled_gain(samples, alpha),
         p_value=p_value,
         p_adjusted=p_adjusted,
         eligible=eligible,
         stopped_by=stopped_by,
+        dropped=dropped,
     )
-
-
-def _length_controlled_gain(samples: SplitSamples, alpha: float) -> float | None:
-    row, aligned = samples.row(alpha), samples.row(0.0)
-    if row == aligned:
-        return 0.0
-    rewards = samples.rewards[row] - samples.rewards[aligned]
-    longer = samples.tokens[row] - samples.tokens[aligned]
-    both = np.isfinite(rewards) & np.isfinite(longer)
-    if np.unique(longer[both]).size < 2:
-        return None
-    _, intercept = np.polyfit(longer[both], rewards[both], 1)
-    return float(intercept)
 
 
 def _mean(values: FloatArray) -> float | None:

@@ -26,8 +26,10 @@ from expo_ray.selection.candidates import (
     measure_candidates,
 )
 from expo_ray.selection.explanations import explain_none, explain_tried, warn_of_edge
+from expo_ray.selection.first_order import check_first_order
 from expo_ray.selection.guards import Guard, check_guards
 from expo_ray.selection.samples import SplitSamples, join_tables
+from expo_ray.selection.search import SearchResult
 from expo_ray.selection.settings import SelectionSettings
 
 SCHEMA_VERSION = 1
@@ -39,6 +41,8 @@ def choose_alpha(
     *,
     settings: SelectionSettings | None = None,
     guard_rewards: Mapping[str, pa.Table] | None = None,
+    measurement_spread: float | None = None,
+    search: SearchResult | None = None,
 ) -> dict[str, Any]:
     """Choose alpha from finished responses and rewards, or say that none holds up.
 
@@ -47,6 +51,10 @@ def choose_alpha(
         rewards: Their rewards under the scoring reward model.
         settings: The rules; the defaults where None.
         guard_rewards: Rewards of the same responses under further reward models, by name.
+        measurement_spread: How far batching alone moves a score of the scoring reward model, as
+            its self-test found; gains up to this are not called gains.
+        search: How the candidates were found; those it dropped cannot be chosen, and all that it
+            tried count in the correction.
 
     Returns:
         The content of selection.json.
@@ -56,12 +64,16 @@ def choose_alpha(
         EvaluationError: Too many rewards of the aligned model itself are null.
     """
     settings = settings or SelectionSettings()
+    if measurement_spread is not None:
+        smallest = max(settings.min_gain, measurement_spread)
+        settings = settings.model_copy(update={"min_gain": smallest})
+    dropped = {} if search is None else search.dropped
     splits = join_tables(responses, rewards, guard_rewards or {})
     tuning, heldout = splits["tuning"], splits["heldout"]
     for split, samples in splits.items():
         _require_baseline(samples, split, settings)
-    candidates, guards = measure_candidates(tuning, settings)
-    tried = _pick(candidates, tuning, settings)
+    candidates, guards = measure_candidates(tuning, settings, dropped)
+    tried = pick(candidates, tuning, settings)
     # Without one to try, the held-out figures of the nearest candidate are shown, not judged.
     shown = tried.alpha if tried is not None else _nearest(candidates)
     confirmation, heldout_guards = _confirm(heldout, shown, settings)
@@ -75,12 +87,16 @@ def choose_alpha(
             if tried is None
             else explain_tried(candidates, confirmation, heldout_guards, settings)
         ),
+        "tried_alpha": None if tried is None else tried.alpha,
         "rejected_alpha": None if extrapolate or shown == 0 else shown,
         "num_tuning": tuning.num_prompts,
         "num_heldout": heldout.num_prompts,
         "candidates": [candidate.as_dict() for candidate in candidates],
         "guards": [guard.as_dict() for guard in (*guards, *heldout_guards)],
         "heldout": {**confirmation, "confirmed": extrapolate},
+        "first_order": check_first_order(tuning, settings, dropped),
+        "search": None if search is None else search.as_dict(),
+        "measurement_spread": measurement_spread,
         "warnings": warn_of_edge(candidates),
         "settings": settings.model_dump(),
     }
@@ -99,7 +115,7 @@ def _require_baseline(samples: SplitSamples, split: str, settings: SelectionSett
         )
 
 
-def _pick(
+def pick(
     candidates: Sequence[Candidate], tuning: SplitSamples, settings: SelectionSettings
 ) -> Candidate | None:
     """Return the candidate that goes to the held-out prompts."""
@@ -136,5 +152,6 @@ def _confirm(
 def _nearest(candidates: Sequence[Candidate]) -> float:
     """Return the alpha that came nearest to being tried; 0 where there is no other."""
     others = [c for c in candidates if c.alpha != 0]
-    nearest = highest_gain([c for c in others if not c.stopped_by] or others)
+    finished = [c for c in others if c.dropped is None] or others
+    nearest = highest_gain([c for c in finished if not c.stopped_by] or finished)
     return 0.0 if nearest is None else nearest.alpha

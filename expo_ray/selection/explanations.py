@@ -82,11 +82,14 @@ def warn_of_edge(candidates: Sequence[Candidate]) -> list[str]:
 
 
 def _why_not(candidate: Candidate, settings: SelectionSettings) -> str:
+    if candidate.dropped is not None:
+        return f"was dropped: {candidate.dropped}"
     if candidate.stopped_by:
         return f"was stopped by {', '.join(candidate.stopped_by)}"
     if candidate.gain is None or candidate.num_pairs < settings.min_pairs:
         return f"has only {candidate.num_pairs} prompts scored under both models"
     if candidate.gain <= settings.min_gain:
-        return f"does not gain ({candidate.gain:+.4g})"
+        spread = f", up to {settings.min_gain:.4g} is no gain" if settings.min_gain else ""
+        return f"does not gain ({candidate.gain:+.4g}{spread})"
     chance = f"adjusted p = {candidate.p_adjusted:.2g}"
     return f"gains {candidate.gain:+.4g}, which may be chance ({chance})"

@@ -6,6 +6,7 @@ guard that cannot be measured stops the candidate: not knowing is no permission.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -14,7 +15,12 @@ from expo_ray.selection.bootstrap import bootstrap_mean
 from expo_ray.selection.samples import FloatArray, SplitSamples
 from expo_ray.selection.settings import SelectionSettings
 
-COLLAPSE_GUARDS = frozenset({"truncation-rate", "repetition", "short-responses"})
+COLLAPSE_GUARDS = frozenset(
+    {
+        *("truncation-rate", "repetition", "short-responses"),
+        *("prompt-echo", "special-tokens", "language-drift"),
+    }
+)
 """Guards that fire on text which is broken, not merely longer or less liked."""
 
 
@@ -47,7 +53,14 @@ def check_guards(
         settings: Thresholds.
     """
     case = _Case(samples=samples, alpha=alpha, split=split, settings=settings)
-    guards = [case.null_rewards(None), *case.lengths(), case.truncation(), case.repetition()]
+    guards = [
+        case.null_rewards(None),
+        *case.lengths(),
+        case.truncation(),
+        case.repetition(),
+        *case.signs(),
+        *case.length_controlled(),
+    ]
     for judge in sorted(samples.guard_rewards):
         guards += [case.null_rewards(judge), case.agreement(judge)]
     return guards
@@ -59,6 +72,23 @@ def length_ratio(samples: SplitSamples, alpha: float) -> float | None:
     both = np.isfinite(tokens) & np.isfinite(aligned)
     total = float(aligned[both].sum())
     return float(tokens[both].sum()) / total if total else None
+
+
+def length_controlled_gain(samples: SplitSamples, alpha: float) -> float | None:
+    """Return the gain left at equal length; None where lengths do not differ or are unknown.
+
+    It is the intercept of a regression of reward differences on length differences.
+    """
+    row, aligned = samples.row(alpha), samples.row(0.0)
+    if row == aligned:
+        return 0.0
+    rewards = samples.rewards[row] - samples.rewards[aligned]
+    longer = samples.tokens[row] - samples.tokens[aligned]
+    both = np.isfinite(rewards) & np.isfinite(longer)
+    if np.unique(longer[both]).size < 2:
+        return None
+    _, intercept = np.polyfit(longer[both], rewards[both], 1)
+    return float(intercept)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -105,6 +135,43 @@ class _Case:
         words = f"{_percent(value)} of the four-word sequences repeat"
         words += f" ({_percent(aligned)} for the aligned model)"
         return self._guard("repetition", value, limit, words=words)
+
+    def signs(self) -> Iterator[Guard]:
+        """Signs of broken text, relative to alpha 0; they need the chats."""
+        settings = self.settings
+        for name, values, increase, what in (
+            ("prompt-echo", self.samples.echoes, settings.max_echo_increase, "restate the prompt"),
+            (
+                "special-tokens",
+                self.samples.markers,
+                settings.max_special_token_increase,
+                "write out markers of a chat template",
+            ),
+            (
+                "language-drift",
+                self.samples.drifts,
+                settings.max_language_drift_increase,
+                "are in another language than the prompt",
+            ),
+        ):
+            if increase is None or np.isnan(values).all():
+                continue
+            value, aligned = self._means(values)
+            words = f"{_percent(value)} of the responses {what}"
+            words += f" ({_percent(aligned)} for the aligned model)"
+            yield self._guard(name, value, aligned + increase, words=words)
+
+    def length_controlled(self) -> Iterator[Guard]:
+        """What remains of the gain at equal length; asked of longer candidates only."""
+        threshold = self.settings.min_length_controlled_gain
+        ratio = length_ratio(self.samples, self.alpha)
+        value = length_controlled_gain(self.samples, self.alpha)
+        if threshold is None or value is None or ratio is None or ratio <= 1:
+            return
+        words = f"at equal length a gain of {value:+.4g} remains (regression on token counts)"
+        yield self._guard(
+            "length-controlled-gain", value, threshold, words=words, fired=value <= threshold
+        )
 
     def agreement(self, judge: str) -> Guard:
         estimate = bootstrap_mean(

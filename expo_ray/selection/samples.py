@@ -7,8 +7,8 @@ is missing. Everything is sorted, so that nothing depends on the order of the ta
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,12 @@ import pyarrow as pa
 
 from expo_ray.errors import TableError
 from expo_ray.selection.repetition import repeated_share
+from expo_ray.selection.text_signs import (
+    changes_language,
+    echoes,
+    last_question,
+    leaks_markers,
+)
 
 FloatArray = npt.NDArray[np.float64]
 SPLITS = ("tuning", "heldout")
@@ -55,6 +61,15 @@ class SplitSamples:
     truncated: FloatArray
     """1 where the response stopped at the token limit, else 0."""
     repetition: FloatArray
+    echoes: FloatArray
+    """1 where the response restates its prompt; these three are all not-a-number where the table
+    lacks the chats."""
+    markers: FloatArray
+    """1 where the response writes out markers of a chat template."""
+    drifts: FloatArray
+    """1 where the response is in another language than its prompt."""
+    present: npt.NDArray[np.bool_]
+    """Whether there is a response at all, fine or failed."""
 
     def row(self, alpha: float) -> int:
         """Return the row of a canonical alpha."""
@@ -66,12 +81,34 @@ class SplitSamples:
         Args:
             values: One value per key, not-a-number where missing.
         """
+        means = self.prompt_means(values)
+        kept: FloatArray = means[np.isfinite(means)]
+        return kept
+
+    def prompt_means(self, values: FloatArray) -> FloatArray:
+        """Average the samples of each prompt, in order of prompt ids; NaN without any value."""
         valid = np.isfinite(values)
         prompt_of_value = self.prompt_of_key[valid]
         counts = np.bincount(prompt_of_value, minlength=self.num_prompts)
         sums = np.bincount(prompt_of_value, weights=values[valid], minlength=self.num_prompts)
-        kept: FloatArray = sums[counts > 0] / counts[counts > 0]
-        return kept
+        means: FloatArray = np.where(counts > 0, sums / np.maximum(counts, 1), np.nan)
+        return means
+
+    def answered_by(self, alpha: float) -> SplitSamples:
+        """Return the samples of those prompts alone that a candidate was asked."""
+        kept = self.present[self.row(alpha)]
+        if kept.all():
+            return self
+        matrices = ("rewards", "tokens", "truncated", "repetition", "echoes", "markers", "drifts")
+        prompts, prompt_of_key = np.unique(self.prompt_of_key[kept], return_inverse=True)
+        return replace(
+            self,
+            prompt_of_key=prompt_of_key,
+            num_prompts=prompts.size,
+            guard_rewards={name: found[:, kept] for name, found in self.guard_rewards.items()},
+            present=self.present[:, kept],
+            **{name: getattr(self, name)[:, kept] for name in matrices},
+        )
 
     def rewards_of(self, judge: str | None) -> FloatArray:
         """Return the rewards of the scoring reward model (None) or of a guard."""
@@ -96,7 +133,9 @@ def join_tables(
         TableError: A column is missing, a key is duplicated or unknown, an alpha is null or has
             two digests, a split is unknown, or alpha 0 is absent.
     """
-    rows = _index(_rows(responses, _RESPONSE_COLUMNS, "responses"), "responses")
+    # Tables made elsewhere may lack the chats; ours never do.
+    columns = (*_RESPONSE_COLUMNS, *({"messages"} & set(responses.column_names)))
+    rows = _index(_rows(responses, columns, "responses"), "responses")
     _check_candidates(rows)
     scores = _scores(rewards, rows, "rewards")
     guards = {
@@ -211,10 +250,10 @@ def _split_samples(
 ) -> SplitSamples:
     keys = sorted({key[1:] for key, row in rows.items() if row["split"] == split})
     prompts = {prompt_id: i for i, prompt_id in enumerate(sorted({key[0] for key in keys}))}
-    nothing: dict[str, Any] = {"error": "missing"}
+    nothing: dict[str, Any] = {"error": "missing", "absent": True}
     table = [[rows.get((alpha, *key), nothing) for key in keys] for alpha in alphas]
 
-    def matrix(values: list[list[float]]) -> FloatArray:
+    def matrix(values: list[list[Any]]) -> FloatArray:
         return np.array(values, dtype=np.float64).reshape(len(alphas), len(keys))
 
     def measured(value: Any) -> FloatArray:
@@ -232,7 +271,20 @@ def _split_samples(
         tokens=measured(lambda row: row["completion_tokens"]),
         truncated=measured(lambda row: row["finish_reason"] == "length"),
         repetition=measured(lambda row: repeated_share(row["response"] or "")),
+        echoes=measured(_sign(echoes)),
+        markers=measured(_sign(leaks_markers)),
+        drifts=measured(_sign(changes_language)),
+        present=matrix([["absent" not in row for row in line] for line in table]).astype(bool),
     )
+
+
+def _sign(tells: Callable[[str, str], bool]) -> Callable[[dict[str, Any]], bool | None]:
+    def read(row: dict[str, Any]) -> bool | None:
+        if row.get("messages") is None:
+            return None
+        return tells(last_question(row["messages"]), row["response"] or "")
+
+    return read
 
 
 def _value(row: dict[str, Any], read: Any) -> float:

@@ -6,6 +6,15 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+Strategy = Literal[
+    "grid",
+    "racing",
+    "expanding",
+    "bracketing",
+    "expanding+racing",
+    "bracketing+racing",
+]
+
 
 class SelectionSettings(BaseModel):
     """Rules by which alpha is chosen; part of a recipe, so unknown keys are refused."""
@@ -23,6 +32,27 @@ class SelectionSettings(BaseModel):
 
     seed: int = Field(default=42, ge=0)
     """Seed of the bootstrap; the same tables and seed give the same selection."""
+
+    strategy: Strategy = "grid"
+    """Which alphas are tried, on how many prompts. `grid`: the given ones, on all prompts.
+    `expanding`: beyond the edge of the grid while the best lies on it. `bracketing`: doubling, then
+    halving the bracket, for lightly trained models. `racing`, alone or after a plus sign:
+    candidates that can hardly be chosen any more answer no further prompts. All but `grid` ask the
+    held-out prompts of alpha 0 and of the one alpha that is to be confirmed, and of no other."""
+
+    max_alpha: float = Field(default=25.0, gt=0)
+    """How far expanding and bracketing may go: the largest useful alpha in the paper."""
+
+    min_alpha: float = Field(default=0.0, le=0)
+    """How far they may go backwards where nothing gains; -1 is the initial model, 0 never tries."""
+
+    max_candidates: int = Field(default=20, ge=1)
+    """Where expanding and bracketing end in any case; doubling from 0.5 to 25 and closing in takes
+    ten to twelve."""
+
+    race_error: float = Field(default=0.03, gt=0, lt=0.5)
+    """Share of runs in which a race may choose another alpha than the full grid would have; later
+    rounds of an adaptive search have a half, a third and so on of it."""
 
     correction: Literal["holm", "bonferroni", "none"] = "holm"
     """How p-values on tuning prompts allow for the number of candidates. Holm controls the same
@@ -67,6 +97,26 @@ class SelectionSettings(BaseModel):
     max_repetition_increase: float = Field(default=0.05, ge=0, le=1)
     """Largest increase over alpha 0 of the share of four-word sequences that repeat within a
     response; at the published alphas this share does not rise at all."""
+
+    max_echo_increase: float | None = Field(default=0.05, ge=0, le=1)
+    """Largest increase over alpha 0 of the share of responses that restate the prompt (half of
+    their four-word sequences stand in it), as was reported of a lightly trained model at alpha 12;
+    null switches the guard off. Relative, because some prompts ask for their own words."""
+
+    max_special_token_increase: float | None = Field(default=0.01, ge=0, le=1)
+    """Largest increase over alpha 0 of the share of responses with markers of a chat template in
+    their text (`<|im_end|>`, `[INST]`); sound models write none, so one in a hundred is a defect;
+    null switches the guard off."""
+
+    max_language_drift_increase: float | None = Field(default=0.02, ge=0, le=1)
+    """Largest increase over alpha 0 of the share of responses in another language than the prompt,
+    where both are long enough to tell. Relative, because translations are asked for; 2% is above
+    the error of the detector on texts of a sentence or more; null switches the guard off."""
+
+    min_length_controlled_gain: float | None = 0.0
+    """The gain that must remain at equal length, by a regression of reward differences on length
+    differences: at 0 or below, length explains all of the gain. Asked of longer candidates only;
+    null switches the guard off."""
 
     guard_agreement: Literal["sign", "significant"] = "sign"
     """What a guard reward model must say of a candidate: `sign`, its mean gain is positive too;

@@ -2,14 +2,24 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from expo_ray.errors import EvaluationError, TableError
 from expo_ray.selection import SelectionSettings, choose_alpha
-from tests.selection.tables import Row, make_rows, noisy_rewards, responses_of, rewards_of
+from expo_ray.selection.search import SearchResult
+from tests.selection.tables import (
+    RESPONSES,
+    Row,
+    make_rows,
+    noisy_rewards,
+    responses_of,
+    rewards_of,
+)
 
 SETTINGS = SelectionSettings(num_resamples=2000)
 
@@ -396,3 +406,114 @@ def test_malformed_tables_are_refused() -> None:
     assert error.value.got == "no reward"
     with pytest.raises(TableError, match="aligned model itself is missing"):
         choose_alpha(responses_of([]), rewards_of([]))
+
+
+def chats(rows: list[Row], edit: Callable[[Row], None]) -> pa.Table:
+    for row in rows:
+        row["messages"] = [{"role": "user", "content": QUESTION}]
+        row["response"] = ANSWER
+        if row["alpha"] == 3.0:
+            edit(row)
+    return pa.Table.from_pylist(rows, schema=RESPONSES.append(MESSAGES))
+
+
+QUESTION = "Tell me in two sentences how a loaf of bread is made at home."
+ANSWER = (
+    "Mix flour, water, salt and yeast, and knead the dough until it is smooth. Let it rise for "
+    "some hours, then bake it in a hot oven until the crust is brown."
+)
+OTHER_LANGUAGE = (
+    "Mische Mehl, Wasser, Salz und Hefe und knete den Teig, bis er glatt ist. Lass ihn einige "
+    "Stunden gehen und backe ihn dann im heissen Ofen, bis die Kruste braun ist."
+)
+MESSAGES = pa.field(
+    "messages", pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "switch"),
+    [
+        ("prompt-echo", QUESTION, "max_echo_increase"),
+        ("special-tokens", f"{ANSWER}<|im_end|>", "max_special_token_increase"),
+        ("language-drift", OTHER_LANGUAGE, "max_language_drift_increase"),
+    ],
+)
+def test_broken_text_stops_a_candidate(name: str, text: str, switch: str) -> None:
+    def edit(row: Row) -> None:
+        if row["prompt_id"].endswith("0"):
+            row["response"] = text
+
+    rows = make_rows(noisy_rewards({1.0: 1.5, 3.0: 4.0}), num_tuning=60)
+    responses = chats(rows, edit)
+    selection = choose_alpha(responses, rewards_of(rows), settings=SETTINGS)
+    assert fired(selection) == {(name, 3.0, "tuning")}
+    assert candidate(selection, 3.0)["collapsed"] is True
+    assert selection["best_alpha"] == 1.0
+    [guard] = [g for g in selection["guards"] if g["fired"]]
+    assert guard["value"] == 0.1
+    assert "10.0% of the responses" in guard["reason"]
+    off = SETTINGS.model_copy(update={switch: None})
+    assert choose_alpha(responses, rewards_of(rows), settings=off)["best_alpha"] == 3.0
+
+
+def test_signs_of_broken_text_that_the_aligned_model_shows_too_are_allowed() -> None:
+    rows = make_rows(noisy_rewards({3.0: 4.0}), num_tuning=60)
+    responses = chats(rows, lambda row: None)
+    echoed = pa.array([QUESTION] * len(rows))
+    index = responses.column_names.index("response")
+    selection = choose_alpha(
+        responses.set_column(index, "response", echoed), rewards_of(rows), settings=SETTINGS
+    )
+    assert selection["best_alpha"] == 3.0
+
+
+def test_a_gain_that_is_all_length_is_stopped() -> None:
+    rng = np.random.default_rng(0)
+    extra = rng.integers(1, 6, 120)
+    rows = make_rows({0.0: [0.0] * 120, 1.0: list(extra * 0.1 - 0.05)}, num_tuning=60)
+    for row, more in zip(rows[120:], extra, strict=True):
+        row["completion_tokens"] = 20 + int(more)
+    selection = choose(rows)
+    assert fired(selection) >= {("length-controlled-gain", 1.0, "tuning")}
+    assert {guard["name"] for guard in selection["guards"] if guard["fired"]} == {
+        "length-controlled-gain"
+    }
+    assert "at equal length" in selection["guards"][-1]["reason"]
+    assert choose(rows, min_length_controlled_gain=None)["best_alpha"] == 1.0
+
+
+def test_the_spread_of_the_scores_is_no_gain() -> None:
+    rows = make_rows(noisy_rewards({1.0: 0.5}, noise=0.1), num_tuning=60)
+    tables = responses_of(rows), rewards_of(rows)
+    fine = choose_alpha(*tables, settings=SETTINGS, measurement_spread=0.1)
+    assert (fine["best_alpha"], fine["measurement_spread"]) == (1.0, 0.1)
+    within = choose_alpha(*tables, settings=SETTINGS, measurement_spread=0.6)
+    assert within["verdict"] == "keep-aligned"
+    assert "up to 0.6 is no gain" in within["reason"]
+
+
+def found_by(strategy: str, dropped: dict[float, str], answered: dict[float, int]) -> SearchResult:
+    return SearchResult(
+        strategy=strategy, num_tuning=60, num_answered=answered, dropped=dropped, looks=()
+    )
+
+
+def test_a_dropped_candidate_is_measured_on_what_it_answered_and_cannot_be_chosen() -> None:
+    rows = make_rows(noisy_rewards({1.0: 1.5, 2.0: 3.0}), num_tuning=60)
+    kept = [r for r in rows if not (r["alpha"] == 2.0 and r["prompt_id"] >= "p0020")]
+    search = found_by("racing", {2.0: "after 20 prompts"}, {0.0: 60, 1.0: 60, 2.0: 20})
+    selection = choose_alpha(responses_of(kept), rewards_of(kept), settings=SETTINGS, search=search)
+    assert selection["best_alpha"] == selection["tried_alpha"] == 1.0
+    found = candidate(selection, 2.0)
+    assert (found["num_pairs"], found["num_errors"], found["stopped_by"]) == (20, 0, [])
+    assert (found["dropped"], found["eligible"]) == ("after 20 prompts", False)
+    assert selection["search"]["tuning_answers"] == 140
+    # It was looked at, so it counts: the other's p-value is doubled.
+    first = candidate(selection, 1.0)
+    assert first["p_adjusted"] == pytest.approx(2 * first["p_value"])
+
+
+def test_nothing_tried_says_so() -> None:
+    rows = make_rows(noisy_rewards({1.0: -1.5}), num_tuning=60)
+    assert choose(rows)["tried_alpha"] is None

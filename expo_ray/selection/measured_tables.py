@@ -1,0 +1,66 @@
+"""The callback of a search, answered from tables: recorded ones, or those of a run in progress."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from expo_ray.selection.guards import check_guards
+from expo_ray.selection.samples import join_tables
+from expo_ray.selection.search import Measured
+from expo_ray.selection.settings import SelectionSettings
+
+
+def measure_tables(
+    responses: pa.Table,
+    rewards: pa.Table,
+    *,
+    alphas: Sequence[float],
+    prompts: Sequence[str],
+    settings: SelectionSettings,
+    guard_rewards: Mapping[str, pa.Table] | None = None,
+) -> Measured:
+    """Return what tables hold of some candidates on some tuning prompts.
+
+    Args:
+        responses: Responses of at least these candidates on at least these prompts.
+        rewards: Their rewards under the scoring reward model.
+        alphas: Candidates, alpha 0 among them.
+        prompts: Ids of tuning prompts.
+        settings: Thresholds of the guards.
+        guard_rewards: Rewards under further reward models, by name.
+
+    Raises:
+        TableError: The tables are malformed, or lack alpha 0.
+    """
+
+    def part(table: pa.Table) -> pa.Table:
+        wanted = pc.and_(
+            pc.is_in(table["alpha"], value_set=pa.array(list(alphas), pa.float64())),
+            pc.is_in(table["prompt_id"], value_set=pa.array(list(prompts), pa.string())),
+        )
+        return table.filter(wanted)
+
+    guards = {name: part(table) for name, table in (guard_rewards or {}).items()}
+    samples = join_tables(part(responses), part(rewards), guards)["tuning"]
+    place = {prompt: i for i, prompt in enumerate(sorted(prompts))}
+    order = np.array([place[prompt] for prompt in prompts])
+    stopped = {
+        alpha: tuple(
+            guard.name
+            for guard in check_guards(samples, alpha, split="tuning", settings=settings)
+            if guard.fired
+        )
+        for alpha in samples.alphas
+        if alpha != 0
+    }
+    return Measured(
+        rewards={
+            alpha: samples.prompt_means(samples.rewards[samples.row(alpha)])[order]
+            for alpha in samples.alphas
+        },
+        stopped=stopped,
+    )

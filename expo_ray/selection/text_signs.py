@@ -1,0 +1,88 @@
+"""Signs of broken text beside repetition: echoed prompts, leaked markers, another language."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+from expo_ray.selection.repetition import NUM_WORDS
+
+if TYPE_CHECKING:
+    from py3langid.langid import LanguageIdentifier
+
+ECHOED_SHARE = 0.5
+"""A response restates its prompt from this share of its word sequences on."""
+MIN_LETTERS = 40
+"""Shorter texts, below about eight words, do not tell their language."""
+MIN_PROBABILITY = 0.9
+_MAX_CHARACTERS = 2000
+
+_MARKERS = re.compile(
+    r"""<\|[A-Za-z0-9_ ]{1,40}\|>            # <|im_end|>, <|eot_id|>
+      | <\uff5c[^<>\n]{1,40}\uff5c>          # the same with full-width bars
+      | </?s> | <unk> | <pad> | <bos> | <eos>
+      | <(?:start|end)_of_turn>
+      | \[/?INST\] | <</?SYS>>
+      | ^\#\#\#\ (?:Instruction|Response):
+    """,
+    re.VERBOSE | re.MULTILINE,
+)
+
+
+def echoes(prompt: str, response: str) -> bool:
+    """Tell whether a response does little more than restate its prompt.
+
+    Args:
+        prompt: The last turn of the user.
+        response: The answer; one of fewer than eight words echoes nothing.
+    """
+    sequences = _sequences(response)
+    if len(sequences) <= NUM_WORDS:
+        return False
+    asked = set(_sequences(prompt))
+    return sum(s in asked for s in sequences) >= ECHOED_SHARE * len(sequences)
+
+
+def leaks_markers(prompt: str, response: str) -> bool:
+    """Tell whether a response writes out markers of a chat template that its prompt did not."""
+    found = set(_MARKERS.findall(response))
+    return bool(found - set(_MARKERS.findall(prompt)))
+
+
+def changes_language(prompt: str, response: str) -> bool:
+    """Tell whether a response is in another language than its prompt.
+
+    False where one of them is too short or too mixed to tell.
+    """
+    asked, answered = language(prompt), language(response)
+    return asked is not None and answered is not None and asked != answered
+
+
+def last_question(messages: Sequence[Mapping[str, str]] | None) -> str:
+    """Return the text of the last turn."""
+    return str(messages[-1]["content"]) if messages else ""
+
+
+@lru_cache(maxsize=20_000)
+def language(text: str) -> str | None:
+    """Return the ISO 639-1 code of a text's language, None where it cannot be told."""
+    text = text[:_MAX_CHARACTERS]
+    if sum(map(str.isalpha, text)) < MIN_LETTERS:
+        return None
+    code, probability = _identifier().classify(text)
+    return str(code) if probability >= MIN_PROBABILITY else None
+
+
+@lru_cache(maxsize=1)
+def _identifier() -> LanguageIdentifier:
+    # Imported here: its model is decompressed at import of the first text.
+    from py3langid.langid import MODEL_FILE, LanguageIdentifier
+
+    return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
+
+
+def _sequences(text: str) -> list[tuple[str, ...]]:
+    words = re.findall(r"\w+", text.lower())
+    return [tuple(words[i : i + NUM_WORDS]) for i in range(len(words) - NUM_WORDS + 1)]
