@@ -31,6 +31,8 @@ class RunDir:
         self.resolved_file = self.path / "resolved.json"
         self.selection_file = self.path / "selection.json"
         self.compared_file = self.path / "loadtest" / "compared.json"
+        self.loadtest_prompts = self.path / "loadtest" / "prompts.jsonl"
+        self.serve_config_file = self.path / "serve_config.yaml"
         self.timings_file = self.path / "timings.json"
         self.lab_file = self.path / "lab.json"
         self.report_file = self.path / "report.html"

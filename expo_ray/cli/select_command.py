@@ -1,0 +1,163 @@
+"""The command that chooses alpha, and how the result of a run is printed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from expo_ray.cli.reward_commands import CacheFlag, SelfTestFlag
+from expo_ray.cli.serving_commands import NumPrompts, PromptColumn, Prompts
+from expo_ray.cli.session import (
+    AddressOption,
+    JsonFlag,
+    QuietFlag,
+    Session,
+    VerboseFlag,
+    key_value_table,
+    new_table,
+)
+from expo_ray.errors import ConfigError
+from expo_ray.selection.guard_settings import FIELDS, parse_guards
+from expo_ray.serving.sampling import PAPER_SAMPLING
+
+
+def select(
+    initial: Annotated[str, typer.Argument(help="theta0, the SFT checkpoint.")],
+    aligned: Annotated[str, typer.Argument(help="theta1, the DPO or RLHF checkpoint.")],
+    prompts: Prompts,
+    output: Annotated[Path, typer.Option(help="Run directory.")],
+    reward_model: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="The first scores, the others guard: a checkpoint, implicit:beta=0.1, "
+            "judge:URL#model. (default: implicit:beta=0.1)",
+            show_default=False,
+        ),
+    ] = None,
+    alpha: Annotated[
+        list[float] | None,
+        typer.Option(
+            "--alpha",
+            "-a",
+            help="Candidate, negative ones too; may repeat. (default: 0.1 to 0.5)",
+            show_default=False,
+        ),
+    ] = None,
+    strategy: Annotated[
+        str,
+        typer.Option(
+            help="grid: every candidate answers every prompt. expanding: go on beyond the edge "
+            "while the best lies there. bracketing: double the largest candidate, then close in "
+            "(lightly trained models). racing, alone or as expanding+racing, bracketing+racing: "
+            "drop candidates on the way that can hardly be chosen any more."
+        ),
+    ] = "grid",
+    max_alpha: Annotated[
+        float, typer.Option(help="How far expanding and bracketing may go.")
+    ] = 25.0,
+    min_alpha: Annotated[
+        float, typer.Option(help="How far backwards where nothing gains; -1 is INITIAL.")
+    ] = 0.0,
+    guard: Annotated[
+        list[str] | None,
+        typer.Option(
+            help=f"Threshold of a guard, NAME=VALUE or NAME=off; may repeat: {', '.join(FIELDS)}."
+        ),
+    ] = None,
+    prompt_column: PromptColumn = None,
+    num_prompts: NumPrompts = None,
+    heldout_fraction: Annotated[
+        float, typer.Option(min=0.01, max=0.99, help="Prompts that only confirm the choice.")
+    ] = 0.5,
+    keep: Annotated[str, typer.Option(help="Candidate checkpoints to keep: chosen or all.")] = (
+        "chosen"
+    ),
+    preset: Annotated[
+        str | None, typer.Option(help="Sampling of the method's authors: paper.")
+    ] = None,
+    max_tokens: Annotated[
+        int | None,
+        typer.Option(min=1, help="Longest response. (default: 1024)", show_default=False),
+    ] = None,
+    num_samples: Annotated[int, typer.Option(min=1, help="Responses per prompt.")] = 1,
+    engine: Annotated[str, typer.Option(help="auto, transformers or vllm.")] = "auto",
+    replicas: Annotated[int, typer.Option(min=1, help="Replicas of each model.")] = 1,
+    seed: Annotated[int, typer.Option(min=0)] = 42,
+    self_test: SelfTestFlag = True,
+    cache: CacheFlag = True,
+    address: AddressOption = None,
+    json_output: JsonFlag = False,
+    verbose: VerboseFlag = False,
+    quiet: QuietFlag = False,
+) -> None:
+    """Choose alpha by evidence; alpha 0 is always a candidate.
+
+    Tuning prompts choose, held-out prompts confirm. The verdict may be keep-aligned.
+
+    Examples: expo-ray select ./sft ./dpo --prompts p.jsonl --output run --reward-model ./rm;
+    expo-ray select ./sft ./dpo --strategy expanding+racing --num-prompts 1000 --output run
+    --prompts hf://datasets/HuggingFaceH4/ultrafeedback_binarized#split=test_gen
+    """
+    from expo_ray.workflow.run import select as run_select
+
+    with Session(json_output=json_output, verbose=verbose, quiet=quiet) as session:
+        replica_settings = {"engine": engine, "num_replicas": replicas}
+        sampling = preset_sampling(preset) | {"num_samples": num_samples, "seed": seed}
+        if max_tokens is not None:
+            sampling["max_tokens"] = max_tokens
+        result = run_select(
+            initial,
+            aligned,
+            prompts=prompts,
+            output=output,
+            reward_models=reward_model or ("implicit:beta=0.1",),
+            alphas=alpha,
+            heldout_fraction=heldout_fraction,
+            keep=keep,
+            strategy=strategy,
+            max_alpha=max_alpha,
+            min_alpha=min_alpha,
+            guards=parse_guards(guard or ()),
+            columns={} if prompt_column is None else {"prompt": prompt_column},
+            num_prompts=num_prompts,
+            settings={
+                "seed": seed,
+                "sampling": sampling,
+                "generators": replica_settings,
+                "rewarders": replica_settings | {"self_test": self_test, "cache": cache},
+            },
+            address=address,
+            progress=session.progress,
+        )
+        session.emit(result, lambda console: render_result(console, result))
+
+
+def preset_sampling(preset: str | None) -> dict[str, Any]:
+    """Return the sampling settings of a preset, or the defaults of `select`."""
+    if preset is None:
+        return {"max_tokens": 1024}
+    if preset != "paper":
+        raise ConfigError("unknown preset", where="--preset", got=preset, expected="paper")
+    return PAPER_SAMPLING.model_dump(exclude={"num_samples", "seed"})
+
+
+def render_result(console: Console, result: dict[str, Any]) -> None:
+    """Print the verdict, the candidates and where everything lies."""
+    from expo_ray.reports import summary_rows, verdict_sentence
+
+    columns, rows = summary_rows(Path(result["output"]))
+    table = new_table(*columns, title="Candidates on the tuning prompts")
+    for row in rows:
+        table.add_row(*(str(cell) for cell in row))
+    console.print(table)
+    console.print()
+    console.print(verdict_sentence(result["selection"]), markup=False)
+    console.print()
+    console.print(key_value_table({"report": result["report"], "everything": result["output"]}))
+    console.print()
+    for step in result["next"]:
+        console.print(f"{step['what']}:", style="dim")
+        console.print(f"  {step['command']}", soft_wrap=True, markup=False, highlight=False)
