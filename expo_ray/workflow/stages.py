@@ -16,6 +16,7 @@ from typing import Any
 import pyarrow as pa
 
 from expo_ray.checkpoints import Checkpoint, atomic_write_json
+from expo_ray.checkpoints.checkpoint import open_aligned
 from expo_ray.cluster import ray_session
 from expo_ray.errors import ConfigError, VerifyError
 from expo_ray.extrapolation import checkpoint_name, extrapolate
@@ -108,11 +109,22 @@ def prepare_models(run: Run) -> None:
             atomic_write_json(run.directory.lab_file, read_json(lab.record))
     run.reward_models = {reward_label(i, spec): spec for i, spec in enumerate(rewards)}
     run.prompts = read_prompts(run.prompts_path, limit=recipe.prompts.limit)
-    _record_inputs(run)
+    _record_inputs(run, pair_address=[run.initial, run.aligned])
 
 
-def _record_inputs(run: Run) -> None:
+def _pin_pair(run: Run, pair_address: list[str]) -> None:
+    """Name both sides by what this run began with: absolute paths, commits of the Hub."""
+    before = run.directory.read_resolved()
+    if before.get("pair_address") == pair_address:
+        run.initial, run.aligned = before["initial"]["uri"], before["aligned"]["uri"]
+        return
+    initial = Checkpoint.open(run.initial)
+    run.initial, run.aligned = initial.uri, open_aligned(run.aligned, initial).uri
+
+
+def _record_inputs(run: Run, *, pair_address: list[str]) -> None:
     """Write what the run resolved to, or compare with what it resolved to before."""
+    _pin_pair(run, pair_address)
     inputs = {
         name: {"uri": uri, "files": Checkpoint.open(uri).identity()}
         for name, uri in (("initial", run.initial), ("aligned", run.aligned))
@@ -128,6 +140,7 @@ def _record_inputs(run: Run) -> None:
     run.directory.update_resolved(
         {
             **inputs,
+            "pair_address": pair_address,
             "recipe": run.recipe.model_dump(mode="json"),
             "alphas": list(run.alphas),
             "num_prompts": len(run.prompts),

@@ -23,6 +23,7 @@ from expo_ray.workflow import stages
 from expo_ray.workflow.recipe import load_recipe
 from expo_ray.workflow.run import run
 from expo_ray.workflow.run_dir import RunDir
+from tests.checkpoints.hub_server import hub_server
 
 EXPO_RAY = Path(sys.executable).with_name("expo-ray")
 
@@ -180,6 +181,37 @@ def test_candidates_served_live_leave_only_the_chosen_checkpoint(
         shutil.copy(directory.responses(2.0), directory.responses(0.5))
         with pytest.raises(VerifyError, match="not the model that answered"):
             stages.keep_chosen(this, {"best_alpha": 0.5})
+
+
+def test_a_run_keeps_the_commits_that_it_began_with(
+    tmp_path: Path,
+    pico_pair: tuple[Path, Path],
+    pico_reward_model: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    path = write_recipe(tmp_path, ("owner/sft", "hf://owner/dpo@main"), pico_reward_model)
+    recipe, directory = load_recipe(path), RunDir(tmp_path / "run")
+
+    def pair() -> tuple[str, str]:
+        with ExitStack() as stack:
+            stack.enter_context(directory.claim(recipe_text="", digest="same"))
+            this = stages.Run(
+                recipe=recipe,
+                directory=directory,
+                address="inline",
+                progress=NullProgress(),
+                stack=stack,
+            )
+            stages.prepare_models(this)
+        return this.initial, this.aligned
+
+    with hub_server(monkeypatch) as hub:
+        begun = hub.add("owner/sft", pico_pair[0]), hub.add("owner/dpo", pico_pair[1])
+        pinned = tuple(f"hf://owner/{n}@{c}" for n, c in zip(("sft", "dpo"), begun, strict=True))
+        assert pair() == pinned
+        hub.past_commits.update(begun)
+        hub.commits = {"owner/sft": "e" * 40, "owner/dpo": "f" * 40}
+        assert pair() == pinned
 
 
 @pytest.mark.ray
