@@ -62,9 +62,10 @@ wait_for_nodes() {
 # A folder of its own: `ray.init()` elsewhere on this machine shall not find this cluster.
 start_node --head --port="$PORT" --num-cpus=0 --include-dashboard=false --temp-dir="$WORK/ray"
 wait_for_nodes 1
-for _ in 1 2; do
+# One after the other: on a busy machine nodes that start together time out.
+for number in 2 3; do
     start_node --address="$ADDRESS" --num-cpus="$CPUS_PER_NODE"
+    wait_for_nodes "$number"
 done
-wait_for_nodes 3
 
 RAY_ADDRESS=$ADDRESS "$@"

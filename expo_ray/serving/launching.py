@@ -49,7 +49,9 @@ def ensure_serve(*, host: str = LOCALHOST, port: int | None = None) -> str:
     Raises:
         ConfigError: The port is in use, or Serve listens elsewhere already.
     """
-    logging.getLogger("ray.serve").setLevel(logging.WARNING)
+    # Its warnings are about moments that pass by themselves; whoever asks for logs gets them.
+    asked = logging.getLogger("expo_ray").isEnabledFor(logging.DEBUG)
+    logging.getLogger("ray.serve").setLevel(logging.WARNING if asked else logging.ERROR)
     running = running_endpoint()
     if running is None:
         if port is None:
