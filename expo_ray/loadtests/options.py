@@ -7,6 +7,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from expo_ray.loadtests.schedule import Arrivals
+from expo_ray.serving.engines.options import EngineOptions
 
 
 class LoadtestOptions(BaseModel):
@@ -41,6 +42,9 @@ class LoadtestOptions(BaseModel):
 
     engine: str = "auto"
     """Engine of these replicas."""
+
+    engine_options: EngineOptions = EngineOptions()
+    """Settings of that engine."""
 
     host: str = "127.0.0.1"
     """Address on which a model that is served for the test listens. 0.0.0.0 lets clients on other

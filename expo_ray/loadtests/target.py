@@ -54,6 +54,7 @@ def open_target(
         source,
         num_replicas=options.num_replicas,
         engine=options.engine,
+        options=options.engine_options,
         host=options.host,
         api_key=key,
     ) as served:

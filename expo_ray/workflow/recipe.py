@@ -22,7 +22,7 @@ from expo_ray.errors import ConfigError
 from expo_ray.extrapolation import parse_alpha
 from expo_ray.lab import LabSettings
 from expo_ray.selection import SelectionSettings
-from expo_ray.serving import SamplingParams
+from expo_ray.serving import EngineOptions, SamplingParams
 
 _STRICT = ConfigDict(extra="forbid", frozen=True)
 
@@ -92,6 +92,34 @@ class ReplicaSettings(BaseModel):
     num_replicas: int = Field(1, ge=1)
 
 
+class GeneratorSettings(ReplicaSettings):
+    """How the model is served that answers, and its engine's settings."""
+
+    max_model_len: int | None = Field(
+        None, ge=1, description="Tokens of prompt and response; null takes the model's context."
+    )
+    tensor_parallel_size: int = Field(1, ge=1, description="Devices that share each layer (vllm).")
+    engine_args: dict[str, Any] = Field(
+        default_factory=dict,
+        description="vLLM's own engine arguments, such as pipeline_parallel_size: 2.",
+    )
+
+    @model_validator(mode="after")
+    def _arguments_have_an_engine(self) -> Self:
+        if self.engine != "vllm" and (self.engine_args or self.tensor_parallel_size > 1):
+            raise ValueError("engine_args and tensor_parallel_size need `engine: vllm`")
+        return self
+
+    @property
+    def options(self) -> EngineOptions:
+        """The settings as engines take them."""
+        return EngineOptions(
+            max_model_len=self.max_model_len,
+            tensor_parallel_size=self.tensor_parallel_size,
+            engine_args=self.engine_args,
+        )
+
+
 class LoadtestSettings(BaseModel):
     """Throughput test of the chosen model against the aligned one."""
 
@@ -124,7 +152,7 @@ class Recipe(BaseModel):
     prompts: PromptSettings = PromptSettings()
     extrapolation: ExtrapolationSettings = ExtrapolationSettings()
     sampling: SamplingParams = SamplingParams()
-    generators: ReplicaSettings = ReplicaSettings()
+    generators: GeneratorSettings = GeneratorSettings()
     rewarders: ReplicaSettings = ReplicaSettings()
     selection: SelectionSettings = SelectionSettings()
     loadtest: LoadtestSettings | None = LoadtestSettings()
@@ -154,6 +182,9 @@ class Recipe(BaseModel):
         what = self.model_dump(
             mode="json", exclude={"output", "lab_cache", "generators", "rewarders", "name"}
         )
+        if self.generators.max_model_len is not None:
+            # The one setting of an engine that is meant to change answers: it cuts them off.
+            what["max_model_len"] = self.generators.max_model_len
         return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
 
 

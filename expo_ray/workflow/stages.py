@@ -146,6 +146,7 @@ def _record_inputs(run: Run, *, pair_address: list[str]) -> None:
             "num_prompts": len(run.prompts),
             "prompts": run.prompts_path,
             "reward_models": run.reward_models,
+            "generators": run.recipe.generators.model_dump(mode="json"),
             "engine": run.recipe.generators.engine,
             "sampling": run.recipe.sampling.model_dump(mode="json"),
             "seed": run.recipe.seed,
@@ -203,7 +204,7 @@ def generate_responses(run: Run) -> None:
         settings = run.recipe.generators
         with (
             GeneratorReplicas(
-                num_replicas=settings.num_replicas, engine=settings.engine
+                settings.num_replicas, settings.engine, options=settings.options
             ) as replicas,
             run.responses_bar("Generating", missing) as progress,
         ):
@@ -315,6 +316,7 @@ def _loadtest_options(run: Run, *, num_replicas: int) -> LoadtestOptions:
     return LoadtestOptions(
         extra_body={"temperature": sampling.temperature, "top_p": sampling.top_p},
         engine=run.recipe.generators.engine,
+        engine_options=run.recipe.generators.options,
         num_replicas=num_replicas,
         seed=run.recipe.seed,
     )

@@ -7,6 +7,7 @@ import pytest
 import yaml
 
 from expo_ray.errors import ConfigError
+from expo_ray.serving import EngineOptions
 from expo_ray.workflow.recipe import load_recipe
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -125,3 +126,24 @@ def test_a_relative_output_is_refused_inside_a_job(
 def test_every_recipe_of_the_project_is_valid(path: Path) -> None:
     recipe = load_recipe(path)
     assert recipe.output.startswith(str(ROOT))
+
+
+def test_engine_settings_reach_the_replicas_and_stay_out_of_the_digest(tmp_path: Path) -> None:
+    plain = load_recipe(_write(tmp_path, _document()))
+    settings = {
+        "engine": "vllm",
+        "max_model_len": 4096,
+        "tensor_parallel_size": 4,
+        "engine_args": {"pipeline_parallel_size": 2},
+    }
+    recipe = load_recipe(_write(tmp_path, _document(generators=settings)))
+    assert recipe.generators.options == EngineOptions(
+        max_model_len=4096, tensor_parallel_size=4, engine_args={"pipeline_parallel_size": 2}
+    )
+    # Other hardware may continue a run; a shorter context would give other answers.
+    assert recipe.digest() != plain.digest()
+    del settings["max_model_len"]
+    assert load_recipe(_write(tmp_path, _document(generators=settings))).digest() == plain.digest()
+    for engine in ("auto", "transformers"):
+        with pytest.raises(ConfigError, match="engine: vllm"):
+            load_recipe(_write(tmp_path, _document(generators={**settings, "engine": engine})))
