@@ -44,7 +44,7 @@ MIB = 2**20
 
 @dataclass(frozen=True, kw_only=True)
 class Trend:
-    """A straight line through a series, robust against single steps and peaks (Theil-Sen)."""
+    """A straight line through a series, robust against peaks (Theil-Sen)."""
 
     slope_per_second: float
     low_per_second: float
