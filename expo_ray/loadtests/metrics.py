@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from expo_ray.loadtests.interruptions import find_interruptions
 from expo_ray.loadtests.options import LoadtestOptions
 from expo_ray.loadtests.records import RequestRecord
 from expo_ray.loadtests.windows import (
@@ -88,6 +89,7 @@ def summarize_point(
         "keeps_up": None if offered_rate is None else keeps_up(records),
         "longest_gap_ms": None if gap is None else gap.duration * _MS,
         "longest_gap_at_seconds": None if gap is None else gap.start_seconds,
+        "interruptions": find_interruptions(records),
         "replicas": dict(sorted(Counter(r.replica for r in good if r.replica).items())) or None,
         **_latencies(good),
         "steady": _steady(records, options),

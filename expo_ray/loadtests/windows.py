@@ -89,14 +89,9 @@ def tokens_within(records: Sequence[RequestRecord], window: Window) -> float | N
     )
 
 
-def longest_gap(records: Sequence[RequestRecord]) -> Window | None:
-    """Return the longest span in which requests were in flight and no text arrived for any.
-
-    A replica that dies under load, or a service that stalls, shows here. None without any text.
-    """
+def silences(records: Sequence[RequestRecord]) -> list[Window]:
+    """Return the spans between texts, whosoever they are for, while requests were in flight."""
     texts = sorted(t for r in records for t in r.token_seconds)
-    if not texts:
-        return None
     gaps = []
     start = None
     for second, number in in_flight(records):
@@ -107,7 +102,17 @@ def longest_gap(records: Sequence[RequestRecord]) -> Window | None:
             marks = [start, *inside, second]
             gaps += [Window(start_seconds=a, end_seconds=b) for a, b in pairwise(marks)]
             start = None
-    return max(gaps, key=lambda gap: gap.duration, default=None)
+    return gaps
+
+
+def longest_gap(records: Sequence[RequestRecord]) -> Window | None:
+    """Return the longest span in which requests were in flight and no text arrived for any.
+
+    A replica that dies under load, or a service that stalls, shows here. None without any text.
+    """
+    if not any(r.token_seconds for r in records):
+        return None
+    return max(silences(records), key=lambda gap: gap.duration, default=None)
 
 
 def keeps_up(records: Sequence[RequestRecord]) -> bool:
