@@ -133,14 +133,16 @@ def select(
 
 
 def report(
-    run_directory: Annotated[Path, typer.Argument(help="The directory of a run.")],
+    run_directory: Annotated[
+        Path, typer.Argument(help="The directory of a run, or the output of a load test.")
+    ],
     json_output: JsonFlag = False,
     verbose: VerboseFlag = False,
     quiet: QuietFlag = False,
 ) -> None:
-    """Write report.html and figures/ from a run directory; needs no Ray and no model.
+    """Write report.html and figures/ from a run or a load test; needs no Ray and no model.
 
-    Example: expo-ray report runs/quickstart
+    Examples: expo-ray report runs/quickstart; expo-ray report lt
     """
     from expo_ray.reports import write_report
 

@@ -171,46 +171,6 @@ def length_curve(selection: Mapping[str, Any]) -> Drawing:
         return finish(figure, "length-against-alpha", alt + ".")
 
 
-def throughput_curve(series: Mapping[str, Sequence[Mapping[str, Any]]]) -> Drawing:
-    """Draw end-to-end latency against tokens per second, one line per model."""
-    with canvas(1, height=3.1) as (figure, axes):
-        panel = axes[0]
-        for index, (label, points) in enumerate(series.items()):
-            colour, marker = ((MUTED, "o"), (BLUE, "D"))[index % 2]
-            x = [point["output_throughput"] for point in points]
-            y = [point["median_e2el_ms"] for point in points]
-            panel.plot(x, y, color=colour, marker=marker, markersize=5, linewidth=1.6, label=label)
-            panel.vlines(
-                x, y, [p["p99_e2el_ms"] for p in points], color=colour, linewidth=1.0, alpha=0.6
-            )
-            for point in points:
-                panel.annotate(
-                    _load(point), (point["output_throughput"], point["median_e2el_ms"]),
-                    xytext=(5, 6 if index else -13), textcoords="offset points",
-                    fontsize=8, color=colour,
-                )  # fmt: skip
-        panel.set_ylim(bottom=0)
-        panel.margins(x=0.08)
-        panel.set_xlabel("output tokens per second")
-        panel.set_title("Time to the whole answer (ms): median, bar up to the 99th percentile")
-        panel.legend(loc="upper left")
-        parts = [
-            f"{label}: " + ", ".join(
-                f"{_load(p)}: {p['output_throughput']:.0f} tokens/s at {p['median_e2el_ms']:.0f} ms"
-                for p in points
-            )
-            for label, points in series.items()
-        ]  # fmt: skip
-        alt = "Median end-to-end latency against throughput. " + ". ".join(parts)
-        return finish(figure, "throughput", alt + ".")
-
-
-def _load(point: Mapping[str, Any]) -> str:
-    if point.get("mode") == "open":
-        return f"{_short(point.get('offered_rate'))} req/s"
-    return f"c={point.get('concurrency')}"
-
-
 def delta_map(modules: Sequence[str], layers: Sequence[str], cells: Mapping[Any, float]) -> Drawing:
     """Draw the relative norm of delta by module (rows) and layer (columns), in percent."""
     values = [[cells.get((m, layer), float("nan")) for layer in layers] for m in modules]

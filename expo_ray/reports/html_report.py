@@ -2,55 +2,54 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
-
 from expo_ray.checkpoints import atomic_write_bytes, atomic_write_text
 from expo_ray.reports import cautions, deltas, examples, figures, provenance, wording
 from expo_ray.reports.drawing import Drawing
+from expo_ray.reports.load_figures import latency_curve
+from expo_ray.reports.load_page import is_load_test, load_page, speed_rows
+from expo_ray.reports.load_panels import ratio_forest
+from expo_ray.reports.page_template import page_environment
 from expo_ray.reports.pairing import gain_curve, prompt_means
 from expo_ray.reports.run_files import RunFiles
-from expo_ray.reports.throughput import compare_throughput, load_label
+from expo_ray.reports.throughput import Throughput, compare_throughput
 from expo_ray.reports.truth import TruthVerdict, judge_by_truth
 
 _OPTIONAL: Mapping[str, Any] = {"reason": "", "num_tuning": 0, "num_heldout": 0, "guards": ()}
-_SPEEDS = (
-    *("request_throughput", "output_throughput", "completed", "failed", "client_saturated"),
-    *("median_ttft_ms", "p99_ttft_ms", "median_tpot_ms", "p99_tpot_ms"),
-    *("median_e2el_ms", "p99_e2el_ms"),
-)
 
 
 def write_report(run_dir: str | Path) -> Path:
-    """Write report.html and figures/ from the files of a run directory.
+    """Write report.html and figures/ from the files of a run directory or of a load test.
 
-    The page needs nothing but itself: no network, no script, no other file. The same run directory
-    gives the same bytes.
+    The page needs nothing but itself: no network, no script, no other file. The same files give the
+    same bytes.
 
     Args:
-        run_dir: A run directory; every part but selection.json may be missing.
+        run_dir: A run directory, of which every part but selection.json may be missing; or the
+            output folder of a load test, a comparison or a scaling test.
 
     Returns:
         The path of report.html.
 
     Raises:
-        ConfigError: selection.json is missing, or a JSON file is malformed.
+        ConfigError: It is neither, or a JSON file is malformed.
         TableError: A Parquet file is malformed.
     """
-    run = RunFiles.read(run_dir)
-    page, drawings = _page(run)
-    html = _environment().get_template("report.html.j2").render(page)
-    folder = run.path / "figures"
+    path = Path(run_dir)
+    if is_load_test(path):
+        template, (page, drawings) = "load_report.html.j2", load_page(path)
+    else:
+        template, (page, drawings) = "report.html.j2", _page(RunFiles.read(path))
+    html = page_environment().get_template(template).render(page)
+    folder = path / "figures"
     folder.mkdir(exist_ok=True)
     for drawing in drawings:
         atomic_write_text(folder / f"{drawing.name}.svg", drawing.svg)
         atomic_write_bytes(folder / f"{drawing.name}.png", drawing.png)
-    target = run.path / "report.html"
+    target = path / "report.html"
     atomic_write_text(target, html)
     return target
 
@@ -61,7 +60,7 @@ def _page(run: RunFiles) -> tuple[dict[str, Any], list[Drawing]]:
     alpha = _compared_alpha(run)
     truth = judge_by_truth(selection, run.truth)
     throughput = compare_throughput(run)
-    drawings = _drawings(run, throughput.plottable if throughput else {})
+    drawings = _drawings(run, throughput)
     page: dict[str, Any] = {
         "title": run.resolved.get("recipe", {}).get("name") or run.path.resolve().name,
         "headline": wording.headline(selection),
@@ -81,7 +80,7 @@ def _page(run: RunFiles) -> tuple[dict[str, Any], list[Drawing]]:
         "truth_rows": _truth_rows(run, truth),
         "fired": [g for g in selection.get("guards", ()) if g["fired"]],
         "throughput": throughput,
-        "speed_rows": _speed_rows(throughput.series) if throughput else [],
+        "speed_rows": speed_rows(throughput.series) if throughput else [],
         "cautions": cautions.cautions(run, truth=truth, throughput=throughput),
         "deltas": deltas.summarize(run.checkpoints),
         "facts": provenance.facts(run),
@@ -114,7 +113,7 @@ def _candidate(selection: Mapping[str, Any], alpha: float | None) -> Mapping[str
     return next((c for c in selection["candidates"] if c["alpha"] == alpha), None)
 
 
-def _drawings(run: RunFiles, speed: Mapping[str, Any]) -> list[Drawing]:
+def _drawings(run: RunFiles, throughput: Throughput | None) -> list[Drawing]:
     selection = run.selection
     alphas = [c["alpha"] for c in selection["candidates"]]
     level = wording.confidence(selection)
@@ -130,8 +129,11 @@ def _drawings(run: RunFiles, speed: Mapping[str, Any]) -> list[Drawing]:
     if guards:
         drawn.append(figures.guard_curves(selection, guards))
     drawn.append(figures.length_curve(selection))
-    if speed:
-        drawn.append(figures.throughput_curve(speed))
+    if throughput is not None and throughput.plottable:
+        drawn.append(latency_curve(throughput.plottable))
+    if throughput is not None and any(point["num_pairs"] for point in throughput.paired):
+        names = list(throughput.series)
+        drawn.append(ratio_forest(throughput.paired, baseline=names[0], candidate=names[1]))
     heat = deltas.summarize(run.checkpoints)
     if heat is not None and heat.cells:
         drawn.append(figures.delta_map(heat.modules, heat.layers, heat.cells))
@@ -156,62 +158,3 @@ def _truth_rows(run: RunFiles, truth: TruthVerdict | None) -> list[tuple[str, An
     if truth.best is not None and truth.best.alpha not in (truth.judged.alpha, 0.0):
         rows.append(("best by truth", truth.best))
     return rows
-
-
-def _speed_rows(series: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    return [
-        {**dict.fromkeys(_SPEEDS), **point, "model": label, "load": load_label(point)}
-        for label, points in series.items()
-        for point in points
-    ]
-
-
-def _environment() -> Environment:
-    environment = Environment(
-        loader=PackageLoader("expo_ray.reports"),
-        # Everything that a model wrote passes through here: escape by default, in every template.
-        autoescape=True,
-        undefined=StrictUndefined,
-        finalize=_show_controls,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(
-        alpha=wording.format_alpha,
-        data=_data,
-        figure=lambda drawing: Markup(drawing.inline()),  # noqa: S704 - our own drawing
-        percent=wording.percent,
-        p_value=wording.p_value,
-        num=lambda value, decimals=3: _minus(wording.number(value, decimals)),
-        signed=lambda value, decimals=3: _minus(wording.signed(value, decimals)),
-        minus=_minus,
-        prose=_prose,
-    )
-    return environment
-
-
-# Control characters become visible symbols; a reader should see that they are there.
-_CONTROLS = {code: 0x2400 + code for code in range(32) if code not in (9, 10)} | {127: 0x2421}
-
-
-def _show_controls(value: object) -> object:
-    return value.translate(_CONTROLS) if isinstance(value, str) else value
-
-
-def _data(value: float | None, decimals: int = 3, sign: str = "-") -> Markup:
-    """Print a rounded number that carries its exact value."""
-    if value is None:
-        return Markup("n/a")
-    shown = _minus(wording.number(value, decimals, sign))
-    return Markup('<data value="{}">{}</data>').format(repr(float(value)), shown)
-
-
-def _prose(text: str) -> str:
-    """Set minus signs, and keep `p < 0.001` on one line."""
-    text = re.sub(r"(?<![\w-])-(?=\d)", "\N{MINUS SIGN}", text)
-    return re.sub(r"p ([<=]) (?=\d)", "p\N{NO-BREAK SPACE}\\1\N{NO-BREAK SPACE}", text)
-
-
-def _minus(text: str) -> str:
-    # A real minus sign: a hyphen before a digit is hard to see and may break across lines.
-    return text.replace("-", "\N{MINUS SIGN}")

@@ -65,20 +65,20 @@ class RunFiles:
         return cls(
             path=path,
             selection=read_selection(path),
-            resolved=_json(path / "resolved.json"),
-            lab=_json(path / "lab.json"),
-            timings=_json(path / "timings.json"),
+            resolved=read_json(path / "resolved.json"),
+            lab=read_json(path / "lab.json"),
+            timings=read_json(path / "timings.json"),
             recipe=recipe.read_text(encoding="utf-8", errors="replace") if recipe.is_file() else "",
             responses=_tables(path / "responses"),
             rewards=rewards,
             truth=_tables(path / "rewards" / TRUTH),
             loadtests={
-                file.parent.name: _json(file)
+                file.parent.name: read_json(file)
                 for file in sorted((path / "loadtest").glob("*/summary.json"))
             },
-            compared=_json(path / "loadtest" / "compared.json"),
+            compared=read_json(path / "loadtest" / "compared.json"),
             checkpoints={
-                alpha: _json(folder / "expo_ray.json")
+                alpha: read_json(folder / "expo_ray.json")
                 for alpha, folder in _by_alpha(path / "checkpoints", suffix="")
                 if (folder / "expo_ray.json").is_file()
             },
@@ -98,14 +98,19 @@ def read_selection(run_dir: str | Path) -> Mapping[str, Any]:
             where=file,
             hint="finish the run first; `expo-ray run RECIPE` continues where it stopped",
         )
-    selection = _json(file)
+    selection = read_json(file)
     missing = sorted({"best_alpha", "verdict", "candidates"} - selection.keys())
     if missing:
         raise ConfigError("the selection is incomplete", where=file, got=f"without {missing}")
     return selection
 
 
-def _json(file: Path) -> Mapping[str, Any]:
+def read_json(file: Path) -> Mapping[str, Any]:
+    """Return the object in a JSON file, an empty one where there is no file.
+
+    Raises:
+        ConfigError: It is malformed.
+    """
     if not file.is_file():
         return {}
     try:

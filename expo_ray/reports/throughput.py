@@ -4,9 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from expo_ray.loadtests.compare import compare_summaries
+import pyarrow as pa
+
+from expo_ray.errors import TableError
+from expo_ray.loadtests.compare import compare_folders, compare_summaries
+from expo_ray.reports.load_figures import can_be_drawn
 from expo_ray.reports.run_files import RunFiles
 
 Point = Mapping[str, Any]
@@ -23,14 +28,14 @@ class Throughput:
     ratio: float | None
     void: bool
     """At some point the client could not keep up, so that its numbers are no measurement."""
+    paired: Sequence[Point]
+    """Per shared load the ratios with intervals, where the requests of both are at hand."""
 
     @property
     def plottable(self) -> Mapping[str, Sequence[Point]]:
         """The points that have both coordinates."""
-        needed = ("output_throughput", "median_e2el_ms", "p99_e2el_ms")
         kept = {
-            label: [p for p in points if all(p.get(key) is not None for key in needed)]
-            for label, points in self.series.items()
+            label: [p for p in points if can_be_drawn(p)] for label, points in self.series.items()
         }
         return {label: points for label, points in kept.items() if points}
 
@@ -52,6 +57,7 @@ def compare_throughput(run: RunFiles) -> Throughput | None:
         sentence=sentence,
         ratio=ratio,
         void=any(point.get("client_saturated") for points in series.values() for point in points),
+        paired=_paired(run.path / "loadtest", labels),
     )
 
 
@@ -60,6 +66,17 @@ def load_label(point: Point) -> str:
     if point.get("mode") == "open":
         return f"{point.get('offered_rate'):g} req/s offered"
     return f"{point.get('concurrency')} in flight"
+
+
+def _paired(folder: Path, labels: Sequence[str]) -> list[Point]:
+    folders = [folder / label for label in labels]
+    if len(folders) != 2 or not all((f / "requests.parquet").is_file() for f in folders):
+        return []
+    try:
+        points = compare_folders(*folders)["points"]
+    except (OSError, pa.ArrowException) as error:
+        raise TableError("the load test is not readable", where=folder, got=error) from error
+    return [{**point, **point["paired"]} for point in points]
 
 
 def _readable(label: str) -> str:
