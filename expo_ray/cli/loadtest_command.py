@@ -50,6 +50,10 @@ def loadtest(
             rich_help_panel=_LOAD,
         ),
     ] = None,
+    trace_speed: Annotated[
+        float | None,
+        typer.Option(help="Replay the trace so many times as fast.", rich_help_panel=_LOAD),
+    ] = None,
     find: Annotated[
         str | None,
         typer.Option(
@@ -57,6 +61,10 @@ def loadtest(
             "highest rate at which the --...-slo-ms are met.",
             rich_help_panel=_LOAD,
         ),
+    ] = None,
+    max_points: Annotated[
+        int | None,
+        typer.Option(min=1, help="--find ends after so many loads (12).", rich_help_panel=_LOAD),
     ] = None,
     num_requests: Annotated[
         int, typer.Option(min=1, help="Measured requests per point.", rich_help_panel=_LOAD)
@@ -120,6 +128,27 @@ def loadtest(
             rich_help_panel=_LOAD,
         ),
     ] = None,
+    client_label: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="key=value: send only from Ray nodes with this label (ray start --labels). "
+            "Repeatable.",
+            rich_help_panel=_LOAD,
+        ),
+    ] = None,
+    timeout: Annotated[
+        float | None,
+        typer.Option(
+            help="Seconds after which a request has failed (600).", rich_help_panel=_LIMITS
+        ),
+    ] = None,
+    max_client_lag_ms: Annotated[
+        float | None,
+        typer.Option(
+            help="A point is void where the client's own delay exceeds this at p99 (50).",
+            rich_help_panel=_LIMITS,
+        ),
+    ] = None,
     ttft_slo_ms: Annotated[
         float | None, typer.Option(help="Goodput: first token within.", rich_help_panel=_LIMITS)
     ] = None,
@@ -165,6 +194,14 @@ def loadtest(
     rounds: Annotated[
         int, typer.Option(min=1, help="Turns of each alpha.", rich_help_panel=_SERVED)
     ] = 3,
+    one_at_a_time: Annotated[
+        bool,
+        typer.Option(
+            "--one-at-a-time",
+            help="Serve each alpha for its turns alone: half the hardware, more starts.",
+            rich_help_panel=_SERVED,
+        ),
+    ] = False,
     replicas: Annotated[
         str,
         typer.Option(
@@ -175,6 +212,14 @@ def loadtest(
     engine: Annotated[
         str, typer.Option(help="auto, transformers or vllm.", rich_help_panel=_SERVED)
     ] = "auto",
+    host: Annotated[
+        str | None,
+        typer.Option(
+            help="Address it listens on (127.0.0.1). 0.0.0.0 lets clients on other nodes reach it, "
+            "with a key made for the test.",
+            rich_help_panel=_SERVED,
+        ),
+    ] = None,
     model: Annotated[
         str | None,
         typer.Option(help="Model to ask for, of several.", rich_help_panel=_SERVICE),
@@ -213,6 +258,12 @@ def loadtest(
         "extra_body": _json_object(extra_body),
         "seed": seed,
         "num_clients": clients,
+        "client_labels": _labels(client_label),
+        "trace_speed": trace_speed,
+        "max_points": max_points,
+        "request_timeout_seconds": timeout,
+        "max_client_lag_ms": max_client_lag_ms,
+        "host": host,
         "ttft_slo_ms": ttft_slo_ms,
         "tpot_slo_ms": tpot_slo_ms,
         "e2el_slo_ms": e2el_slo_ms,
@@ -251,7 +302,12 @@ def loadtest(
                 Contender(target=target, initial=initial, alpha=a) for a in (versus_alpha, alpha)
             )
             compared = compare_targets(
-                *sides, concurrency=flights, rate=rates, rounds=rounds, **common
+                *sides,
+                concurrency=flights,
+                rate=rates,
+                rounds=rounds,
+                together=not one_at_a_time,
+                **common,
             )
             session.emit(compared, lambda console: _render_comparison(console, compared))
         else:
@@ -329,6 +385,20 @@ def _json_object(text: str | None) -> dict[str, Any] | None:
     return value
 
 
+def _labels(pairs: list[str] | None) -> dict[str, str] | None:
+    if not pairs:
+        return None
+    labels = dict(pair.split("=", 1) for pair in pairs if "=" in pair)
+    if len(labels) != len(pairs):
+        raise ConfigError(
+            "not labels of Ray nodes",
+            where="--client-label",
+            got=", ".join(pairs),
+            expected="key=value, each key once",
+        )
+    return labels
+
+
 def _numbers(flag: str, text: str | None) -> list[float]:
     try:
         numbers = [float(part) for part in (text or "").split(",") if part.strip()]
@@ -370,6 +440,8 @@ def _render_points(console: Console, result: dict[str, Any]) -> None:
         if point["errors"]:
             classes = ", ".join(f"{kind} {number}" for kind, number in point["errors"].items())
             console.print(f"failed: {classes}", markup=False, highlight=False)
+        for one in point["interruptions"]:
+            console.print("interrupted:", one["text"], markup=False, highlight=False)
     if result["search"] is not None:
         search = result["search"]
         load = search["load"] if search["kind"] == "saturation" else f"{search['rate']} requests/s"
@@ -388,7 +460,7 @@ def _render_comparison(console: Console, result: dict[str, Any]) -> None:
 
 def _render_scaling(console: Console, result: dict[str, Any]) -> None:
     headings = ("replicas", "tok/s", "req/s", "efficiency", "busiest/mean", "proxy tok/s ratio")
-    table = new_table(*headings, title=f"{result['target']} (medians, ms)")
+    table = new_table(*headings, title=str(result["target"]))
     for point in result["points"]:
         names = ("num_replicas", "output_throughput", "request_throughput", "efficiency")
         row = [point[name] for name in names]
