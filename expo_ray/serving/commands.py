@@ -200,17 +200,20 @@ def model_source(
     alpha: float | None,
     alpha_rules: RulesLike | None,
 ) -> ModelSource:
-    """Return what a command was asked to serve.
+    """Return what a command was asked to serve; rules that do not fit it show at once.
 
     Raises:
-        ConfigError: Only one of initial and alpha (or its rules) is given, or it is malformed.
+        RequestError: Only one of initial and alpha (or its rules) is given, it is malformed, or
+            the rules or the pair do not fit.
     """
-    return ModelSource(
+    source = ModelSource(
         model=str(model),
         initial=None if initial is None else str(initial),
         alpha=alpha,
         alpha_rules=None if alpha_rules is None else read_rules(alpha_rules),
     )
+    source.check_rules()
+    return source
 
 
 def read_api_key(variable: str | None) -> str | None:

@@ -11,7 +11,7 @@ import hashlib
 import hmac
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import aclosing, suppress
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +23,7 @@ from pydantic import ValidationError
 from ray import serve
 from starlette.exceptions import HTTPException
 
-from expo_ray.errors import ExpoError, WorkError
+from expo_ray.errors import ExpoError
 from expo_ray.serving.alpha_board import find_or_start_board
 from expo_ray.serving.alpha_member import AlphaMember
 from expo_ray.serving.alpha_setting import AlphaSetting, require_setting, setting_fields
@@ -233,9 +233,8 @@ class OpenAIService:
         self._authorize(request)
         board = self._require_board()
         setting = require_setting(body.alpha, body.alpha_rules)
-        with suppress(WorkError):  # the board will say so, and serve on what is served now
-            # Rules that do not fit this model are refused before anybody has to wait.
-            await asyncio.to_thread(self._started.at(setting).check)
+        # Rules that do not fit this model are refused before anybody has to wait.
+        await asyncio.to_thread(self._started.at(setting).check_rules)
         problem = await board.change.remote(setting, body.drain_seconds)
         if problem is not None:
             # Nothing has changed: what was served before is served again.

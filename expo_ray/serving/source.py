@@ -15,7 +15,7 @@ from expo_ray.checkpoints.hub_storage import is_hub_address
 from expo_ray.checkpoints.storage import RECORD_NAME, split_address
 from expo_ray.errors import ConfigError
 from expo_ray.extrapolation import round_alpha
-from expo_ray.extrapolation.alpha_rules import AlphaRules
+from expo_ray.extrapolation.alpha_rules import AlphaRules, resolve
 from expo_ray.serving.alpha_setting import AlphaSetting, parse_setting, setting_label
 
 if TYPE_CHECKING:
@@ -43,10 +43,11 @@ class ModelSource:
     def __post_init__(self) -> None:
         setting = parse_setting(self.alpha, self.alpha_rules)
         if (self.initial is None) != (setting is None):
+            label = "no alpha" if setting is None else setting_label(setting)
             raise ConfigError(
                 "a live extrapolation needs both initial and alpha (or its rules)",
                 where="--initial, --alpha, --alpha-rules",
-                got=f"initial {self.initial}, alpha {setting}",
+                got=f"initial {self.initial}, {label}",
             )
         rules = setting if isinstance(setting, AlphaRules) else None
         object.__setattr__(self, "alpha_rules", rules)
@@ -119,6 +120,17 @@ class ModelSource:
             ShardError: Non-finite values.
         """
         next(iter(self.iter_weights()), None)
+
+    def check_rules(self) -> None:
+        """Check by the headers alone that the rules, if there are any, fit the pair.
+
+        Raises:
+            RequestError: A tensor has no rule, a rule has no tensor, or the pair is wrong.
+        """
+        from expo_ray.extrapolation.plan import build_plan
+
+        if self.alpha_rules is not None and self.initial is not None:
+            resolve(self.alpha_rules, build_plan(self.initial, self.model).pair.tensors)
 
     def iter_weights(
         self, digest: WeightsDigest | None = None

@@ -74,3 +74,14 @@ def test_wrong_settings_are_refused() -> None:
         parse_setting(None, [{"match": "*"}])
     with pytest.raises(ConfigError, match="cannot be read"):
         parse_setting(None, "nowhere.yaml")
+
+
+def test_rules_that_do_not_fit_the_pair_show_before_anything_starts(
+    pico_pair: tuple[Path, Path],
+) -> None:
+    initial, aligned = map(str, pico_pair)
+    assert model_source(aligned, initial, 0.5, RULES).is_live
+    with pytest.raises(ConfigError, match="no rule matches"):
+        model_source(aligned, initial, None, RULES)
+    with pytest.raises(ConfigError, match="never used"):
+        model_source(aligned, initial, 0.5, [*RULES, {"match": "x*", "alpha": 1}])
