@@ -58,7 +58,11 @@ def _reward_panel(
     aligned = next((c["mean_reward"] for c in candidates if c["alpha"] == 0), None)
     points = [(x, c) for x, c in enumerate(candidates) if c["mean_reward"] is not None]
     x = [p for p, _ in points]
-    means = [c["mean_reward"] for _, c in points]
+    # Dropped candidates answered fewer prompts: what is compared is the paired difference.
+    means = [
+        c["mean_reward"] if aligned is None or c["gain"] is None else aligned + c["gain"]
+        for _, c in points
+    ]
     axes.plot(x, means, color=BLUE, marker="o", markersize=4.5, linewidth=1.6)
     if aligned is not None:
         axes.axhline(aligned, **ALIGNED_LINE)

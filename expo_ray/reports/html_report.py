@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from expo_ray.checkpoints import atomic_write_bytes, atomic_write_text
-from expo_ray.reports import cautions, deltas, examples, figures, provenance, wording
+from expo_ray.reports import cautions, costs, deltas, examples, figures, provenance, wording
 from expo_ray.reports.drawing import Drawing
+from expo_ray.reports.first_order_figure import first_order_curve
 from expo_ray.reports.load_figures import latency_curve
 from expo_ray.reports.load_page import is_load_test, load_page, speed_rows
 from expo_ray.reports.load_panels import ratio_forest
@@ -18,7 +19,10 @@ from expo_ray.reports.run_files import RunFiles
 from expo_ray.reports.throughput import Throughput, compare_throughput
 from expo_ray.reports.truth import TruthVerdict, judge_by_truth
 
-_OPTIONAL: Mapping[str, Any] = {"reason": "", "num_tuning": 0, "num_heldout": 0, "guards": ()}
+_OPTIONAL: Mapping[str, Any] = {
+    **{"reason": "", "num_tuning": 0, "num_heldout": 0, "guards": ()},
+    **{"first_order": None, "search": None},
+}
 
 
 def write_report(run_dir: str | Path) -> Path:
@@ -88,6 +92,9 @@ def _page(run: RunFiles) -> tuple[dict[str, Any], list[Drawing]]:
         "inputs": provenance.input_files(run),
         "checkpoints": provenance.written_checkpoints(run),
         "steps": provenance.next_steps(run),
+        "costs": costs.count_costs(run),
+        "search_sentence": costs.search_sentence(selection),
+        "first_order": wording.first_order(selection),
         "recipe": run.recipe,
         "timings": run.timings,
         "figures": {drawing.name: drawing for drawing in drawings},
@@ -129,6 +136,8 @@ def _drawings(run: RunFiles, throughput: Throughput | None) -> list[Drawing]:
     if guards:
         drawn.append(figures.guard_curves(selection, guards))
     drawn.append(figures.length_curve(selection))
+    if selection.get("first_order"):
+        drawn.append(first_order_curve(selection["first_order"]))
     if throughput is not None and throughput.plottable:
         drawn.append(latency_curve(throughput.plottable))
     if throughput is not None and any(point["num_pairs"] for point in throughput.paired):

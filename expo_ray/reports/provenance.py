@@ -56,19 +56,19 @@ def written_checkpoints(run: RunFiles) -> list[tuple[str, str, int]]:
 
 def next_steps(run: RunFiles) -> list[Step]:
     """Return the commands that a reader of this verdict wants next."""
-    directory = shlex.quote(str(run.path))
     initial, aligned = _location(run, "initial"), _location(run, "aligned")
-    alpha = run.selection["best_alpha"]
-    number = format_alpha(alpha)
     if run.selection["verdict"] != "extrapolate":
         return [
             Step(what="Serve the aligned model", command=f"expo-ray serve {aligned}"),
+            *_deploy(run),
             Step(
                 what="Try other candidates or more prompts, in a new directory",
-                command=f"expo-ray run RECIPE --set output={directory}-2 "
+                command=f"expo-ray run RECIPE --set output={shlex.quote(str(run.path))}-2 "
                 "--set 'extrapolation.alphas=[0.05, 0.1, 0.2]'",
             ),
         ]
+    alpha = run.selection["best_alpha"]
+    number = format_alpha(alpha)
     steps = []
     if alpha in run.checkpoints:
         checkpoint = shlex.quote(str(run.path / "checkpoints" / f"alpha-{number}"))
@@ -76,20 +76,35 @@ def next_steps(run: RunFiles) -> list[Step]:
             Step(what="Serve the chosen checkpoint", command=f"expo-ray serve {checkpoint}"),
             Step(what="Check it bit for bit", command=f"expo-ray verify {checkpoint}"),
         ]
-    else:
-        steps.append(
-            Step(
-                what="Write the chosen checkpoint",
-                command=f"expo-ray extrapolate {initial} {aligned} OUTPUT --alpha {number}",
-            )
-        )
-    steps.append(
+    flags = "".join(f" {flag}" for flag in _extrapolation_flags(run))
+    return [
+        *steps,
+        Step(
+            what="Write the chosen checkpoint" + (" somewhere else" if steps else ""),
+            command=f"expo-ray extrapolate {initial} {aligned} OUTPUT --alpha {number}{flags}",
+        ),
+        *_deploy(run),
         Step(
             what="Or serve it without writing it",
             command=f"expo-ray serve {aligned} --initial {initial} --alpha {number}",
-        )
-    )
-    return steps
+        ),
+    ]
+
+
+def _deploy(run: RunFiles) -> list[Step]:
+    config = run.path / "serve_config.yaml"
+    if not config.is_file():
+        return []
+    command = f"serve deploy {shlex.quote(str(config))}"
+    return [Step(what="Deploy it on a running Ray cluster", command=command)]
+
+
+def _extrapolation_flags(run: RunFiles) -> Iterator[str]:
+    """Yield the flags under which the candidates were made, where they are not the defaults."""
+    settings = run.resolved.get("recipe", {}).get("extrapolation", {})
+    for key, usual in (("output_dtype", "auto"), ("vocab_policy", "refuse")):
+        if settings.get(key, usual) != usual:
+            yield f"--{key.replace('_', '-')} {shlex.quote(str(settings[key]))}"
 
 
 def _location(run: RunFiles, role: str) -> str:

@@ -52,15 +52,21 @@ class RunFiles:
         return {name: t for name, t in self.rewards.items() if not name.startswith("0-")}
 
     @classmethod
-    def read(cls, run_dir: str | Path) -> RunFiles:
+    def read(cls, run_dir: str | Path, *, tables: bool = True) -> RunFiles:
         """Read a run directory.
+
+        Args:
+            run_dir: The directory.
+            tables: Whether to read responses and rewards, too.
 
         Raises:
             ConfigError: It has no selection.json, or a JSON file in it is malformed.
             TableError: A Parquet file in it is malformed.
         """
         path = Path(run_dir)
-        rewards = {folder.name: _tables(folder) for folder in _reward_folders(path / "rewards")}
+        read_tables = _tables if tables else _no_tables
+        folders = _reward_folders(path / "rewards")
+        rewards = {folder.name: read_tables(folder) for folder in folders}
         recipe = path / "recipe.yaml"
         return cls(
             path=path,
@@ -69,9 +75,9 @@ class RunFiles:
             lab=read_json(path / "lab.json"),
             timings=read_json(path / "timings.json"),
             recipe=recipe.read_text(encoding="utf-8", errors="replace") if recipe.is_file() else "",
-            responses=_tables(path / "responses"),
+            responses=read_tables(path / "responses"),
             rewards=rewards,
-            truth=_tables(path / "rewards" / TRUTH),
+            truth=read_tables(path / "rewards" / TRUTH),
             loadtests={
                 file.parent.name: read_json(file)
                 for file in sorted((path / "loadtest").glob("*/summary.json"))
@@ -129,6 +135,10 @@ def _reward_folders(folder: Path) -> list[Path]:
 
 def _tables(folder: Path) -> dict[float, Rows]:
     return {alpha: _rows(read_table(file)) for alpha, file in _by_alpha(folder, suffix=".parquet")}
+
+
+def _no_tables(folder: Path) -> dict[float, Rows]:
+    return {}
 
 
 def _rows(table: pa.Table) -> Rows:

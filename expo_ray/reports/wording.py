@@ -158,6 +158,8 @@ def standing(selection: Selection, candidate: Mapping[str, Any]) -> str:
         return "chosen"
     if alpha == 0:
         return "kept" if selection["verdict"] == "keep-aligned" else "reference"
+    if candidate.get("dropped"):
+        return "dropped"
     fired = fired_guards(selection, alpha)
     if fired:
         return ", ".join(fired)
@@ -172,6 +174,39 @@ def standing(selection: Selection, candidate: Mapping[str, Any]) -> str:
     if selection["verdict"] == "keep-aligned" and heldout(selection).get("alpha") == alpha:
         return "not confirmed"
     return "eligible"
+
+
+def first_order(selection: Selection) -> str | None:
+    """Say how steep the reward is at alpha 0 and how far that slope predicts it; None if unknown.
+
+    Args:
+        selection: The content of selection.json.
+    """
+    found = selection.get("first_order")
+    if not found:
+        return None
+    decimals = decimals_for(selection)
+    bounds = interval(found["ci_low"], found["ci_high"], decimals)
+    surety = f"{interval_name(selection)} {bounds}"
+    slope = f"At alpha 0 the reward changes by {signed(found['slope'], decimals)} per unit of alpha"
+    if found["ci_low"] is None or found["ci_low"] <= 0 <= found["ci_high"]:
+        why = " that the smallest candidates answered before they were dropped"
+        return (
+            f"{slope} ({surety}): whether it rises at all along delta is not told on the "
+            f"{found['num_prompts']} prompts{why if found.get('num_dropped') else ''}, so the "
+            "argument of the method is neither supported nor refuted here."
+        )
+    held, failed = found["holds_until"], found["fails_at"]
+    if failed is None:
+        end = f"holds, to a fifth, over everything tried, up to alpha {format_alpha(held)}"
+    elif held is None:
+        end = f"fails already at alpha {format_alpha(failed)}, the smallest that was tried"
+    else:
+        end = (
+            f"holds, to a fifth, up to somewhere between alpha {format_alpha(held)} and alpha "
+            f"{format_alpha(failed)}, where the reward has left it"
+        )
+    return f"{slope} ({surety}). The straight line {end}."
 
 
 def summary_rows(run_dir: str | Path) -> tuple[list[str], list[list[str]]]:
