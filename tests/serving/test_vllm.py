@@ -4,17 +4,28 @@ import asyncio
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import openai
 import pytest
+from ray import serve
 
 from expo_ray.checkpoints import Checkpoint, weights_digest
 from expo_ray.errors import ConfigError
 from expo_ray.extrapolation import extrapolate
-from expo_ray.serving import EngineOptions, ModelSource, SamplingParams, ServedModel
+from expo_ray.extrapolation.alpha_rules import AlphaRules
+from expo_ray.serving import (
+    EngineOptions,
+    GeneratorReplicas,
+    ModelSource,
+    SamplingParams,
+    ServedModel,
+)
 from expo_ray.serving.engines.interface import Row
 from expo_ray.serving.engines.transformers_engine import TransformersEngine
+from expo_ray.serving.engines.vllm_config import MAX_NUM_SEQS
+from expo_ray.tables import RESPONSES_SCHEMA, Message, Prompt, read_table
 from tests.pico import save_pair
 from tests.serving.vllm_here import PICO_SHAPE, require_vllm
 
@@ -26,7 +37,8 @@ HELLO = [{"role": "user", "content": "hello"}]
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
-    initial, aligned = save_pair(tmp_path_factory.mktemp("vllm"), **PICO_SHAPE)
+    """So far apart that another alpha gives other texts; the head is tied, as in small models."""
+    initial, aligned = save_pair(tmp_path_factory.mktemp("vllm"), scale=0.1, **PICO_SHAPE)
     return str(initial), str(aligned)
 
 
@@ -34,7 +46,9 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
 def served(ray_cluster: str, pair: tuple[str, str]) -> Iterator[ServedModel]:
     """Started from a pair and an alpha: no checkpoint is written."""
     source = ModelSource(model=pair[1], initial=pair[0], alpha=0.5)
-    options = EngineOptions(max_model_len=128, engine_args={"max_num_seqs": 16})
+    # Small blocks: prompts of these tests fill some, which the prefix cache then keeps.
+    engine_args = {"max_num_seqs": 16, "block_size": 32}
+    options = EngineOptions(max_model_len=128, engine_args=engine_args)
     with ServedModel(
         source, engine="vllm", api_key=KEY, options=options, allow_alpha_change=True
     ) as served:
@@ -175,11 +189,144 @@ def test_alpha_changes_in_place_and_back(
     now = client.chat.completions.create(model=served.model, **settings)
     assert now.choices[0].message.content.rstrip("\ufffd") == made.text.rstrip("\ufffd")
     assert now.model == "aligned@alpha=0.3"
+    assert now.choices[0].message.content != before.choices[0].message.content
 
     served.set_alpha(0.5)
     again = client.chat.completions.create(model=served.model, **settings)
     assert served.weights_digest == old_digest
     assert again.choices[0].message.content == before.choices[0].message.content
+
+
+def test_rules_in_place_and_no_cache_of_other_weights(
+    served: ServedModel, client: openai.OpenAI, pair: tuple[str, str], tmp_path: Path
+) -> None:
+    rules = AlphaRules.parse([{"match": "*norm*", "alpha": 0}, {"match": "*", "alpha": 2}])
+    written = tmp_path / "out"
+    extrapolate(*pair, written, alpha_rules=rules, address="inline")
+    chat = [{"role": "user", "content": "hold these in the cache " * 4}]
+
+    def answered() -> str:
+        answer = client.chat.completions.create(
+            model=served.model, messages=chat, max_tokens=16, temperature=0
+        )
+        return str(answer.choices[0].message.content)
+
+    before = answered()
+    assert answered() == before
+    state = served.set_alpha(alpha_rules=rules)
+    assert served.model == f"aligned@rules={rules.digest}"
+    assert served.weights_digest == weights_digest(Checkpoint.open(written))
+    assert (state["alpha"], state["alpha_rules"]) == (None, rules.as_dict())
+    engine = TransformersEngine()
+    engine.load(ModelSource(model=str(written)))
+    params = SamplingParams(temperature=0, max_tokens=16)
+    ids = engine.encode_chat(chat)
+    [made] = engine.generate([Row(prompt_ids=ids, params=params, seed=1, max_tokens=16)])
+    assert answered().rstrip("\ufffd") == made.text.rstrip("\ufffd") != before.rstrip("\ufffd")
+    served.set_alpha(0.5)
+    assert answered() == before
+
+
+def candidates_answer_as_the_embedded_engine(
+    replicas: GeneratorReplicas, pair: tuple[str, str], folder: Path
+) -> None:
+    """Write the tables of several candidates on the same replicas, and compare them."""
+    live = ModelSource(model=pair[1], initial=pair[0], alpha=0.5)
+    rules = AlphaRules.parse([{"match": "*norm*", "alpha": 0}, {"match": "*", "alpha": 2}])
+    candidates = [ModelSource(model=pair[1]), live, live.at(rules)]
+    prompts = [
+        Prompt(prompt_id=f"p{i}", messages=(Message(role="user", content="q" * i),))
+        for i in range(1, 9)
+    ]
+    columns = ["prompt_id", "weights_digest", "response", "completion_tokens", "finish_reason"]
+    texts: list[str] = []
+    with GeneratorReplicas() as embedded:
+        for i, source in enumerate(candidates):
+            for temperature in (0.0, 1.0):
+                sampling = SamplingParams(max_tokens=16, num_samples=2, temperature=temperature)
+                tables = []
+                for name, engine in (("vllm", replicas), ("embedded", embedded)):
+                    path = folder / f"{name}-{i}-{temperature}.parquet"
+                    engine.write_responses(source, prompts, path, sampling=sampling)
+                    tables.append(read_table(path, RESPONSES_SCHEMA).select(columns))
+                assert tables[0].equals(tables[1])
+                texts += tables[0].column("response").to_pylist()
+    assert len(set(texts)) > len(texts) // 4, "texts that say nothing would be equal, too"
+
+
+def test_candidates_on_the_same_vllm_replicas(
+    served: ServedModel, pair: tuple[str, str], tmp_path: Path
+) -> None:
+    """The service's own replica, which is a bulk replica with HTTP on top: starting one is slow."""
+    replicas = GeneratorReplicas(engine="vllm")
+    replicas._handle = serve.get_app_handle(served.app_name)
+    replicas._launched = ModelSource(model=pair[1], initial=pair[0], alpha=0.5)
+    candidates_answer_as_the_embedded_engine(replicas, pair, tmp_path)
+    # As the service knows it again, which did not order these changes.
+    loaded = replicas._handle.load.remote(replicas._launched).result(timeout_s=60)
+    assert loaded.weights_digest == served.weights_digest
+
+
+@pytest.mark.slow
+def test_candidates_on_vllm_replicas_of_their_own(
+    ray_cluster: str, pair: tuple[str, str], tmp_path: Path
+) -> None:
+    options = EngineOptions(max_model_len=128, engine_args={"max_num_seqs": 16})
+    with GeneratorReplicas(engine="vllm", options=options) as replicas:
+        candidates_answer_as_the_embedded_engine(replicas, pair, tmp_path)
+
+
+def test_parallel_and_autoscaling_settings_reach_the_engine(
+    ray_cluster: str, pair: tuple[str, str]
+) -> None:
+    source = ModelSource(model=pair[1])
+    parallel = EngineOptions(
+        max_model_len=64,
+        tensor_parallel_size=2,
+        engine_args={"pipeline_parallel_size": 2, "max_num_seqs": 7},
+    )
+
+    def built(**settings: Any) -> tuple[Any, Any]:
+        app = ServedModel(source, engine="vllm", **settings).bind()
+        deployment = app._bound_deployment
+        return deployment, deployment.init_kwargs["llm_config"]
+
+    deployment, config = built(options=parallel)
+    arguments = config.get_engine_config().get_initialization_kwargs()
+    wanted = {
+        "tensor_parallel_size": 2,
+        "pipeline_parallel_size": 2,
+        "max_num_seqs": 7,
+        "max_model_len": 64,
+    }
+    assert {name: arguments[name] for name in wanted} == wanted
+    assert deployment.num_replicas == 1
+    bundles = deployment._replica_config.placement_group_bundles
+    assert sum(bundle.get("CPU", 0) for bundle in bundles) == 4, "one worker for each shard"
+
+    deployment, _ = built(options=EngineOptions(), num_replicas=2, max_replicas=3)
+    scaling = deployment._deployment_config.autoscaling_config
+    assert (scaling.min_replicas, scaling.max_replicas) == (2, 3)
+    assert scaling.target_ongoing_requests == MAX_NUM_SEQS
+    assert deployment._deployment_config.max_ongoing_requests > 2 * MAX_NUM_SEQS
+    with pytest.raises(ConfigError, match="too few"):
+        built(options=EngineOptions(tensor_parallel_size=64))
+
+
+def test_what_the_cpu_cannot_do_is_refused_before_anything_starts(
+    ray_cluster: str, pico_pair: tuple[Path, Path], tmp_path: Path
+) -> None:
+    source = ModelSource(model=str(pico_pair[1]))
+    with pytest.raises(ConfigError, match="heads of this size"):
+        ServedModel(source, engine="vllm").bind()
+    with pytest.raises(ConfigError, match="heads of this size"):
+        GeneratorReplicas(engine="vllm").write_responses(
+            source,
+            [Prompt(prompt_id="p", messages=(Message(role="user", content="q"),))],
+            tmp_path / "o.parquet",
+            sampling=SamplingParams(),
+        )
+    assert not (tmp_path / "o.parquet").exists()
 
 
 def test_a_client_that_goes_away(served: ServedModel, client: openai.OpenAI) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from vllm.config import ModelConfig
+from vllm.model_executor.layers.vocab_parallel_embedding import UnquantizedEmbeddingMethod
 from vllm.model_executor.model_loader import register_model_loader
 from vllm.model_executor.model_loader.base_loader import BaseModelLoader
 
@@ -65,6 +66,18 @@ class StreamLoader(BaseModelLoader):  # type: ignore[misc]
             raise ValueError(f"the checkpoint lacks {', '.join(sorted(missing)[:5])}")
 
 
+def _repack_tied_heads(model: torch.nn.Module) -> None:
+    """Let output heads use the embeddings that were replaced.
+
+    On CPUs a head multiplies by a packed copy, which reload_weights renews only where the
+    checkpoint has a tensor for the head itself.
+    """
+    for layer in model.modules():
+        method = getattr(layer, "quant_method", None)
+        if isinstance(method, UnquantizedEmbeddingMethod):
+            method.process_weights_after_loading(layer)
+
+
 class WorkerExtension:
     """Methods of every worker, for `collective_rpc`. Results are plain: they cross processes."""
 
@@ -86,6 +99,7 @@ class WorkerExtension:
         try:
             # The repacked weights of the CPU back end take no load_weights; this undoes that.
             self.model_runner.reload_weights(weights_iterator=iter(WeightsStream(source)))
+            _repack_tied_heads(self.model_runner.get_model())
         except ExpoError as error:
             return {"error": error.as_dict()}
         return {"digest": WeightsStream.last_digest}
