@@ -9,15 +9,14 @@ from typing import Annotated, Any
 
 import typer
 from pydantic import ValidationError
-from rich.console import Console
 
+from expo_ray.cli.loadtest_output import render_comparison, render_points, render_scaling
 from expo_ray.cli.session import (
     AddressOption,
     JsonFlag,
     QuietFlag,
     Session,
     VerboseFlag,
-    new_table,
 )
 from expo_ray.errors import ConfigError
 
@@ -212,6 +211,24 @@ def loadtest(
     engine: Annotated[
         str, typer.Option(help="auto, transformers or vllm.", rich_help_panel=_SERVED)
     ] = "auto",
+    max_model_len: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Tokens of prompt and response together.", rich_help_panel=_SERVED
+        ),
+    ] = None,
+    tensor_parallel_size: Annotated[
+        int,
+        typer.Option(
+            min=1, help="Devices that share each layer (vllm only).", rich_help_panel=_SERVED
+        ),
+    ] = 1,
+    engine_arg: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="K=V", help="vLLM's own engine argument; repeatable.", rich_help_panel=_SERVED
+        ),
+    ] = None,
     host: Annotated[
         str | None,
         typer.Option(
@@ -270,6 +287,7 @@ def loadtest(
         "slo_share": slo_share,
         "max_error_rate": max_error_rate,
         "engine": engine,
+        "engine_options": _engine_options(max_model_len, tensor_parallel_size, engine_arg),
         "model": model,
         "api_key_env": api_key_env,
     }
@@ -294,7 +312,7 @@ def loadtest(
             scaled = loadtest_scaling(
                 target, replicas=numbers, concurrency=flights[0], **pair, **common
             )
-            session.emit(scaled, lambda console: _render_scaling(console, scaled))
+            session.emit(scaled, lambda console: render_scaling(console, scaled))
         elif versus_alpha is not None:
             from expo_ray.loadtests import Contender, compare_targets
 
@@ -309,7 +327,7 @@ def loadtest(
                 together=not one_at_a_time,
                 **common,
             )
-            session.emit(compared, lambda console: _render_comparison(console, compared))
+            session.emit(compared, lambda console: render_comparison(console, compared))
         else:
             from expo_ray.loadtests import loadtest as run_loadtest
 
@@ -323,7 +341,7 @@ def loadtest(
                 alpha=alpha,
                 **common,
             )
-            session.emit(result, lambda console: _render_points(console, result))
+            session.emit(result, lambda console: render_points(console, result))
 
 
 def _check(
@@ -373,6 +391,18 @@ def _options(given: Mapping[str, Any], num_replicas: int) -> Any:
         ) from error
 
 
+def _engine_options(
+    max_model_len: int | None, tensor_parallel_size: int, engine_args: list[str] | None
+) -> Any:
+    from expo_ray.serving import EngineOptions, parse_engine_args
+
+    return EngineOptions(
+        max_model_len=max_model_len,
+        tensor_parallel_size=tensor_parallel_size,
+        engine_args=parse_engine_args(engine_args or ()),
+    )
+
+
 def _json_object(text: str | None) -> dict[str, Any] | None:
     if text is None:
         return None
@@ -410,62 +440,3 @@ def _numbers(flag: str, text: str | None) -> list[float]:
     if any(not 0 < n < 1e6 for n in numbers) or not whole or (text is not None and not numbers):
         raise ConfigError("out of range", where=flag, got=text, expected="positive, e.g. 1,2,4")
     return numbers
-
-
-def _cell(value: object) -> str:
-    return f"{value:,.4g}" if isinstance(value, int | float) else "-"
-
-
-def _render_points(console: Console, result: dict[str, Any]) -> None:
-    open_loop = any(point["offered_rate"] is not None for point in result["points"])
-    columns = {
-        **({"offered_rate": "offered/s"} if open_loop else {"concurrency": "in flight"}),
-        "completed": "done",
-        "failed": "failed",
-        "request_throughput": "req/s",
-        "output_throughput": "tok/s",
-        "median_ttft_ms": "TTFT",
-        "median_tpot_ms": "TPOT",
-        "median_e2el_ms": "E2E",
-        "p99_e2el_ms": "E2E p99",
-        "goodput_share": "good",
-    }
-    table = new_table(*columns.values(), title=f"{result['target']} (medians, ms)")
-    for point in result["points"]:
-        table.add_row(*(_cell(point.get(key)) for key in columns))
-    console.print(table)
-    for point in result["points"]:
-        for reason in point["void_reasons"]:
-            console.print("[red]void:[/red] the client could not keep up:", reason, highlight=False)
-        if point["errors"]:
-            classes = ", ".join(f"{kind} {number}" for kind, number in point["errors"].items())
-            console.print(f"failed: {classes}", markup=False, highlight=False)
-        for one in point["interruptions"]:
-            console.print("interrupted:", one["text"], markup=False, highlight=False)
-    if result["search"] is not None:
-        search = result["search"]
-        load = search["load"] if search["kind"] == "saturation" else f"{search['rate']} requests/s"
-        console.print(f"{search['kind']}: {load}; {search['reason']}", markup=False)
-    if result["prompts_reused"]:
-        console.print("prompts repeat: a prefix cache may have helped (--unique-prompts)")
-
-
-def _render_comparison(console: Console, result: dict[str, Any]) -> None:
-    for point in result["points"]:
-        load = point["concurrency"] or f"{point['offered_rate']:g}/s"
-        console.print(f"at {load}, {point['num_pairs']} pairs: {point['text']}", markup=False)
-    if result["void"]:
-        console.print("[red]void:[/red] the client could not keep up at some points")
-
-
-def _render_scaling(console: Console, result: dict[str, Any]) -> None:
-    headings = ("replicas", "tok/s", "req/s", "efficiency", "busiest/mean", "proxy tok/s ratio")
-    table = new_table(*headings, title=str(result["target"]))
-    for point in result["points"]:
-        names = ("num_replicas", "output_throughput", "request_throughput", "efficiency")
-        row = [point[name] for name in names]
-        row += [point["busiest_over_mean"], point["proxy"]["throughput_ratio"]]
-        table.add_row(*map(_cell, row))
-    console.print(table)
-    if any(point["void"] for point in result["points"]):
-        console.print("[red]void:[/red] the client could not keep up at some points")

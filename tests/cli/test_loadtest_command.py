@@ -44,6 +44,8 @@ def test_flags_reach_the_test(
         "--clients": "1",
         "--seed": "7",
         "--ttft-slo-ms": "800",
+        "--max-model-len": "64",
+        "--engine-arg": "enforce_eager=true",
     }
     code = command(service, tmp_path, *(word for pair in flags.items() for word in pair), "--json")
     summary = json.loads(capsys.readouterr().out)
@@ -55,6 +57,8 @@ def test_flags_reach_the_test(
         **{"num_warmup": 1, "num_clients": 1, "ttft_slo_ms": 800},
     }
     assert {name: summary["options"][name] for name in expected} == expected
+    engine = summary["options"]["engine_options"]
+    assert (engine["max_model_len"], engine["engine_args"]) == (64, {"enforce_eager": True})
 
 
 def test_the_table_and_failures_on_the_terminal(

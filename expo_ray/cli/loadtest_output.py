@@ -1,0 +1,71 @@
+"""What the command `loadtest` prints for people."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Console
+
+from expo_ray.cli.session import new_table
+
+
+def _cell(value: object) -> str:
+    return f"{value:,.4g}" if isinstance(value, int | float) else "-"
+
+
+def render_points(console: Console, result: dict[str, Any]) -> None:
+    """Print one line per point, and what went wrong."""
+    open_loop = any(point["offered_rate"] is not None for point in result["points"])
+    columns = {
+        **({"offered_rate": "offered/s"} if open_loop else {"concurrency": "in flight"}),
+        "completed": "done",
+        "failed": "failed",
+        "request_throughput": "req/s",
+        "output_throughput": "tok/s",
+        "median_ttft_ms": "TTFT",
+        "median_tpot_ms": "TPOT",
+        "median_e2el_ms": "E2E",
+        "p99_e2el_ms": "E2E p99",
+        "goodput_share": "good",
+    }
+    table = new_table(*columns.values(), title=f"{result['target']} (medians, ms)")
+    for point in result["points"]:
+        table.add_row(*(_cell(point.get(key)) for key in columns))
+    console.print(table)
+    for point in result["points"]:
+        for reason in point["void_reasons"]:
+            console.print("[red]void:[/red] the client could not keep up:", reason, highlight=False)
+        if point["errors"]:
+            classes = ", ".join(f"{kind} {number}" for kind, number in point["errors"].items())
+            console.print(f"failed: {classes}", markup=False, highlight=False)
+        for one in point["interruptions"]:
+            console.print("interrupted:", one["text"], markup=False, highlight=False)
+    if result["search"] is not None:
+        search = result["search"]
+        load = search["load"] if search["kind"] == "saturation" else f"{search['rate']} requests/s"
+        console.print(f"{search['kind']}: {load}; {search['reason']}", markup=False)
+    if result["prompts_reused"]:
+        console.print("prompts repeat: a prefix cache may have helped (--unique-prompts)")
+
+
+def render_comparison(console: Console, result: dict[str, Any]) -> None:
+    """Print what changed from one alpha to the other."""
+    for point in result["points"]:
+        load = point["concurrency"] or f"{point['offered_rate']:g}/s"
+        console.print(f"at {load}, {point['num_pairs']} pairs: {point['text']}", markup=False)
+    if result["void"]:
+        console.print("[red]void:[/red] the client could not keep up at some points")
+
+
+def render_scaling(console: Console, result: dict[str, Any]) -> None:
+    """Print one line per number of replicas."""
+    headings = ("replicas", "tok/s", "req/s", "efficiency", "busiest/mean", "proxy tok/s ratio")
+    table = new_table(*headings, title=str(result["target"]))
+    for point in result["points"]:
+        names = ("num_replicas", "output_throughput", "request_throughput", "efficiency")
+        row = [point[name] for name in names]
+        row += [point["busiest_over_mean"], point["proxy"]["throughput_ratio"]]
+        table.add_row(*map(_cell, row))
+    console.print(table)
+    if any(point["void"] for point in result["points"]):
+        console.print("[red]void:[/red] the client could not keep up at some points")
