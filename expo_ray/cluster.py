@@ -7,12 +7,15 @@ import logging
 import os
 import signal
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
 
 from expo_ray.errors import ConfigError
 
 LOCAL = "local"
 INLINE = "inline"
+NODE_TIMEOUT_SECONDS = 120
 
 
 def resolve_address(address: str | None) -> str:
@@ -77,3 +80,61 @@ def ray_session(address: str | None, *, num_cpus: int | None = None) -> Iterator
         yield
     finally:
         ray.shutdown()
+
+
+def run_on_nodes(function: Callable[[Any, str], Any], argument: Any) -> dict[str, Any]:
+    """Call a function once on every node that can take work, all at the same time.
+
+    Args:
+        function: Takes the argument and a name of the node that is fit for a file.
+        argument: Sent to all.
+
+    Returns:
+        By node what it returned, or in words why it did not.
+    """
+    import ray
+    from ray.exceptions import GetTimeoutError, RayError
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    remote = ray.remote(function)
+    refs = {}
+    for node in worker_nodes():
+        name = f"{node['NodeManagerHostname']} {node['NodeManagerAddress']} {node['NodeID'][:8]}"
+        here = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+        options = {"num_cpus": 0, "max_retries": 1, "scheduling_strategy": here}
+        refs[name] = remote.options(**options).remote(argument, file_name_of(name))
+    found: dict[str, Any] = {}
+    deadline = time.monotonic() + NODE_TIMEOUT_SECONDS
+    for name, ref in refs.items():
+        try:
+            found[name] = ray.get(ref, timeout=max(1.0, deadline - time.monotonic()))
+        except GetTimeoutError:
+            found[name] = f"no answer within {NODE_TIMEOUT_SECONDS} s"
+            ray.cancel(ref, force=True)
+        except RayError as error:
+            found[name] = f"{type(error).__name__}: {str(error).strip().splitlines()[-1]}"
+    return found
+
+
+def worker_nodes() -> list[dict[str, Any]]:
+    """Return the nodes of the connected cluster that can take work, in a fixed order."""
+    import ray
+
+    nodes = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
+    return sorted(nodes, key=lambda node: str(node["NodeID"]))
+
+
+def is_one_node() -> bool:
+    """Whether the only node is the one of this process, which has read the inputs already."""
+    import ray
+    from ray.util.client import ray as client
+
+    if client.is_connected():
+        return False
+    here = ray.get_runtime_context().get_node_id()
+    return [node["NodeID"] for node in worker_nodes()] == [here]
+
+
+def file_name_of(node: str) -> str:
+    """Return what of the name of a node, as `run_on_nodes` gives it, is fit for a file."""
+    return node.rpartition(" ")[2]

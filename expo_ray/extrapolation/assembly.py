@@ -65,7 +65,7 @@ def written_dtype(plan: Plan) -> str:
     for pair in plan.pair.tensors:
         if pair.output_dtype in FLOAT_DTYPES:
             counts[pair.output_dtype] += pair.aligned.num_elements
-    # Where all is FP8, the dtype of the config is that of activations: left as it is.
+    # Where all is FP8, what counts is the dtype of activations.
     return _DTYPE_NAMES[min(counts, key=lambda name: (-counts[name], name), default="BF16")]
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import threading
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -15,10 +14,10 @@ from expo_ray.checkpoints.header import DTYPE_BITS, FLOAT_DTYPES, TensorRef, ten
 from expo_ray.checkpoints.tensors import TORCH_DTYPES
 from expo_ray.errors import ShardError
 from expo_ray.extrapolation.alpha import format_alpha, round_alpha
+from expo_ray.extrapolation.chunks import Chunk, Slot, tensor_chunks
 from expo_ray.extrapolation.formula import BLOCK_ELEMENTS, Block, Workspace
 from expo_ray.extrapolation.fused_kernel import Bits, fused_kernel
 from expo_ray.extrapolation.input_files import InputFiles
-from expo_ray.extrapolation.pair import TensorPair
 from expo_ray.extrapolation.plan import computes_float64
 from expo_ray.extrapolation.requantization import requantize
 from expo_ray.extrapolation.shard_files import ShardFile
@@ -30,34 +29,8 @@ from expo_ray.extrapolation.statistics import (
     measure_output,
 )
 from expo_ray.extrapolation.tasks import ShardTask
+from expo_ray.extrapolation.tensor_pair import TensorPair
 from expo_ray.extrapolation.transforms import Stage
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Chunk:
-    """A run of elements of one tensor."""
-
-    index: int
-    """Of the tensor in the shard."""
-    start: int
-    num_elements: int
-    offset_bytes: int
-    """Where the output bytes start in the file."""
-    initial_start: int | None = None
-    """Where initial has these elements; None where they are copied from aligned."""
-    position: int = 0
-    """Of the first element among those of the tensor that are extrapolated."""
-    is_scales: bool = False
-    """No elements, but the scales of all FP8 blocks of the tensor, when these are done."""
-
-
-class Slot:
-    """Buffers for one chunk in flight."""
-
-    def __init__(self, chunk_bytes: int, num_outputs: int) -> None:
-        self.initial = torch.empty(chunk_bytes, dtype=torch.uint8)
-        self.aligned = torch.empty(chunk_bytes, dtype=torch.uint8)
-        self.outputs = [torch.empty(chunk_bytes, dtype=torch.uint8) for _ in range(num_outputs)]
 
 
 class ChunkWorker:
@@ -277,33 +250,6 @@ class ChunkWorker:
             expected="finite values",
             hint="choose a smaller alpha or a wider --output-dtype; --allow-overflow goes on",
         )
-
-
-def tensor_chunks(pair: TensorPair, index: int, step: int, offset_bytes: int) -> Iterator[Chunk]:
-    """Cut one tensor into chunks, in the order of the file.
-
-    Args:
-        pair: The tensor.
-        index: Of the tensor in the shard.
-        step: The most elements of a chunk.
-        offset_bytes: Where its output starts in the file.
-    """
-    item_bytes = DTYPE_BITS[pair.output_dtype] // 8
-    position = 0
-    for segment in pair.segments:
-        for start in range(0, segment.num_elements, step):
-            first = segment.initial_start
-            chunk = Chunk(
-                index=index,
-                start=segment.start + start,
-                num_elements=min(step, segment.num_elements - start),
-                offset_bytes=offset_bytes + (segment.start + start) * item_bytes,
-                initial_start=None if first is None else first + start,
-                position=position,
-            )
-            if first is not None:
-                position += chunk.num_elements
-            yield chunk
 
 
 def _is_bfloat16(*tensors: torch.Tensor) -> bool:

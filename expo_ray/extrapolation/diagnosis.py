@@ -11,10 +11,10 @@ from typing import Any
 from expo_ray.errors import WorkError
 from expo_ray.extrapolation.fanout import run_tasks
 from expo_ray.extrapolation.modules import GROUPS, layer_index, module_group
-from expo_ray.extrapolation.pair import Pair
 from expo_ray.extrapolation.plan import Plan, build_plan
 from expo_ray.extrapolation.results import SCHEMA_VERSION
 from expo_ray.extrapolation.tasks import MEASURE, shard_task
+from expo_ray.extrapolation.tensor_pair import Pair
 from expo_ray.extrapolation.vocabulary import token_table
 from expo_ray.progress import NullProgress, Progress
 

@@ -16,11 +16,11 @@ from typing import Any
 
 import torch
 
-from expo_ray.checkpoints.header import DTYPE_BITS, tensor_bytes
+from expo_ray.checkpoints.header import tensor_bytes
 from expo_ray.checkpoints.remote_path import is_remote
-from expo_ray.extrapolation.chunk_worker import Chunk, ChunkWorker, Slot, tensor_chunks
+from expo_ray.extrapolation.chunk_worker import ChunkWorker
+from expo_ray.extrapolation.chunks import Chunk, Slot, split_chunks
 from expo_ray.extrapolation.input_files import InputFiles
-from expo_ray.extrapolation.pair import TensorPair
 from expo_ray.extrapolation.remote_shard import RemoteShardWriter
 from expo_ray.extrapolation.requantization import block_row_bytes
 from expo_ray.extrapolation.shard_files import ShardComparer, ShardFile, ShardWriter
@@ -36,6 +36,7 @@ from expo_ray.extrapolation.tasks import (
     ShardReport,
     ShardTask,
 )
+from expo_ray.extrapolation.tensor_pair import TensorPair
 
 MIN_CHUNK_BYTES = 64 * 1024
 # Chunks that wait for their digests while others are computed.
@@ -182,29 +183,6 @@ def _hash(
         jobs.append(lanes[lane].submit(file.hash_file, view))
         jobs.append(lanes[lane + 1].submit(file.hash_tensor, name, view))
     return jobs
-
-
-def split_chunks(task: ShardTask, chunk_bytes: int) -> Iterator[Chunk]:
-    """Cut the tensors of a shard into chunks, in the order of the file."""
-    offset_bytes = len(task.shard.header)
-    for index, pair in enumerate(task.shard.tensors):
-        dtypes = {pair.aligned.dtype, pair.output_dtype}
-        dtypes |= {pair.initial.dtype} if pair.initial else set()
-        step = chunk_bytes // max(DTYPE_BITS[dtype] // 8 for dtype in dtypes)
-        if pair.blocks is not None and task.outputs and pair.aligned.num_elements:
-            row = pair.blocks.block_row_elements(pair.aligned.shape)
-            step = max(1, step // row) * row
-        yield from tensor_chunks(pair, index, step, offset_bytes)
-        if pair.blocks is not None and task.outputs and pair.aligned.num_elements:
-            codes_bytes = tensor_bytes(pair.output_dtype, pair.aligned.shape)
-            yield Chunk(
-                index=index,
-                start=0,
-                num_elements=0,
-                offset_bytes=offset_bytes + codes_bytes,
-                is_scales=True,
-            )
-        offset_bytes += pair.output_bytes
 
 
 def _input_bytes(pair: TensorPair, chunk: Chunk) -> int:

@@ -5,18 +5,24 @@ Ray carries paths, offsets and receipts; weights never pass through it.
 
 from __future__ import annotations
 
-import logging
 import os
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
 from typing import Any
 
-from expo_ray.checkpoints.hub_storage import SCHEME as HUB_SCHEME
-from expo_ray.cluster import INLINE, ray_session, resolve_address
+from expo_ray.cluster import (
+    INLINE,
+    file_name_of,
+    is_one_node,
+    ray_session,
+    resolve_address,
+    run_on_nodes,
+    worker_nodes,
+)
 from expo_ray.errors import ExpoError, ShardError
-from expo_ray.extrapolation.attempts import attempt_shard, with_less_memory
+from expo_ray.extrapolation.attempts import attempt_shard
+from expo_ray.extrapolation.batches import Batch, batch_tasks, max_batches
 from expo_ray.extrapolation.loading import LoadingCheck, check_loading
 from expo_ray.extrapolation.node_check import (
     NodeCheck,
@@ -30,18 +36,9 @@ from expo_ray.extrapolation.tasks import TASK_MEMORY_BYTES, ShardReport, ShardTa
 
 # Beside its buffers a worker holds the imports of torch and Ray.
 WORKER_MEMORY_BYTES = TASK_MEMORY_BYTES + 512 * 1024 * 1024
-MAX_RETRIES = 3
-MEMORY_DELAY_SECONDS = 2.0
-# A worker needs seconds to import torch: less work than this is not worth one of its own.
-MIN_BATCH_BYTES = 128 * 1024 * 1024
 POLL_SECONDS = 0.5
 LOADING_TIMEOUT_SECONDS = 300
-NODE_TIMEOUT_SECONDS = 120
-# The Hub limits the requests of a user: all tasks together have at most so many open.
-MAX_HUB_REQUESTS = 64
 DRIVER = "driver"
-
-logger = logging.getLogger(__name__)
 
 
 class Advance:
@@ -98,7 +95,7 @@ def run_tasks(
     if not tasks and not loading_of:
         return [], None
     with ray_session(address):
-        if check is not None and not _is_one_node():
+        if check is not None and not is_one_node():
             refuse_problems(check_nodes(check))
         begin()
         return _run_on_ray(tasks, loading_of, Advance(advance), running_bytes)
@@ -116,7 +113,7 @@ def check_nodes(check: NodeCheck) -> dict[str, list[str]]:
         problems = {}
         for node, outcome in found.items():
             texts = [outcome] if isinstance(outcome, str) else list(outcome)
-            problems[node] = texts or unseen_outputs(check, _file_name(node))
+            problems[node] = texts or unseen_outputs(check, file_name_of(node))
         return problems
     except OSError as error:
         return {DRIVER: [f"the output cannot be written to: {error.strerror or error}"]}
@@ -152,81 +149,6 @@ def call_on_nodes(
         return found, problems
 
 
-def run_on_nodes(function: Callable[[Any, str], Any], argument: Any) -> dict[str, Any]:
-    """Call a function once on every node that can take work, all at the same time.
-
-    Args:
-        function: Takes the argument and a name of the node that is fit for a file.
-        argument: Sent to all.
-
-    Returns:
-        By node what it returned, or in words why it did not.
-    """
-    import ray
-    from ray.exceptions import GetTimeoutError, RayError
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-    remote = ray.remote(function)
-    refs = {}
-    for node in _worker_nodes():
-        name = f"{node['NodeManagerHostname']} {node['NodeManagerAddress']} {node['NodeID'][:8]}"
-        here = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-        options = {"num_cpus": 0, "max_retries": 1, "scheduling_strategy": here}
-        refs[name] = remote.options(**options).remote(argument, _file_name(name))
-    found: dict[str, Any] = {}
-    deadline = time.monotonic() + NODE_TIMEOUT_SECONDS
-    for name, ref in refs.items():
-        try:
-            found[name] = ray.get(ref, timeout=max(1.0, deadline - time.monotonic()))
-        except GetTimeoutError:
-            found[name] = f"no answer within {NODE_TIMEOUT_SECONDS} s"
-            ray.cancel(ref, force=True)
-        except RayError as error:
-            found[name] = f"{type(error).__name__}: {str(error).strip().splitlines()[-1]}"
-    return found
-
-
-def _worker_nodes() -> list[dict[str, Any]]:
-    import ray
-
-    nodes = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
-    return sorted(nodes, key=lambda node: str(node["NodeID"]))
-
-
-def _is_one_node() -> bool:
-    """Whether the only node is the one of this process, which has read the inputs already."""
-    import ray
-    from ray.util.client import ray as client
-
-    if client.is_connected():
-        return False
-    here = ray.get_runtime_context().get_node_id()
-    return [node["NodeID"] for node in _worker_nodes()] == [here]
-
-
-def _file_name(node: str) -> str:
-    return node.rpartition(" ")[2]
-
-
-def batch_tasks(tasks: Sequence[ShardTask]) -> list[tuple[int, ...]]:
-    """Group the indices of tasks that one Ray task does one after the other."""
-    batches: list[list[int]] = []
-    filled = MIN_BATCH_BYTES
-    for index, task in enumerate(tasks):
-        if filled >= MIN_BATCH_BYTES:
-            batches.append([])
-            filled = 0
-        batches[-1].append(index)
-        filled += task.shard.input_bytes
-    return [tuple(batch) for batch in batches]
-
-
-def max_batches(tasks: Sequence[ShardTask]) -> int:
-    """Return how many batches may run at a time in the whole cluster."""
-    threads = [t.num_threads for t in tasks if HUB_SCHEME in t.initial_uri + t.aligned_uri]
-    return max(1, MAX_HUB_REQUESTS // max(threads)) if threads else max(1, len(tasks))
-
-
 def run_batch(tasks: Sequence[ShardTask]) -> list[ShardReport] | ExpoError:
     """Run a batch; a deliberate error is a value, so that Ray neither wraps nor retries it."""
     try:
@@ -255,6 +177,8 @@ def _run_on_ray(
     import ray
     from ray.exceptions import RayError
 
+    # Ray would try the same again, and out of memory without end: see `next_attempt`.
+    remote = ray.remote(num_cpus=1, max_retries=0, scheduling_strategy="SPREAD")(run_batch)
     loading = None
     if loading_of:
         loading = ray.remote(check_loading).options(num_cpus=0, max_retries=1).remote(loading_of)
@@ -271,7 +195,7 @@ def _run_on_ray(
             for _ in range(len(queue)):
                 batch = queue.popleft()
                 if len(pending) < limit and batch.not_before <= time.monotonic():
-                    pending[_submit(batch)] = batch
+                    pending[_submit(remote, batch)] = batch
                 else:
                     queue.append(batch)
             ready = _wait(list(pending))
@@ -302,33 +226,14 @@ def _run_on_ray(
     return [reports[i] for i in range(len(tasks))], check
 
 
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """Tasks that one Ray task does, and what became of earlier attempts at them."""
-
-    indices: tuple[int, ...]
-    tasks: tuple[ShardTask, ...]
-    num_lost: int = 0
-    num_out_of_memory: int = 0
-    not_before: float = 0.0
-
-
-def _submit(batch: Batch) -> Any:
+def _submit(remote: Any, batch: Batch) -> Any:
     """Start a batch; after an attempt without memory it asks its node for twice as much."""
-    import ray
-
     memory_bytes = WORKER_MEMORY_BYTES + max(task.extra_memory_bytes for task in batch.tasks)
     if batch.num_out_of_memory:
-        largest = max(node["Resources"].get("memory", 0) for node in _worker_nodes())
+        known = (node["Resources"].get("memory", 0) for node in worker_nodes())
+        largest = max(known, default=0)
         memory_bytes = max(memory_bytes, int(min(largest, memory_bytes << batch.num_out_of_memory)))
-    remote = ray.remote(run_batch).options(
-        num_cpus=1,
-        memory=memory_bytes,
-        # Ray would try the same again, and out of memory without end: see `next_attempt`.
-        max_retries=0,
-        scheduling_strategy="SPREAD",
-    )
-    return remote.remote(batch.tasks)
+    return remote.options(memory=memory_bytes).remote(batch.tasks)
 
 
 def _wait(refs: list[Any]) -> list[Any]:
@@ -357,19 +262,12 @@ def next_attempt(batch: Batch, error: Exception) -> Batch:
     )
 
     if isinstance(error, OutOfMemoryError):
-        delay = MEMORY_DELAY_SECONDS * 2**batch.num_out_of_memory
-        what = "Ray killed the worker because its node was short of memory"
-        return replace(
-            batch,
-            tasks=tuple(with_less_memory(task, what) for task in batch.tasks),
-            num_out_of_memory=batch.num_out_of_memory + 1,
-            not_before=time.monotonic() + delay,
-        )
+        return batch.out_of_memory()
     lost = (WorkerCrashedError, NodeDiedError, LocalRayletDiedError, ObjectLostError)
-    if not isinstance(error, lost) or batch.num_lost >= MAX_RETRIES:
+    again = batch.lost() if isinstance(error, lost) else None
+    if again is None:
         raise error
-    logger.warning("a worker was lost, its %d shards start again", len(batch.tasks))
-    return replace(batch, num_lost=batch.num_lost + 1)
+    return again
 
 
 def _loading_outcome(ref: Any) -> LoadingCheck:

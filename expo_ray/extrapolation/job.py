@@ -5,10 +5,9 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-from expo_ray.checkpoints.storage import RECORD_NAME
 from expo_ray.errors import ConfigError, ShardError
 from expo_ray.extrapolation.alpha import parse_alphas
 from expo_ray.extrapolation.alpha_rules import (
@@ -18,7 +17,7 @@ from expo_ray.extrapolation.alpha_rules import (
     resolve,
 )
 from expo_ray.extrapolation.assembly import Attachments, assemble, read_attachments
-from expo_ray.extrapolation.fanout import WORKER_MEMORY_BYTES, batch_tasks, run_tasks
+from expo_ray.extrapolation.fanout import run_tasks
 from expo_ray.extrapolation.loading import LoadingCheck
 from expo_ray.extrapolation.mergekit_export import write_mergekit
 from expo_ray.extrapolation.node_check import plan_check
@@ -27,12 +26,18 @@ from expo_ray.extrapolation.plan import (
     DEFAULT_SHARD_SIZE,
     Plan,
     build_plan,
-    parse_size,
 )
+from expo_ray.extrapolation.publishing import push, push_targets
 from expo_ray.extrapolation.record import read_record
-from expo_ray.extrapolation.requantization import describe_loss, requantization_loss
 from expo_ray.extrapolation.results import ExtrapolationResult, OutputResult
-from expo_ray.extrapolation.schedule import estimate
+from expo_ray.extrapolation.summaries import (
+    described_cluster,
+    dry_result,
+    loading_notes,
+    output_result,
+    plan_summary,
+    rounding_notes,
+)
 from expo_ray.extrapolation.targets import (
     Target,
     begin,
@@ -43,13 +48,10 @@ from expo_ray.extrapolation.targets import (
     release,
 )
 from expo_ray.extrapolation.tasks import (
-    TASK_MEMORY_BYTES,
     ShardReport,
     ShardTask,
-    extra_memory_bytes,
 )
 from expo_ray.extrapolation.work_folder import (
-    read_receipt,
     remove_work_folder,
     written_bytes,
 )
@@ -68,6 +70,8 @@ def extrapolate(
     alpha_rules: str | Path | AlphaRules | None = None,
     transforms: Sequence[str] = (),
     export_mergekit: str | Path | None = None,
+    push_to: str | None = None,
+    private: bool = False,
     allow_nonfinite: bool = False,
     allow_overflow: bool = False,
     overwrite: bool = False,
@@ -88,13 +92,18 @@ def extrapolate(
         output: Folder, or s3:// or gs:// prefix, to write; with several alphas one folder
             `alpha-A` per alpha inside it, all from one read of the inputs.
         alpha: One number or several. Under `alpha_rules` at most one, for tensors without a rule.
-        output_dtype: auto (each aligned tensor's own), bfloat16, float16 or float32.
+        output_dtype: auto (each aligned tensor's own, FP8 with block scales included),
+            bfloat16, float16 or float32.
         max_shard_size: Limit of a weight file: 5GB, 500MB, 2GiB.
-        vocab_policy: refuse, common-rows or copy-aligned, for vocabularies of two sizes.
+        vocab_policy: refuse, common-rows or copy-aligned, for vocabularies that differ; see
+            `expo_ray.extrapolation.vocabulary`.
         alpha_rules: YAML file of globs and depth ramps; one checkpoint comes out, in `output`.
         transforms: Of delta, in order: `dare:drop=0.9,seed=1`, `magnitude:keep=0.2`,
             `svd:rank=16`, `clip:norm=0.1`; see `expo_ray.extrapolation.transforms`.
         export_mergekit: File that gets the plan as a mergekit configuration, also in a dry run.
+        push_to: Hub id, owner/name, that gets the finished checkpoint; with several alphas each
+            has a repository of its own, owner/name-alpha-A.
+        private: Make these repositories private.
         allow_nonfinite: Go on where an input holds NaN or infinity.
         allow_overflow: Go on where a result does not fit the output dtype.
         overwrite: Replace what the output folder holds.
@@ -112,7 +121,7 @@ def extrapolate(
         WorkError: The work failed; starting it again continues.
     """
     started = time.monotonic()
-    cluster = _cluster(nodes, node_bandwidth, dry_run=dry_run)
+    cluster = described_cluster(nodes, node_bandwidth, dry_run=dry_run)
     rules = None if alpha_rules is None else read_alpha_rules(alpha_rules)
     alphas = default_of_rules(alpha) if rules else parse_alphas(alpha)
     plan = build_plan(
@@ -134,8 +143,9 @@ def extrapolate(
     )
     if export_mergekit is not None:
         write_mergekit(export_mergekit, plan, alphas[0] if not rules and len(alphas) == 1 else None)
+    repos = push_targets(targets, push_to, private=private)
     if dry_run:
-        return _dry_result(plan, targets, started, cluster)
+        return dry_result(plan, targets, started, cluster)
     if not all(target.is_done for target in targets):
         refuse_equal_weights(plan.pair)
         check_space(plan, targets)
@@ -160,15 +170,23 @@ def extrapolate(
         for report in reports:
             _collect(targets, tasks, report)
         outputs = [_finish(plan, t, attachments, loading, allow) for t in targets]
+    outputs = (
+        [
+            replace(o, pushed_to=push(Path(o.path), repo, private=private))
+            for o, repo in zip(outputs, repos, strict=True)
+        ]
+        if repos
+        else outputs
+    )
     return ExtrapolationResult(
         outputs=tuple(outputs),
         num_tasks=len(tasks),
         bytes_read=sum(report.bytes_read for report in reports),
         bytes_written=sum(report.bytes_written for report in reports),
         seconds=time.monotonic() - started,
-        notes=(*plan.pair.notes, *_loading_notes(loading), *_rounding_notes(plan, targets)),
+        notes=(*plan.pair.notes, *loading_notes(loading), *rounding_notes(plan, targets)),
         loading=loading,
-        plan=_summary(plan, targets),
+        plan=plan_summary(plan, targets),
     )
 
 
@@ -244,111 +262,4 @@ def _finish(
             ) from error
         remove_work_folder(target.folder)
         status = "resumed" if target.num_resumed else "written"
-    return _output(plan, target, status, digest)
-
-
-def _loading_notes(loading: LoadingCheck | None) -> list[str]:
-    if loading is None or loading.status == "loads":
-        return []
-    names = [*loading.missing, *loading.unexpected]
-    detail = loading.note or f"{len(names)} names missing or unexpected, first {names[0]}"
-    return [f"trial load by transformers, as for aligned itself: {loading.status} ({detail})"]
-
-
-def _rounding_notes(plan: Plan, targets: Sequence[Target]) -> list[str]:
-    if not plan.is_requantized:
-        return []
-    notes = []
-    for target in targets:
-        tensors = {n: facts for r in target.receipts.values() for n, facts in r.tensors.items()}
-        if tensors:
-            notes.append(f"{target.folder.name}: {describe_loss(requantization_loss(tensors))}")
-    return notes
-
-
-def _output(plan: Plan, target: Target, status: str, digest: str | None) -> OutputResult:
-    return OutputResult(
-        alpha=target.alpha,
-        path=str(target.folder),
-        status=status,
-        weights_digest=digest,
-        num_bytes=plan.file_bytes,
-        num_shards=len(plan.shards),
-        num_shards_resumed=target.num_resumed,
-    )
-
-
-def _summary(plan: Plan, targets: Sequence[Target]) -> dict[str, Any]:
-    pending = sum(not target.is_done for target in targets)
-    resolution = next((target.resolution for target in targets), None)
-    extra_bytes = extra_memory_bytes(plan.pair.tensors, plan.transforms, len(targets))
-    return {
-        "num_shards": len(plan.shards),
-        "num_tensors": len(plan.pair.tensors),
-        "num_parameters": plan.pair.aligned.num_parameters,
-        "bytes_in": plan.input_bytes + plan.transform_bytes(plan.pair.tensors) if pending else 0,
-        "bytes_out": plan.file_bytes * pending,
-        "task_memory_bytes": TASK_MEMORY_BYTES + extra_bytes,
-        "worker_memory_bytes": WORKER_MEMORY_BYTES + extra_bytes,
-        "transforms": list(map(str, plan.transforms)),
-        "alpha_rules": resolution.as_dict() if resolution else None,
-        "shards": [
-            {"name": s.name, "bytes_in": s.input_bytes, "bytes_out": s.data_bytes}
-            for s in plan.shards
-        ],
-    }
-
-
-def _cluster(
-    nodes: int | None, node_bandwidth: str | int | None, *, dry_run: bool
-) -> tuple[int, float] | None:
-    if nodes is None and node_bandwidth is None:
-        return None
-    if not dry_run or nodes is None or node_bandwidth is None or nodes < 1:
-        raise ConfigError(
-            "a time estimate needs a dry run, nodes and their bandwidth",
-            where="--nodes --node-bandwidth",
-            got=f"{nodes} nodes of {node_bandwidth}, {'' if dry_run else 'no '}dry run",
-            expected="--dry-run --nodes 16 --node-bandwidth 2GB",
-        )
-    return nodes, parse_size(node_bandwidth, flag="--node-bandwidth")
-
-
-def _estimate(plan: Plan, tasks: Sequence[ShardTask], cluster: tuple[int, float]) -> dict[str, Any]:
-    sizes = [
-        task.shard.input_bytes
-        + plan.transform_bytes(task.shard.tensors)
-        + task.shard.data_bytes * len(task.outputs)
-        for task in tasks
-    ]
-    batches = [sum(sizes[i] for i in batch) for batch in batch_tasks(tasks)]
-    return estimate(batches, num_nodes=cluster[0], node_bandwidth=cluster[1])
-
-
-def _dry_result(
-    plan: Plan,
-    targets: Sequence[Target],
-    started: float,
-    cluster: tuple[int, float] | None,
-) -> ExtrapolationResult:
-    outputs = []
-    for target in targets:
-        for shard in plan.shards:
-            receipt = read_receipt(target.folder, shard.name, target.plan_digest)
-            target.num_resumed += receipt is not None
-        complete = target.is_done and (target.folder / RECORD_NAME).exists()
-        outputs.append(_output(plan, target, "skipped" if complete else "planned", None))
-    tasks = plan_tasks(plan, targets)
-    return ExtrapolationResult(
-        outputs=tuple(outputs),
-        num_tasks=len(tasks),
-        bytes_read=0,
-        bytes_written=0,
-        seconds=time.monotonic() - started,
-        notes=plan.pair.notes,
-        dry_run=True,
-        plan={
-            **_summary(plan, targets),
-            "estimate": _estimate(plan, tasks, cluster) if cluster else None,
-        },
-    )
+    return output_result(plan, target, status, digest)

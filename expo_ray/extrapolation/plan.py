@@ -16,8 +16,9 @@ from expo_ray.checkpoints.quantization import without_block_scales
 from expo_ray.checkpoints.storage import FileFacts
 from expo_ray.errors import ConfigError
 from expo_ray.extrapolation.alpha import round_alpha
-from expo_ray.extrapolation.pair import Pair, TensorPair, match_pair
+from expo_ray.extrapolation.pair import match_pair
 from expo_ray.extrapolation.requantization import REQUANTIZATION
+from expo_ray.extrapolation.tensor_pair import Pair, TensorPair
 from expo_ray.extrapolation.transforms import Transform, parse_transforms
 
 FORMULA = "(aligned.float() + alpha * (aligned.float() - initial.float())).to(output_dtype)"

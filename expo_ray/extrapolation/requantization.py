@@ -23,8 +23,8 @@ import torch
 
 from expo_ray.checkpoints.fp8_format import BlockFormat
 from expo_ray.extrapolation.formula import BLOCK_ELEMENTS
-from expo_ray.extrapolation.pair import TensorPair
 from expo_ray.extrapolation.statistics import OutputSums, count_different
+from expo_ray.extrapolation.tensor_pair import TensorPair
 
 REQUANTIZATION = "e4m3, largest magnitude of the block at 448"
 FP8_MAX = 448.0

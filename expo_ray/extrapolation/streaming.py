@@ -12,8 +12,8 @@ from expo_ray.checkpoints.tensors import TORCH_DTYPES
 from expo_ray.errors import CheckpointError
 from expo_ray.extrapolation.alpha import parse_alphas
 from expo_ray.extrapolation.alpha_rules import AlphaRules, resolve
-from expo_ray.extrapolation.chunk_worker import ChunkWorker, Slot
-from expo_ray.extrapolation.engine import split_chunks
+from expo_ray.extrapolation.chunk_worker import ChunkWorker
+from expo_ray.extrapolation.chunks import Slot, split_chunks
 from expo_ray.extrapolation.input_files import InputFiles
 from expo_ray.extrapolation.plan import OutputShard, Plan, build_plan
 from expo_ray.extrapolation.shard_files import ShardFile

@@ -14,7 +14,6 @@ from expo_ray.errors import ConfigError
 from expo_ray.extrapolation.alpha import checkpoint_name
 from expo_ray.extrapolation.alpha_rules import Resolution
 from expo_ray.extrapolation.assembly import Attachments
-from expo_ray.extrapolation.pair import Pair
 from expo_ray.extrapolation.plan import Plan, plan_digest
 from expo_ray.extrapolation.remote_shard import MAX_OBJECT_BYTES
 from expo_ray.extrapolation.tasks import (
@@ -24,6 +23,7 @@ from expo_ray.extrapolation.tasks import (
     ShardTask,
     shard_task,
 )
+from expo_ray.extrapolation.tensor_pair import Pair
 from expo_ray.extrapolation.work_folder import (
     OutputState,
     begin_output,

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from expo_ray.checkpoints.storage import FileFacts
-from expo_ray.extrapolation.pair import TensorPair
 from expo_ray.extrapolation.plan import OutputShard, Plan, input_facts
 from expo_ray.extrapolation.requantization import requantization_memory_bytes
+from expo_ray.extrapolation.tensor_pair import TensorPair
 from expo_ray.extrapolation.transforms import Transform, transform_memory_bytes
 
 WRITE = "write"

@@ -18,7 +18,7 @@ import numpy.typing as npt
 import torch
 
 from expo_ray.errors import ConfigError
-from expo_ray.extrapolation.pair import TensorPair
+from expo_ray.extrapolation.tensor_pair import TensorPair
 
 FLAG = "--transform"
 

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
-from expo_ray.checkpoints.checkpoint import Checkpoint
-from expo_ray.checkpoints.digests import BUFFER_BYTES, WeightsDigest
+from expo_ray.checkpoints.digests import WeightsDigest
 from expo_ray.checkpoints.remote_path import AnyPath, any_path
 from expo_ray.checkpoints.storage import RECORD_NAME
 from expo_ray.errors import CheckpointError, PairError, VerifyError
 from expo_ray.extrapolation.fanout import run_tasks
+from expo_ray.extrapolation.output_checks import (
+    check_files,
+    check_structure,
+    file_problem,
+    hash_files,
+)
 from expo_ray.extrapolation.plan import Plan, build_plan
 from expo_ray.extrapolation.record import is_as_sealed, parse_record, read_record_bytes
 from expo_ray.extrapolation.results import VerifyResult
@@ -60,8 +64,8 @@ def verify(
             expected="the sha256 of its own text in its last field",
             hint="do not trust it: write it again with extrapolate --overwrite",
         )
-    problems = _check_files(folder, record)
-    problems += _check_structure(folder, record)
+    problems = check_files(folder, record)
+    problems += check_structure(folder, record)
     present = [
         entry
         for entry in record["files"]
@@ -73,13 +77,13 @@ def verify(
         changed = _describe_changes(record, plan) if initial is None and aligned is None else ""
         receipts = _recompute(folder, record, plan, present, address, progress or NullProgress())
     else:
-        receipts = _hash_files(folder, record, present, progress or NullProgress())
+        receipts = hash_files(folder, record, present, progress or NullProgress())
     intact = not problems
     problems += _check_receipts(record, receipts)
     if problems and recompute and intact:
         # Whose fault is it? Where the files are as recorded, these are not the inputs they
         # came from.
-        as_they_lie = _hash_files(folder, record, present, NullProgress())
+        as_they_lie = hash_files(folder, record, present, NullProgress())
         if not _check_receipts(record, as_they_lie):
             raise _other_inputs(folder, problems, changed)
     if problems:
@@ -94,56 +98,6 @@ def verify(
         recomputed=recompute,
         seconds=time.monotonic() - started,
     )
-
-
-def _check_files(folder: AnyPath, record: dict[str, Any]) -> list[Problem]:
-    """Sizes of all files; contents of those that are no weights; weights nobody recorded."""
-    problems = []
-    for entry in record["files"]:
-        path = folder / entry["name"]
-        if not path.is_file():
-            problems.append(_problem(entry["name"], "the file is missing", "none", "the file"))
-        elif path.stat().st_size != entry["bytes"]:
-            size = f"{path.stat().st_size} bytes"
-            problems.append(
-                _problem(entry["name"], "the size differs", size, f"{entry['bytes']} bytes")
-            )
-        elif entry["kind"] != "weights":
-            found = hashlib.sha256(path.read_bytes()).hexdigest()
-            if found != entry["sha256"]:
-                problems.append(
-                    _problem(entry["name"], "the content differs", found, entry["sha256"])
-                )
-    recorded = {entry["name"] for entry in record["files"]}
-    for pattern in ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin"):
-        names = sorted(path.name for path in folder.glob(pattern))
-        problems += [
-            _problem(name, "weights that nobody recorded", "a file", "none")
-            for name in names
-            if name not in recorded
-        ]
-    return problems
-
-
-def _check_structure(folder: AnyPath, record: dict[str, Any]) -> list[Problem]:
-    """What a loader would find: headers and index against the record."""
-    try:
-        checkpoint = Checkpoint.open(str(folder))
-    except CheckpointError as error:
-        return [_problem(error.where or str(folder), error.message, str(error.got), "well-formed")]
-    found = {ref.name: [ref.dtype, list(ref.shape)] for ref in checkpoint.tensors.values()}
-    expected = {name: [row["dtype"], row["shape"]] for name, row in record["tensors"].items()}
-    return [
-        Problem(
-            file=checkpoint.tensors[name].file if name in found else "none",
-            tensor=name,
-            message="the header differs from the record",
-            got=str(found.get(name)),
-            expected=str(expected.get(name)),
-        )
-        for name in sorted(found.keys() | expected.keys())
-        if found.get(name) != expected.get(name)
-    ]
 
 
 def _recorded_plan(
@@ -212,51 +166,6 @@ def _recompute(
     return [receipt for report in reports for receipt in report.receipts]
 
 
-def _hash_files(
-    folder: AnyPath, record: dict[str, Any], present: Sequence[dict[str, Any]], progress: Progress
-) -> list[ShardReceipt]:
-    """Hash files and tensors as they lie there, without the inputs."""
-    try:
-        refs = list(Checkpoint.open(str(folder)).tensors.values())
-    except CheckpointError:
-        refs = []  # reported before; the file digests still tell which file it is
-    receipts = []
-    bar = progress.start("Hashing weights", sum(entry["bytes"] for entry in present), "B")
-    for entry in present:
-        with (folder / entry["name"]).open("rb") as file:
-            facts = {
-                ref.name: {
-                    "dtype": ref.dtype,
-                    "shape": list(ref.shape),
-                    "sha256": _hash_range(file, ref.offset_bytes, ref.num_bytes),
-                }
-                for ref in refs
-                if ref.file == entry["name"]
-            }
-            receipts.append(
-                ShardReceipt(
-                    name=entry["name"],
-                    plan_digest="",
-                    num_bytes=entry["bytes"],
-                    sha256=_hash_range(file, 0, entry["bytes"]),
-                    tensors=facts,
-                )
-            )
-        bar.advance(entry["bytes"])
-    bar.close()
-    return receipts
-
-
-def _hash_range(file: BinaryIO, offset_bytes: int, num_bytes: int) -> str:
-    """Return the sha256 of a range; of what is there, where the file is shorter."""
-    digest = hashlib.sha256()
-    file.seek(offset_bytes)
-    while num_bytes and (data := file.read(min(num_bytes, BUFFER_BYTES))):
-        digest.update(data)
-        num_bytes -= len(data)
-    return digest.hexdigest()
-
-
 def _check_receipts(record: dict[str, Any], receipts: Sequence[ShardReceipt]) -> list[Problem]:
     problems: list[Problem] = []
     digest = WeightsDigest()
@@ -279,14 +188,14 @@ def _check_receipts(record: dict[str, Any], receipts: Sequence[ShardReceipt]) ->
                 )
         if receipt.sha256 != expected[receipt.name] and not found:
             found.append(
-                _problem(
+                file_problem(
                     receipt.name, "the content differs", receipt.sha256, expected[receipt.name]
                 )
             )
         problems += found
     if receipts and not problems and digest.hexdigest() != record["weights_digest"]:
         problems.append(
-            _problem(
+            file_problem(
                 "expo_ray.json",
                 "the weights digest differs",
                 digest.hexdigest(),
@@ -294,10 +203,6 @@ def _check_receipts(record: dict[str, Any], receipts: Sequence[ShardReceipt]) ->
             )
         )
     return problems
-
-
-def _problem(file: str, message: str, got: str, expected: str) -> Problem:
-    return Problem(file=file, tensor=None, message=message, got=got, expected=expected)
 
 
 def _other_inputs(folder: AnyPath, problems: Sequence[Problem], changed: str) -> VerifyError:

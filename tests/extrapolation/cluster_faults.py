@@ -117,9 +117,12 @@ class _Release(logging.Handler):
 def short_of_memory(pair: list[str], output: str, *, is_lasting: bool) -> dict[str, object]:
     """Fill memory above the threshold of Ray's monitor, for the first attempt or for good."""
     used, total = get_used_memory(), get_system_memory()
-    limits = {"memory_usage_threshold": (used + GIB) / total, "memory_monitor_refresh_ms": 100}
-    ray.init(num_cpus=2, log_to_driver=False, include_dashboard=False, _system_config=limits)
-    held = [bytearray(b"x") * (3 * GIB)]
+    # Room for the workers, and for what others on this machine take meanwhile.
+    threshold = (used + 3 * GIB) / total
+    limits = {"memory_usage_threshold": threshold, "memory_monitor_refresh_ms": 100}
+    options = {"log_to_driver": False, "include_dashboard": False, "_system_config": limits}
+    ray.init("local", num_cpus=2, **options)
+    held = [bytearray(b"x") * (5 * GIB)]
     release = _Release([] if is_lasting else held)
     logger = logging.getLogger("expo_ray.extrapolation.attempts")
     logger.addHandler(release)

@@ -16,7 +16,7 @@ import torch
 from expo_ray.checkpoints import retries
 from expo_ray.checkpoints.retries import is_passing, retry_io
 from expo_ray.errors import ShardError
-from expo_ray.extrapolation import extrapolate, fanout, shard_files
+from expo_ray.extrapolation import batches, extrapolate, fanout, shard_files
 from expo_ray.extrapolation.engine import MIN_CHUNK_BYTES
 from expo_ray.extrapolation.plan import OutputShard
 from expo_ray.extrapolation.tasks import ShardTask
@@ -111,9 +111,9 @@ def test_a_batch_without_memory_gets_smaller_and_a_lost_one_starts_again() -> No
         aligned_files={},
         outputs=(),
     )
-    batch = fanout.Batch((0,), (task,))
+    batch = batches.Batch((0,), (task,))
     lost = batch
-    for _ in range(fanout.MAX_RETRIES):
+    for _ in range(batches.MAX_RETRIES):
         lost = fanout.next_attempt(lost, WorkerCrashedError())
         assert lost.tasks == batch.tasks
     with pytest.raises(WorkerCrashedError):

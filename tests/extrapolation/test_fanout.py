@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from expo_ray.checkpoints import Checkpoint
 from expo_ray.errors import ShardError, VerifyError
-from expo_ray.extrapolation import diagnose, extrapolate, fanout, verify
+from expo_ray.extrapolation import batches, diagnose, extrapolate, verify
 from expo_ray.extrapolation.plan import build_plan
 from expo_ray.extrapolation.tasks import MEASURE, shard_task
 from tests.extrapolation.synthetic import file_digests
@@ -44,7 +44,7 @@ def test_ray_and_inline_write_the_same_bytes(
     monkeypatch: pytest.MonkeyPatch,
     batch_bytes: int,
 ) -> None:
-    monkeypatch.setattr(fanout, "MIN_BATCH_BYTES", batch_bytes)
+    monkeypatch.setattr(batches, "MIN_BATCH_BYTES", batch_bytes)
     options = {"alpha": [0.3, 1.0], "max_shard_size": "10KB"}
     progress = Recorder()
     extrapolate(*pico_pair, tmp_path / "inline", address="inline", **options)
@@ -93,8 +93,8 @@ def test_errors_of_a_task_arrive_whole_and_a_rerun_continues(
 def test_batches_hold_every_task_once(pico_pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     plan = build_plan(*pico_pair, max_shard_size="5KB")
     tasks = [shard_task(plan, shard, MEASURE, ()) for shard in plan.shards]
-    monkeypatch.setattr(fanout, "MIN_BATCH_BYTES", 25_000)
-    batches = fanout.batch_tasks(tasks)
-    assert [i for batch in batches for i in batch] == list(range(len(tasks)))
-    assert 1 < len(batches) < len(tasks)
-    assert fanout.batch_tasks([]) == []
+    monkeypatch.setattr(batches, "MIN_BATCH_BYTES", 25_000)
+    found = batches.batch_tasks(tasks)
+    assert [i for batch in found for i in batch] == list(range(len(tasks)))
+    assert 1 < len(found) < len(tasks)
+    assert batches.batch_tasks([]) == []

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from expo_ray.errors import ShardError
 from expo_ray.extrapolation import extrapolate, stream_weights
 from expo_ray.extrapolation import job as job_module
-from expo_ray.extrapolation.engine import split_chunks
+from expo_ray.extrapolation.chunks import split_chunks
 from expo_ray.extrapolation.formula import BLOCK_ELEMENTS
 from expo_ray.extrapolation.plan import build_plan
 from expo_ray.extrapolation.tasks import WRITE, shard_task

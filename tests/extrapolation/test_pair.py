@@ -9,7 +9,8 @@ import torch
 from expo_ray.checkpoints import Checkpoint
 from expo_ray.errors import CheckpointError, ConfigError, PairError
 from expo_ray.extrapolation import extrapolate
-from expo_ray.extrapolation.pair import Pair, match_pair
+from expo_ray.extrapolation.pair import match_pair
+from expo_ray.extrapolation.tensor_pair import Pair
 from tests.extrapolation.synthetic import closed_form, load, noise, same_bits, write
 
 
