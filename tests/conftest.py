@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +13,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+
+# Scores of one session are no use to the next, and none of a user's must be found.
+_CACHE = tempfile.TemporaryDirectory(prefix="expo-ray-scores-")
+os.environ["EXPO_RAY_SCORE_CACHE"] = str(Path(_CACHE.name) / "scores.sqlite")
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 

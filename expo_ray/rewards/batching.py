@@ -1,14 +1,39 @@
-"""Batches of token ids: rows of like length together, padded on the right."""
+"""Batches of token ids: rows of like length together, padded on the right, scored as they fit.
+
+Padding is bounded batch by batch, so that the share of a whole job cannot exceed it either.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 
+from expo_ray.rewards.interface import RewardScore
+
+MAX_PADDING = 0.03
+"""Most of a batch's tokens that may be padding."""
+MAX_BATCH_TOKENS = 16_384
+MAX_BATCH_ROWS = 64
+
+
+@dataclass(frozen=True, slots=True)
+class TokenRow:
+    """One chat as a model reads it."""
+
+    ids: list[int]
+    start: int = 0
+    """Where the part begins that a model looks at in particular; what that is, it says."""
+
 
 def length_buckets(
-    lengths: Sequence[int], *, max_batch_tokens: int, max_batch_rows: int
+    lengths: Sequence[int],
+    *,
+    max_batch_tokens: int = MAX_BATCH_TOKENS,
+    max_batch_rows: int = MAX_BATCH_ROWS,
+    max_padding: float = MAX_PADDING,
 ) -> Iterator[list[int]]:
     """Yield batches of row numbers, longest rows first.
 
@@ -16,13 +41,23 @@ def length_buckets(
         lengths: Tokens of each row.
         max_batch_tokens: Most tokens of a batch, padding included; one row is always allowed.
         max_batch_rows: Most rows of a batch.
+        max_padding: Most of a batch's tokens that are padding.
     """
     order = sorted(range(len(lengths)), key=lambda row: -lengths[row])
-    start = 0
-    while start < len(order):
-        rows = max(1, min(max_batch_rows, max_batch_tokens // max(1, lengths[order[start]])))
-        yield order[start : start + rows]
-        start += rows
+    batch: list[int] = []
+    num_real = 0
+    for row in order:
+        width = lengths[batch[0]] if batch else lengths[row]
+        area = width * (len(batch) + 1)
+        padding = area - num_real - lengths[row]
+        full = len(batch) == max_batch_rows or area > max_batch_tokens
+        if batch and (full or padding > max_padding * area):
+            yield batch
+            batch, num_real = [], 0
+        batch.append(row)
+        num_real += lengths[row]
+    if batch:
+        yield batch
 
 
 def pad_right(
@@ -41,3 +76,74 @@ def pad_right(
         [[1] * len(row) + [0] * (width - len(row)) for row in rows], device=device
     )
     return ids_bt, mask_bt
+
+
+def score_rows(
+    rows: Sequence[TokenRow | RewardScore],
+    rewards_of: Callable[[list[TokenRow]], list[float]],
+    *,
+    max_tokens: int | None,
+    max_batch_tokens: int = MAX_BATCH_TOKENS,
+    max_batch_rows: int = MAX_BATCH_ROWS,
+    max_padding: float = MAX_PADDING,
+) -> list[RewardScore]:
+    """Return the scores of rows in the order given, computed in batches of like length.
+
+    Args:
+        rows: What can be read, or why it cannot.
+        rewards_of: Computes one batch.
+        max_tokens: How many tokens the model reads; longer rows are refused, not cut.
+        max_batch_tokens: Most tokens of a batch.
+        max_batch_rows: Most rows of a batch.
+        max_padding: Most of a batch's tokens that are padding.
+    """
+    scores: dict[int, RewardScore] = {}
+    readable: list[tuple[int, TokenRow]] = []
+    for i, row in enumerate(rows):
+        if isinstance(row, RewardScore):
+            scores[i] = row
+        elif max_tokens is not None and len(row.ids) > max_tokens:
+            scores[i] = _too_long(len(row.ids), max_tokens)
+        else:
+            readable.append((i, row))
+    for bucket in length_buckets(
+        [len(row.ids) for _, row in readable],
+        max_batch_tokens=max_batch_tokens,
+        max_batch_rows=max_batch_rows,
+        max_padding=max_padding,
+    ):
+        batch = [readable[position] for position in bucket]
+        rewards = _fitting([row for _, row in batch], rewards_of)
+        for (i, row), reward in zip(batch, rewards, strict=True):
+            scores[i] = _finite_score(reward, num_tokens=len(row.ids))
+    return [scores[i] for i in range(len(rows))]
+
+
+def _fitting(
+    rows: list[TokenRow], rewards_of: Callable[[list[TokenRow]], list[float]]
+) -> list[float | str]:
+    """Compute a batch, in halves where it does not fit the device; a row that does not is named."""
+    try:
+        return list(rewards_of(rows))
+    except torch.OutOfMemoryError as error:
+        if len(rows) == 1:
+            return [f"the device has too little memory for this chat: {error}"]
+    half = len(rows) // 2
+    return _fitting(rows[:half], rewards_of) + _fitting(rows[half:], rewards_of)
+
+
+def _too_long(num_tokens: int, max_tokens: int) -> RewardScore:
+    return RewardScore(
+        reward=None,
+        tokens=num_tokens,
+        truncated=True,
+        error=f"the chat has {num_tokens} tokens, the reward model reads {max_tokens}",
+    )
+
+
+def _finite_score(reward: float | str, *, num_tokens: int) -> RewardScore:
+    if isinstance(reward, str):
+        return RewardScore.failed(reward, tokens=num_tokens)
+    if math.isfinite(reward):
+        return RewardScore(reward=reward, tokens=num_tokens)
+    return RewardScore.failed(f"the reward is {reward}", tokens=num_tokens)

@@ -5,7 +5,6 @@ No activation, no truncation: a chat that is too long has no reward, and says so
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,14 +12,17 @@ import torch
 from transformers import AutoModelForSequenceClassification
 
 from expo_ray.checkpoints import Checkpoint, iter_tensors, weights_digest
-from expo_ray.errors import TableError
-from expo_ray.rewards.batching import length_buckets, pad_right
-from expo_ray.rewards.classifier_config import check_classifier_config
-from expo_ray.rewards.interface import Chat, RewardScore
-from expo_ray.rewards.pretrained import ChatTokenizer, load_pretrained, load_tokenizer
+from expo_ray.rewards.batching import MAX_PADDING, TokenRow, pad_right, score_rows
+from expo_ray.rewards.checkpoint_kind import check_pad_token
+from expo_ray.rewards.interface import Chat, References, RewardScore, read_chats
+from expo_ray.rewards.pretrained import (
+    ChatTokenizer,
+    config_digest,
+    load_pretrained,
+    load_tokenizer,
+    max_chat_tokens,
+)
 
-_MAX_BATCH_TOKENS = 16_384
-_MAX_BATCH_ROWS = 64
 _HEADS = ("score", "classifier")
 
 
@@ -28,50 +30,62 @@ class ClassifierRewardModel:
     """An `AutoModelForSequenceClassification` with one label.
 
     Args:
-        uri: The checkpoint.
-        name: What the rewards table calls it; None takes the address.
+        checkpoint: Where its weights are.
+        name: What the rewards table calls it.
         device: "cpu" (computes in float32) or "cuda" (the checkpoint's dtype, float32 head).
+        dtype: Compute in this dtype instead; the head stays in float32.
 
     Raises:
-        CheckpointError: Not a classifier of one label, a tensor is missing, no tokenizer.
+        CheckpointError: A tensor is missing, no tokenizer or chat template, a wrong pad token.
     """
 
-    def __init__(self, uri: str, *, name: str | None = None, device: str = "cpu") -> None:
-        checkpoint = Checkpoint.open(uri)
-        self._model = _load(checkpoint, device)
+    needs_reference = False
+    max_padding = MAX_PADDING
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        *,
+        name: str,
+        device: str = "cpu",
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        check_pad_token(checkpoint)
+        self._chats = ChatTokenizer(load_tokenizer(checkpoint), where=checkpoint.uri)
+        self._chats.require_template()
+        self._model = load_pretrained(
+            AutoModelForSequenceClassification,
+            checkpoint,
+            iter_tensors(checkpoint),
+            device=device,
+            allow_unexpected=True,
+        )
+        if dtype is not None:
+            self._model.to(dtype)
+        _use_float32_head(self._model)
         self._device = device
-        self._chats = ChatTokenizer(load_tokenizer(checkpoint), where=uri)
-        self.name = name or uri
+        self.name = name
         self.revision = weights_digest(checkpoint)
+        self.settings = (
+            f"{self._chats.template_digest} {config_digest(checkpoint)} {self._model.dtype}"
+        )
         self.max_tokens = max_chat_tokens(self._model.config)
 
-    def score(self, chats: Sequence[Chat]) -> list[RewardScore]:
+    def score(
+        self, chats: Sequence[Chat], references: References | None = None
+    ) -> list[RewardScore]:
         """Score chats in batches of like length.
 
         Args:
             chats: Chats whose last turn is the assistant's.
+            references: Not looked at.
         """
-        rows: list[list[int]] = []
-        scores: list[RewardScore | None] = []
-        for chat in chats:
-            try:
-                rows.append(self._chats.ids(chat))
-                scores.append(refuse_too_long(len(rows[-1]), self.max_tokens))
-            except TableError as error:
-                rows.append([])
-                scores.append(RewardScore.failed(str(error)))
-        fits = [i for i, score in enumerate(scores) if score is None]
-        for bucket in length_buckets(
-            [len(rows[i]) for i in fits],
-            max_batch_tokens=_MAX_BATCH_TOKENS,
-            max_batch_rows=_MAX_BATCH_ROWS,
-        ):
-            picked = [fits[position] for position in bucket]
-            for i, reward in zip(picked, self._rewards([rows[i] for i in picked]), strict=True):
-                scores[i] = finite_score(reward, num_tokens=len(rows[i]))
-        return [score for score in scores if score is not None]
+        rows = read_chats(chats, lambda chat: TokenRow(self._chats.ids(chat)))
+        return score_rows(
+            rows, self._rewards, max_tokens=self.max_tokens, max_padding=self.max_padding
+        )
 
-    def _rewards(self, rows: list[list[int]]) -> list[float]:
+    def _rewards(self, rows: list[TokenRow]) -> list[float]:
         text_config = self._model.config.get_text_config()
         configured = text_config.pad_token_id
         # transformers scores the last token that is not the pad token, and without a pad token
@@ -81,7 +95,9 @@ class ClassifierRewardModel:
             pad_id = _unused_id(rows, text_config.vocab_size)
             if pad_id is None:
                 return [reward for row in rows for reward in self._rewards([row])]
-        ids_bt, mask_bt = pad_right(rows, pad_id=pad_id or 0, device=self._device)
+        ids_bt, mask_bt = pad_right(
+            [row.ids for row in rows], pad_id=pad_id or 0, device=self._device
+        )
         text_config.pad_token_id = pad_id
         try:
             with torch.inference_mode():
@@ -92,47 +108,9 @@ class ClassifierRewardModel:
         return rewards
 
 
-def max_chat_tokens(config: Any) -> int | None:
-    """Return how many tokens a model reads; None where its config does not say."""
-    limit = getattr(config.get_text_config(), "max_position_embeddings", None)
-    return limit if isinstance(limit, int) and limit > 0 else None
-
-
-def refuse_too_long(num_tokens: int, max_tokens: int | None) -> RewardScore | None:
-    """Return the score of a chat that cannot be read whole; None where it can."""
-    if max_tokens is None or num_tokens <= max_tokens:
-        return None
-    return RewardScore(
-        reward=None,
-        tokens=num_tokens,
-        truncated=True,
-        error=f"the chat has {num_tokens} tokens, the reward model reads {max_tokens}",
-    )
-
-
-def finite_score(reward: float, *, num_tokens: int) -> RewardScore:
-    """Return the score for a computed reward; one that is not finite is an error."""
-    if math.isfinite(reward):
-        return RewardScore(reward=reward, tokens=num_tokens)
-    return RewardScore.failed(f"the reward is {reward}", tokens=num_tokens)
-
-
-def _unused_id(rows: list[list[int]], vocab_size: int) -> int | None:
-    used = {token for row in rows for token in row}
+def _unused_id(rows: list[TokenRow], vocab_size: int) -> int | None:
+    used = {token for row in rows for token in row.ids}
     return next((token for token in range(vocab_size) if token not in used), None)
-
-
-def _load(checkpoint: Checkpoint, device: str) -> Any:
-    check_classifier_config(checkpoint)
-    model = load_pretrained(
-        AutoModelForSequenceClassification,
-        checkpoint,
-        iter_tensors(checkpoint),
-        device=device,
-        allow_unexpected=True,
-    )
-    _use_float32_head(model)
-    return model
 
 
 def _use_float32_head(model: Any) -> None:

@@ -16,10 +16,14 @@ from transformers import AutoModelForCausalLM
 from expo_ray.checkpoints import Checkpoint, iter_tensors, weights_digest
 from expo_ray.checkpoints.checkpoint import open_aligned
 from expo_ray.errors import ConfigError, TableError
-from expo_ray.rewards.batching import length_buckets, pad_right
-from expo_ray.rewards.classifier import finite_score, max_chat_tokens, refuse_too_long
-from expo_ray.rewards.interface import Chat, RewardScore
-from expo_ray.rewards.pretrained import ChatTokenizer, load_pretrained, load_tokenizer
+from expo_ray.rewards.batching import MAX_PADDING, TokenRow, pad_right, score_rows
+from expo_ray.rewards.interface import Chat, References, RewardScore, read_chats
+from expo_ray.rewards.pretrained import (
+    ChatTokenizer,
+    load_pretrained,
+    load_tokenizer,
+    max_chat_tokens,
+)
 
 # Logits are rows x tokens x vocabulary in float32, so batches stay small.
 _MAX_BATCH_LOGITS = 2**26
@@ -34,13 +38,25 @@ class ImplicitRewardModel:
         aligned: Checkpoint after it; its tokenizer and chat template are used.
         beta: The factor on the log-ratio.
         device: "cpu" (float32) or "cuda" (the checkpoints' dtype, log-probabilities in float32).
+        dtype: Compute in this dtype instead.
 
     Raises:
         CheckpointError: One of them cannot be loaded.
         ConfigError: Their vocabularies differ.
     """
 
-    def __init__(self, *, initial: str, aligned: str, beta: float, device: str = "cpu") -> None:
+    needs_reference = False
+    max_padding = MAX_PADDING
+
+    def __init__(
+        self,
+        *,
+        initial: str,
+        aligned: str,
+        beta: float,
+        device: str = "cpu",
+        dtype: torch.dtype | None = None,
+    ) -> None:
         first = Checkpoint.open(initial)
         pair = [open_aligned(aligned, first), first]
         tokenizer = load_tokenizer(pair[0])
@@ -51,6 +67,7 @@ class ImplicitRewardModel:
                 expected=f"that of {aligned}",
             )
         self._chats = ChatTokenizer(tokenizer, where=aligned)
+        self._chats.require_template()
         self._aligned, self._initial = (
             load_pretrained(
                 AutoModelForCausalLM,
@@ -61,6 +78,9 @@ class ImplicitRewardModel:
             )
             for side in pair
         )
+        if dtype is not None:
+            self._aligned.to(dtype)
+            self._initial.to(dtype)
         self._beta = beta
         self._device = device
         self._vocab_size = self._aligned.config.get_text_config().vocab_size
@@ -68,42 +88,38 @@ class ImplicitRewardModel:
         self.max_tokens = min((limit for limit in limits if limit is not None), default=None)
         self.name = f"implicit:beta={beta:g}"
         self.revision = "/".join(weights_digest(side) for side in pair)
+        self.settings = f"beta {beta!r} {self._chats.template_digest} {self._aligned.dtype}"
 
-    def score(self, chats: Sequence[Chat]) -> list[RewardScore]:
+    def score(
+        self, chats: Sequence[Chat], references: References | None = None
+    ) -> list[RewardScore]:
         """Score chats in batches of like length.
 
         Args:
             chats: Chats whose last turn is the assistant's.
+            references: Not looked at.
         """
-        scores: list[RewardScore | None] = []
-        rows: list[tuple[list[int], int]] = []
-        for chat in chats:
-            try:
-                ids = self._chats.ids(chat)
-                opening = self._chats.ids(chat[:-1], add_generation_prompt=True)
-            except TableError as error:
-                rows.append(([], 0))
-                scores.append(RewardScore.failed(str(error)))
-                continue
-            rows.append((ids, len(opening)))
-            scores.append(
-                refuse_too_long(len(ids), self.max_tokens) or _refuse_odd_template(ids, opening)
-            )
-        fits = [i for i, score in enumerate(scores) if score is None]
-        for bucket in length_buckets(
-            [len(rows[i][0]) for i in fits],
+        return score_rows(
+            read_chats(chats, self._read),
+            self._rewards,
+            max_tokens=self.max_tokens,
+            max_padding=self.max_padding,
             max_batch_tokens=_MAX_BATCH_LOGITS // self._vocab_size,
             max_batch_rows=_MAX_BATCH_ROWS,
-        ):
-            picked = [fits[position] for position in bucket]
-            rewards = self._rewards([rows[i] for i in picked])
-            for i, reward in zip(picked, rewards, strict=True):
-                scores[i] = finite_score(reward, num_tokens=len(rows[i][0]))
-        return [score for score in scores if score is not None]
+        )
 
-    def _rewards(self, rows: list[tuple[list[int], int]]) -> list[float]:
-        ids_bt, mask_bt = pad_right([ids for ids, _ in rows], pad_id=0, device=self._device)
-        starts_b1 = torch.tensor([[start] for _, start in rows], device=self._device)
+    def _read(self, chat: Chat) -> TokenRow:
+        ids = self._chats.ids(chat)
+        opening = self._chats.ids(chat[:-1], add_generation_prompt=True)
+        if ids[: len(opening)] != opening or len(ids) == len(opening):
+            raise TableError(
+                "the chat template does not continue the prompt: the answer's tokens are not known"
+            )
+        return TokenRow(ids, start=len(opening))
+
+    def _rewards(self, rows: list[TokenRow]) -> list[float]:
+        ids_bt, mask_bt = pad_right([row.ids for row in rows], pad_id=0, device=self._device)
+        starts_b1 = torch.tensor([[row.start] for row in rows], device=self._device)
         positions_t = torch.arange(ids_bt.shape[1], device=self._device)
         answer_bt = (mask_bt == 1) & (positions_t >= starts_b1)
         ratio_bt = self._log_probs(self._aligned, ids_bt, mask_bt) - self._log_probs(
@@ -119,12 +135,3 @@ class ImplicitRewardModel:
             chosen_bt = logits_btv.gather(2, ids_bt[:, 1:, None]).squeeze(2)
             log_probs_bt: torch.Tensor = chosen_bt - logits_btv.logsumexp(dim=2)
             return log_probs_bt
-
-
-def _refuse_odd_template(ids: list[int], opening: list[int]) -> RewardScore | None:
-    if ids[: len(opening)] == opening and len(ids) > len(opening):
-        return None
-    return RewardScore.failed(
-        "the chat template does not continue the prompt: the answer's tokens are not known",
-        tokens=len(ids),
-    )

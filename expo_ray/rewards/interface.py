@@ -1,14 +1,17 @@
-"""What a reward model is to the other rooms, and a self-test that holds for each of them."""
+"""What a reward model is to the other rooms."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol, Self
+from typing import Protocol, Self, TypeVar
 
+from expo_ray.errors import TableError
 from expo_ray.tables.prompts import Message
 
 Chat = Sequence[Message]
+References = Sequence[str | None]
+Row = TypeVar("Row")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,28 +40,29 @@ class RewardModel(Protocol):
     """What the rewards table calls it."""
     revision: str
     """What pins it: a weights digest, a commit, a digest of the judge's prompt."""
+    settings: str
+    """What else decides a score: chat template, dtype, address of a judge. Part of cache keys."""
+    needs_reference: bool
+    """Whether it compares each response with another one to the same prompt."""
 
-    def score(self, chats: Sequence[Chat]) -> list[RewardScore]:
-        """Score chats whose last turn is the assistant's, in the order given."""
+    def score(
+        self, chats: Sequence[Chat], references: References | None = None
+    ) -> list[RewardScore]:
+        """Score chats whose last turn is the assistant's, in the order given.
+
+        Args:
+            chats: The chats.
+            references: For a pairwise model: what each last turn is compared with.
+        """
         ...
 
 
-def batch_spread(model: RewardModel, chats: Sequence[Chat]) -> float:
-    """Return the largest change of a reward between scoring alone and scoring all together.
-
-    Padding mistakes show here: a sound model in float32 stays below 1e-4.
-
-    Args:
-        model: The reward model.
-        chats: Chats of different lengths; those with an error are left out.
-    """
-    together = model.score(chats)
-    alone = [model.score([chat])[0] for chat in chats]
-    return max(
-        (
-            abs(a.reward - b.reward)
-            for a, b in zip(together, alone, strict=True)
-            if a.reward is not None and b.reward is not None
-        ),
-        default=0.0,
-    )
+def read_chats(chats: Sequence[Chat], read: Callable[[Chat], Row]) -> list[Row | RewardScore]:
+    """Return what `read` makes of each chat; one that cannot be read says so and stops no other."""
+    rows: list[Row | RewardScore] = []
+    for chat in chats:
+        try:
+            rows.append(read(chat))
+        except TableError as error:
+            rows.append(RewardScore.failed(str(error)))
+    return rows

@@ -15,7 +15,7 @@ from typing import Any
 
 import httpx
 
-from expo_ray.rewards.interface import Chat, RewardScore
+from expo_ray.rewards.interface import Chat, References, RewardScore
 
 API_KEY_ENV = "EXPO_RAY_JUDGE_API_KEY"
 _NUM_THREADS = 8
@@ -41,10 +41,13 @@ class JudgeRewardModel:
         model: The model's name there.
     """
 
+    needs_reference = False
+
     def __init__(self, *, url: str, model: str) -> None:
         self._model = model
         self.name = f"judge:{model}"
         self.revision = "prompt-" + hashlib.sha256(_INSTRUCTIONS.encode()).hexdigest()[:16]
+        self.settings = f"{url}#{model}"
         key = os.environ.get(API_KEY_ENV)
         self._client = httpx.Client(
             base_url=url,
@@ -52,11 +55,14 @@ class JudgeRewardModel:
             headers={"Authorization": f"Bearer {key}"} if key else {},
         )
 
-    def score(self, chats: Sequence[Chat]) -> list[RewardScore]:
+    def score(
+        self, chats: Sequence[Chat], references: References | None = None
+    ) -> list[RewardScore]:
         """Ask for one rating per chat, several at a time.
 
         Args:
             chats: Chats whose last turn is the assistant's.
+            references: Not looked at.
         """
         with ThreadPoolExecutor(_NUM_THREADS) as threads:
             return list(threads.map(self._score_one, chats))

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from expo_ray.checkpoints import Checkpoint
 from expo_ray.checkpoints.checkpoint import open_aligned
 from expo_ray.errors import ConfigError
-from expo_ray.rewards.classifier_config import check_classifier_config
+from expo_ray.rewards.checkpoint_kind import checkpoint_kind
 from expo_ray.rewards.interface import RewardModel
 from expo_ray.rewards.spec import RewardModelSpec
 
@@ -19,6 +20,7 @@ def load_reward_model(
     initial: str | None = None,
     aligned: str | None = None,
     device: str = "cpu",
+    dtype: str | None = None,
 ) -> RewardModel:
     """Load a reward model.
 
@@ -27,6 +29,8 @@ def load_reward_model(
         initial: The pair's checkpoint before alignment; needed by an implicit reward.
         aligned: The pair's aligned checkpoint; needed by an implicit reward.
         device: "cpu" or "cuda".
+        dtype: Compute in `float32`, `bfloat16` or `float16`; None takes float32 on the CPU, else
+            the checkpoint's. The head stays in float32.
 
     Raises:
         ConfigError: The spec cannot be parsed, or the pair is missing.
@@ -38,15 +42,37 @@ def load_reward_model(
         from expo_ray.rewards.judge import JudgeRewardModel
 
         return JudgeRewardModel(url=spec.url, model=spec.model)
-    if spec.kind == "classifier":
-        from expo_ray.rewards.classifier import ClassifierRewardModel
+    import torch
 
-        return ClassifierRewardModel(spec.model, name=spec.text, device=device)
+    if dtype not in (None, "float32", "bfloat16", "float16"):
+        raise ConfigError(
+            "unknown dtype", where="dtype", got=dtype, expected="float32, bfloat16 or float16"
+        )
+    how: dict[str, Any] = {"device": device, "dtype": dtype and getattr(torch, dtype)}
+    if spec.kind == "classifier":
+        checkpoint = Checkpoint.open(spec.model)
+        model: RewardModel = _checkpoint_class(checkpoint)(checkpoint, name=spec.text, **how)
+        return model
     if initial is None or aligned is None:
         raise _lacks_its_pair(spec)
     from expo_ray.rewards.implicit import ImplicitRewardModel
 
-    return ImplicitRewardModel(initial=initial, aligned=aligned, beta=spec.beta, device=device)
+    return ImplicitRewardModel(initial=initial, aligned=aligned, beta=spec.beta, **how)
+
+
+def _checkpoint_class(checkpoint: Checkpoint) -> Any:
+    kind = checkpoint_kind(checkpoint)
+    if kind == "gated":
+        from expo_ray.rewards.gated import GatedRewardModel
+
+        return GatedRewardModel
+    if kind == "pairwise":
+        from expo_ray.rewards.pairwise import PairwiseRewardModel
+
+        return PairwiseRewardModel
+    from expo_ray.rewards.classifier import ClassifierRewardModel
+
+    return ClassifierRewardModel
 
 
 def pin_reward_model(
@@ -68,7 +94,7 @@ def pin_reward_model(
     """
     if spec.kind == "classifier":
         checkpoint = Checkpoint.open(spec.model)
-        check_classifier_config(checkpoint)
+        checkpoint_kind(checkpoint)
         return replace(spec, model=checkpoint.uri), None, None
     if spec.kind != "implicit":
         return spec, None, None

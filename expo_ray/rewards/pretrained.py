@@ -6,6 +6,8 @@ read by ranges from wherever a checkpoint lies; transformers sees a local folder
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -85,6 +87,18 @@ def load_pretrained(
     return model.to(device).eval()
 
 
+def config_digest(checkpoint: Checkpoint) -> str:
+    """Return a digest of the config: what decides a model's output beside weights and input."""
+    text = json.dumps(checkpoint.config, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def max_chat_tokens(config: Any) -> int | None:
+    """Return how many tokens a model reads; None where its config does not say."""
+    limit = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return limit if isinstance(limit, int) and limit > 0 else None
+
+
 def _for_device(tensor: torch.Tensor, device: str) -> torch.Tensor:
     return tensor.float() if device == "cpu" and tensor.is_floating_point() else tensor
 
@@ -102,6 +116,7 @@ class ChatTokenizer:
         self._where = where
         self._bos = tokenizer.bos_token_id
         plain = tokenizer("a").input_ids
+        self.template_digest = hashlib.sha256(str(tokenizer.chat_template).encode()).hexdigest()
         self._adds_bos = self._bos is not None and plain[:1] == [self._bos]
 
     def ids(self, messages: Sequence[Message], *, add_generation_prompt: bool = False) -> list[int]:
@@ -113,14 +128,11 @@ class ChatTokenizer:
 
         Raises:
             CheckpointError: The tokenizer has no chat template.
-            TableError: The template refuses this chat (its roles, their order).
+            TableError: A turn has no text, or the template refuses the chat (roles, their order).
         """
-        if not self._tokenizer.chat_template:
-            raise CheckpointError(
-                "the tokenizer has no chat template",
-                where=self._where,
-                hint="add chat_template.jinja to the checkpoint",
-            )
+        self.require_template()
+        if not all(isinstance(message["content"], str) for message in messages):
+            raise TableError("a turn has no text", where=self._where)
         try:
             encoding = self._tokenizer.apply_chat_template(
                 [dict(message) for message in messages],
@@ -134,6 +146,19 @@ class ChatTokenizer:
             ) from error
         ids = [int(token) for token in encoding["input_ids"]]
         return self._with_one_bos(ids)
+
+    def require_template(self) -> None:
+        """Check that chats can be read.
+
+        Raises:
+            CheckpointError: The tokenizer has no chat template.
+        """
+        if not self._tokenizer.chat_template:
+            raise CheckpointError(
+                "the tokenizer has no chat template",
+                where=self._where,
+                hint="add chat_template.jinja to the checkpoint",
+            )
 
     def _with_one_bos(self, ids: list[int]) -> list[int]:
         # A template may write BOS, the tokenizer may add one, or both or neither may.

@@ -25,6 +25,39 @@ Key = tuple[Any, ...]
 Row = dict[str, Any]
 
 
+class TableLayout:
+    """Where the pieces of a table lie, and what made their rows.
+
+    Args:
+        path: The file that the pieces end up in.
+        schema: Its columns.
+        identity: What made the rows, as plain JSON values.
+    """
+
+    def __init__(
+        self, path: Path, schema: pa.Schema, identity: Mapping[str, object] | None
+    ) -> None:
+        self.parts_folder = path.with_name(f"{path.name}.parts")
+        self._identity = json.dumps(identity or {}, sort_keys=True)
+        self.schema = schema.with_metadata({_IDENTITY: self._identity.encode()})
+
+    def check(self, file: Path, metadata: Mapping[bytes, bytes] | None) -> None:
+        """Let a file pass whose rows were made alike.
+
+        Raises:
+            ConfigError: They were made under another identity.
+        """
+        made_by = (metadata or {}).get(_IDENTITY, b"{}").decode()
+        if made_by != self._identity:
+            raise ConfigError(
+                "a table made under other settings is in the way",
+                where=file,
+                got=made_by,
+                expected=self._identity,
+                hint="give another output, or remove the old table",
+            )
+
+
 class ResumableTable:
     """Rows with unique keys, appended durably and merged in key order.
 
@@ -49,10 +82,9 @@ class ResumableTable:
         identity: Mapping[str, object] | None = None,
     ) -> None:
         self.path = Path(path)
-        self._parts = self.path.with_name(f"{self.path.name}.parts")
         self._key = tuple(key)
-        self._identity = json.dumps(identity or {}, sort_keys=True)
-        self._schema = schema.with_metadata({_IDENTITY: self._identity.encode()})
+        self._layout = TableLayout(self.path, schema, identity)
+        self._schema, self._parts = self._layout.schema, self._layout.parts_folder
         self._rows: dict[Key, Row] = {}
         self._num_parts = 0
         self._merged = self.path.is_file()
@@ -117,13 +149,5 @@ class ResumableTable:
 
     def _load(self, path: Path) -> None:
         table = read_table(path, self._schema)
-        made_by = (table.schema.metadata or {}).get(_IDENTITY, b"{}").decode()
-        if made_by != self._identity:
-            raise ConfigError(
-                "a table made under other settings is in the way",
-                where=path,
-                got=made_by,
-                expected=self._identity,
-                hint="give another output, or remove the old table",
-            )
+        self._layout.check(path, table.schema.metadata)
         self._rows.update((self._key_of(row), row) for row in table.to_pylist())

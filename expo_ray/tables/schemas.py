@@ -61,20 +61,49 @@ def read_table(path: str | Path, schema: pa.Schema | None = None) -> pa.Table:
         TableError: The file is missing, not Parquet, or has other columns.
     """
     path = Path(path)
-    if not path.is_file():
-        raise TableError("the table does not exist", where=path)
+    _require_file(path)
     try:
         table = pq.ParquetFile(path).read()
     except (pa.ArrowException, OSError) as error:
-        raise TableError("the table is not readable as Parquet", where=path, got=error) from error
-    if schema is not None and not table.schema.equals(schema):
+        raise _unreadable(path, error) from error
+    if schema is not None:
+        _require_equal(path, table.schema, schema)
+    return table
+
+
+def require_schema(path: str | Path, schema: pa.Schema) -> pa.Schema:
+    """Return the schema of a Parquet file, metadata included, from its footer alone.
+
+    Raises:
+        TableError: The file is missing, not Parquet, or has other columns.
+    """
+    path = Path(path)
+    _require_file(path)
+    try:
+        found = pq.read_schema(path)
+    except (pa.ArrowException, OSError) as error:
+        raise _unreadable(path, error) from error
+    _require_equal(path, found, schema)
+    return found
+
+
+def _require_file(path: Path) -> None:
+    if not path.is_file():
+        raise TableError("the table does not exist", where=path)
+
+
+def _require_equal(path: Path, found: pa.Schema, expected: pa.Schema) -> None:
+    if not found.equals(expected):
         raise TableError(
             "the table has other columns than expected",
             where=path,
-            got=_columns(table.schema),
-            expected=_columns(schema),
+            got=_columns(found),
+            expected=_columns(expected),
         )
-    return table
+
+
+def _unreadable(path: Path, error: Exception) -> TableError:
+    return TableError("the table is not readable as Parquet", where=path, got=error)
 
 
 def _columns(schema: pa.Schema) -> str:

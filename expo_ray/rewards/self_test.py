@@ -1,0 +1,180 @@
+"""The self-test of a reward model: run before hours are spent on scores that would be noise.
+
+It scores the same chats alone and together (batching, padding) and asks for the order of pairs
+whose better side is beyond dispute. A sound model in float32 moves by less than 1e-4; in bfloat16
+batching alone can move a score by more than an extrapolation does: no such gain is called a gain.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from expo_ray.errors import EvaluationError
+from expo_ray.rewards.anchors import AnchorPair, default_anchors
+from expo_ray.rewards.interface import Chat, RewardModel, RewardScore
+from expo_ray.tables.prompts import Message
+
+MAX_FLOAT32_SPREAD = 1e-3
+"""Ten times what a sound model reaches: above it, padding or positions are wrong."""
+_MAX_CHATS = 8
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SelfTest:
+    """What the self-test found."""
+
+    reward_model: str
+    revision: str
+    settings: str
+    num_chats: int
+    """Chats scored alone and together; 0 for a judge, which makes no batches."""
+    batch_spread: float
+    """Largest change of a reward between scored alone and in the batches that a job makes."""
+    padding_spread: float
+    """Largest change between alone and in one batch of all, short rows mostly padding."""
+    num_anchors: int
+    num_anchors_right: int
+    warnings: tuple[str, ...]
+
+    @property
+    def spread(self) -> float:
+        """How far batching alone moves a score."""
+        return max(self.batch_spread, self.padding_spread)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the content of a side file."""
+        return {**asdict(self), "spread": self.spread}
+
+
+def run_self_test(
+    model: RewardModel, chats: Sequence[Chat] = (), *, anchors: Sequence[AnchorPair] | None = None
+) -> SelfTest:
+    """Test a reward model on its own and the given chats.
+
+    Args:
+        model: The reward model, not one that remembers scores.
+        chats: Chats like those to be scored; a few of them are used.
+        anchors: Pairs that must rank right, all of them. The built-in ones, where None, are general
+            knowledge in English: a reward model of a narrow task may fail them, so they only warn.
+
+    Raises:
+        EvaluationError: Batching moves scores in float32, nothing can be scored, or a given anchor
+            ranks wrong.
+    """
+    pairs = default_anchors() if anchors is None else anchors
+    spreads = _spreads(model, chats, pairs)
+    right = _num_right(model, pairs)
+    if anchors is not None and right < len(anchors):
+        raise EvaluationError(
+            "the reward model ranks anchors wrong",
+            where=model.name,
+            got=f"{right} right",
+            expected=f"all {len(anchors)}",
+            hint="is it trained for this task, is its chat template right?",
+        )
+    warnings = []
+    if right < 0.75 * len(pairs):
+        warnings.append(
+            f"{right} of {len(pairs)} anchors of general knowledge rank right: a general reward "
+            "model ranks nearly all; is its chat template right?"
+        )
+    return SelfTest(
+        reward_model=model.name,
+        revision=model.revision,
+        settings=model.settings,
+        **spreads,
+        num_anchors=len(pairs),
+        num_anchors_right=right,
+        warnings=tuple(warnings),
+    )
+
+
+def batch_spread(model: RewardModel, chats: Sequence[Chat]) -> float:
+    """Return the largest change of a reward between scoring alone and scoring all together.
+
+    Args:
+        model: The reward model.
+        chats: Chats of different lengths; those with an error are left out.
+    """
+    alone = [model.score([chat])[0] for chat in chats]
+    with _padding_allowed(model):
+        return _largest_change(alone, model.score(chats))[0]
+
+
+def _spreads(
+    model: RewardModel, chats: Sequence[Chat], pairs: Sequence[AnchorPair]
+) -> dict[str, Any]:
+    """Score chats alone and together; a model that makes no batches has no spread."""
+    if not hasattr(model, "max_padding"):
+        return {"num_chats": 0, "batch_spread": 0.0, "padding_spread": 0.0}
+    tested = [*chats[:: max(1, len(chats) // _MAX_CHATS)][:_MAX_CHATS], *map(_better_chat, pairs)]
+    tested = tested[: 2 * _MAX_CHATS]
+    references = [pairs[i % len(pairs)].worse for i in range(len(tested))] if pairs else None
+    alone = [
+        model.score([chat], references and references[i : i + 1])[0]
+        for i, chat in enumerate(tested)
+    ]
+    batches, num_chats = _largest_change(alone, model.score(tested, references))
+    if num_chats == 0:
+        raise EvaluationError(
+            "the reward model scores none of the chats of its self-test",
+            where=model.name,
+            got=next((score.error for score in alone if score.error), "no chats"),
+        )
+    with _padding_allowed(model):
+        padding, _ = _largest_change(alone, model.score(tested, references))
+    _require_sound(model, max(batches, padding))
+    return {"num_chats": num_chats, "batch_spread": batches, "padding_spread": padding}
+
+
+@contextmanager
+def _padding_allowed(model: RewardModel) -> Iterator[None]:
+    """Let a model that batches put rows of any length together."""
+    usual = model.max_padding  # type: ignore[attr-defined] # only models that batch have one
+    try:
+        model.max_padding = 1.0  # type: ignore[attr-defined]
+        yield
+    finally:
+        model.max_padding = usual  # type: ignore[attr-defined]
+
+
+def _num_right(model: RewardModel, pairs: Sequence[AnchorPair]) -> int:
+    better = model.score([_better_chat(pair) for pair in pairs], [pair.worse for pair in pairs])
+    if model.needs_reference:
+        return sum(score.reward is not None and score.reward > 0 for score in better)
+    worse = model.score([_chat(pair, pair.worse) for pair in pairs])
+    return sum(
+        b.reward is not None and w.reward is not None and b.reward > w.reward
+        for b, w in zip(better, worse, strict=True)
+    )
+
+
+def _require_sound(model: RewardModel, spread: float) -> None:
+    if "float32" in model.settings and spread > MAX_FLOAT32_SPREAD:
+        raise EvaluationError(
+            "batching moves the scores of the reward model, though it computes in float32",
+            where=model.name,
+            got=f"{spread:.2g}",
+            expected=f"at most {MAX_FLOAT32_SPREAD:g}",
+            hint="its padding is wrong: compare with a score of one chat alone",
+        )
+
+
+def _largest_change(one: Sequence[RewardScore], other: Sequence[RewardScore]) -> tuple[float, int]:
+    changes = [
+        abs(a.reward - b.reward)
+        for a, b in zip(one, other, strict=True)
+        if a.reward is not None and b.reward is not None
+    ]
+    return max(changes, default=0.0), len(changes)
+
+
+def _better_chat(pair: AnchorPair) -> Chat:
+    return _chat(pair, pair.better)
+
+
+def _chat(pair: AnchorPair, response: str) -> Chat:
+    return [*pair.prompt, Message(role="assistant", content=response)]

@@ -1,0 +1,115 @@
+"""Reading preferences: pairs (or groups) of responses to one prompt, of which some are better.
+
+A row has `chosen` and `rejected`, each a text, the turns of a chat, or a list of texts (several of
+each, as in RewardBench 2), and `prompt` unless the turns hold it; `subset` and `id` are optional.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+from pathlib import Path
+
+from expo_ray.errors import TableError
+from expo_ray.tables.prompt_files import prompt_files
+from expo_ray.tables.prompt_rows import read_rows
+from expo_ray.tables.prompts import Message
+
+ALL = "all"
+Turns = tuple[Message, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Preference:
+    """One prompt with its better and its worse responses."""
+
+    pair_id: str
+    subset: str
+    """`all` where the file names none."""
+    prompt: Turns
+    chosen: tuple[str, ...]
+    rejected: tuple[str, ...]
+
+
+def read_preferences(path: str | Path) -> list[Preference]:
+    """Read a preference file; the suffix says which format it is.
+
+    Args:
+        path: JSONL, JSON, Parquet or CSV, as prompts: a path, `s3://`, `gs://`, `hf://datasets/`.
+
+    Raises:
+        TableError: The file is missing, empty or malformed.
+    """
+    rows = itertools.chain.from_iterable(read_rows(file) for file in prompt_files(path))
+    preferences = [_parse_row(value, where, i) for i, (where, value) in enumerate(rows)]
+    if not preferences:
+        raise TableError("the preference file has no rows", where=path)
+    return preferences
+
+
+def _parse_row(value: object, where: str, index: int) -> Preference:
+    if not isinstance(value, dict):
+        raise TableError("a row is not an object", where=where, got=type(value).__name__)
+    given = () if value.get("prompt") is None else _turns(value["prompt"], f"{where}, prompt")
+    sides = {
+        name: [_split(side, given, f"{where}, {name}") for side in _sides(value, name, where)]
+        for name in ("chosen", "rejected")
+    }
+    prompts = {tuple((m["role"], m["content"]) for m in p) for s in sides.values() for p, _ in s}
+    if len(prompts) != 1:
+        raise TableError("chosen and rejected answer different prompts", where=where)
+    return Preference(
+        pair_id=str(value.get("id", index)),
+        subset=str(value.get("subset") or ALL),
+        prompt=sides["chosen"][0][0],
+        chosen=tuple(text for _, text in sides["chosen"]),
+        rejected=tuple(text for _, text in sides["rejected"]),
+    )
+
+
+def _sides(row: dict[str, object], name: str, where: str) -> list[object]:
+    """Return the responses of one side: several only where it is a list of texts or of chats."""
+    value = row.get(name)
+    if isinstance(value, list) and value and not isinstance(value[0], dict):
+        return value
+    if not value:
+        raise TableError(
+            f"a row has no {name} response",
+            where=where,
+            got=", ".join(sorted(map(str, row))) or "no fields",
+            expected="prompt, chosen and rejected",
+        )
+    return [value]
+
+
+def _split(side: object, given: Turns, where: str) -> tuple[Turns, str]:
+    """Return (prompt, response) of a side that is a text, the answer's turn, or a whole chat."""
+    if isinstance(side, str):
+        prompt, response = given, side
+    else:
+        turns = _turns(side, where)
+        if turns[-1]["role"] != "assistant":
+            raise TableError("the last turn is not the assistant's", where=where)
+        prompt, response = turns[:-1] or given, turns[-1]["content"]
+    if not prompt:
+        raise TableError(
+            "a row has no prompt", where=where, expected="prompt, or turns that hold it"
+        )
+    return prompt, response
+
+
+def _turns(value: object, where: str) -> Turns:
+    if isinstance(value, str):
+        return (Message(role="user", content=value),)
+    turns = value if isinstance(value, list) else []
+    for turn in turns:
+        texts = [turn.get("role"), turn.get("content")] if isinstance(turn, dict) else [None]
+        if not all(isinstance(text, str) for text in texts):
+            turns = []
+    if not turns:
+        raise TableError(
+            "neither a text nor the turns of a chat",
+            where=where,
+            expected='text, or [{"role": "user", "content": "..."}, ...]',
+        )
+    return tuple(Message(role=turn["role"], content=turn["content"]) for turn in turns)

@@ -1,0 +1,73 @@
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from expo_ray.rewards.batching import (
+    MAX_BATCH_TOKENS,
+    MAX_PADDING,
+    TokenRow,
+    length_buckets,
+    score_rows,
+)
+from expo_ray.rewards.pretrained import ChatTokenizer
+from tests.pico import pico_tokenizer
+
+
+@given(st.lists(st.integers(1, 400), max_size=120), st.integers(1, 3000), st.floats(0, 0.5))
+def test_batches_keep_every_bound(lengths: list[int], budget: int, max_padding: float) -> None:
+    batches = list(
+        length_buckets(lengths, max_batch_tokens=budget, max_batch_rows=16, max_padding=max_padding)
+    )
+    assert sorted(row for batch in batches for row in batch) == list(range(len(lengths)))
+    for batch in batches:
+        sizes = [lengths[row] for row in batch]
+        area = max(sizes) * len(batch)
+        assert len(batch) <= 16
+        assert area <= budget or len(batch) == 1
+        assert area - sum(sizes) <= max_padding * area
+
+
+def test_equal_lengths_fill_the_batch() -> None:
+    assert [len(b) for b in length_buckets([100] * 200, max_batch_rows=64)] == [64, 64, 64, 8]
+
+
+@pytest.mark.parametrize("name", ["tulu-2-dpo-70b", "zephyr_0.2_a2.5", "zephyr-7b-sft-full"])
+def test_published_responses_are_padded_by_at_most_3_percent(shared_data: Path, name: str) -> None:
+    rows = json.loads((shared_data / f"alpaca_eval/outputs/{name}.json").read_text())
+    tokenizer = ChatTokenizer(pico_tokenizer(), where="here")
+    lengths = [
+        len(
+            tokenizer.ids(
+                [
+                    {"role": "user", "content": row["instruction"]},
+                    {"role": "assistant", "content": row["output"]},
+                ]
+            )
+        )
+        for row in rows[:400]
+    ]
+    batches = list(length_buckets(lengths))
+    area = sum(max(lengths[row] for row in batch) * len(batch) for batch in batches)
+    assert 1 - sum(lengths) / area <= MAX_PADDING == 0.03
+    assert len(lengths) / len(batches) > 3, "padding is not kept low by batches of one"
+    assert area / len(batches) > MAX_BATCH_TOKENS / 3, "the budget is used"
+
+
+def test_a_batch_that_does_not_fit_the_device_is_halved() -> None:
+    sizes = []
+
+    def rewards_of(rows: list[TokenRow]) -> list[float]:
+        sizes.append(len(rows))
+        if len(rows) > 2 or rows[0].ids[0] == 9:
+            raise torch.OutOfMemoryError("full")
+        return [float(row.ids[0]) for row in rows]
+
+    rows = [TokenRow([i, 0, 0]) for i in (1, 2, 3, 9, 5)]
+    scores = score_rows(rows, rewards_of, max_tokens=None)
+    assert [score.reward for score in scores] == [1.0, 2.0, 3.0, None, 5.0]
+    assert "memory" in str(scores[3].error)
+    assert sizes[0] == 5
