@@ -106,7 +106,7 @@ class HubStorage:
         api = HfApi(endpoint=hub_endpoint())
         try:
             info: Any = retry_io(
-                lambda: _call(
+                lambda: hub_call(
                     lambda: api.model_info(
                         self.repo_id, revision=self.commit, files_metadata=True, timeout=30
                     )
@@ -143,7 +143,7 @@ class HubReader:
             raise EOFError(f"{self._url} ends before byte {offset_bytes + len(buffer)}")
         if len(buffer):
             retry_io(
-                lambda: _call(lambda: self._fetch(offset_bytes, buffer)),
+                lambda: hub_call(lambda: self._fetch(offset_bytes, buffer)),
                 what=f"read {self._storage.uri}/{self._name}",
                 passing=_is_passing,
             )
@@ -159,7 +159,7 @@ class HubReader:
         from huggingface_hub import get_hf_file_metadata
 
         metadata = retry_io(
-            lambda: _call(
+            lambda: hub_call(
                 lambda: get_hf_file_metadata(self._url, endpoint=hub_endpoint(), timeout=30)
             ),
             what=f"find {self._storage.uri}/{self._name}",
@@ -204,7 +204,7 @@ class HubReader:
         self.close()
 
 
-def _call(call: Any) -> Any:
+def hub_call(call: Any) -> Any:
     """Call, with failures of the HTTP library as ConnectionError.
 
     The library is httpx or its successor, whichever the Hub's client was built on.

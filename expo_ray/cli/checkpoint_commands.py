@@ -88,6 +88,18 @@ def extrapolate(
             "with --dry-run only that.",
         ),
     ] = None,
+    push_to: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HUB_ID",
+            help="Then upload to the Hub, in one commit, with a model card that names parents and "
+            "alpha; several alphas go to HUB_ID-alpha-0.3, ... Needs HF_TOKEN; a rerun sends "
+            "only what is missing.",
+        ),
+    ] = None,
+    private: Annotated[
+        bool, typer.Option("--private", help="With --push-to: make the repository private.")
+    ] = False,
     allow_nonfinite: Annotated[
         bool, typer.Option("--allow-nonfinite", help="Go on where an input holds NaN or infinity.")
     ] = False,
@@ -139,6 +151,8 @@ def extrapolate(
             vocab_policy=vocab_policy,
             transforms=transform or (),
             export_mergekit=export_mergekit,
+            push_to=push_to,
+            private=private,
             allow_nonfinite=allow_nonfinite,
             allow_overflow=allow_overflow,
             overwrite=overwrite,

@@ -74,9 +74,11 @@ def render_card(
         alpha_range: Under rules, the smallest and the largest alpha of a tensor.
     """
     parents = [public_name(aligned_uri), public_name(initial_uri)]
+    # The Hub takes any name here for a model of its own: a folder's would point at a stranger.
+    ids = [public_name(uri) for uri in (aligned_uri, initial_uri) if is_on_hub(uri)]
     data = ModelCardData(
-        base_model=parents,
-        base_model_relation="merge",
+        base_model=ids or None,
+        base_model_relation="merge" if ids else None,
         library_name="transformers",
         tags=["expo", "model-extrapolation", "merge", "arxiv:2404.16792"],
     )
@@ -100,6 +102,12 @@ def _alpha_words(alpha: float | None, alpha_range: tuple[float, float] | None) -
         return "an alpha of its own per tensor"
     low, high = map(format_alpha, alpha_range)
     return f"an alpha of its own per tensor, from {low} to {high} (rules in `expo_ray.json`)"
+
+
+def is_on_hub(uri: str) -> bool:
+    """Tell whether a parent is a model of the Hub, read there or from its cache."""
+    address = split_address(uri)[0]
+    return address.startswith("hf://") or bool(_HUB_CACHE.search(address))
 
 
 def public_name(uri: str) -> str:

@@ -25,6 +25,8 @@ class OutputResult:
     """Of the weight files."""
     num_shards: int
     num_shards_resumed: int = 0
+    pushed_to: str | None = None
+    """hf://owner/name@commit, where it was pushed."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -55,6 +57,7 @@ class ExtrapolationResult:
                     "num_bytes": output.num_bytes,
                     "num_shards": output.num_shards,
                     "num_shards_resumed": output.num_shards_resumed,
+                    "pushed_to": output.pushed_to,
                 }
                 for output in self.outputs
             ],

@@ -15,6 +15,8 @@ from urllib.parse import unquote, urlsplit
 import huggingface_hub.constants
 import pytest
 
+from tests.checkpoints.hub_uploads import TOKEN, HubUploads
+
 
 class HubServer:
     """Serves folders as models and datasets; .safetensors come from a second origin."""
@@ -30,6 +32,7 @@ class HubServer:
         self.bytes_sent = 0
         self.fail_every = 0
         self.ignore_ranges = False
+        self.uploads = HubUploads()
         self._lock = threading.Lock()
         self._num_files = 0
         self._hub = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self, is_cdn=False))
@@ -70,12 +73,39 @@ def _handler(hub: HubServer, *, is_cdn: bool) -> type[BaseHTTPRequestHandler]:
         def do_HEAD(self) -> None:
             self._answer()
 
+        def do_POST(self) -> None:
+            self._write()
+
+        def do_PUT(self) -> None:
+            self._write()
+
+        def _write(self) -> None:
+            hub.log.append((self.command, self.path, None))
+            size = self.headers.get("Content-Length")
+            body = self.rfile.read(int(size)) if size else self._chunks()
+            self._send(*self._asked(body))
+
+        def _asked(self, body: bytes = b"") -> tuple[int, bytes, dict[str, str]]:
+            path, token = unquote(urlsplit(self.path).path), self.headers.get("Authorization")
+            return hub.uploads.answer(hub, self.command, path, token, body)
+
+        def _chunks(self) -> bytes:
+            parts = []
+            while size := int(self.rfile.readline(), 16):
+                parts.append(self.rfile.read(size))
+                self.rfile.readline()
+            self.rfile.readline()
+            return b"".join(parts)
+
         def _answer(self) -> None:
             path = unquote(urlsplit(self.path).path)
             hub.log.append((self.command, self.path, self.headers.get("Range")))
             if is_cdn:
                 hub.tokens_at_cdn.append(self.headers.get("Authorization"))
                 self._file(Path(path), {})
+                return
+            if (found := self._asked())[0]:
+                self._send(*found)
                 return
             info = re.fullmatch(
                 r"/api/(?:models|datasets)/([^/]+/[^/]+)(?:/revision/([^/]+))?", path
@@ -99,6 +129,7 @@ def _handler(hub: HubServer, *, is_cdn: bool) -> type[BaseHTTPRequestHandler]:
                     if p.is_file()
                 ]
                 table = {"id": match[1], "modelId": match[1], "sha": commit, "siblings": siblings}
+                table["private"] = match[1] in hub.uploads.private
                 self._send(200, json.dumps(table).encode(), {"Content-Type": "application/json"})
                 return
             path = folder / file[3]
@@ -147,7 +178,7 @@ def hub_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
     """Run the server and point this process to it."""
     hub = HubServer()
     monkeypatch.setenv("HF_ENDPOINT", hub.url)
-    monkeypatch.setenv("HF_TOKEN", "hf_token_of_tests")
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     try:
         yield hub

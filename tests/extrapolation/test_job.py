@@ -85,7 +85,9 @@ def test_layout_record_and_sidecars(pair: Pair, tmp_path: Path) -> None:
     assert record["weights_digest"] == weights_digest(Checkpoint.open(out))
     assert record["weights_digest"] == result.outputs[0].weights_digest
     card = (out / "README.md").read_text()
-    for words in ("base_model", "- aligned", "- initial", "alpha = 0.3", "2404.16792"):
+    # Folders are no ids of the Hub.
+    assert "base_model" not in card
+    for words in ("`aligned`", "`initial`", "alpha = 0.3", "2404.16792"):
         assert words in card
     assert str(tmp_path) not in card
     with safe_open(out / shards[0], "pt") as file:
