@@ -10,7 +10,12 @@ from typing import TYPE_CHECKING
 from expo_ray.lazy import lazy_exports
 
 if TYPE_CHECKING:
-    from expo_ray.evaluation import alpaca_eval_metrics, alpaca_eval_outputs
+    from expo_ray.evaluation import (
+        alpaca_eval_metrics,
+        alpaca_eval_outputs,
+        reward_bench_accuracy,
+        reward_self_tests,
+    )
     from expo_ray.extrapolation import diagnose, doctor, extrapolate, inspect_checkpoint, verify
     from expo_ray.loadtests import loadtest
     from expo_ray.reports import write_report
@@ -28,6 +33,8 @@ __all__ = [
     "generate",
     "inspect_checkpoint",
     "loadtest",
+    "reward_bench_accuracy",
+    "reward_self_tests",
     "run",
     "score",
     "select",
@@ -48,6 +55,8 @@ __getattr__ = lazy_exports(
         "generate": "serving",
         "inspect_checkpoint": "extrapolation",
         "loadtest": "loadtests",
+        "reward_bench_accuracy": "evaluation",
+        "reward_self_tests": "evaluation",
         "run": "workflow.run",
         "score": "serving",
         "select": "workflow.run",

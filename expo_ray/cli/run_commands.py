@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from expo_ray.cli.reward_commands import CacheFlag, SelfTestFlag, reward_bench, reward_self_test
 from expo_ray.cli.session import (
     AddressOption,
     JsonFlag,
@@ -29,6 +30,8 @@ def register(app: typer.Typer) -> None:
     app.command(rich_help_panel=PANEL)(report)
     benchmarks = typer.Typer(no_args_is_help=True, help="Published benchmarks.")
     benchmarks.command(name="alpaca-eval")(alpaca_eval)
+    benchmarks.command(name="reward-bench")(reward_bench)
+    benchmarks.command(name="self-test")(reward_self_test)
     app.add_typer(benchmarks, name="evaluate", rich_help_panel=PANEL)
 
 
@@ -41,6 +44,8 @@ def run(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print tasks, bytes, memory, replicas; do nothing.")
     ] = False,
+    self_test: SelfTestFlag = True,
+    cache: CacheFlag = True,
     address: AddressOption = None,
     json_output: JsonFlag = False,
     verbose: VerboseFlag = False,
@@ -54,16 +59,17 @@ def run(
     """
     from expo_ray.workflow.run import run as run_recipe
 
+    refused = {"self_test": not self_test, "cache": not cache}
+    how = [f"rewarders.{key}=false" for key, off in refused.items() if off]
+    overrides = [*(overrides or ()), *how]
     with Session(json_output=json_output, verbose=verbose, quiet=quiet) as session:
         if dry_run:
             from expo_ray.workflow.plan import plan_run
 
-            plan = plan_run(recipe, overrides or ())
+            plan = plan_run(recipe, overrides)
             session.emit(plan, lambda console: _render_plan(console, plan))
             return
-        result = run_recipe(
-            recipe, overrides=overrides or (), address=address, progress=session.progress
-        )
+        result = run_recipe(recipe, overrides=overrides, address=address, progress=session.progress)
         session.emit(result, lambda console: render_result(console, result))
 
 
@@ -96,6 +102,8 @@ def select(
     engine: Annotated[str, typer.Option(help="auto, transformers or vllm.")] = "auto",
     replicas: Annotated[int, typer.Option(min=1, help="Replicas of each model.")] = 1,
     seed: Annotated[int, typer.Option(min=0)] = 42,
+    self_test: SelfTestFlag = True,
+    cache: CacheFlag = True,
     address: AddressOption = None,
     json_output: JsonFlag = False,
     verbose: VerboseFlag = False,
@@ -124,7 +132,7 @@ def select(
                 "seed": seed,
                 "sampling": {"max_tokens": max_tokens, "seed": seed},
                 "generators": replica_settings,
-                "rewarders": replica_settings,
+                "rewarders": replica_settings | {"self_test": self_test, "cache": cache},
             },
             address=address,
             progress=session.progress,

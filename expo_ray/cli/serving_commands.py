@@ -11,6 +11,7 @@ import typer
 
 from expo_ray.cli import alpha_commands
 from expo_ray.cli.loadtest_command import loadtest
+from expo_ray.cli.reward_commands import score
 from expo_ray.cli.session import (
     AddressOption,
     JsonFlag,
@@ -255,44 +256,6 @@ def generate(
             sampling=sampling,
             engine=engine,
             options=_engine_options(max_model_len, tensor_parallel_size, engine_arg),
-            num_replicas=replicas,
-            address=address,
-            progress=session.progress,
-        )
-        session.emit(result, lambda console: console.print(key_value_table(result)))
-
-
-def score(
-    responses: Annotated[Path, typer.Argument(help="A responses table.")],
-    reward_model: Annotated[
-        str, typer.Option(help="A checkpoint, implicit:beta=0.1, or judge:URL#model.")
-    ],
-    output: Annotated[Path, typer.Option(help="Rewards table to write (Parquet).")],
-    initial: Annotated[
-        str | None, typer.Option(help="theta0, for the implicit reward of the pair.")
-    ] = None,
-    aligned: Annotated[
-        str | None, typer.Option(help="theta1, for the implicit reward of the pair.")
-    ] = None,
-    replicas: Replicas = 1,
-    address: AddressOption = None,
-    json_output: JsonFlag = False,
-    verbose: VerboseFlag = False,
-    quiet: QuietFlag = False,
-) -> None:
-    """Score every response by a reward model: raw float32 scores, null where it failed.
-
-    Example: expo-ray score responses.parquet --reward-model ./rm --output rewards.parquet
-    """
-    from expo_ray.serving import score as run_score
-
-    with Session(json_output=json_output, verbose=verbose, quiet=quiet) as session:
-        result = run_score(
-            responses,
-            reward_model=reward_model,
-            output=output,
-            initial=initial,
-            aligned=aligned,
             num_replicas=replicas,
             address=address,
             progress=session.progress,

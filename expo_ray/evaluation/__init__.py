@@ -9,10 +9,22 @@ from expo_ray.lazy import lazy_exports
 if TYPE_CHECKING:
     from expo_ray.evaluation.alpaca_eval import alpaca_eval_metrics
     from expo_ray.evaluation.alpaca_outputs import alpaca_eval_outputs
+    from expo_ray.evaluation.reward_bench import reward_bench_accuracy
+    from expo_ray.evaluation.self_tests import reward_self_tests
 
-__all__ = ["alpaca_eval_metrics", "alpaca_eval_outputs"]
+__all__ = [
+    "alpaca_eval_metrics",
+    "alpaca_eval_outputs",
+    "reward_bench_accuracy",
+    "reward_self_tests",
+]
 
 __getattr__ = lazy_exports(
     __name__,
-    {"alpaca_eval_metrics": "alpaca_eval", "alpaca_eval_outputs": "alpaca_outputs"},
+    {
+        "alpaca_eval_metrics": "alpaca_eval",
+        "alpaca_eval_outputs": "alpaca_outputs",
+        "reward_bench_accuracy": "reward_bench",
+        "reward_self_tests": "self_tests",
+    },
 )

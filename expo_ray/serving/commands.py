@@ -11,6 +11,7 @@ from typing import Any
 from expo_ray.cluster import LOCAL, ray_session, resolve_address
 from expo_ray.errors import ConfigError
 from expo_ray.progress import Progress
+from expo_ray.rewards.anchors import read_anchors
 from expo_ray.serving.alpha_setting import RulesLike, read_rules
 from expo_ray.serving.engines import pick_engine, resolve_engine
 from expo_ray.serving.engines.options import EngineOptions
@@ -18,10 +19,12 @@ from expo_ray.serving.generator_replicas import GeneratorReplicas
 from expo_ray.serving.launching import LOCALHOST, require_free_port
 from expo_ray.serving.replica_apps import require_support
 from expo_ray.serving.reward_replicas import RewardReplicas
+from expo_ray.serving.reward_stream import count_rows
 from expo_ray.serving.sampling import SamplingParams
 from expo_ray.serving.served_model import ServedModel
 from expo_ray.serving.source import ModelSource
-from expo_ray.tables import RESPONSES_SCHEMA, read_prompts, read_table
+from expo_ray.tables import read_prompts
+from expo_ray.tables.streamed import parquet_files
 
 _DEFAULT_SAMPLING = SamplingParams()
 _NO_OPTIONS = EngineOptions()
@@ -82,6 +85,10 @@ def score(
     output: str | Path,
     initial: str | Path | None = None,
     aligned: str | Path | None = None,
+    reference: str | Path | None = None,
+    self_test: bool = True,
+    anchors: str | Path | None = None,
+    use_cache: bool = True,
     num_replicas: int = 1,
     address: str | None = None,
     progress: Progress | None = None,
@@ -89,11 +96,15 @@ def score(
     """Score every response of a table; a rerun continues.
 
     Args:
-        responses: A responses table.
+        responses: A responses table, or a folder of them; large ones are streamed.
         reward_model: A checkpoint, `implicit:beta=0.1` or `judge:URL#model`.
         output: Parquet file to write.
         initial: For an implicit reward: the checkpoint before alignment.
         aligned: For an implicit reward: the aligned one.
+        reference: For a pairwise reward model: the responses table that these are compared with.
+        self_test: Whether the reward model tests itself before it scores.
+        anchors: A preference file whose pairs the self-test must see rank right.
+        use_cache: Whether scores are remembered on each node, and looked up there.
         num_replicas: Replicas of the reward model.
         address: Ray cluster; None means `RAY_ADDRESS` where set, else a local Ray.
         progress: Where progress is shown.
@@ -106,10 +117,21 @@ def score(
         ServingError: Replicas failed.
     """
     # A wrong reward model or table shows before a Ray is started.
-    replicas = RewardReplicas(reward_model, num_replicas, initial=initial, aligned=aligned)
-    read_table(responses, RESPONSES_SCHEMA)
+    replicas = RewardReplicas(
+        reward_model,
+        num_replicas,
+        initial=initial,
+        aligned=aligned,
+        self_test=self_test,
+        anchors=None if anchors is None else read_anchors(anchors),
+        use_cache=use_cache,
+    )
+    for table in (responses, *(() if reference is None else (reference,))):
+        count_rows(parquet_files(table))
     with ray_session(address), replicas:
-        return replicas.write_rewards(responses, output, progress=progress)
+        return replicas.write_rewards(
+            responses, output, references_path=reference, progress=progress
+        )
 
 
 def serve(

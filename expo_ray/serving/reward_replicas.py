@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Self
 
 from ray import serve
 
-from expo_ray.progress import NullProgress, Progress
-from expo_ray.rewards import RewardModelSpec, RewardScore, pin_reward_model
+from expo_ray.checkpoints import atomic_write_json
+from expo_ray.errors import ExpoError
+from expo_ray.progress import NullProgress, Progress, ProgressBar
+from expo_ray.rewards import RewardModelSpec, RewardScore, SelfTest, pin_reward_model
+from expo_ray.rewards.anchors import AnchorPair
+from expo_ray.rewards.interface import Chat, References
 from expo_ray.serving.chunked_calls import call_in_chunks, split
 from expo_ray.serving.launching import application, ensure_serve, replica_options
+from expo_ray.serving.reward_job import RewardJob
+from expo_ray.serving.reward_rows import num_chars
 from expo_ray.serving.rewarder import Rewarder, Scored
-from expo_ray.tables import RESPONSES_SCHEMA, REWARDS_SCHEMA, Message, ResumableTable, read_table
+from expo_ray.serving.self_test_file import self_test_file
 
 _SCHEMA_VERSION = 1
-_KEY = ("prompt_id", "sample", "weights_digest")
 _CHUNK_ROWS = 64
 
 
@@ -30,6 +35,9 @@ class RewardReplicas:
         num_replicas: How many; each takes one CPU, and one GPU where the cluster has any.
         initial: For an implicit reward: the checkpoint before alignment.
         aligned: For an implicit reward: the aligned one.
+        self_test: Whether the reward model is tested before it scores a table.
+        anchors: Pairs that the self-test must see rank right; None takes general ones, which warn.
+        use_cache: Whether scores are remembered on each node, and looked up there.
 
     Raises:
         ConfigError: The spec cannot be parsed, or an implicit reward lacks its pair.
@@ -43,13 +51,19 @@ class RewardReplicas:
         *,
         initial: str | Path | None = None,
         aligned: str | Path | None = None,
+        self_test: bool = True,
+        anchors: Sequence[AnchorPair] | None = None,
+        use_cache: bool = True,
     ) -> None:
         asked = RewardModelSpec.parse(spec) if isinstance(spec, str) else spec
         self._label = asked.short_name
         self._num_replicas = num_replicas
         self._pinned = pin_reward_model(asked, initial=initial, aligned=aligned)
+        self._wants_test, self._anchors, self._use_cache = self_test, anchors, use_cache
+        self._tested: SelfTest | None = None
         self._stack = ExitStack()
         self._handle: Any = None
+        self._app_name = ""
 
     def __enter__(self) -> Self:
         return self
@@ -63,112 +77,145 @@ class RewardReplicas:
         responses_path: str | Path,
         output_path: str | Path,
         *,
+        references_path: str | Path | None = None,
         progress: Progress | None = None,
     ) -> dict[str, Any]:
         """Score every response and write the rewards table; rows that are done stay.
 
         A response with an error, and a chat that cannot be scored, get a null reward that says
-        why.
+        why. The first time, the reward model tests itself; what it found lies beside the table.
 
         Args:
-            responses_path: A responses table.
+            responses_path: A responses table; a large one, or a folder of them, is streamed.
             output_path: Parquet file to write.
+            references_path: For a pairwise reward model: responses to the same prompts that these
+                are compared with, naturally those of the aligned model.
             progress: Where progress is shown.
 
         Returns:
-            A summary: counts, mean reward, seconds.
+            A summary: counts, mean reward, the spread that batching causes, seconds.
 
         Raises:
             TableError: The responses are missing or malformed.
             CheckpointError: The reward model cannot be loaded, or is none.
-            ConfigError: The output was made by another reward model.
+            ConfigError: The output was made by another reward model, or references are missing.
+            EvaluationError: The self-test found the reward model unusable.
             ServingError: Replicas failed.
         """
-        progress = progress or NullProgress()
         started = time.monotonic()
-        responses = read_table(responses_path, RESPONSES_SCHEMA).to_pylist()
-        scorer = self._scorer(progress)
-        table = ResumableTable(
-            output_path,
-            REWARDS_SCHEMA,
-            key=_KEY,
-            identity={"reward_model": scorer.name, "revision": scorer.revision},
+        job = RewardJob(
+            self, responses_path, output_path, references_path, progress or NullProgress()
         )
-        done = table.done
-        todo = [row for row in responses if tuple(row[name] for name in _KEY) not in done]
-        bar = progress.start(f"Scoring with {self._label}", len(todo), "responses")
-        try:
-            chunks = split(todo, max_rows=_CHUNK_ROWS, num_replicas=self._num_replicas)
-            for chunk, scored in call_in_chunks(
-                self._call, chunks, num_in_flight=2 * self._num_replicas
-            ):
-                table.append(_table_rows(chunk, scored))
-                bar.advance(len(chunk))
-        finally:
-            bar.close()
-        rewards = table.finish().column("reward").to_pylist()
-        fine = [reward for reward in rewards if reward is not None]
+        counts = job.stream() if job.is_large else job.score_whole()
         return {
             "schema_version": _SCHEMA_VERSION,
             "output": str(output_path),
-            "reward_model": scorer.name,
-            "reward_model_revision": scorer.revision,
-            "num_rows": len(rewards),
-            "num_scored": len(todo),
-            "num_resumed": len(responses) - len(todo),
-            "num_errors": len(rewards) - len(fine),
-            "mean_reward": sum(fine) / len(fine) if fine else None,
+            "reward_model": job.scorer.name,
+            "reward_model_revision": job.scorer.revision,
+            **counts,
+            "spread": None if self._tested is None else self._tested.spread,
             "seconds": round(time.monotonic() - started, 3),
         }
 
-    def _scorer(self, progress: Progress) -> Scored:
+    def score(
+        self,
+        chats: Sequence[Chat],
+        references: References | None = None,
+        *,
+        progress: Progress | None = None,
+    ) -> list[RewardScore]:
+        """Score chats, in the order given.
+
+        Args:
+            chats: Chats whose last turn is the assistant's.
+            references: For a pairwise reward model: what each last turn is compared with.
+            progress: Where progress is shown.
+
+        Raises:
+            CheckpointError: The reward model cannot be loaded, or is none.
+            ServingError: Replicas failed.
+        """
+        progress = progress or NullProgress()
+        self.start(progress)
+        bar = progress.start(f"Scoring with {self._label}", len(chats), "chats")
+        found: dict[int, RewardScore] = {}
+        try:
+            order = sorted(range(len(chats)), key=lambda i: -num_chars(chats[i]))
+            for chunk, scored in self.call(order, chats, references):
+                found.update(zip(chunk, scored.scores, strict=True))
+                bar.advance(len(chunk))
+        finally:
+            bar.close()
+        return [found[i] for i in range(len(chats))]
+
+    def call(
+        self, order: Sequence[int], chats: Mapping[int, Chat] | Sequence[Chat], references: Any
+    ) -> Iterator[tuple[Sequence[int], Scored]]:
+        """Yield (numbers of chats, their scores), a chunk at a time, in the order given."""
+
+        def send(chunk: Sequence[int]) -> Any:
+            compared = None if references is None else [references[i] for i in chunk]
+            return self._handle.score.remote([chats[i] for i in chunk], compared)
+
+        chunks = split(order, max_rows=_CHUNK_ROWS, num_replicas=self._num_replicas)
+        return call_in_chunks(send, chunks, num_in_flight=2 * self._num_replicas)
+
+    def start(self, progress: Progress) -> Scored:
+        """Start the replicas, unless they run, and return who scores."""
         if self._handle is None:
             progress.message(f"starting {self._num_replicas} reward replica(s)")
             ensure_serve()
             deployment = serve.deployment(Rewarder).options(
                 max_ongoing_requests=8, **replica_options(self._num_replicas)
             )
-            app = application(deployment.bind(*self._pinned), label="rewarder")
-            self._handle, _ = self._stack.enter_context(app)
+            bound = deployment.bind(*self._pinned, use_cache=self._use_cache)
+            self._handle, _ = self._stack.enter_context(application(bound, label="rewarder"))
         [(_, scorer)] = call_in_chunks(self._handle.score.remote, [[]], num_in_flight=1)
         if scorer.error is not None:
             raise scorer.error
         known: Scored = scorer
         return known
 
-    def _call(self, chunk: Sequence[dict[str, Any]]) -> Any:
-        return self._handle.score.remote([_chat(row) for row in chunk if _is_scorable(row)])
+    def test_once(
+        self, chats: Sequence[Chat], progress: Progress, *, output: Path | None = None
+    ) -> SelfTest | None:
+        """Test the reward model, unless it was, and write what was found beside the table.
 
+        Args:
+            chats: Chats like those to be scored.
+            progress: Where progress is shown.
+            output: The rewards table; None where there is none.
 
-def _is_scorable(row: dict[str, Any]) -> bool:
-    return row["error"] is None and row["response"] is not None
+        Raises:
+            EvaluationError: It is unusable.
+        """
+        if not self._wants_test:
+            return None
+        if self._tested is None:
+            [(_, result)] = call_in_chunks(
+                lambda some: self._handle.self_test.remote(some, self._anchors),
+                [list(chats)],
+                num_in_flight=1,
+            )
+            if isinstance(result, ExpoError):
+                raise result
+            self._tested = result
+            progress.message(
+                f"self-test of {self._label}: batching moves a score by up to {result.spread:.2g}; "
+                f"{result.num_anchors_right} of {result.num_anchors} anchors rank right"
+            )
+            for warning in result.warnings:
+                progress.message(f"warning: {warning}")
+        if output is not None:
+            self_test_file(output).parent.mkdir(parents=True, exist_ok=True)
+            atomic_write_json(self_test_file(output), self._tested.as_dict())
+        return self._tested
 
+    def bar(self, progress: Progress, total: int) -> ProgressBar:
+        """Open the line of a table."""
+        return progress.start(f"Scoring with {self._label}", total, "responses")
 
-def _chat(row: dict[str, Any]) -> list[Message]:
-    return [*row["messages"], Message(role="assistant", content=row["response"])]
-
-
-def _table_rows(chunk: Sequence[dict[str, Any]], scored: Scored) -> list[dict[str, Any]]:
-    scores = iter(scored.scores)
-    return [
-        {
-            **{name: row[name] for name in (*_KEY, "split", "alpha", "seed")},
-            **_score_columns(
-                next(scores)
-                if _is_scorable(row)
-                else RewardScore.failed(f"no response: {row['error']}")
-            ),
-            "reward_model": scored.name,
-            "reward_model_revision": scored.revision,
-        }
-        for row in chunk
-    ]
-
-
-def _score_columns(score: RewardScore) -> dict[str, Any]:
-    return {
-        "reward": score.reward,
-        "tokens": score.tokens,
-        "truncated": score.truncated,
-        "error": score.error,
-    }
+    @property
+    def app_name(self) -> str:
+        """Under which name tasks find the replicas."""
+        return str(self._handle.deployment_id.app_name)

@@ -3,13 +3,26 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import TypeVar
 
 from expo_ray.errors import ExpoError
-from expo_ray.rewards import RewardModel, RewardModelSpec, RewardScore, load_reward_model
-from expo_ray.tables.prompts import Message
+from expo_ray.rewards import (
+    CachedRewardModel,
+    RewardModel,
+    RewardModelSpec,
+    RewardScore,
+    SelfTest,
+    load_reward_model,
+    run_self_test,
+)
+from expo_ray.rewards.anchors import AnchorPair
+from expo_ray.rewards.interface import Chat, References
+from expo_ray.rewards.score_cache import ScoreCache
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -19,6 +32,9 @@ class Scored:
     name: str
     revision: str
     scores: list[RewardScore]
+    needs_reference: bool = False
+    num_cached: int = 0
+    """Scores that were known already."""
     error: ExpoError | None = None
     """Why there is no reward model. A value, because an exception would lose its type."""
 
@@ -30,29 +46,65 @@ class Rewarder:
         spec: Which reward model.
         initial: For an implicit reward: the checkpoint before alignment.
         aligned: For an implicit reward: the aligned one.
+        use_cache: Whether scores are remembered on this machine, and looked up there.
     """
 
     def __init__(
-        self, spec: RewardModelSpec, initial: str | None = None, aligned: str | None = None
+        self,
+        spec: RewardModelSpec,
+        initial: str | None = None,
+        aligned: str | None = None,
+        *,
+        use_cache: bool = False,
     ) -> None:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="reward-model")
-        self._model: RewardModel | None = None
+        self._plain: RewardModel | None = None
         self._error: ExpoError | None = None
+        self._cached: CachedRewardModel | None = None
         try:
-            self._model = load_reward_model(
+            self._plain = load_reward_model(
                 spec, initial=initial, aligned=aligned, device=_device()
             )
         except ExpoError as error:
             self._error = error
+        if use_cache and self._plain is not None:
+            self._cached = CachedRewardModel(self._plain, ScoreCache())
 
-    async def score(self, chats: Sequence[Sequence[Message]]) -> Scored:
+    async def score(self, chats: Sequence[Chat], references: References | None = None) -> Scored:
         """Score chats; an empty list asks only who scores."""
-        if self._model is None:
+        return await self._alone(lambda: self._score(chats, references))
+
+    async def self_test(
+        self, chats: Sequence[Chat], anchors: Sequence[AnchorPair] | None
+    ) -> SelfTest | ExpoError:
+        """Test the model itself, past the cache; an error comes back as a value."""
+
+        def run() -> SelfTest | ExpoError:
+            if self._plain is None:
+                raise AssertionError("nobody tests a model that did not load")
+            try:
+                return run_self_test(self._plain, chats, anchors=anchors)
+            except ExpoError as error:
+                return error
+
+        return await self._alone(run)
+
+    def _score(self, chats: Sequence[Chat], references: References | None) -> Scored:
+        model = self._cached or self._plain
+        if model is None:
             return Scored(name="", revision="", scores=[], error=self._error)
-        scores = await asyncio.get_running_loop().run_in_executor(
-            self._thread, self._model.score, chats
+        before = self._cached.num_cached if self._cached else 0
+        scores = model.score(chats, references) if chats else []
+        return Scored(
+            name=model.name,
+            revision=model.revision,
+            scores=scores,
+            needs_reference=model.needs_reference,
+            num_cached=self._cached.num_cached - before if self._cached else 0,
         )
-        return Scored(name=self._model.name, revision=self._model.revision, scores=scores)
+
+    async def _alone(self, work: Callable[[], Result]) -> Result:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, work)
 
 
 def _device() -> str:

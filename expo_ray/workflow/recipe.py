@@ -120,6 +120,15 @@ class GeneratorSettings(ReplicaSettings):
         )
 
 
+class RewarderSettings(ReplicaSettings):
+    """How reward models are served."""
+
+    self_test: bool = Field(
+        True, description="Test each reward model before it scores; its spread bounds gains."
+    )
+    cache: bool = Field(True, description="Remember scores on each node, and look them up there.")
+
+
 class LoadtestSettings(BaseModel):
     """Throughput test of the chosen model against the aligned one."""
 
@@ -153,7 +162,7 @@ class Recipe(BaseModel):
     extrapolation: ExtrapolationSettings = ExtrapolationSettings()
     sampling: SamplingParams = SamplingParams()
     generators: GeneratorSettings = GeneratorSettings()
-    rewarders: ReplicaSettings = ReplicaSettings()
+    rewarders: RewarderSettings = RewarderSettings()
     selection: SelectionSettings = SelectionSettings()
     loadtest: LoadtestSettings | None = LoadtestSettings()
 

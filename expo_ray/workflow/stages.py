@@ -26,6 +26,7 @@ from expo_ray.progress import CombinedProgress, Progress
 from expo_ray.reports import render_model_card, write_report
 from expo_ray.selection import choose_alpha
 from expo_ray.serving import GeneratorReplicas, ModelSource, RewardReplicas
+from expo_ray.serving.self_test_file import measured_spread
 from expo_ray.tables import Prompt, assign_splits, read_prompts, read_table
 from expo_ray.workflow.recipe import Recipe
 from expo_ray.workflow.run_dir import TRUTH, RunDir, read_json, reward_label
@@ -61,6 +62,18 @@ class Run:
         if self.recipe.extrapolation.live:
             return ModelSource(model=self.aligned, initial=self.initial, alpha=alpha)
         return ModelSource(model=str(self.directory.checkpoint(alpha)))
+
+    def reward_replicas(self, label: str) -> RewardReplicas:
+        """Return replicas of a reward model, not started yet."""
+        settings = self.recipe.rewarders
+        return RewardReplicas(
+            self.reward_models[label],
+            settings.num_replicas,
+            initial=self.initial,
+            aligned=self.aligned,
+            self_test=settings.self_test,
+            use_cache=settings.cache,
+        )
 
     @contextmanager
     def responses_bar(self, description: str, alphas: Sequence[float]) -> Iterator[Progress]:
@@ -222,24 +235,20 @@ def generate_responses(run: Run) -> None:
 
 def score_responses(run: Run) -> None:
     """Score every response by every reward model, and by the hidden truth in the laboratory."""
-    for label, spec in run.reward_models.items():
+    for label in run.reward_models:
         missing = [a for a in run.alphas if not run.directory.rewards(label, a).exists()]
         with run.stage(f"scoring {label}", done=not missing) as todo:
             if not todo:
                 continue
             with (
-                RewardReplicas(
-                    spec,
-                    num_replicas=run.recipe.rewarders.num_replicas,
-                    initial=run.initial,
-                    aligned=run.aligned,
-                ) as replicas,
+                run.reward_replicas(label) as replicas,
                 run.responses_bar(f"Scoring with {label}", missing) as progress,
             ):
                 for alpha in missing:
                     replicas.write_rewards(
                         run.directory.responses(alpha),
                         run.directory.rewards(label, alpha),
+                        references_path=run.directory.responses(0.0),
                         progress=progress,
                     )
     if run.recipe.lab is not None:
@@ -262,6 +271,7 @@ def choose(run: Run) -> dict[str, Any]:
         rewards[labels[0]],
         settings=run.recipe.selection,
         guard_rewards={label: rewards[label] for label in labels[1:]},
+        measurement_spread=measured_spread(run.directory.rewards(labels[0], a) for a in run.alphas),
     )
     atomic_write_json(run.directory.selection_file, selection)
     return selection

@@ -93,6 +93,10 @@ def test_a_run_leaves_everything_it_promises(finished: Path) -> None:
         assert len(set(responses["weights_digest"].to_pylist())) == 1
         for label in ("0-reward-model", "1-implicit-beta-0.1"):
             assert pq.read_table(directory / "rewards" / label / f"{name}.parquet").num_rows == 8
+    # What batching alone does to the scores of the first reward model bounds every gain.
+    side = json.loads((directory / "rewards/0-reward-model/alpha-0.self_test.json").read_text())
+    assert selection["measurement_spread"] == side["spread"] < 1e-4
+    assert selection["settings"]["min_gain"] >= side["spread"]
     compared = json.loads((directory / "loadtest" / "compared.json").read_text())
     for label in (compared["baseline"], compared["candidate"]):
         summary = json.loads((directory / "loadtest" / label / "summary.json").read_text())
