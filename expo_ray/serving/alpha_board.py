@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import ray
-from ray.exceptions import RayActorError
+from ray.exceptions import RayActorError, RayError
 
 from expo_ray.errors import ExpoError, ServingError
 from expo_ray.serving.alpha_setting import AlphaSetting, setting_fields
@@ -168,7 +168,11 @@ class AlphaBoard:
                 return False
         from ray import serve  # seconds to import: only here
 
-        app = (await asyncio.to_thread(serve.status)).applications.get(self._app_name)
+        try:
+            status = await asyncio.to_thread(serve.status)
+        except RayError:  # the controller is being restarted
+            return False
+        app = status.applications.get(self._app_name)
         # Replicas that are all being started are none yet; a new version has a board of its own.
         return app is None or app.status == "RUNNING"
 

@@ -156,11 +156,8 @@ def vllm_options(num_replicas: int, options: EngineOptions) -> dict[str, Any]:
     Raises:
         ConfigError: The cluster can never hold so many.
     """
-    num_workers = options.tensor_parallel_size * int(
-        options.engine_args.get("pipeline_parallel_size", 1)
-    )
     has_gpu = ray.cluster_resources().get("GPU", 0) > 0
-    _require_resources(num_replicas, {"GPU" if has_gpu else "CPU": num_workers})
+    _require_resources(num_replicas, {"GPU" if has_gpu else "CPU": options.num_workers})
     return {
         "num_replicas": num_replicas,
         **_SHUTDOWN,

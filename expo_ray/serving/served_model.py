@@ -97,6 +97,13 @@ class ServedModel:
                 where="--allow-alpha-change",
                 hint="give --initial and --alpha (0 is the aligned model itself) or --alpha-rules",
             )
+        if max_replicas is not None and max_replicas < num_replicas:
+            raise ConfigError(
+                "the most replicas are fewer than those to start with",
+                where="--max-replicas",
+                got=max_replicas,
+                expected=f"{num_replicas} or more",
+            )
         self._options = options
         self._allow_alpha_change = allow_alpha_change
         self._max_replicas = max_replicas

@@ -15,7 +15,13 @@ from expo_ray.extrapolation import extrapolate
 from expo_ray.extrapolation.alpha_rules import AlphaRules
 from expo_ray.progress import NullProgress
 from expo_ray.rewards import RewardModelSpec, load_reward_model
-from expo_ray.serving import GeneratorReplicas, ModelSource, RewardReplicas, SamplingParams
+from expo_ray.serving import (
+    GeneratorReplicas,
+    ModelSource,
+    RewardReplicas,
+    SamplingParams,
+    ServedModel,
+)
 from expo_ray.serving.engines.options import EngineOptions, parse_engine_args
 from expo_ray.serving.generator_replicas import _checked
 from expo_ray.serving.loaded import Loaded
@@ -224,6 +230,8 @@ def test_requests_that_are_wrong_before_anything_starts(tmp_path: Path) -> None:
         GeneratorReplicas(options=EngineOptions(tensor_parallel_size=2))
     with pytest.raises(ConfigError, match="name=value"):
         parse_engine_args(["=3"])
+    with pytest.raises(ConfigError, match="most replicas"):
+        ServedModel(ModelSource(model="m"), num_replicas=3, max_replicas=2)
     with pytest.raises(ConfigError, match="pair"):
         RewardReplicas("implicit:beta=1", initial=tmp_path)
     with pytest.raises(ConfigError, match="both"):

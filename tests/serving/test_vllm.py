@@ -311,6 +311,8 @@ def test_parallel_and_autoscaling_settings_reach_the_engine(
     assert deployment._deployment_config.max_ongoing_requests > 2 * MAX_NUM_SEQS
     with pytest.raises(ConfigError, match="too few"):
         built(options=EngineOptions(tensor_parallel_size=64))
+    with pytest.raises(ConfigError, match="too few"):
+        built(options=EngineOptions(engine_args={"tensor_parallel_size": 64}))
 
 
 def test_what_the_cpu_cannot_do_is_refused_before_anything_starts(

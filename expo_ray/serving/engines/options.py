@@ -21,6 +21,12 @@ class EngineOptions:
     engine_args: Mapping[str, Any] = field(default_factory=dict)
     """vLLM's own engine arguments, by their Python names."""
 
+    @property
+    def num_workers(self) -> int:
+        """How many devices a replica takes."""
+        sizes = {"tensor_parallel_size": self.tensor_parallel_size, **self.engine_args}
+        return int(sizes["tensor_parallel_size"]) * int(sizes.get("pipeline_parallel_size", 1))
+
     def require_none_for(self, engine: str) -> None:
         """Check that nothing is set that an engine without such settings would ignore.
 
