@@ -38,8 +38,8 @@ class Placement:
         wait for the network nearly all the time.
         """
         node = self.node_ids[index % len(self.node_ids)]
-        # Soft: a node that dies meanwhile must not keep the load test waiting.
-        strategy = NodeAffinitySchedulingStrategy(node_id=node, soft=True)
+        # Hard: Ray places actors that reserve nothing at random, unless they must run on one node.
+        strategy = NodeAffinitySchedulingStrategy(node_id=node, soft=False)
         return {"num_cpus": 0, "scheduling_strategy": strategy}
 
 
@@ -130,6 +130,7 @@ def _replica_nodes() -> set[str]:
         for app in details.get("applications", {}).values()
         for deployment in app.get("deployments", {}).values()
         for replica in deployment.get("replicas", [])
+        if replica.get("node_id")  # one that is starting has none yet
     }
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import ray
-from ray.exceptions import RayActorError
+from ray.exceptions import ActorUnschedulableError, RayActorError
 
 from expo_ray.errors import EvaluationError
 from expo_ray.loadtests.client import LoadClient, Sent
@@ -54,6 +54,7 @@ class Runner:
 
     Raises:
         ConfigError: The clients may run nowhere.
+        EvaluationError: A client did not start.
     """
 
     def __init__(
@@ -86,8 +87,17 @@ class Runner:
             )
             for index in range(self.placement.num_clients)
         ]
-        # Returns when the processes have started.
-        self.client_nodes = sorted(set(ray.get([c.node_id.remote() for c in self._clients])))
+        try:
+            # Returns when the processes have started.
+            nodes = ray.get([client.node_id.remote() for client in self._clients])
+        except (RayActorError, ActorUnschedulableError) as error:
+            raise EvaluationError(
+                "a load client did not start",
+                where="clients",
+                got=error,
+                hint="a node left the cluster meanwhile: run the load test again",
+            ) from error
+        self.client_nodes = sorted(set(nodes))
         self._clock_offsets = [_clock_offset(client) for client in self._clients]
 
     def run(self, index: int, load: Load) -> tuple[dict[str, Any], list[dict[str, Any]]]:

@@ -27,7 +27,7 @@ def test_clients_keep_off_the_replicas() -> None:
     assert (spread.node_ids, spread.num_clients) == ((B, C), 2)
     nodes = [spread.options(i)["scheduling_strategy"].node_id for i in range(3)]
     assert nodes == [B, C, B]
-    assert spread.options(0)["scheduling_strategy"].soft is True
+    assert spread.options(0)["scheduling_strategy"].soft is False
 
 
 def test_where_replicas_are_everywhere_that_is_told() -> None:
