@@ -1,6 +1,6 @@
 """Do the figures of `expo-ray loadtest` agree with those of `vllm bench serve`?
 
-Both drive the same server with the same prompts at the same concurrency, in turns: pairs of runs,
+Both drive the same server with the same prompts at the same load, in turns: pairs of runs,
 the order reversed from pair to pair. Printed: per figure the ratio (ours over theirs) of every
 pair and the median of the ratios. Pass: each median is within 10% of 1.
 
@@ -12,8 +12,12 @@ Two things differ on purpose, and are measured beside it:
   look-up, shows how much that is. It weighs where the first token takes a few milliseconds, so the
   default server has a model and prompts for which it takes longer.
 
-    python benchmarks/loadtest_agreement.py [--pairs 5] [--concurrency 4] [--url URL --tokenizer T]
+    python benchmarks/loadtest_agreement.py [--pairs 5] [--concurrency 4 | --rate 2]
+        [--url URL --tokenizer T]
 
+In a closed loop answers of one length run in lock-step, and whether the next requests share a step
+of the engine hangs on microseconds: the first token of single runs varies much. With --rate every
+request comes at its own time.
 Without --url it serves a small random Llama by vLLM itself, here.
 """
 
@@ -137,7 +141,12 @@ def theirs(
     command += ["--tokenizer", str(args.tokenizer), "--dataset-name", "custom"]
     command += ["--dataset-path", str(prompts), "--custom-output-len", str(args.tokens)]
     command += ["--skip-chat-template", "--num-prompts", str(args.num_requests)]
-    command += ["--max-concurrency", str(args.concurrency), "--num-warmups", "4"]
+    if args.rate is None:
+        command += ["--max-concurrency", str(args.concurrency)]
+    else:
+        # Constant arrivals.
+        command += ["--request-rate", str(args.rate), "--burstiness", "inf"]
+    command += ["--num-warmups", "4"]
     command += ["--ignore-eos", "--temperature", "0", "--disable-tqdm", "--save-result"]
     command += ["--percentile-metrics", "ttft,tpot,itl,e2el", "--result-dir", str(folder)]
     command += ["--result-filename", "theirs.json", "--ready-check-timeout-sec", "0"]
@@ -155,13 +164,15 @@ def ours(args: argparse.Namespace, url: str, folder: Path, prompts: Path) -> dic
         url,
         prompts=prompts,
         output=folder,
-        concurrency=[args.concurrency],
+        concurrency=[args.concurrency] if args.rate is None else (),
+        rate=() if args.rate is None else [args.rate],
         num_requests=args.num_requests,
         max_tokens=args.tokens,
         options=LoadtestOptions(
             model=args.model,
             num_warmup=4,
             num_clients=1,
+            arrivals="constant",
             extra_body={"ignore_eos": True, "temperature": 0.0},
         ),
         address="local",
@@ -206,6 +217,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--concurrency", type=int, default=4)
+    parser.add_argument("--rate", type=float, help="open loop, so many requests a second")
     parser.add_argument("--num-requests", type=int, default=100)
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--url", help="a running server instead of one started here")
@@ -243,7 +255,8 @@ def main() -> int:
             )
             print(f"pair {number + 1}, ours / theirs / theirs without look-up: {shown}", flush=True)
         lead = role_lead_ms(args, url)
-    print(f"{args.num_requests} requests, {args.concurrency} in flight, {args.tokens} tokens each")
+    load = f"{args.concurrency} in flight" if args.rate is None else f"{args.rate:g} per second"
+    print(f"{args.num_requests} requests, {load}, {args.tokens} tokens each")
     print(f"the chunk with the role comes {lead:.3f} ms before the first text (median)")
     medians = report(ratios["theirs"], "ours over theirs")
     report(ratios["plain"], "ours over theirs without its look-up of proxies")
