@@ -56,9 +56,12 @@ def test_what_is_wrong_is_named() -> None:
     assert judged(series(0.0, 0.0), "http_500") == ["1 requests failed: http_500"]
 
 
-def run(pair: tuple[Path, Path], *, seconds: float) -> list[str]:
+def run(pair: tuple[Path, Path], *, seconds: float, memory_mib: int) -> list[str]:
     lines: list[str] = []
-    wrong = soak(pair[1], seconds=seconds, rate=6.0, num_lines=4, say=lines.append)
+    # So early, replicas still fill their caches: open files, failures and the end of a process
+    # show in seconds, a leak of memory only in an hour.
+    allowed = {**ALLOWED_GROWTH, "memory_bytes": float(memory_mib * MIB)}
+    wrong = soak(pair[1], seconds=seconds, rate=6.0, num_lines=4, allowed=allowed, say=lines.append)
     text = "\n".join(lines)
     for role in ("replica 0", "replica 1", "proxy", "controller", "client"):
         assert f"{role}: " in text
@@ -67,9 +70,9 @@ def run(pair: tuple[Path, Path], *, seconds: float) -> list[str]:
 
 
 def test_some_seconds_of_it(ray_cluster: str, pico_pair: tuple[Path, Path]) -> None:
-    assert run(pico_pair, seconds=15) == []
+    assert run(pico_pair, seconds=15, memory_mib=128) == []
 
 
 @pytest.mark.slow
 def test_a_minute_of_it(ray_cluster: str, pico_pair: tuple[Path, Path]) -> None:
-    assert run(pico_pair, seconds=90) == []
+    assert run(pico_pair, seconds=90, memory_mib=64) == []
