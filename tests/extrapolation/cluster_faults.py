@@ -95,7 +95,10 @@ def lost_node(pair: list[str], output: str, *, is_graceful: bool) -> dict[str, o
     try:
         result = extrapolate(*pair, output, alpha=0.3, max_shard_size="2MB")
         thread.join(timeout=30)
-        alive = sum(node["Alive"] for node in ray.nodes())
+        # The run may be done before the cluster notices that a raylet is gone.
+        deadline = time.monotonic() + 60
+        while (alive := sum(n["Alive"] for n in ray.nodes())) > 1 and time.monotonic() < deadline:
+            time.sleep(0.1)
         return {"status": result.outputs[0].status, "killed_at": killed, "alive": alive}
     finally:
         ray.shutdown()
