@@ -13,7 +13,7 @@ from expo_ray.checkpoints.header import TensorRef, parse_strict_json
 from expo_ray.checkpoints.index import (
     INDEX_NAME,
     collect_tensors,
-    read_file_header,
+    read_file_headers,
     weight_files,
 )
 from expo_ray.checkpoints.remote_path import any_path
@@ -105,7 +105,7 @@ class Checkpoint:
         if not allow_unfinished and RECORD_NAME not in facts:
             _refuse_unfinished(storage)
         claims, files = weight_files(storage, facts)
-        headers = {file: read_file_header(storage, file) for file in files}
+        headers = read_file_headers(storage, files)
         tensors = collect_tensors(storage.uri, claims, headers)
         if CONFIG_NAME not in facts:
             raise CheckpointError(

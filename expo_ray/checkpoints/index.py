@@ -7,7 +7,8 @@ of those files must be in the index: otherwise a loader would read other weights
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 from expo_ray.checkpoints.header import (
     LENGTH_BYTES,
@@ -25,6 +26,8 @@ INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
 PICKLE_INDEX_NAME = "pytorch_model.bin.index.json"
 PICKLE_SINGLE_NAME = "pytorch_model.bin"
+# A header over a network is two or three short answers that are waited for.
+NUM_HEADER_READERS = 16
 
 
 def weight_files(storage: Storage, names: Collection[str]) -> tuple[dict[str, str], list[str]]:
@@ -47,6 +50,23 @@ def weight_files(storage: Storage, names: Collection[str]) -> tuple[dict[str, st
         if single in names:
             return {}, [single]
     raise _no_weights(storage.uri, names)
+
+
+def read_file_headers(storage: Storage, files: Sequence[str]) -> dict[str, Header]:
+    """Read and check the headers of several weight files, some at a time.
+
+    Returns:
+        The headers in the order of `files`.
+
+    Raises:
+        CheckpointError: Of the first file, in their order, that is not well-formed.
+    """
+    pool = ThreadPoolExecutor(min(NUM_HEADER_READERS, max(1, len(files))))
+    try:
+        found = pool.map(lambda file: read_file_header(storage, file), files)
+        return dict(zip(files, found, strict=True))
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def read_file_header(storage: Storage, file: str) -> Header:
