@@ -18,6 +18,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from expo_ray.errors import ConfigError
 from expo_ray.selection import proposals
 from expo_ray.selection.bootstrap import FloatArray
 from expo_ray.selection.proposals import Tried
@@ -119,6 +120,9 @@ def search_alphas(
         prompts: Ids of the tuning prompts, in random order: the first ones stand for all.
         alphas: The grid; bracketing starts from the largest one.
         settings: Strategy and rules.
+
+    Raises:
+        ConfigError: Bracketing has no positive alpha to start from.
     """
     search = _Search(measure, prompts, settings)
     grid = tuple(sorted({canonical_alpha(alpha) for alpha in alphas} - {0.0}))
@@ -133,6 +137,13 @@ def _rounds(
     """Yield the candidates of each round, proposed from what the rounds before have shown."""
     bracketing = "bracketing" in settings.strategy
     first = grid[-1:] if bracketing else grid
+    if bracketing and first[0] < 0:
+        raise ConfigError(
+            "bracketing starts from a positive alpha",
+            where="selection.strategy",
+            got=f"alpha {first[0]:g}",
+            hint="min_alpha says how far backwards it may go",
+        )
     yield first
     if not bracketing and "expanding" not in settings.strategy:
         return
