@@ -1,10 +1,8 @@
 """Reward replicas: self-test, cache, references, and tables that are streamed."""
 
 import json
-import threading
 from pathlib import Path
 
-import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -147,41 +145,6 @@ def test_a_folder_is_streamed_and_continues_by_row(
         assert (row["error"], row["tokens"]) == (other["error"], other["tokens"])
     assert [i for i in range(120) if streamed[f"p{i}"]["reward"] is None] == [5, 6, 7]
     assert rest["mean_reward"] == pytest.approx(whole["mean_reward"], abs=1e-4)
-
-
-@pytest.mark.slow
-def test_the_driver_of_a_large_table_holds_little(
-    ray_cluster: str, pico_reward_model: Path, tmp_path: Path
-) -> None:
-    # 200,000 rows, 400 MB of text; one in fifty is scored, the others say that they failed.
-    folder = tmp_path / "responses"
-    for part in range(20):
-        rows = response_rows(10_000)
-        for i, row in enumerate(rows):
-            row["prompt_id"] = f"{part}-{i}"
-            if i % 50:
-                row["response"], row["error"] = f"{part} {i} " * 200, "failed"
-        write(folder / f"{part:02d}.parquet", rows)
-    del rows
-    process, peak, finished = psutil.Process(), [0], threading.Event()
-
-    def watch() -> None:
-        while not finished.wait(0.02):
-            peak[0] = max(peak[0], process.memory_info().rss)
-
-    with RewardReplicas(str(pico_reward_model), use_cache=False) as replicas:
-        one = write(tmp_path / "one.parquet", response_rows(1))
-        replicas.write_rewards(one, tmp_path / "warm.parquet")
-        before = process.memory_info().rss
-        watcher = threading.Thread(target=watch)
-        watcher.start()
-        try:
-            summary = replicas.write_rewards(folder, tmp_path / "rewards.parquet")
-        finally:
-            finished.set()
-            watcher.join()
-    assert (summary["num_rows"], summary["num_errors"]) == (200_000, 196_000)
-    assert peak[0] - before < 200 * 2**20
 
 
 def test_the_size_from_which_tables_are_streamed(tmp_path: Path) -> None:
