@@ -61,7 +61,7 @@ class HubUploads:
     def _create(self, hub: Any, table: dict[str, Any]) -> Answer:
         repo_id = f"{table['organization'] or USER}/{table['name']}"
         if repo_id in hub.repos:
-            return 409, b"{}", {}
+            return 409, json.dumps({"url": f"{hub.url}/{repo_id}"}).encode(), {}
         assert self.root is not None
         folder = self.root / repo_id
         folder.mkdir(parents=True)
