@@ -11,9 +11,10 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from expo_ray.checkpoints import atomic_write_json, atomic_write_text
+from expo_ray.checkpoints import atomic_write_bytes, atomic_write_json, atomic_write_text
 from expo_ray.checkpoints.storage import RECORD_NAME
 from expo_ray.errors import ConfigError
+from expo_ray.extrapolation.record import is_as_sealed, sealed
 from expo_ray.reports import wording
 
 BEGIN, END = "<!-- expo_ray evidence: begin -->", "<!-- expo_ray evidence: end -->"
@@ -55,13 +56,18 @@ def _update_receipt(card: Path) -> None:
     file = card.parent / RECORD_NAME
     if not file.is_file():
         return
-    record = json.loads(file.read_text(encoding="utf-8"))
+    data = file.read_bytes()
+    record = json.loads(data)
+    was_as_sealed = is_as_sealed(data, record)
     content = card.read_bytes()
     for entry in record.get("files", ()):
         if entry["name"] == card.name:
             entry["bytes"] = len(content)
             entry["sha256"] = hashlib.sha256(content).hexdigest()
-    atomic_write_json(file, record)
+    if was_as_sealed:
+        atomic_write_bytes(file, sealed(record))
+    else:  # a record that was altered must not become a valid one
+        atomic_write_json(file, record)
 
 
 def _section(selection: Mapping[str, Any]) -> str:

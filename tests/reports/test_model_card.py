@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from expo_ray.errors import ConfigError
+from expo_ray.errors import ConfigError, VerifyError
 from expo_ray.extrapolation import extrapolate, verify
 from expo_ray.reports import render_model_card, verdict_sentence
 from tests.reports.run_directory import RunDirectory
@@ -52,7 +52,14 @@ def test_the_checkpoint_still_verifies(tmp_path: Path, pico_pair: tuple[Path, Pa
     after = json.loads((output / "expo_ray.json").read_text())
     changed = [a["name"] for a, b in zip(after["files"], before["files"], strict=True) if a != b]
     assert changed == ["README.md"]
-    assert {**after, "files": None} == {**before, "files": None}
+    follow = {"files": None, "record_sha256": None}
+    assert {**after, **follow} == {**before, **follow}
+    # An altered record gets no valid seal from a new card.
+    altered = (output / "expo_ray.json").read_text().replace('"alpha": 3.0', '"alpha": 4.0')
+    (output / "expo_ray.json").write_text(altered)
+    render_model_card(output, selection)
+    with pytest.raises(VerifyError, match="not what was written"):
+        verify(output, address="inline")
 
 
 def test_free_text_cannot_break_out(tmp_path: Path) -> None:
