@@ -8,7 +8,9 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from expo_ray.cli import select_command
 from expo_ray.cli.reward_commands import CacheFlag, SelfTestFlag, reward_bench, reward_self_test
+from expo_ray.cli.select_command import render_result
 from expo_ray.cli.session import (
     AddressOption,
     JsonFlag,
@@ -19,6 +21,7 @@ from expo_ray.cli.session import (
     key_value_table,
     new_table,
 )
+from expo_ray.errors import ConfigError
 
 PANEL = "Runs"
 
@@ -26,7 +29,7 @@ PANEL = "Runs"
 def register(app: typer.Typer) -> None:
     """Add this module's commands to the tree."""
     app.command(rich_help_panel=PANEL)(run)
-    app.command(rich_help_panel=PANEL)(select)
+    app.command(rich_help_panel=PANEL)(select_command.select)
     app.command(rich_help_panel=PANEL)(report)
     benchmarks = typer.Typer(no_args_is_help=True, help="Published benchmarks.")
     benchmarks.command(name="alpaca-eval")(alpaca_eval)
@@ -73,73 +76,6 @@ def run(
         session.emit(result, lambda console: render_result(console, result))
 
 
-def select(
-    initial: Annotated[str, typer.Argument(help="theta0, the SFT checkpoint.")],
-    aligned: Annotated[str, typer.Argument(help="theta1, the DPO or RLHF checkpoint.")],
-    prompts: Annotated[str, typer.Option(help="JSONL, JSON, Parquet or CSV file of prompts.")],
-    output: Annotated[Path, typer.Option(help="Run directory.")],
-    reward_model: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="The first scores, the others guard: a checkpoint, implicit:beta=0.1, "
-            "judge:URL#model. (default: implicit:beta=0.1)",
-            show_default=False,
-        ),
-    ] = None,
-    alpha: Annotated[
-        list[float] | None,
-        typer.Option(
-            "--alpha", "-a", help="Candidate; may repeat. (default: 0.1 to 0.5)", show_default=False
-        ),
-    ] = None,
-    heldout_fraction: Annotated[
-        float, typer.Option(min=0.01, max=0.99, help="Prompts that only confirm the choice.")
-    ] = 0.5,
-    keep: Annotated[str, typer.Option(help="Candidate checkpoints to keep: chosen or all.")] = (
-        "chosen"
-    ),
-    max_tokens: Annotated[int, typer.Option(min=1, help="Longest response.")] = 1024,
-    engine: Annotated[str, typer.Option(help="auto, transformers or vllm.")] = "auto",
-    replicas: Annotated[int, typer.Option(min=1, help="Replicas of each model.")] = 1,
-    seed: Annotated[int, typer.Option(min=0)] = 42,
-    self_test: SelfTestFlag = True,
-    cache: CacheFlag = True,
-    address: AddressOption = None,
-    json_output: JsonFlag = False,
-    verbose: VerboseFlag = False,
-    quiet: QuietFlag = False,
-) -> None:
-    """Choose alpha by evidence; alpha 0 is always a candidate.
-
-    Tuning prompts choose, held-out prompts confirm. The verdict may be keep-aligned.
-
-    Example: expo-ray select ./sft ./dpo --prompts p.jsonl --output run --reward-model ./rm
-    """
-    from expo_ray.workflow.run import select as run_select
-
-    with Session(json_output=json_output, verbose=verbose, quiet=quiet) as session:
-        replica_settings = {"engine": engine, "num_replicas": replicas}
-        result = run_select(
-            initial,
-            aligned,
-            prompts=prompts,
-            output=output,
-            reward_models=reward_model or ("implicit:beta=0.1",),
-            alphas=alpha,
-            heldout_fraction=heldout_fraction,
-            keep=keep,
-            settings={
-                "seed": seed,
-                "sampling": {"max_tokens": max_tokens, "seed": seed},
-                "generators": replica_settings,
-                "rewarders": replica_settings | {"self_test": self_test, "cache": cache},
-            },
-            address=address,
-            progress=session.progress,
-        )
-        session.emit(result, lambda console: render_result(console, result))
-
-
 def report(
     run_directory: Annotated[
         Path, typer.Argument(help="The directory of a run, or the output of a load test.")
@@ -183,8 +119,6 @@ def alpaca_eval(
     Examples: expo-ray evaluate alpaca-eval ./expo --prompts prompts.jsonl --output outputs.json;
     expo-ray evaluate alpaca-eval --annotations annotations.json
     """
-    from expo_ray.errors import ConfigError
-
     with Session(json_output=json_output, verbose=verbose, quiet=quiet) as session:
         if annotations is not None:
             from expo_ray.evaluation import alpaca_eval_metrics
@@ -213,21 +147,6 @@ def alpaca_eval(
                 hint="see `expo-ray evaluate alpaca-eval --help`",
             )
         session.emit(result, lambda console: console.print(key_value_table(result)))
-
-
-def render_result(console: Console, result: dict[str, Any]) -> None:
-    """Print the verdict, the candidates and where everything lies."""
-    from expo_ray.reports import summary_rows, verdict_sentence
-
-    columns, rows = summary_rows(Path(result["output"]))
-    table = new_table(*columns, title="Candidates on the tuning prompts")
-    for row in rows:
-        table.add_row(*(str(cell) for cell in row))
-    console.print(table)
-    console.print()
-    console.print(verdict_sentence(result["selection"]), markup=False)
-    console.print()
-    console.print(key_value_table({"report": result["report"], "everything": result["output"]}))
 
 
 def _render_plan(console: Console, plan: dict[str, Any]) -> None:

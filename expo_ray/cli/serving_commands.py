@@ -34,7 +34,20 @@ Model = Annotated[
         "with --initial, the aligned one."
     ),
 ]
-Prompts = Annotated[str, typer.Option(help="JSONL, JSON, Parquet or CSV file of prompts.")]
+Prompts = Annotated[
+    str,
+    typer.Option(
+        help="JSONL, JSON, Parquet or CSV: a file, s3://, gs://, or a dataset on the Hub: "
+        "hf://datasets/OWNER/NAME, with @REVISION, /FILE and #split=NAME where needed."
+    ),
+]
+PromptColumn = Annotated[
+    str | None,
+    typer.Option(help="Column of the prompts, where it has another name."),
+]
+NumPrompts = Annotated[
+    int | None, typer.Option(min=1, help="Use so many prompts, drawn at random by --seed.")
+]
 InitialOption = Annotated[
     str | None, typer.Option(help="theta0: serve MODEL + alpha * (MODEL - INITIAL), in memory.")
 ]
@@ -201,6 +214,8 @@ def generate(
     initial: InitialOption = None,
     alpha: AlphaOption = None,
     alpha_rules: AlphaRulesOption = None,
+    prompt_column: PromptColumn = None,
+    num_prompts: NumPrompts = None,
     preset: Annotated[
         str | None,
         typer.Option(help=f"Defaults of the method's authors: paper ({_PAPER_SETTINGS})."),
@@ -250,6 +265,8 @@ def generate(
             model,
             prompts=prompts,
             output=output,
+            columns={} if prompt_column is None else {"prompt": prompt_column},
+            num_prompts=num_prompts,
             initial=initial,
             alpha=alpha,
             alpha_rules=alpha_rules,

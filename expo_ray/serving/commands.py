@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,8 @@ def generate(
     initial: str | Path | None = None,
     alpha: float | None = None,
     alpha_rules: RulesLike | None = None,
+    columns: Mapping[str, str] | None = None,
+    num_prompts: int | None = None,
     sampling: SamplingParams = _DEFAULT_SAMPLING,
     engine: str = "auto",
     options: EngineOptions = _NO_OPTIONS,
@@ -49,11 +51,14 @@ def generate(
 
     Args:
         model: A checkpoint; with `initial`, the aligned one.
-        prompts: JSONL, JSON, Parquet or CSV file.
+        prompts: JSONL, JSON, Parquet or CSV: a file, `s3://`, `gs://`, or
+            `hf://datasets/OWNER/NAME[@REVISION][/FILE][#split=NAME]`.
         output: Parquet file to write.
         initial: The checkpoint before alignment, for a live extrapolation.
         alpha: How far to extrapolate; beside rules, for tensors without a rule.
         alpha_rules: Alpha by part of the model: a YAML file as for `extrapolate`, or its table.
+        columns: The source's names of our columns (`{"prompt": "question"}`).
+        num_prompts: Use so many prompts, drawn at random by the seed of the sampling.
         sampling: Sampling settings.
         engine: `auto`, `transformers` or `vllm`.
         options: Settings of the engine.
@@ -71,7 +76,7 @@ def generate(
     # Checks what can be checked before a Ray is started; there auto may pick another engine.
     source = model_source(model, initial, alpha, alpha_rules).pinned()
     GeneratorReplicas(num_replicas, engine, options=options)
-    rows = read_prompts(prompts)
+    rows = read_prompts(prompts, columns=columns, num_prompts=num_prompts, seed=sampling.seed)
     if resolve_address(address) == LOCAL:
         require_support(resolve_engine(engine), source)
     with ray_session(address), GeneratorReplicas(num_replicas, engine, options=options) as replicas:

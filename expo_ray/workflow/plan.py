@@ -45,9 +45,10 @@ def plan_run(recipe: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any
         if lab is not None:
             initial, aligned, prompts = str(lab.initial), str(lab.aligned), str(lab.prompts)
     if prompts is not None:
-        num_prompts = len(read_prompts(prompts, limit=parsed.prompts.limit))
-    elif parsed.prompts.limit is not None and num_prompts is not None:
-        num_prompts = min(num_prompts, parsed.prompts.limit)
+        num_prompts = len(read_prompts(prompts, **parsed.prompts.reading(parsed.seed)))
+    elif num_prompts is not None:
+        bounds = (parsed.prompts.limit, parsed.prompts.sample)
+        num_prompts = min(n for n in (num_prompts, *bounds) if n is not None)
     stages.append(_extrapolation_stage(parsed, initial, aligned))
     stages.extend(_inference_stages(parsed, num_prompts or 0, num_rewards))
     return {
@@ -89,7 +90,12 @@ def _extrapolation_stage(
 
 
 def _inference_stages(recipe: Recipe, num_prompts: int, num_rewards: int) -> list[dict[str, Any]]:
-    num_candidates = 1 + len(recipe.extrapolation.alphas)
+    strategy = recipe.selection.strategy
+    adaptive = strategy not in ("grid", "racing")
+    num_candidates = 1 + (
+        recipe.selection.max_candidates if adaptive else len(recipe.extrapolation.alphas)
+    )
+    at_most = "" if strategy == "grid" else f"at most, by the strategy {strategy}: "
     num_responses = num_prompts * num_candidates * recipe.sampling.num_samples
     stages: list[dict[str, Any]] = [
         {
@@ -97,7 +103,8 @@ def _inference_stages(recipe: Recipe, num_prompts: int, num_rewards: int) -> lis
             "unit": "responses",
             "tasks": num_responses,
             "replicas": recipe.generators.num_replicas,
-            "note": f"{num_candidates} candidates, up to {recipe.sampling.max_tokens} tokens each",
+            "note": f"{at_most}{num_candidates} candidates, "
+            f"up to {recipe.sampling.max_tokens} tokens each",
         },
         {
             "stage": "scoring",

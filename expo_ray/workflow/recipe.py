@@ -33,12 +33,32 @@ class PromptSettings(BaseModel):
     model_config = _STRICT
 
     path: str | None = Field(
-        None, description="JSONL, JSON, Parquet or CSV file; the laboratory brings its own."
+        None,
+        description="JSONL, JSON, Parquet or CSV: a file, s3://, gs://, or a dataset on the Hub "
+        "(hf://datasets/OWNER/NAME#split=SPLIT); the laboratory brings its own.",
+    )
+    columns: dict[Literal["prompt", "instruction", "messages", "prompt_id"], str] = Field(
+        default_factory=dict, description="The source's names of our columns."
     )
     limit: int | None = Field(None, ge=2, description="Use the first N prompts only.")
+    sample: int | None = Field(
+        None, ge=2, description="Use N prompts drawn at random, the same whatever comes after."
+    )
+    seed: int | None = Field(
+        None, ge=0, description="Seed of the draw; null takes that of the recipe."
+    )
     heldout_fraction: float = Field(
         0.5, gt=0, lt=1, description="Share of the prompts kept apart to confirm the choice."
     )
+
+    def reading(self, seed: int) -> dict[str, Any]:
+        """Return the arguments of `read_prompts` beside the path."""
+        return {
+            "limit": self.limit,
+            "columns": self.columns,
+            "num_prompts": self.sample,
+            "seed": seed if self.seed is None else self.seed,
+        }
 
 
 class ExtrapolationSettings(BaseModel):

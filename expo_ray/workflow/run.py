@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,12 @@ import yaml
 from expo_ray.errors import ConfigError
 from expo_ray.extrapolation import parse_alpha
 from expo_ray.progress import NullProgress, Progress
+from expo_ray.reports.provenance import next_steps
+from expo_ray.reports.run_files import RunFiles
 from expo_ray.workflow import stages
 from expo_ray.workflow.recipe import Recipe, is_remote, load_recipe, validate_recipe
 from expo_ray.workflow.run_dir import RunDir
+from expo_ray.workflow.search import search_candidates
 
 
 def run(
@@ -33,7 +37,7 @@ def run(
         progress: Where to report; None stays silent.
 
     Returns:
-        `{"output", "report", "selection"}`.
+        `{"output", "report", "selection", "next"}`; `next` lists what to do now, with commands.
 
     Raises:
         ExpoError: Request errors before anything is written, work errors on the way.
@@ -64,14 +68,22 @@ def run_recipe(
             stack=stack,
         )
         stages.prepare_models(this)
-        stages.write_candidates(this)
-        stages.generate_responses(this)
-        stages.score_responses(this)
+        if recipe.selection.strategy == "grid":
+            stages.write_candidates(this)
+            stages.generate_responses(this)
+            stages.score_responses(this)
+        else:
+            search_candidates(this)
         selection = stages.choose(this)
         stages.measure_throughput(this, selection)
         stages.keep_chosen(this, selection)
         report = stages.write_up(this, selection)
-    return {"output": str(directory.path), "report": str(report), "selection": selection}
+    return {
+        "output": str(directory.path),
+        "report": str(report),
+        "selection": selection,
+        "next": [asdict(step) for step in next_steps(RunFiles.read(directory.path, tables=False))],
+    }
 
 
 def select(
@@ -84,6 +96,12 @@ def select(
     alphas: Sequence[float] | None = None,
     heldout_fraction: float = 0.5,
     keep: str = "chosen",
+    strategy: str = "grid",
+    max_alpha: float = 25.0,
+    min_alpha: float = 0.0,
+    guards: Mapping[str, float | str | None] | None = None,
+    columns: Mapping[str, str] | None = None,
+    num_prompts: int | None = None,
     settings: dict[str, Any] | None = None,
     address: str | None = None,
     progress: Progress | None = None,
@@ -97,18 +115,25 @@ def select(
     Args:
         initial: theta0, the SFT checkpoint.
         aligned: theta1, the DPO or RLHF checkpoint.
-        prompts: JSONL, JSON, Parquet or CSV file.
+        prompts: JSONL, JSON, Parquet or CSV: a file, `s3://`, `gs://`, or
+            `hf://datasets/OWNER/NAME[@REVISION][/FILE][#split=NAME]`.
         output: Run directory.
         reward_models: The first scores, the others guard.
         alphas: Candidates besides 0; None takes the paper's 0.1 to 0.5.
         heldout_fraction: Share of prompts that only confirm the choice.
         keep: `chosen` or `all` candidate checkpoints.
+        strategy: `grid`, `expanding`, `bracketing`, or `racing`, alone or after a plus sign.
+        max_alpha: How far expanding and bracketing may go.
+        min_alpha: How far backwards where nothing gains.
+        guards: Thresholds, by their names in `SelectionSettings`.
+        columns: The source's names of our columns (`{"prompt": "question"}`).
+        num_prompts: Use so many prompts, drawn at random by the seed.
         settings: Further recipe keys (`sampling`, `generators`, `seed`, ...).
         address: Ray cluster; None means `RAY_ADDRESS`, else a local Ray.
         progress: Where to report.
 
     Returns:
-        `{"output", "report", "selection"}`.
+        `{"output", "report", "selection", "next"}`; `next` lists what to do now, with commands.
     """
     for alpha in alphas or ():
         parse_alpha(alpha)
@@ -118,8 +143,19 @@ def select(
         "initial": _absolute(initial),
         "aligned": _absolute(aligned),
         "reward_models": [_absolute(spec) for spec in reward_models],
-        "prompts": {"path": _absolute(prompts), "heldout_fraction": heldout_fraction},
+        "prompts": {
+            "path": _absolute(prompts),
+            "heldout_fraction": heldout_fraction,
+            "columns": dict(columns or {}),
+            "sample": num_prompts,
+        },
         "extrapolation": {"keep": keep},
+        "selection": {
+            "strategy": strategy,
+            "max_alpha": max_alpha,
+            "min_alpha": min_alpha,
+            **(guards or {}),
+        },
         "loadtest": None,
         **(settings or {}),
     }

@@ -31,7 +31,11 @@ def search_candidates(run: stages.Run) -> None:
     Only alpha 0 and the candidate that the tuning prompts speak for answer the held-out prompts.
     """
     tuning, heldout = (
-        shuffled([i for i, s in run.splits.items() if s == split], seed=run.recipe.seed, purpose="")
+        shuffled(
+            [prompt_id for prompt_id, its in run.splits.items() if its == split],
+            seed=run.recipe.seed,
+            purpose="race",
+        )
         for split in ("tuning", "heldout")
     )
     settings = run.recipe.selection

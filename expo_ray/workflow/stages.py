@@ -24,12 +24,18 @@ from expo_ray.lab import prepare_lab, write_truth
 from expo_ray.loadtests import LoadtestOptions, loadtest
 from expo_ray.progress import CombinedProgress, Progress
 from expo_ray.reports import render_model_card, write_report
+from expo_ray.reports.wording import headline
 from expo_ray.selection import choose_alpha
+from expo_ray.selection.search import SearchResult
 from expo_ray.serving import GeneratorReplicas, ModelSource, RewardReplicas
 from expo_ray.serving.self_test_file import measured_spread
 from expo_ray.tables import Prompt, assign_splits, read_prompts, read_table
+from expo_ray.tables.prompt_files import pin_prompts
+from expo_ray.tables.prompts import write_prompts
+from expo_ray.tables.seeds import Split
 from expo_ray.workflow.recipe import Recipe
 from expo_ray.workflow.run_dir import TRUTH, RunDir, read_json, reward_label
+from expo_ray.workflow.serve_config import write_serve_config
 
 _VERSIONED = ("expo-ray", "ray", "torch", "transformers", "safetensors", "pyarrow")
 
@@ -49,11 +55,24 @@ class Run:
     reward_models: dict[str, str] = field(default_factory=dict)
     prompts: list[Prompt] = field(default_factory=list)
     prompts_path: str = ""
+    search: SearchResult | None = None
+    """How candidates were found, under any strategy but the grid."""
 
     @property
     def alphas(self) -> tuple[float, ...]:
         """All candidates, alpha 0 (the aligned model itself) among them."""
+        if self.search is not None:
+            return self.search.alphas
         return tuple(sorted({0.0, *self.recipe.extrapolation.alphas}))
+
+    @property
+    def splits(self) -> dict[str, Split]:
+        """Which prompts choose, and which confirm."""
+        return assign_splits(
+            [prompt.prompt_id for prompt in self.prompts],
+            heldout_fraction=self.recipe.prompts.heldout_fraction,
+            seed=self.recipe.seed,
+        )
 
     def source(self, alpha: float) -> ModelSource:
         """Return what is served for a candidate: a checkpoint, or the pair and its alpha."""
@@ -110,7 +129,7 @@ def prepare_models(run: Run) -> None:
     rewards = list(recipe.reward_models)
     if recipe.lab is None:
         run.initial, run.aligned = str(recipe.initial), str(recipe.aligned)
-        run.prompts_path = str(recipe.prompts.path)
+        run.prompts_path = _pinned_prompts(run, str(recipe.prompts.path))
     else:
         cache = Path(recipe.lab_cache or run.directory.path / "lab")
         with run.stage("laboratory", done=run.directory.lab_file.exists()):
@@ -121,8 +140,16 @@ def prepare_models(run: Run) -> None:
             rewards = [str(lab.reward_model), *guards, *rewards]
             atomic_write_json(run.directory.lab_file, read_json(lab.record))
     run.reward_models = {reward_label(i, spec): spec for i, spec in enumerate(rewards)}
-    run.prompts = read_prompts(run.prompts_path, limit=recipe.prompts.limit)
+    run.prompts = read_prompts(run.prompts_path, **recipe.prompts.reading(recipe.seed))
     _record_inputs(run, pair_address=[run.initial, run.aligned])
+
+
+def _pinned_prompts(run: Run, address: str) -> str:
+    """Return the address with the commit that this run began with."""
+    before = run.directory.read_resolved()
+    if before.get("prompts_address") == address:
+        return str(before["prompts"])
+    return pin_prompts(address)
 
 
 def _pin_pair(run: Run, pair_address: list[str]) -> None:
@@ -158,6 +185,7 @@ def _record_inputs(run: Run, *, pair_address: list[str]) -> None:
             "alphas": list(run.alphas),
             "num_prompts": len(run.prompts),
             "prompts": run.prompts_path,
+            "prompts_address": run.recipe.prompts.path,
             "reward_models": run.reward_models,
             "generators": run.recipe.generators.model_dump(mode="json"),
             "engine": run.recipe.generators.engine,
@@ -181,6 +209,13 @@ def write_candidates(run: Run) -> None:
     if run.directory.selection_file.exists() and run.recipe.extrapolation.keep == "chosen":
         return
     _extrapolate(run, run.recipe.extrapolation.alphas)
+
+
+def write_missing_checkpoints(run: Run, alphas: Sequence[float]) -> None:
+    """Write the checkpoints that candidates are served from, unless replicas compute them."""
+    missing = [a for a in alphas if a and not run.directory.checkpoint(a).exists()]
+    if missing and not run.recipe.extrapolation.live:
+        _extrapolate(run, missing)
 
 
 def _extrapolate(run: Run, alphas: Sequence[float]) -> None:
@@ -209,11 +244,7 @@ def generate_responses(run: Run) -> None:
     with run.stage("generation", done=not missing) as todo:
         if not todo:
             return
-        splits = assign_splits(
-            [prompt.prompt_id for prompt in run.prompts],
-            heldout_fraction=run.recipe.prompts.heldout_fraction,
-            seed=run.recipe.seed,
-        )
+        splits = run.splits
         settings = run.recipe.generators
         with (
             GeneratorReplicas(
@@ -260,21 +291,27 @@ def score_responses(run: Run) -> None:
 
 def choose(run: Run) -> dict[str, Any]:
     """Choose alpha by the rewards and write `selection.json`."""
+    selection = decide(run)
+    atomic_write_json(run.directory.selection_file, selection)
+    return selection
+
+
+def decide(run: Run) -> dict[str, Any]:
+    """Choose alpha by the rewards so far."""
     labels = list(run.reward_models)
     rewards = {
         label: pa.concat_tables(read_table(run.directory.rewards(label, a)) for a in run.alphas)
         for label in labels
     }
     responses = pa.concat_tables(read_table(run.directory.responses(a)) for a in run.alphas)
-    selection = choose_alpha(
+    return choose_alpha(
         responses,
         rewards[labels[0]],
         settings=run.recipe.selection,
         guard_rewards={label: rewards[label] for label in labels[1:]},
         measurement_spread=measured_spread(run.directory.rewards(labels[0], a) for a in run.alphas),
+        search=run.search,
     )
-    atomic_write_json(run.directory.selection_file, selection)
-    return selection
 
 
 def tested_alpha(selection: Mapping[str, Any]) -> tuple[float, bool]:
@@ -297,6 +334,7 @@ def measure_throughput(run: Run, selection: Mapping[str, Any]) -> None:
     with run.stage("load test", done=run.directory.compared_file.exists()) as todo:
         if not todo:
             return
+        write_prompts(run.directory.loadtest_prompts, run.prompts)
         for label, tested in (("aligned", 0.0), (candidate, alpha)):
             if (run.directory.loadtest(label) / "summary.json").exists():
                 continue
@@ -305,7 +343,7 @@ def measure_throughput(run: Run, selection: Mapping[str, Any]) -> None:
                 source.model,
                 initial=source.initial,
                 alpha=source.alpha,
-                prompts=run.prompts_path,
+                prompts=str(run.directory.loadtest_prompts),
                 output=run.directory.loadtest(label),
                 concurrency=settings.concurrency,
                 num_requests=settings.num_requests,
@@ -341,7 +379,7 @@ def keep_chosen(run: Run, selection: Mapping[str, Any]) -> None:
     if run.recipe.extrapolation.keep == "all":
         return
     chosen = float(selection["best_alpha"])
-    for alpha in run.recipe.extrapolation.alphas:
+    for alpha in run.alphas:
         if alpha != chosen:
             shutil.rmtree(run.directory.checkpoint(alpha), ignore_errors=True)
     if chosen == 0:
@@ -360,8 +398,12 @@ def keep_chosen(run: Run, selection: Mapping[str, Any]) -> None:
 
 
 def write_up(run: Run, selection: Mapping[str, Any]) -> Path:
-    """Write the report, and the evidence into the chosen checkpoint's model card."""
+    """Write the report, the Serve configuration, and the evidence into the model card."""
     chosen = run.directory.checkpoint(selection["best_alpha"])
     if selection["verdict"] == "extrapolate" and chosen.is_dir():
         render_model_card(chosen, selection)
+    served = run.source(float(selection["best_alpha"]))
+    if chosen.is_dir():
+        served = ModelSource(model=str(chosen))
+    write_serve_config(run.directory, served, run.recipe.generators, headline=headline(selection))
     return write_report(run.directory.path)

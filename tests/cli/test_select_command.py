@@ -1,0 +1,73 @@
+"""`expo-ray select`: its flags reach the recipe, and its output says what to do next."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from expo_ray.cli.main import app
+from expo_ray.errors import ConfigError
+
+RUNNER = CliRunner()
+
+
+def select(*arguments: object) -> list[str]:
+    return ["select", "sft", "dpo", "--prompts", "p.jsonl", *map(str, arguments)]
+
+
+@pytest.mark.parametrize(
+    ("flags", "where", "expected"),
+    [
+        (("--guard", "length=2"), "--guard", "length-ratio"),
+        (("--guard", "null-rewards=off"), "select", None),
+        (("--preset", "other"), "--preset", "paper"),
+        (("--strategy", "random"), "select", None),
+        (("--min-alpha", "1"), "select", None),
+    ],
+)
+def test_wrong_flags_are_refused_before_anything_is_written(
+    flags: tuple[str, ...], where: str, expected: str | None, tmp_path: Path
+) -> None:
+    output = tmp_path / "run"
+    error = RUNNER.invoke(app, select("--output", output, *flags)).exception
+    assert isinstance(error, ConfigError)
+    assert error.where == where
+    assert expected is None or expected in str(error.expected)
+    assert not output.exists()
+
+
+def test_a_race_from_the_command_line(
+    tmp_path: Path, ray_cluster: str, pico_pair: tuple[Path, Path], pico_reward_model: Path
+) -> None:
+    prompts = tmp_path / "p.jsonl"
+    rows = [{"question": f"Tell me about number {n}."} for n in range(60)]
+    prompts.write_text("\n".join(map(json.dumps, rows)))
+    output = tmp_path / "run"
+    flags = {
+        "--prompts": prompts,
+        "--prompt-column": "question",
+        "--num-prompts": 40,
+        "--output": output,
+        "--reward-model": pico_reward_model,
+        "--strategy": "racing",
+        "--alpha": 2,
+        "--guard": "length-ratio=off",
+        "--num-samples": 2,
+        "--max-tokens": 4,
+        "--preset": "paper",
+        "--address": ray_cluster,
+    }
+    arguments = [str(text) for flag in flags.items() for text in flag]
+    result = RUNNER.invoke(app, ["select", *map(str, pico_pair), *arguments])
+    assert result.exit_code == 0, result.output
+    recipe = yaml.safe_load((output / "recipe.yaml").read_text())
+    assert recipe["selection"]["max_length_ratio"] is None
+    assert recipe["sampling"]["top_k"] == 50 and recipe["sampling"]["max_tokens"] == 4
+    selection = json.loads((output / "selection.json").read_text())
+    assert selection["num_tuning"] <= 20
+    assert not {"length-ratio"} & {guard["name"] for guard in selection["guards"]}
+    assert f"serve deploy {output / 'serve_config.yaml'}" in result.stdout
