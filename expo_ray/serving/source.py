@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from expo_ray.checkpoints import Checkpoint, WeightsDigest
 from expo_ray.checkpoints.checkpoint import open_aligned
 from expo_ray.checkpoints.hub_storage import is_hub_address
+from expo_ray.checkpoints.read_ahead import read_ahead
 from expo_ray.checkpoints.storage import RECORD_NAME, split_address
 from expo_ray.errors import ConfigError
 from expo_ray.extrapolation import round_alpha
@@ -75,6 +76,13 @@ class ModelSource:
         if isinstance(setting, AlphaRules):
             return replace(self, alpha=None, alpha_rules=setting)
         return replace(self, alpha=setting, alpha_rules=None)
+
+    def is_same_pair(self, other: ModelSource) -> bool:
+        """Whether both are pairs that differ in alpha at most."""
+        return self.initial is not None and (self.model, self.initial) == (
+            other.model,
+            other.initial,
+        )
 
     @property
     def digest(self) -> str:
@@ -140,13 +148,9 @@ class ModelSource:
         Args:
             digest: Takes every tensor as it passes.
         """
-        # Imported here: whoever only names a source does not wait for torch.
-        from expo_ray.checkpoints.tensors import DTYPE_NAMES
-
-        for name, tensor in self._tensors():
-            if digest is not None:
-                digest.add(name, tensor, DTYPE_NAMES[tensor.dtype], tensor.shape)
-            yield name, tensor
+        # Reading and computing, the digest, and what the caller does go on side by side.
+        tensors = read_ahead(self._tensors())
+        return tensors if digest is None else read_ahead(_digested(tensors, digest))
 
     def _tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
         from expo_ray.checkpoints import iter_tensors
@@ -184,3 +188,14 @@ class ModelSource:
         for _ in self.iter_weights(found):
             pass
         return found.hexdigest()
+
+
+def _digested(
+    tensors: Iterator[tuple[str, torch.Tensor]], digest: WeightsDigest
+) -> Iterator[tuple[str, torch.Tensor]]:
+    # Imported here: whoever only names a source does not wait for torch.
+    from expo_ray.checkpoints.tensors import DTYPE_NAMES
+
+    for name, tensor in tensors:
+        digest.add(name, tensor, DTYPE_NAMES[tensor.dtype], tensor.shape)
+        yield name, tensor

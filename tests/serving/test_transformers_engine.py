@@ -9,6 +9,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 from expo_ray.checkpoints import Checkpoint, weights_digest
 from expo_ray.errors import CheckpointError
 from expo_ray.serving.engines.interface import Generated, Row
+from expo_ray.serving.engines.loading import _holds_as_given, _probe
 from expo_ray.serving.engines.transformers_engine import TransformersEngine
 from expo_ray.serving.sampling import SamplingParams
 from expo_ray.serving.source import ModelSource
@@ -216,3 +217,35 @@ def test_a_pair_is_loaded_and_replaced_in_the_memory_of_one_model(
     )
     # float32 in memory: 1 is the model; both inputs, in bfloat16, would add another 1.
     assert 0.9 < float(done.stdout) < 1.5
+
+
+@pytest.mark.parametrize("is_tied", [True, False])
+def test_another_alpha_of_the_pair_goes_into_the_same_model(is_tied: bool, tmp_path: Path) -> None:
+    pair = save_pair(tmp_path, tie_word_embeddings=is_tied)
+    initial, aligned = map(str, pair)
+    live = TransformersEngine()
+    live.load(ModelSource(model=aligned, initial=initial, alpha=0.5))
+    model = live._loaded.model
+    for alpha in (2.0, 0.0, -1.0):
+        source = ModelSource(model=aligned, initial=initial, alpha=alpha)
+        live.load(source)
+        anew = TransformersEngine()
+        anew.load(source)
+        assert live._loaded.model is model
+        assert live.weights_digest == anew.weights_digest
+        expected = anew._loaded.model.state_dict()
+        assert all(torch.equal(expected[k], v) for k, v in model.state_dict().items())
+    other = ModelSource(model=initial, initial=initial, alpha=1.0)
+    live.load(other)
+    assert live._loaded.model is not model
+
+
+def test_a_model_that_does_not_hold_its_tensors_as_given_is_loaded_anew() -> None:
+    linear = torch.nn.Linear(3, 3)
+    given = {name: _probe(tensor) for name, tensor in linear.state_dict().items()}
+    assert _holds_as_given(linear, given)
+    assert not _holds_as_given(linear, {"weight": given["weight"]})
+    assert not _holds_as_given(linear, {**given, "other": given["bias"]})
+    with torch.no_grad():
+        linear.weight.copy_(linear.weight.T.clone())
+    assert not _holds_as_given(linear, given)

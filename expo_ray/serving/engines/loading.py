@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import AutoModelForCausalLM, GenerationConfig
 
 from expo_ray.checkpoints import WeightsDigest
 from expo_ray.checkpoints.local_files import local_folder
+from expo_ray.errors import CheckpointError
 from expo_ray.rewards.pretrained import load_pretrained, load_tokenizer
 from expo_ray.serving.source import ModelSource
 
 _DEFAULT_CONTEXT = 4096
+_NUM_PROBES = 64
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -25,6 +29,8 @@ class LoadedModel:
     weights_digest: str
     eos_ids: tuple[int, ...]
     max_model_len: int
+    is_refillable: bool
+    """The model holds the tensors as they were given: others of the same names can replace them."""
 
 
 def load_model(source: ModelSource, *, device: str) -> LoadedModel:
@@ -41,7 +47,8 @@ def load_model(source: ModelSource, *, device: str) -> LoadedModel:
     checkpoint = source.open()
     tokenizer = load_tokenizer(checkpoint)
     digest = WeightsDigest()
-    weights = source.iter_weights(digest)
+    probes: dict[str, torch.Tensor] = {}
+    weights = _probed(source.iter_weights(digest), probes)
     model = load_pretrained(AutoModelForCausalLM, checkpoint, weights, device=device)
     eos_ids = _eos_ids(local_folder(checkpoint), model.config, tokenizer)
     # What a checkpoint wishes for (its own temperature, penalties, ...) would change results
@@ -54,7 +61,36 @@ def load_model(source: ModelSource, *, device: str) -> LoadedModel:
         weights_digest=digest.hexdigest(),
         eos_ids=eos_ids,
         max_model_len=context or _DEFAULT_CONTEXT,
+        is_refillable=_holds_as_given(model, probes),
     )
+
+
+def refill(loaded: LoadedModel, source: ModelSource) -> LoadedModel:
+    """Put the weights of another alpha of the same pair into a loaded model.
+
+    Nothing is built anew and no second copy of the model is made. After an error the model holds
+    weights of both alphas and must not be used.
+
+    Args:
+        loaded: A refillable model of the same pair.
+        source: The pair at the other alpha.
+
+    Raises:
+        CheckpointError: The tensors are no longer those that were loaded first.
+    """
+    digest = WeightsDigest()
+    places = loaded.model.state_dict()
+    for name, tensor in source.iter_weights(digest):
+        if name not in places or places[name].shape != tensor.shape:
+            raise CheckpointError(
+                "the checkpoint changed while it was served",
+                where=f"tensor {name!r} of {source.model}",
+                got=list(tensor.shape),
+                expected=list(places[name].shape) if name in places else "the tensors loaded first",
+                hint="serve it anew",
+            )
+        places[name].copy_(tensor)
+    return replace(loaded, weights_digest=digest.hexdigest())
 
 
 def _eos_ids(folder: Path, config: Any, tokenizer: Any) -> tuple[int, ...]:
@@ -67,3 +103,29 @@ def _eos_ids(folder: Path, config: Any, tokenizer: Any) -> tuple[int, ...]:
         value = getattr(owner, "eos_token_id", None)
         found.update([value] if isinstance(value, int) else value or ())
     return tuple(sorted(found))
+
+
+def _probed(
+    weights: Iterable[tuple[str, torch.Tensor]], probes: dict[str, torch.Tensor]
+) -> Iterator[tuple[str, torch.Tensor]]:
+    for name, tensor in weights:
+        probes[name] = _probe(tensor)
+        yield name, tensor
+
+
+def _probe(tensor: torch.Tensor) -> torch.Tensor:
+    """Return the shape and some values: enough to notice other names, dtypes or orders."""
+    values = tensor.detach().flatten()
+    values = values[:: max(1, values.numel() // _NUM_PROBES)].double().cpu()
+    return torch.cat([torch.tensor(tensor.shape, dtype=torch.float64), values])
+
+
+def _holds_as_given(model: Any, probes: dict[str, torch.Tensor]) -> bool:
+    """Whether every tensor lies in the model unchanged, and the model holds no other."""
+    places = model.state_dict()
+    if not probes.keys() <= places.keys():
+        return False
+    filled = {places[name].data_ptr() for name in probes}
+    return all(place.data_ptr() in filled for place in places.values()) and all(
+        torch.equal(_probe(places[name]), probe) for name, probe in probes.items()
+    )

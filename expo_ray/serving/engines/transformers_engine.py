@@ -14,7 +14,7 @@ from transformers.generation import LogitsProcessorList
 
 from expo_ray.rewards.pretrained import ChatTokenizer
 from expo_ray.serving.engines.interface import Generated, Row
-from expo_ray.serving.engines.loading import LoadedModel, load_model
+from expo_ray.serving.engines.loading import LoadedModel, load_model, refill
 from expo_ray.serving.row_sampling import RowSampler
 from expo_ray.serving.source import ModelSource
 from expo_ray.serving.text_stream import TextStream
@@ -39,8 +39,12 @@ class TransformersEngine:
 
     def load(self, source: ModelSource) -> None:
         """Load weights, in place of any that were loaded before."""
-        self.__dict__.pop("_loaded", None)  # the old weights go first: two models may not fit
-        loaded = load_model(source, device=self._device)
+        before = self.__dict__.pop("_loaded", None)  # after a failure nothing is left to answer
+        if before and before.is_refillable and source.is_same_pair(self.source):
+            loaded = refill(before, source)
+        else:
+            del before  # the old weights go first: two models may not fit
+            loaded = load_model(source, device=self._device)
         self._chats = ChatTokenizer(loaded.tokenizer, where=source.model)
         self.source = source
         self.weights_digest = loaded.weights_digest
