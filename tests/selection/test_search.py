@@ -51,7 +51,8 @@ def test_racing_makes_the_same_choice_for_half_the_answers() -> None:
                 raced, full, found = race_and_grid(shape, effect, seed, rules)
                 same.append(raced == full)
                 shares.append(found.share)
-    assert np.mean(same) >= 0.95
+    # At a rate of 95%, fewer than 44 of 48 come in one test of ten; benchmarks/racing.py has more.
+    assert sum(same) >= 44
     # Of the tuning prompts; the full grid has every candidate answer the held-out ones, too.
     assert np.mean(shares) <= 0.55
     assert np.mean([(share * 6 + 2) / 12 for share in shares]) <= 0.5

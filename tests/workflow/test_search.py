@@ -107,14 +107,17 @@ def test_a_race_gives_the_answers_of_the_grid(
 
 def test_a_race_that_lost_files_fills_them_in(raced: Path, ray_cluster: str) -> None:
     directory = RunDir(raced.parent / "run")
-    kept = directory.selection_file.read_bytes()
+    kept = json.loads(directory.selection_file.read_text())
     lost = [directory.responses(0.5), directory.rewards("0-reward-model", 2.0)]
     tables = [pq.read_table(path) for path in lost]
     for path in lost:
         path.unlink()
     run(raced, address=ray_cluster)
     assert [pq.read_table(path) for path in lost] == tables
-    assert directory.selection_file.read_bytes() == kept
+    # The reward model tests itself again, on other chats: its spread may differ.
+    again = json.loads(directory.selection_file.read_text())
+    for part in ("best_alpha", "candidates", "search", "heldout"):
+        assert again[part] == kept[part]
 
 
 def test_written_candidates_can_be_searched_too(
