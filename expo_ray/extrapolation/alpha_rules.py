@@ -29,8 +29,8 @@ from expo_ray.extrapolation.modules import layer_position
 
 if TYPE_CHECKING:
     # Light: a service names its rules without waiting for torch.
-    from expo_ray.extrapolation.pair import TensorPair
     from expo_ray.extrapolation.plan import OutputShard
+    from expo_ray.extrapolation.tensor_pair import TensorPair
 
 FLAG = "--alpha-rules"
 Number = StrictFloat | StrictInt
