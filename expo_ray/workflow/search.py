@@ -6,22 +6,18 @@ repeated from the start, and what stands in the tables costs nothing again.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 
 import pyarrow as pa
-import ray
 
-from expo_ray.cluster import ray_session
 from expo_ray.lab import write_truth
-from expo_ray.progress import CombinedProgress
 from expo_ray.selection.measured_tables import measure_tables
 from expo_ray.selection.search import Measured, search_alphas
-from expo_ray.serving import GeneratorReplicas, RewardReplicas
 from expo_ray.tables import read_table
 from expo_ray.tables.seeds import shuffled
 from expo_ray.workflow import stages
+from expo_ray.workflow.live_replicas import LiveReplicas
 from expo_ray.workflow.run_dir import TRUTH
 
 
@@ -40,7 +36,7 @@ def search_candidates(run: stages.Run) -> None:
     )
     settings = run.recipe.selection
     with ExitStack() as stack:
-        answers = _Answers(run, stack)
+        answers = _Answers(run, LiveReplicas(run, stack))
         run.search = search_alphas(
             answers, tuning, alphas=run.recipe.extrapolation.alphas, settings=settings
         )
@@ -57,11 +53,9 @@ def search_candidates(run: stages.Run) -> None:
 class _Answers:
     """The callback of the search."""
 
-    def __init__(self, run: stages.Run, stack: ExitStack) -> None:
+    def __init__(self, run: stages.Run, replicas: LiveReplicas) -> None:
         self._run = run
-        self._stack = stack
-        self._generators: GeneratorReplicas | None = None
-        self._rewarders: dict[str, RewardReplicas] = {}
+        self._replicas = replicas
 
     def __call__(self, alphas: Sequence[float], prompts: Sequence[str]) -> Measured:
         self._run.progress.message(
@@ -100,11 +94,7 @@ class _Answers:
         stages.write_missing_checkpoints(run, alphas)
         total = sum(self._num_missing(alpha, prompts) for alpha in alphas)
         asked = [prompt for prompt in run.prompts if prompt.prompt_id in prompts]
-        with (
-            self._stage("generation"),
-            self._generator_replicas() as replicas,
-            self._bar("Generating", total) as progress,
-        ):
+        with self._replicas.generating(total) as (replicas, progress):
             for alpha in alphas:
                 replicas.write_responses(
                     run.source(alpha),
@@ -122,11 +112,7 @@ class _Answers:
             read_table(directory.responses(alpha)).num_rows - self._num_scored(label, alpha)
             for alpha in alphas
         )
-        with (
-            self._stage(f"scoring {label}"),
-            self._reward_replicas(label) as replicas,
-            self._bar(f"Scoring with {label}", total) as progress,
-        ):
+        with self._replicas.scoring(label, total) as (replicas, progress):
             for alpha in alphas:
                 replicas.write_rewards(
                     directory.responses(alpha),
@@ -151,54 +137,3 @@ class _Answers:
     def _is_scored(self, label: str, alpha: float) -> bool:
         responses = read_table(self._run.directory.responses(alpha))
         return self._num_scored(label, alpha) == int(responses.num_rows)
-
-    @contextmanager
-    def _stage(self, name: str) -> Iterator[None]:
-        run = self._run
-        run.stack.enter_context(ray_session(run.address))
-        start = time.monotonic()
-        yield
-        run.directory.add_timing(name, time.monotonic() - start)
-
-    @contextmanager
-    def _bar(self, description: str, total: int) -> Iterator[CombinedProgress]:
-        progress = CombinedProgress(self._run.progress, description, total=total, unit="responses")
-        yield progress
-        progress.close()
-
-    @contextmanager
-    def _generator_replicas(self) -> Iterator[GeneratorReplicas]:
-        settings = self._run.recipe.generators
-        if self._generators is None:
-            made = GeneratorReplicas(
-                settings.num_replicas, settings.engine, options=settings.options
-            )
-            if not self._all_fit():
-                with made:
-                    yield made
-                return
-            self._generators = self._stack.enter_context(made)
-        yield self._generators
-
-    @contextmanager
-    def _reward_replicas(self, label: str) -> Iterator[RewardReplicas]:
-        if label not in self._rewarders:
-            made = self._run.reward_replicas(label)
-            if not self._all_fit():
-                with made:
-                    yield made
-                return
-            self._rewarders[label] = self._stack.enter_context(made)
-        yield self._rewarders[label]
-
-    def _all_fit(self) -> bool:
-        """Whether all replicas fit the cluster at once; if not, each kind makes room for the next.
-
-        Staying is what makes a look cheap: alpha changes inside the replicas.
-        """
-        recipe, resources = self._run.recipe, ray.cluster_resources()
-        num_replicas = recipe.generators.num_replicas * recipe.generators.tensor_parallel_size
-        num_replicas += recipe.rewarders.num_replicas * len(self._run.reward_models)
-        return all(
-            num_replicas <= resources[kind] for kind in ("CPU", "GPU") if resources.get(kind)
-        )
