@@ -80,6 +80,14 @@ def extrapolate(
             "dare:drop=0.9,seed=1 (random drop, rescaled), svd:rank=16, clip:norm=0.1.",
         ),
     ] = None,
+    onto: Annotated[
+        str | None,
+        typer.Option(
+            metavar="BASE",
+            help="Add alpha * (ALIGNED - INITIAL) to this checkpoint of the same family instead of "
+            "to ALIGNED; names, dtypes, config and tokenizer are then those of BASE.",
+        ),
+    ] = None,
     export_mergekit: Annotated[
         str | None,
         typer.Option(
@@ -150,6 +158,7 @@ def extrapolate(
             max_shard_size=max_shard_size,
             vocab_policy=vocab_policy,
             transforms=transform or (),
+            onto=onto,
             export_mergekit=export_mergekit,
             push_to=push_to,
             private=private,
@@ -173,6 +182,9 @@ def verify(
     aligned: Annotated[
         str | None, typer.Option(help="Where ALIGNED lies now, if it was moved.")
     ] = None,
+    onto: Annotated[
+        str | None, typer.Option(help="Where the BASE of --onto lies now, if it was moved.")
+    ] = None,
     address: InlineAddress = None,
     json_output: JsonFlag = False,
     verbose: VerboseFlag = False,
@@ -188,7 +200,12 @@ def verify(
 
     with Session(json_output=json_output, verbose=verbose, quiet=quiet) as session:
         result = run_verify(
-            output, initial=initial, aligned=aligned, address=address, progress=session.progress
+            output,
+            initial=initial,
+            aligned=aligned,
+            onto=onto,
+            address=address,
+            progress=session.progress,
         ).as_dict()
         session.emit(result, lambda console: render_verification(console, result))
 

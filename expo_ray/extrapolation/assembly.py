@@ -23,7 +23,7 @@ from expo_ray.extrapolation.alpha import round_alpha
 from expo_ray.extrapolation.alpha_rules import Resolution
 from expo_ray.extrapolation.loading import LoadingCheck
 from expo_ray.extrapolation.model_card import render_card
-from expo_ray.extrapolation.plan import FORMULA, Plan
+from expo_ray.extrapolation.plan import Plan
 from expo_ray.extrapolation.record import sealed
 from expo_ray.extrapolation.requantization import requantization_loss
 from expo_ray.extrapolation.tasks import ShardReceipt
@@ -47,15 +47,15 @@ class Attachments:
 
 
 def read_attachments(plan: Plan) -> Attachments:
-    """Read the files beside the weights of aligned.
+    """Read the files beside the weights of the base.
 
     Raises:
         CheckpointError: One cannot be read.
     """
-    aligned = plan.pair.aligned
+    base = plan.pair.base
     return Attachments(
         config=output_config(plan),
-        sidecars={name: aligned.storage.read_bytes(name) for name in aligned.sidecars},
+        sidecars={name: base.storage.read_bytes(name) for name in base.sidecars},
     )
 
 
@@ -70,14 +70,14 @@ def written_dtype(plan: Plan) -> str:
 
 
 def output_config(plan: Plan) -> bytes:
-    """Return config.json of aligned with its dtype set to what is written.
+    """Return config.json of the base with its dtype set to what is written.
 
-    Where nothing has to change, the bytes are those of aligned.
+    Where nothing has to change, the bytes are those of the base.
     """
-    aligned = plan.pair.aligned
-    storage = aligned.storage
+    base = plan.pair.base
+    storage = base.storage
     if plan.is_requantized:  # how the blocks are stored is said there and holds on
-        storage = open_storage(aligned.uri.removesuffix(DEQUANTIZED_MARK))
+        storage = open_storage(base.uri.removesuffix(DEQUANTIZED_MARK))
     original = storage.read_bytes(CONFIG_NAME)
     config = json.loads(original)
     dtype = written_dtype(plan)
@@ -135,7 +135,7 @@ def assemble(
         index = build_index(
             {name: r.name for r in receipts for name in r.tensors},
             total_bytes=plan.data_bytes,
-            num_parameters=plan.pair.aligned.num_parameters,
+            num_parameters=plan.pair.base.num_parameters,
         )
         files.append(_write(folder, INDEX_NAME, index, "index"))
     for name, data in attachments.sidecars.items():
@@ -145,8 +145,9 @@ def assemble(
         alpha_range=(min(alphas.values()), max(alphas.values())) if alphas else None,
         initial_uri=plan.pair.initial.uri,
         aligned_uri=plan.pair.aligned.uri,
+        onto_uri=None if plan.pair.onto is None else plan.pair.onto.uri,
         weights_digest=digest,
-        num_parameters=plan.pair.aligned.num_parameters,
+        num_parameters=plan.pair.base.num_parameters,
         dtype=written_dtype(plan),
         folder_name=folder.name,
     )
@@ -158,11 +159,10 @@ def assemble(
         "alpha": alpha,
         "alpha_float32": None if alpha is None else round_alpha(alpha),
         "alpha_rules": resolution.as_dict() if resolution else None,
-        "formula": FORMULA,
+        "formula": plan.formula,
         "weights_digest": digest,
         "plan_digest": plan_digest,
-        "initial": _side(plan.pair.initial),
-        "aligned": _side(plan.pair.aligned),
+        **{side: _side(checkpoint) for side, checkpoint in plan.pair.sides.items()},
         "options": {
             "output_dtype": plan.output_dtype,
             "max_shard_bytes": plan.max_shard_bytes,
@@ -171,11 +171,11 @@ def assemble(
             **allow,
         },
         "dtype": written_dtype(plan),
-        "num_parameters": plan.pair.aligned.num_parameters,
+        "num_parameters": plan.pair.base.num_parameters,
         "num_bytes": plan.data_bytes,
         "versions": versions(),
         "files": sorted(files, key=lambda entry: str(entry["name"])),
-        "files_not_carried": list(plan.pair.aligned.other_files),
+        "files_not_carried": list(plan.pair.base.other_files),
         "notes": list(plan.pair.notes),
         "vocabulary": _vocabulary(plan),
         "requantization": requantization_loss(facts_by_name) if plan.is_requantized else None,

@@ -65,11 +65,16 @@ class ChunkWorker:
     def _compute(
         self, pair: TensorPair, chunk: Chunk, slot: Slot
     ) -> tuple[DeltaSums, list[torch.Tensor]]:
-        aligned = self._read("aligned", pair.aligned, chunk, slot.aligned)
+        onto = None
+        if pair.onto is not None:
+            onto = self._read("onto", pair.onto, chunk, slot.onto)
         if chunk.initial_start is None or pair.initial is None:
-            return self._copy(pair, aligned, slot)
+            if onto is None:
+                onto = self._read("aligned", pair.aligned, chunk, slot.aligned)
+            return self._copy(pair, onto, slot)
+        aligned = self._read("aligned", pair.aligned, chunk, slot.aligned)
         initial = self._read("initial", pair.initial, chunk, slot.initial)
-        sums, outputs = self._extrapolate(pair, chunk.position, initial, aligned, slot)
+        sums, outputs = self._extrapolate(pair, chunk.position, initial, aligned, onto, slot)
         if pair.blocks is not None:
             self._requantize(pair, pair.blocks, chunk, aligned, outputs, sums)
         return sums, outputs
@@ -140,7 +145,7 @@ class ChunkWorker:
     def _read(self, side: str, ref: TensorRef, chunk: Chunk, buffer: torch.Tensor) -> torch.Tensor:
         item_bytes = DTYPE_BITS[ref.dtype] // 8
         raw = buffer[: chunk.num_elements * item_bytes]
-        start = chunk.start if side == "aligned" else chunk.initial_start or 0
+        start = chunk.initial_start or 0 if side == "initial" else chunk.start
         self._inputs.read(side, ref, start * item_bytes, raw)
         return raw.view(TORCH_DTYPES[ref.dtype])
 
@@ -150,6 +155,7 @@ class ChunkWorker:
         position: int,
         initial: torch.Tensor,
         aligned: torch.Tensor,
+        onto: torch.Tensor | None,
         slot: Slot,
     ) -> tuple[DeltaSums, list[torch.Tensor]]:
         dtype = torch.float64 if computes_float64(pair) else torch.float32
@@ -158,7 +164,7 @@ class ChunkWorker:
         alphas = [output.alpha_of(pair.name) for output in self._task.outputs]
         if dtype == torch.float32:
             alphas = [round_alpha(alpha) for alpha in alphas]
-        if self._kernel and _is_bfloat16(initial, aligned, *outputs):
+        if self._kernel and onto is None and _is_bfloat16(initial, aligned, *outputs):
             first, second, *results = map(_bits, (initial, aligned, *outputs))
             measured = self._kernel.run(first, second, results, alphas)
             if measured is not None:
@@ -166,13 +172,16 @@ class ChunkWorker:
         sums = DeltaSums()
         for start in range(0, aligned.numel(), BLOCK_ELEMENTS):
             part = slice(start, start + BLOCK_ELEMENTS)
-            block = workspace.load(initial[part], aligned[part])
+            base = aligned[part] if onto is None else onto[part]
+            block = workspace.load(initial[part], aligned[part], None if onto is None else base)
             targets = [output[part] for output in outputs]
             measured = measure_inputs(block, initial[part], aligned[part])
+            if onto is not None:
+                measured.num_nonfinite += int(torch.count_nonzero(~torch.isfinite(base)))
             if measured.num_nonfinite and not self._task.allow_nonfinite:
                 raise self._nonfinite(pair, measured.num_nonfinite)
             self._transform(block, position + start, measured)
-            self._write(pair, block, aligned[part], targets, alphas, measured)
+            self._write(pair, block, base, targets, alphas, measured)
             sums.add(measured)
         return sums, outputs
 
@@ -186,14 +195,14 @@ class ChunkWorker:
         self,
         pair: TensorPair,
         block: Block,
-        aligned: torch.Tensor,
+        base: torch.Tensor,
         targets: list[torch.Tensor],
         alphas: list[float],
         measured: DeltaSums,
     ) -> None:
         for index, target in enumerate(targets):
             block.write(alphas[index], target)
-            counted = measure_output(target, aligned)
+            counted = measure_output(target, base)
             if counted.num_nonfinite and not self._task.allow_overflow:
                 overflows = count_overflows(block, target)
                 if overflows:
@@ -201,18 +210,18 @@ class ChunkWorker:
             measured.outputs.append(counted)
 
     def _copy(
-        self, pair: TensorPair, aligned: torch.Tensor, slot: Slot
+        self, pair: TensorPair, base: torch.Tensor, slot: Slot
     ) -> tuple[DeltaSums, list[torch.Tensor]]:
         sums = DeltaSums(outputs=[OutputSums() for _ in self._files])
-        if pair.aligned.dtype not in FLOAT_DTYPES:
-            return sums, [aligned.view(torch.uint8)] * len(self._files)
-        num_bad = int(torch.count_nonzero(~torch.isfinite(aligned)))
+        if pair.base.dtype not in FLOAT_DTYPES:
+            return sums, [base.view(torch.uint8)] * len(self._files)
+        num_bad = int(torch.count_nonzero(~torch.isfinite(base)))
         sums.num_nonfinite = num_bad
         if num_bad and not self._task.allow_nonfinite:
             raise self._nonfinite(pair, num_bad)
-        outputs = self._targets(pair, aligned.numel(), slot)
+        outputs = self._targets(pair, base.numel(), slot)
         for index, target in enumerate(outputs):
-            target.copy_(aligned)
+            target.copy_(base)
             num_lost = int(torch.count_nonzero(~torch.isfinite(target)))
             sums.outputs[index].num_nonfinite = num_lost
             if num_lost > num_bad and not self._task.allow_overflow:
@@ -234,7 +243,7 @@ class ChunkWorker:
     def _nonfinite(self, pair: TensorPair, count: int) -> ShardError:
         return ShardError(
             "an input holds values that are not finite",
-            where=f"tensor {pair.name!r} of {self._task.initial_uri} or {self._task.aligned_uri}",
+            where=f"tensor {pair.name!r} of {' or '.join(self._inputs.uris)}",
             got=f"{count} or more NaN or infinite elements",
             expected="finite values",
             hint="--allow-nonfinite goes on all the same",

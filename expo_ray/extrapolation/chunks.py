@@ -33,9 +33,10 @@ class Chunk:
 class Slot:
     """Buffers for one chunk in flight."""
 
-    def __init__(self, chunk_bytes: int, num_outputs: int) -> None:
+    def __init__(self, chunk_bytes: int, num_outputs: int, *, has_onto: bool = False) -> None:
         self.initial = torch.empty(chunk_bytes, dtype=torch.uint8)
         self.aligned = torch.empty(chunk_bytes, dtype=torch.uint8)
+        self.onto = torch.empty(chunk_bytes if has_onto else 0, dtype=torch.uint8)
         self.outputs = [torch.empty(chunk_bytes, dtype=torch.uint8) for _ in range(num_outputs)]
 
 
@@ -43,7 +44,7 @@ def split_chunks(task: ShardTask, chunk_bytes: int) -> Iterator[Chunk]:
     """Cut the tensors of a shard into chunks, in the order of the file."""
     offset_bytes = len(task.shard.header)
     for index, pair in enumerate(task.shard.tensors):
-        dtypes = {pair.aligned.dtype, pair.output_dtype}
+        dtypes = {pair.base.dtype, pair.aligned.dtype, pair.output_dtype}
         dtypes |= {pair.initial.dtype} if pair.initial else set()
         step = chunk_bytes // max(DTYPE_BITS[dtype] // 8 for dtype in dtypes)
         if pair.blocks is not None and task.outputs and pair.aligned.num_elements:

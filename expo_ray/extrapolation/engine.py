@@ -104,7 +104,9 @@ def _process(
         file.begin([name for pair_names in names for name in pair_names])
     sums = [DeltaSums(outputs=[OutputSums() for _ in files]) for _ in names]
     chunk_bytes, num_slots = _buffers(task)
-    slots = [Slot(chunk_bytes, len(files)) for _ in range(num_slots)]
+    slots = [
+        Slot(chunk_bytes, len(files), has_onto=task.onto_uri is not None) for _ in range(num_slots)
+    ]
     running: deque[tuple[Chunk, Slot, Future[tuple[DeltaSums, list[memoryview]]]]] = deque()
     hashing: deque[tuple[Slot, list[Future[None]]]] = deque()
     with _pool(task.num_threads) as workers, contextlib.ExitStack() as stack:
@@ -153,6 +155,7 @@ def _buffers(task: ShardTask) -> tuple[int, int]:
     num_slots = task.num_threads + SPARE_SLOTS
     # Comparing needs the bytes found beside the bytes computed.
     buffers_per_slot = 2 + len(task.outputs) * (2 if task.mode == COMPARE else 1)
+    buffers_per_slot += task.onto_uri is not None
     budget = BUFFER_BUDGET_BYTES // (num_slots * buffers_per_slot)
     chunk_bytes = max(MIN_CHUNK_BYTES, min(task.chunk_bytes, budget) // 4096 * 4096)
     # The values of a row of FP8 blocks are needed together: rather fewer slots than more memory.
@@ -186,10 +189,10 @@ def _hash(
 
 
 def _input_bytes(pair: TensorPair, chunk: Chunk) -> int:
-    num_bytes = tensor_bytes(pair.aligned.dtype, (chunk.num_elements,))
+    sides = {pair.base}
     if chunk.initial_start is not None and pair.initial is not None:
-        num_bytes += tensor_bytes(pair.initial.dtype, (chunk.num_elements,))
-    return num_bytes
+        sides |= {pair.aligned, pair.initial}
+    return sum(tensor_bytes(side.dtype, (chunk.num_elements,)) for side in sides)
 
 
 def _facts(task: ShardTask, sums: list[DeltaSums], index: int) -> dict[str, dict[str, Any]]:

@@ -1,6 +1,8 @@
 """The arithmetic, on blocks that fit the processor's cache.
 
-    output = (aligned.float() + alpha * (aligned.float() - initial.float())).to(output_dtype)
+    output = (base.float() + alpha * (aligned.float() - initial.float())).to(output_dtype)
+
+The base is aligned itself, or another checkpoint of the family (`--onto`).
 
 Three separately rounded operations and one cast. `torch.lerp` and `add(alpha=)` may fuse the
 product with the sum, which changes bits; so does arithmetic in bfloat16.
@@ -22,16 +24,23 @@ class Workspace:
         self.aligned = torch.empty(BLOCK_ELEMENTS, dtype=dtype)
         self.delta = torch.empty(BLOCK_ELEMENTS, dtype=dtype)
         self.output = torch.empty(BLOCK_ELEMENTS, dtype=dtype)
+        self.onto = torch.empty(BLOCK_ELEMENTS, dtype=dtype)
 
-    def load(self, initial: torch.Tensor, aligned: torch.Tensor) -> Block:
-        """Bring one block of both sides into the compute dtype and subtract.
+    def load(
+        self, initial: torch.Tensor, aligned: torch.Tensor, onto: torch.Tensor | None = None
+    ) -> Block:
+        """Bring one block of all sides into the compute dtype and subtract.
 
         Args:
             initial: At most BLOCK_ELEMENTS values in the dtype of the file.
             aligned: As many.
+            onto: As many, of what delta is added to; None where that is aligned.
         """
         n = aligned.numel()
         block = Block(self.initial[:n], self.aligned[:n], self.delta[:n], self.output[:n])
+        if onto is not None:
+            block.base = self.onto[:n]
+            block.base.copy_(onto)
         block.initial.copy_(initial)
         block.aligned.copy_(aligned)
         torch.sub(block.aligned, block.initial, out=block.delta)
@@ -41,7 +50,7 @@ class Workspace:
 class Block:
     """Views of a workspace that hold one block."""
 
-    __slots__ = ("aligned", "delta", "initial", "output")
+    __slots__ = ("aligned", "base", "delta", "initial", "output")
 
     def __init__(
         self,
@@ -52,6 +61,7 @@ class Block:
     ) -> None:
         self.initial = initial
         self.aligned = aligned
+        self.base = aligned
         self.delta = delta
         self.output = output
 
@@ -63,5 +73,5 @@ class Block:
             target: As many values as the block, in the output dtype.
         """
         torch.mul(self.delta, alpha, out=self.output)
-        self.output.add_(self.aligned)
+        self.output.add_(self.base)
         target.copy_(self.output)

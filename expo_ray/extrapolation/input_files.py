@@ -21,6 +21,8 @@ class InputFiles:
             "initial": (task.initial_uri, task.initial_files),
             "aligned": (task.aligned_uri, task.aligned_files),
         }
+        if task.onto_uri is not None:
+            self._sides["onto"] = (task.onto_uri, task.onto_files)
         self._readers: dict[tuple[str, str], RangeReader] = {}
         self._lock = threading.Lock()
         self.bytes_read = 0
@@ -43,6 +45,11 @@ class InputFiles:
             ) from error
         with self._lock:
             self.bytes_read += buffer.numel()
+
+    @property
+    def uris(self) -> tuple[str, ...]:
+        """Where the inputs lie."""
+        return tuple(uri for uri, _ in self._sides.values())
 
     def check_unchanged(self) -> None:
         """Compare the files with the plan once more after the last read.

@@ -69,6 +69,7 @@ def extrapolate(
     vocab_policy: str = "refuse",
     alpha_rules: str | Path | AlphaRules | None = None,
     transforms: Sequence[str] = (),
+    onto: str | Path | None = None,
     export_mergekit: str | Path | None = None,
     push_to: str | None = None,
     private: bool = False,
@@ -100,6 +101,8 @@ def extrapolate(
         alpha_rules: YAML file of globs and depth ramps; one checkpoint comes out, in `output`.
         transforms: Of delta, in order: `dare:drop=0.9,seed=1`, `magnitude:keep=0.2`,
             `svd:rank=16`, `clip:norm=0.1`; see `expo_ray.extrapolation.transforms`.
+        onto: Add alpha * (aligned - initial) to this checkpoint of the same family instead of to
+            aligned; the output has its names, dtypes, config and tokenizer.
         export_mergekit: File that gets the plan as a mergekit configuration, also in a dry run.
         push_to: Hub id, owner/name, that gets the finished checkpoint; with several alphas each
             has a repository of its own, owner/name-alpha-A.
@@ -131,6 +134,7 @@ def extrapolate(
         max_shard_size=max_shard_size,
         vocab_policy=vocab_policy,
         transforms=transforms,
+        onto=onto,
     )
     if plan.transforms and allow_nonfinite:
         raise ConfigError("transforms need finite inputs", where="--allow-nonfinite --transform")
@@ -207,7 +211,7 @@ def _run(
         return run_tasks(
             tasks,
             address=address,
-            loading_of=plan.pair.aligned.uri,
+            loading_of=plan.pair.base.uri,
             check=plan_check(plan, [target.folder for target in pending]),
             begin=lambda: begin(pending, overwrite=overwrite),
             advance=bar.advance,

@@ -2,7 +2,8 @@
 
 Task arithmetic with base = initial and weight 1 + alpha on aligned is
 `initial + (1 + alpha) * (aligned - initial)`: the formula, rounded in another order, so that the
-last bits may differ. What mergekit cannot say in this method is refused and not approximated.
+last bits may differ. Onto another base it is task arithmetic with that base, alpha on aligned and
+-alpha on initial. What mergekit cannot say in this method is refused and not approximated.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ def mergekit_config(plan: Plan, alpha: float) -> dict[str, Any]:
     Raises:
         ConfigError: The plan is not plain: transforms, copied rows, or dtypes of several kinds.
     """
-    floats = [pair for pair in plan.pair.tensors if pair.aligned.dtype in FLOAT_DTYPES]
+    floats = [pair for pair in plan.pair.tensors if pair.base.dtype in FLOAT_DTYPES]
     dtypes = sorted({pair.output_dtype for pair in floats})
     if plan.transforms:
         raise _refusal("transforms", ", ".join(map(str, plan.transforms)))
@@ -43,11 +44,17 @@ def mergekit_config(plan: Plan, alpha: float) -> dict[str, Any]:
     for pair in floats:
         if pair.runs:
             raise _refusal("rows that are copied or moved", f"tensor {pair.name!r}")
+    sides = {side: _reference(checkpoint.uri) for side, checkpoint in plan.pair.sides.items()}
+    weights = {"aligned": 1 + alpha}
+    if plan.pair.onto is not None:
+        # The base cancels out of the two differences, which leaves alpha times delta.
+        weights = {"aligned": alpha, "initial": -alpha}
     return {
         "merge_method": "task_arithmetic",
-        "base_model": _reference(plan.pair.initial.uri),
+        "base_model": sides.get("onto", sides["initial"]),
         "models": [
-            {"model": _reference(plan.pair.aligned.uri), "parameters": {"weight": 1 + alpha}}
+            {"model": sides[side], "parameters": {"weight": weight}}
+            for side, weight in weights.items()
         ],
         "parameters": {"normalize": False},
         "dtype": "float32",

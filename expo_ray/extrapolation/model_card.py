@@ -9,7 +9,7 @@ from huggingface_hub import ModelCard, ModelCardData
 
 from expo_ray.checkpoints.storage import split_address
 from expo_ray.extrapolation.alpha import format_alpha
-from expo_ray.extrapolation.plan import FORMULA
+from expo_ray.extrapolation.plan import FORMULA, ONTO_FORMULA
 
 _HUB_CACHE = re.compile(r"models--([^/]+?)--([^/]+)/snapshots/[0-9a-f]{40}$")
 
@@ -18,15 +18,14 @@ _BODY = """
 
 Weights extrapolated beyond alignment training (ExPO) with {alpha}:
 
-    theta2 = theta1 + alpha * (theta1 - theta0)
+    {equation}
 
 | | model |
 |---|---|
-| initial (theta0) | `{initial}` |
-| aligned (theta1) | `{aligned}` |
+{parents}
 
 No training was involved. Every floating-point tensor is, bit for bit,
-`{formula}`; tokenizer, templates and configuration are those of the aligned model.
+`{formula}`; tokenizer, templates and configuration are those of the {source}.
 Extrapolation amplifies what the alignment training did, for better and for worse: measure the
 result (reward, length, truncation, knowledge tasks) before relying on it.
 
@@ -55,6 +54,7 @@ def render_card(
     alpha: float | None,
     initial_uri: str,
     aligned_uri: str,
+    onto_uri: str | None = None,
     weights_digest: str,
     num_parameters: int,
     dtype: str,
@@ -67,15 +67,20 @@ def render_card(
         alpha: The alpha, None under rules.
         initial_uri: Where initial was read from.
         aligned_uri: Where aligned was read from.
+        onto_uri: Where the base was read from, if it is not aligned.
         weights_digest: Digest of the output weights.
         num_parameters: Elements of all tensors.
         dtype: The dtype most parameters have.
         folder_name: Name of the output folder, for the title.
         alpha_range: Under rules, the smallest and the largest alpha of a tensor.
     """
-    parents = [public_name(aligned_uri), public_name(initial_uri)]
+    parents = {"initial (theta0)": initial_uri, "aligned (theta1)": aligned_uri}
+    equation = "theta2 = theta1 + alpha * (theta1 - theta0)"
+    if onto_uri is not None:
+        parents["base"] = onto_uri
+        equation = "theta2 = base + alpha * (theta1 - theta0)"
     # The Hub takes any name here for a model of its own: a folder's would point at a stranger.
-    ids = [public_name(uri) for uri in (aligned_uri, initial_uri) if is_on_hub(uri)]
+    ids = [public_name(uri) for uri in reversed(parents.values()) if is_on_hub(uri)]
     data = ModelCardData(
         base_model=ids or None,
         base_model_relation="merge" if ids else None,
@@ -85,9 +90,10 @@ def render_card(
     body = _BODY.format(
         title=folder_name,
         alpha=_alpha_words(alpha, alpha_range),
-        initial=parents[1],
-        aligned=parents[0],
-        formula=FORMULA,
+        equation=equation,
+        parents="\n".join(f"| {role} | `{public_name(uri)}` |" for role, uri in parents.items()),
+        source="aligned model" if onto_uri is None else "base",
+        formula=FORMULA if onto_uri is None else ONTO_FORMULA,
         num_parameters=num_parameters,
         dtype=dtype,
         weights_digest=weights_digest,

@@ -38,7 +38,7 @@ class NodeCheck:
 def plan_check(plan: Plan, outputs: Sequence[AnyPath]) -> NodeCheck:
     """Return the check for a plan; of a remote input one file stands for all."""
     inputs = []
-    for side in (plan.pair.initial, plan.pair.aligned):
+    for side in plan.pair.sides.values():
         facts = tuple(file.facts for file in side.weight_files.values())
         inputs.append((side.uri, facts[:1] if "://" in side.uri else facts))
     return NodeCheck(inputs=tuple(inputs), outputs=tuple(map(str, outputs)))

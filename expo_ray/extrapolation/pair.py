@@ -65,13 +65,13 @@ def match_pair(
     _check_option("--output-dtype", output_dtype, tuple(OUTPUT_DTYPES))
     for checkpoint in (initial, aligned):
         refuse_quantized(checkpoint)
-    _check_architecture(initial.config, aligned.config)
+    check_architecture(initial.config, aligned.config, sides=("initial", "aligned"))
     notes = _adapter_notes(initial, aligned)
     for name in initial.tensors:
         if name not in aligned.tensors:
             partner = tied_partner(initial, name, other=aligned)
             if partner is None:
-                raise _missing(name, present=initial, missing=aligned, side="aligned")
+                raise missing_tensor(name, present=initial, missing=aligned, side="aligned")
             notes.append(f"{name} of initial is tied to {partner} and absent from aligned")
     vocabulary = match_vocabularies(initial, aligned, vocab_policy)
     pairs = [
@@ -143,10 +143,10 @@ def _match_tensor(
     if partner is None:
         tied = tied_partner(aligned, ref.name, other=initial)
         if tied is None:
-            raise _missing(ref.name, present=aligned, missing=initial, side="initial")
+            raise missing_tensor(ref.name, present=aligned, missing=initial, side="initial")
         partner = initial.tensors[tied]
         notes.append(f"{ref.name} is tied to {tied} in initial")
-    _check_dtypes(ref, partner)
+    check_dtypes(partner, ref, sides=("initial", "aligned"))
     is_float = ref.dtype in FLOAT_DTYPES
     num_extrapolated = ref.num_elements if is_float else 0
     blocks = aligned.block_formats.get(ref.name) if output_dtype is None else None
@@ -174,8 +174,14 @@ def _match_tensor(
     )
 
 
-def _check_dtypes(ref: TensorRef, partner: TensorRef) -> None:
-    for side in (ref, partner):
+def check_dtypes(first: TensorRef, second: TensorRef, *, sides: tuple[str, str]) -> None:
+    """Let two tensors pass that the formula or a copy covers alike.
+
+    Raises:
+        CheckpointError: A dtype has no arithmetic.
+        PairError: One is floating-point, the other is not.
+    """
+    for side in (second, first):
         if side.dtype not in FLOAT_DTYPES | INTEGER_DTYPES:
             raise CheckpointError(
                 "tensors of this dtype cannot be extrapolated",
@@ -183,11 +189,11 @@ def _check_dtypes(ref: TensorRef, partner: TensorRef) -> None:
                 got=side.dtype,
                 expected="F16, BF16, F32, F64, or an integer dtype that is copied",
             )
-    if (ref.dtype in FLOAT_DTYPES) != (partner.dtype in FLOAT_DTYPES):
+    if (first.dtype in FLOAT_DTYPES) != (second.dtype in FLOAT_DTYPES):
         raise PairError(
             "a tensor is floating-point on one side and integer on the other",
-            where=f"tensor {ref.name!r}",
-            got=f"initial {partner.dtype}, aligned {ref.dtype}",
+            where=f"tensor {second.name!r}",
+            got=f"{sides[0]} {first.dtype}, {sides[1]} {second.dtype}",
             expected="the same kind",
         )
 
@@ -220,14 +226,21 @@ def _quantized_table(ref: TensorRef) -> PairError:
     )
 
 
-def _check_architecture(initial: Mapping[str, Any], aligned: Mapping[str, Any]) -> None:
+def check_architecture(
+    first_config: Mapping[str, Any], second_config: Mapping[str, Any], *, sides: tuple[str, str]
+) -> None:
+    """Let two configs pass that describe one architecture, as far as they say.
+
+    Raises:
+        PairError: A setting that decides what the weights mean differs.
+    """
     for key in ("model_type", "architectures", *_STRUCTURE_KEYS):
-        first, second = _setting(initial, key), _setting(aligned, key)
+        first, second = _setting(first_config, key), _setting(second_config, key)
         if first is not None and second is not None and first != second:
             raise PairError(
                 "the two models have different architectures",
                 where=f"config.json, {key}",
-                got=f"initial {first}, aligned {second}",
+                got=f"{sides[0]} {first}, {sides[1]} {second}",
                 expected="the same on both sides",
                 hint=_PARENT_HINT,
             )
@@ -240,7 +253,8 @@ def _setting(config: Mapping[str, Any], key: str) -> Any:
     return text_config.get(key) if isinstance(text_config, Mapping) else None
 
 
-def _missing(name: str, *, present: Checkpoint, missing: Checkpoint, side: str) -> PairError:
+def missing_tensor(name: str, *, present: Checkpoint, missing: Checkpoint, side: str) -> PairError:
+    """Return the error for a tensor that one side lacks."""
     return PairError(
         f"a tensor is missing from {side}",
         where=f"tensor {name!r}",

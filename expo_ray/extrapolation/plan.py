@@ -8,6 +8,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from expo_ray.checkpoints.checkpoint import Checkpoint, open_aligned
 from expo_ray.checkpoints.header import build_header, tensor_bytes
@@ -16,11 +17,13 @@ from expo_ray.checkpoints.quantization import without_block_scales
 from expo_ray.checkpoints.storage import FileFacts
 from expo_ray.errors import ConfigError
 from expo_ray.extrapolation.alpha import round_alpha
+from expo_ray.extrapolation.onto import add_onto
 from expo_ray.extrapolation.pair import match_pair
 from expo_ray.extrapolation.requantization import REQUANTIZATION
 from expo_ray.extrapolation.tensor_pair import Pair, TensorPair
 from expo_ray.extrapolation.transforms import Transform, parse_transforms
 
+ONTO_FORMULA = "(base.float() + alpha * (aligned.float() - initial.float())).to(output_dtype)"
 FORMULA = "(aligned.float() + alpha * (aligned.float() - initial.float())).to(output_dtype)"
 DEFAULT_SHARD_SIZE = "5GB"
 PLAN_VERSION = 1
@@ -50,8 +53,7 @@ class OutputShard:
     @property
     def input_bytes(self) -> int:
         """Bytes that one pass over the inputs reads."""
-        aligned = sum(p.aligned.num_bytes for p in self.tensors)
-        return aligned + sum(used_initial_bytes(p) for p in self.tensors)
+        return sum(used_bytes(p) for p in self.tensors)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -64,6 +66,11 @@ class Plan:
     max_shard_bytes: int
     vocab_policy: str
     transforms: tuple[Transform, ...] = ()
+
+    @property
+    def formula(self) -> str:
+        """What is computed, in the words of torch."""
+        return FORMULA if self.pair.onto is None else ONTO_FORMULA
 
     @property
     def data_bytes(self) -> int:
@@ -109,8 +116,9 @@ def build_plan(
     max_shard_size: str | int = DEFAULT_SHARD_SIZE,
     vocab_policy: str = "refuse",
     transforms: Sequence[str] = (),
+    onto: str | Path | Checkpoint | None = None,
 ) -> Plan:
-    """Read the headers of both sides and lay out the output.
+    """Read the headers of all sides and lay out the output.
 
     Raises:
         CheckpointError: A side is missing, malformed or quantized.
@@ -122,6 +130,9 @@ def build_plan(
     second = aligned if isinstance(aligned, Checkpoint) else open_aligned(aligned, first)
     first, second = without_block_scales(first), without_block_scales(second)
     pair = match_pair(first, second, vocab_policy=vocab_policy, output_dtype=output_dtype)
+    if onto is not None:
+        third = onto if isinstance(onto, Checkpoint) else Checkpoint.open(onto)
+        pair = add_onto(pair, without_block_scales(third), output_dtype=output_dtype)
     return Plan(
         pair=pair,
         shards=lay_out(pair.tensors, max_shard_bytes),
@@ -170,15 +181,14 @@ def plan_digest(
         tensor_alphas: Under alpha rules, the alpha of every tensor that the formula covers.
     """
     alphas = {"": alpha} if alpha is not None else dict(tensor_alphas or {})
-    facts = {
+    facts: dict[str, Any] = {
         "plan_version": PLAN_VERSION,
-        "formula": FORMULA,
+        "formula": plan.formula,
         "alpha": {name: round_alpha(value).hex() for name, value in alphas.items()},
         "alpha_float64": {name: value.hex() for name, value in alphas.items()}
         if plan.has_float64
         else None,
-        "initial": plan.pair.initial.identity(),
-        "aligned": plan.pair.aligned.identity(),
+        **{side: checkpoint.identity() for side, checkpoint in plan.pair.sides.items()},
         "output_dtype": plan.output_dtype,
         "max_shard_bytes": plan.max_shard_bytes,
         "vocab_policy": plan.vocab_policy,
@@ -195,8 +205,17 @@ def plan_digest(
 
 
 def computes_float64(pair: TensorPair) -> bool:
-    """Tell whether either side is float64, so that the arithmetic is too."""
-    return "F64" in (pair.aligned.dtype, pair.initial.dtype if pair.initial else None)
+    """Tell whether any side is float64, so that the arithmetic is too."""
+    sides = (pair.base, pair.aligned, pair.initial)
+    return any(side.dtype == "F64" for side in sides if side is not None)
+
+
+def used_bytes(pair: TensorPair) -> int:
+    """Return the bytes of all inputs of one tensor that one pass reads."""
+    total = pair.base.num_bytes + used_initial_bytes(pair)
+    if pair.onto is not None and pair.initial is not None:
+        total += tensor_bytes(pair.aligned.dtype, (pair.num_extrapolated,))
+    return total
 
 
 def used_initial_bytes(pair: TensorPair) -> int:

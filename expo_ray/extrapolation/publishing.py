@@ -147,7 +147,12 @@ def _without_places(value: Any, record: Mapping[str, Any]) -> Any:
     if isinstance(value, list):
         return [_without_places(item, record) for item in value]
     if isinstance(value, str):
-        uris = [part for side in ("initial", "aligned") for part in record[side]["uri"].split("#")]
+        uris = [
+            part
+            for side in ("initial", "aligned", "onto")
+            if side in record
+            for part in record[side]["uri"].split("#")
+        ]
         for place in sorted((uri.removeprefix("base=") for uri in uris), key=len, reverse=True):
             if "/" in place and not place.startswith(SCHEME):
                 value = value.replace(place, public_name(place))

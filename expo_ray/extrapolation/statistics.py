@@ -132,24 +132,25 @@ def measure_inputs(block: Block, initial: torch.Tensor, aligned: torch.Tensor) -
     return sums
 
 
-def measure_output(target: torch.Tensor, aligned: torch.Tensor) -> OutputSums:
+def measure_output(target: torch.Tensor, base: torch.Tensor) -> OutputSums:
     """Measure one computed block right after `Block.write`.
 
     Args:
         target: The rounded output.
-        aligned: The aligned values in the dtype of the file.
+        base: What delta was added to, in the dtype of the file.
     """
     sums = OutputSums(max_abs=_max_abs_by_bits(target))
     if not math.isfinite(sums.max_abs):
         sums.num_nonfinite = int(torch.count_nonzero(~torch.isfinite(target)))
-    reference = aligned if aligned.dtype == target.dtype else aligned.to(target.dtype)
+    reference = base if base.dtype == target.dtype else base.to(target.dtype)
     sums.num_changed = count_different(reference, target)
     return sums
 
 
 def count_overflows(block: Block, target: torch.Tensor) -> int:
-    """Count written values that are not finite though both inputs are."""
+    """Count written values that are not finite though all inputs are."""
     finite = torch.isfinite(block.initial) & torch.isfinite(block.aligned)
+    finite &= torch.isfinite(block.base)
     return int(torch.count_nonzero(finite & ~torch.isfinite(target)))
 
 

@@ -90,7 +90,7 @@ def plan_summary(plan: Plan, targets: Sequence[Target]) -> dict[str, Any]:
     return {
         "num_shards": len(plan.shards),
         "num_tensors": len(plan.pair.tensors),
-        "num_parameters": plan.pair.aligned.num_parameters,
+        "num_parameters": plan.pair.base.num_parameters,
         "bytes_in": plan.input_bytes + plan.transform_bytes(plan.pair.tensors) if pending else 0,
         "bytes_out": plan.file_bytes * pending,
         "task_memory_bytes": TASK_MEMORY_BYTES + extra_bytes,
@@ -123,7 +123,7 @@ def loading_notes(loading: LoadingCheck | None) -> list[str]:
         return []
     names = [*loading.missing, *loading.unexpected]
     detail = loading.note or f"{len(names)} names missing or unexpected, first {names[0]}"
-    return [f"trial load by transformers, as for aligned itself: {loading.status} ({detail})"]
+    return [f"trial load by transformers, as for the input itself: {loading.status} ({detail})"]
 
 
 def rounding_notes(plan: Plan, targets: Sequence[Target]) -> list[str]:

@@ -125,8 +125,7 @@ def _output_root(plan: Plan, output: str | Path) -> AnyPath:
 
 
 def _refuse_input_as_output(pair: Pair, folder: AnyPath) -> None:
-    sides = (("initial", pair.initial), ("aligned", pair.aligned))
-    for side, address in ((s, a) for s, c in sides for a in split_address(c.uri)):
+    for side, address in ((s, a) for s, c in pair.sides.items() for a in split_address(c.uri)):
         if not address or address.startswith("hf://"):
             continue
         source = any_path(address).resolve()

@@ -57,6 +57,9 @@ class ShardTask:
     initial_files: Mapping[str, FileFacts]
     aligned_files: Mapping[str, FileFacts]
     outputs: tuple[ShardOutput, ...]
+    onto_uri: str | None = None
+    """What delta is added to, where that is not aligned."""
+    onto_files: Mapping[str, FileFacts] = field(default_factory=dict)
     allow_nonfinite: bool = False
     allow_overflow: bool = False
     num_threads: int = DEFAULT_THREADS
@@ -148,7 +151,7 @@ def shard_task(
 ) -> ShardTask:
     """Return the task for one shard, with the facts of just the input files that it reads."""
     pair = plan.pair
-    if any("://" in uri for uri in (pair.initial.uri, pair.aligned.uri)):
+    if any("://" in side.uri for side in pair.sides.values()):
         options = {**REMOTE_OPTIONS, **options}
     return ShardTask(
         mode=mode,
@@ -159,6 +162,10 @@ def shard_task(
             pair.initial, {p.initial.file for p in shard.tensors if p.initial}
         ),
         aligned_files=input_facts(pair.aligned, {p.aligned.file for p in shard.tensors}),
+        onto_uri=None if pair.onto is None else pair.onto.uri,
+        onto_files={}
+        if pair.onto is None
+        else input_facts(pair.onto, {p.base.file for p in shard.tensors}),
         outputs=outputs,
         transforms=plan.transforms,
         may_compile=plan.input_bytes >= MIN_COMPILED_BYTES,

@@ -37,11 +37,18 @@ class TensorPair:
     """Where rows belong to tokens: which of them are extrapolated, and from which of initial."""
     blocks: BlockFormat | None = None
     """Of FP8 codes that are written with block scales; None for plain weights."""
+    onto: TensorRef | None = None
+    """What delta is added to, where that is not aligned."""
+
+    @property
+    def base(self) -> TensorRef:
+        """What delta is added to; the output has its name, shape and copied elements."""
+        return self.onto or self.aligned
 
     @property
     def name(self) -> str:
         """Name of the output tensor."""
-        return self.aligned.name
+        return self.base.name
 
     @property
     def segments(self) -> tuple[Segment, ...]:
@@ -82,8 +89,21 @@ class Pair:
     initial: Checkpoint
     aligned: Checkpoint
     tensors: tuple[TensorPair, ...]
-    """Sorted by name; every tensor of aligned, no other."""
+    """Sorted by name; every tensor of the base, no other."""
     notes: tuple[str, ...]
     """What was decided and might surprise: tied names, copied rows."""
     vocabulary: Vocabulary | None = None
     """How rows were matched, where the two vocabularies differ."""
+    onto: Checkpoint | None = None
+    """What delta is added to, where that is not aligned."""
+
+    @property
+    def base(self) -> Checkpoint:
+        """What delta is added to; config and the files beside the weights are its own."""
+        return self.onto or self.aligned
+
+    @property
+    def sides(self) -> dict[str, Checkpoint]:
+        """All inputs by the name of their role."""
+        sides = {"initial": self.initial, "aligned": self.aligned}
+        return sides if self.onto is None else {**sides, "onto": self.onto}

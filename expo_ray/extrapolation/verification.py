@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ def verify(
     *,
     initial: str | Path | None = None,
     aligned: str | Path | None = None,
+    onto: str | Path | None = None,
     recompute: bool = True,
     address: str | None = None,
     progress: Progress | None = None,
@@ -42,6 +43,7 @@ def verify(
         output: Folder of the checkpoint.
         initial: Where initial lies now; by default where the record says.
         aligned: Where aligned lies now; by default where the record says.
+        onto: Where the base lies now, of an output that was written onto one.
         recompute: Compute all weights again and compare them; False checks digests only.
         address: Ray cluster, `local`, or `inline` for this process.
         progress: Where to report.
@@ -73,8 +75,9 @@ def verify(
     ]
     changed = ""
     if recompute:
-        plan = _recorded_plan(record, initial, aligned)
-        changed = _describe_changes(record, plan) if initial is None and aligned is None else ""
+        given = {"initial": initial, "aligned": aligned, "onto": onto}
+        plan = _recorded_plan(record, given)
+        changed = "" if any(given.values()) else _describe_changes(record, plan)
         receipts = _recompute(folder, record, plan, present, address, progress or NullProgress())
     else:
         receipts = hash_files(folder, record, present, progress or NullProgress())
@@ -100,21 +103,21 @@ def verify(
     )
 
 
-def _recorded_plan(
-    record: dict[str, Any], initial: str | Path | None, aligned: str | Path | None
-) -> Plan:
+def _recorded_plan(record: dict[str, Any], given: Mapping[str, str | Path | None]) -> Plan:
     options = record["options"]
+    inputs = {side: given[side] or record[side]["uri"] for side in given if side in record}
     try:
         plan = build_plan(
-            initial or record["initial"]["uri"],
-            aligned or record["aligned"]["uri"],
+            inputs["initial"],
+            inputs["aligned"],
+            onto=inputs.get("onto"),
             output_dtype=options["output_dtype"],
             max_shard_size=options["max_shard_bytes"],
             vocab_policy=options["vocab_policy"],
             transforms=options.get("transforms", ()),
         )
     except CheckpointError as error:
-        error.hint = "give the inputs with --initial and --aligned, if they lie elsewhere now"
+        error.hint = "say with --initial, --aligned and --onto where the inputs lie now"
         raise
     weights = {entry["name"] for entry in record["files"] if entry["kind"] == "weights"}
     names = {name for pair in plan.pair.tensors for name, _, _ in pair.outputs}
@@ -130,8 +133,8 @@ def _recorded_plan(
 
 
 def _describe_changes(record: dict[str, Any], plan: Plan) -> str:
-    sides = {"initial": plan.pair.initial, "aligned": plan.pair.aligned}
-    changed = [s for s, checkpoint in sides.items() if checkpoint.identity() != record[s]["files"]]
+    sides = plan.pair.sides.items()
+    changed = [s for s, checkpoint in sides if checkpoint.identity() != record[s]["files"]]
     if not changed:
         return ""
     return f"{' and '.join(changed)} changed after the output was written"
