@@ -224,12 +224,25 @@ def any_path(uri: str | AnyPath) -> AnyPath:
     return Path(text.removeprefix("file://")).expanduser().absolute()
 
 
-def filesystem(scheme: str) -> Any:
-    """Return the pyarrow file system of a scheme, as the environment sets it up."""
+def endpoint_url(scheme: str) -> str | None:
+    """Return the address that the environment sets in place of the provider's, as a URL."""
     found = (os.environ.get(name) for name in ENDPOINT_VARIABLES[scheme])
     endpoint = next((value for value in found if value), None)
-    region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
-    return _filesystem(scheme, endpoint, region, os.getpid())
+    if endpoint is None or "://" in endpoint:
+        return endpoint
+    # Google's own clients take an emulator without a scheme for a plain one.
+    return f"{'http' if scheme == 'gs' else 'https'}://{endpoint}"
+
+
+def region() -> str | None:
+    """Return the S3 region that the environment sets; a server of its own needs some name."""
+    found = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
+    return found or ("us-east-1" if endpoint_url("s3") else None)
+
+
+def filesystem(scheme: str) -> Any:
+    """Return the pyarrow file system of a scheme, as the environment sets it up."""
+    return _filesystem(scheme, endpoint_url(scheme), region(), os.getpid())
 
 
 @lru_cache(maxsize=8)
@@ -237,12 +250,12 @@ def _filesystem(scheme: str, endpoint: str | None, region: str | None, process: 
     # The process is a key because a connection does not survive a fork.
     import pyarrow.fs as fs
 
-    parts = urlsplit(endpoint if endpoint and "://" in endpoint else f"https://{endpoint}")
+    parts = urlsplit(endpoint or "")
     place = {"endpoint_override": parts.netloc, "scheme": parts.scheme} if endpoint else {}
     if scheme == "gs":
         return fs.GcsFileSystem(anonymous=bool(endpoint), **place)
     return fs.S3FileSystem(
-        region=region or ("us-east-1" if endpoint else None),
+        region=region,
         connect_timeout=CONNECT_TIMEOUT_SECONDS,
         request_timeout=REQUEST_TIMEOUT_SECONDS,
         # Parts that wait in the background would have no bound on their memory.

@@ -21,6 +21,11 @@ from typing import Any
 from expo_ray.checkpoints.atomic_io import atomic_write_json
 from expo_ray.checkpoints.remote_path import AnyPath, RemotePath
 from expo_ray.checkpoints.storage import RECORD_NAME, WORK_FOLDER
+from expo_ray.checkpoints.unfinished_uploads import (
+    Upload,
+    abort_uploads,
+    find_unfinished_uploads,
+)
 from expo_ray.errors import ConfigError
 from expo_ray.extrapolation.shard_files import RECEIPT_FOLDER, RUN_FILE, receipt_path
 from expo_ray.extrapolation.tasks import ShardReceipt
@@ -98,16 +103,29 @@ def claimed_folder(folder: AnyPath, plan_digest: str, *, overwrite: bool) -> Ite
 def begin_output(folder: AnyPath, plan_digest: str, run_token: str, *, overwrite: bool) -> None:
     """Make a claimed folder ready for tasks; under `overwrite` the old result goes now.
 
+    Uploads of killed runs are listed before the folder is taken over and aborted after: the tasks
+    of whoever wrote them are fenced off by then, and those of this run or a newer one, which begin
+    after its token is written, cannot be among them.
+
     Raises:
         OSError: The folder cannot be written to.
     """
+    work = folder / WORK_FOLDER
+    stale = _unfinished_uploads(folder)
     if overwrite:
         _remove_old_result(folder)
-    (folder / WORK_FOLDER / RECEIPT_FOLDER).mkdir(exist_ok=True)
-    for leftover in (folder / WORK_FOLDER).glob("*.tmp"):
+    (work / RECEIPT_FOLDER).mkdir(exist_ok=True)
+    for leftover in work.glob("*.tmp"):
         leftover.unlink()
-    run = {"plan_digest": plan_digest, "run_token": run_token}
-    atomic_write_json(folder / WORK_FOLDER / RUN_FILE, run)
+    atomic_write_json(work / RUN_FILE, {"plan_digest": plan_digest, "run_token": run_token})
+    abort_uploads(stale)
+
+
+def _unfinished_uploads(folder: AnyPath) -> list[Upload]:
+    if not isinstance(folder, RemotePath):
+        return []
+    work = folder / WORK_FOLDER
+    return find_unfinished_uploads(folder, work, work / RECEIPT_FOLDER)
 
 
 def read_receipt(folder: AnyPath, name: str, plan_digest: str) -> ShardReceipt | None:

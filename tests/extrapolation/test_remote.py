@@ -4,17 +4,26 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from expo_ray.checkpoints import Checkpoint
+from expo_ray.checkpoints.remote_path import RemotePath
 from expo_ray.errors import CheckpointError, ConfigError, ShardError, VerifyError
-from expo_ray.extrapolation import engine, extrapolate, inspect_checkpoint, job, verify
+from expo_ray.extrapolation import (
+    engine,
+    extrapolate,
+    inspect_checkpoint,
+    job,
+    verify,
+    work_folder,
+)
 from expo_ray.extrapolation.plan import build_plan
 from expo_ray.extrapolation.tasks import ShardReport, ShardTask
 from tests.checkpoints.hub_server import HubServer, hub_server
@@ -150,6 +159,93 @@ def test_a_run_that_was_taken_over_publishes_nothing(
     with pytest.raises(ShardError, match="another run has taken over"):
         extrapolate(*pico_pair, out, alpha=0.3, **OPTIONS)
     assert not [name for name in objects(s3, "fence/out") if name.endswith("safetensors")]
+
+
+KILLED = """
+import os, signal, sys
+from expo_ray.extrapolation import engine, extrapolate
+
+finish, num_finished = engine.RemoteShardWriter.finish, 0
+
+def kill_third(self, tensors):
+    global num_finished
+    num_finished += 1
+    if num_finished == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return finish(self, tensors)
+
+engine.RemoteShardWriter.finish = kill_third
+extrapolate(*sys.argv[1:], alpha=0.3, max_shard_size="20KB", address="inline")
+"""
+
+
+@pytest.fixture
+def uploads(s3: str) -> Iterator[Callable[[], set[str]]]:
+    """The keys of uploads that nobody ended; those that a test leaves are ended after it."""
+
+    def unfinished() -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = (
+            client(s3).list_multipart_uploads(Bucket=BUCKET).get("Uploads", [])
+        )
+        return found
+
+    yield lambda: {upload["Key"] for upload in unfinished()}
+    for left in unfinished():
+        client(s3).abort_multipart_upload(Bucket=BUCKET, Key=left["Key"], UploadId=left["UploadId"])
+
+
+def test_the_upload_of_a_killed_process_is_aborted_by_the_rerun_and_no_other(
+    pico_pair: Pair, reference: Path, s3: str, uploads: Callable[[], set[str]]
+) -> None:
+    out = f"s3://{BUCKET}/killed/out"
+    killed = subprocess.run(
+        [sys.executable, "-c", KILLED, *map(str, pico_pair), out],
+        timeout=120,
+        env={**os.environ, **settings(s3)},
+    )
+    assert killed.returncode == -signal.SIGKILL
+    (left,) = uploads()
+    assert left.startswith("killed/out/.expo_ray/model-00003-of-")
+    # No half object under any name: two whole shards, and nothing that reads as a checkpoint.
+    found = stored(s3, "killed/out")
+    weights = {name for name in found if name.endswith(".safetensors")}
+    assert len(weights) == 2
+    assert all(found[name] == contents(reference)[name] for name in weights)
+    assert not [name for name in found if name.endswith(".tmp")]
+    with pytest.raises(CheckpointError, match="unfinished"):
+        Checkpoint.open(out)
+    others = {
+        "killed/out2/model.safetensors",
+        "killed/out/nested/.expo_ray/model.safetensors.1.tmp",
+        "killed/config.json",
+    }
+    stale = {"killed/out/config.json", "killed/out/.expo_ray/receipts/a.json"}
+    for key in others | stale:
+        client(s3).create_multipart_upload(Bucket=BUCKET, Key=key)
+    result = extrapolate(*pico_pair, out, alpha=0.3, **OPTIONS)
+    assert (result.outputs[0].status, result.outputs[0].num_shards_resumed) == ("resumed", 2)
+    assert stored(s3, "killed/out") == contents(reference)
+    assert uploads() == others
+
+
+def test_uploads_that_begin_once_the_folder_is_taken_over_are_left(
+    pico_pair: Pair, s3: str, uploads: Callable[[], set[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = RemotePath(f"s3://{BUCKET}/living/out")
+    write_json = work_folder.atomic_write_json
+
+    def begin_upload(path: RemotePath, data: object) -> None:
+        write_json(path, data)
+        key = "living/out/.expo_ray/model.safetensors.1.tmp"
+        client(s3).create_multipart_upload(Bucket=BUCKET, Key=key)
+
+    monkeypatch.setattr(work_folder, "atomic_write_json", begin_upload)
+    work_folder.begin_output(folder, "digest", "token", overwrite=False)
+    assert uploads() == {"living/out/.expo_ray/model.safetensors.1.tmp"}
+    monkeypatch.undo()
+    use(monkeypatch, s3)
+    work_folder.begin_output(folder, "digest", "another", overwrite=False)
+    assert uploads() == set()
 
 
 def test_every_eleventh_request_may_fail(
