@@ -8,7 +8,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from expo_ray.errors import ConfigError
@@ -114,6 +114,23 @@ def run_on_nodes(function: Callable[[Any, str], Any], argument: Any) -> dict[str
         except RayError as error:
             found[name] = f"{type(error).__name__}: {str(error).strip().splitlines()[-1]}"
     return found
+
+
+def cancel_unfinished(refs: Sequence[Any], *, force: bool = False) -> None:
+    """Cancel tasks that still run.
+
+    Ray itself aborts now and then when a task is cancelled in the moment in which it ends, so that
+    finished ones are left alone.
+
+    Args:
+        refs: What the tasks return.
+        force: Kill their processes.
+    """
+    import ray
+
+    if refs:
+        for ref in ray.wait(list(refs), num_returns=len(refs), timeout=0)[1]:
+            ray.cancel(ref, force=force)
 
 
 def worker_nodes() -> list[dict[str, Any]]:

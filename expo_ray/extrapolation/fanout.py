@@ -13,6 +13,7 @@ from typing import Any
 
 from expo_ray.cluster import (
     INLINE,
+    cancel_unfinished,
     file_name_of,
     is_one_node,
     ray_session,
@@ -221,8 +222,7 @@ def _run_on_ray(
             hint="run the same command again, it continues where it stopped",
         ) from error
     finally:
-        for ref in [*pending, *([loading] if loading is not None else [])]:
-            ray.cancel(ref)
+        cancel_unfinished([*pending, *([loading] if loading is not None else [])])
     return [reports[i] for i in range(len(tasks))], check
 
 

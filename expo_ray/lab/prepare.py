@@ -24,7 +24,7 @@ from filelock import FileLock, Timeout
 from ray.exceptions import RayError, RayTaskError
 
 from expo_ray.checkpoints import atomic_write_json, atomic_write_text
-from expo_ray.cluster import ray_session
+from expo_ray.cluster import cancel_unfinished, ray_session
 from expo_ray.errors import EvaluationError, MissingExtraError
 from expo_ray.lab.data import eval_prompts
 from expo_ray.lab.result import LabResult, find_lab, lab_paths
@@ -136,8 +136,8 @@ def _train_missing(
             task = train.remote(settings, str(model), board, waits_for)
             initial_task = task if model == result.initial else initial_task
             names[task] = model.name
-            # A no-op once it is finished; after a failure nothing goes on writing unseen.
-            stack.callback(ray.cancel, task, force=True)
+            # After a failure nothing goes on writing unseen.
+            stack.callback(cancel_unfinished, [task], force=True)
         shown = dict.fromkeys(bars, 0)
         pending = list(names)
         while pending:
