@@ -61,6 +61,16 @@ def select(
     min_alpha: Annotated[
         float, typer.Option(help="How far backwards where nothing gains; -1 is INITIAL.")
     ] = 0.0,
+    adaptive: Annotated[
+        int | None,
+        typer.Option(
+            min=2,
+            metavar="TRIALS",
+            help="Once an alpha is confirmed, search one for each part of the model (attention "
+            "and MLP by depth, embeddings, norms) in so many trials, and compare the best with "
+            "the uniform alpha on held-out prompts. Needs expo-ray[adaptive].",
+        ),
+    ] = None,
     guard: Annotated[
         list[str] | None,
         typer.Option(
@@ -120,6 +130,7 @@ def select(
             strategy=strategy,
             max_alpha=max_alpha,
             min_alpha=min_alpha,
+            adaptive=adaptive,
             guards=parse_guards(guard or ()),
             columns={} if prompt_column is None else {"prompt": prompt_column},
             num_prompts=num_prompts,
@@ -146,7 +157,7 @@ def preset_sampling(preset: str | None) -> dict[str, Any]:
 
 def render_result(console: Console, result: dict[str, Any]) -> None:
     """Print the verdict, the candidates and where everything lies."""
-    from expo_ray.reports import summary_rows, verdict_sentence
+    from expo_ray.reports import parts_sentence, summary_rows, verdict_sentence
 
     columns, rows = summary_rows(Path(result["output"]))
     table = new_table(*columns, title="Candidates on the tuning prompts")
@@ -155,6 +166,9 @@ def render_result(console: Console, result: dict[str, Any]) -> None:
     console.print(table)
     console.print()
     console.print(verdict_sentence(result["selection"]), markup=False)
+    by_part = parts_sentence(result["selection"])
+    if by_part is not None:
+        console.print(by_part, markup=False)
     console.print()
     console.print(key_value_table({"report": result["report"], "everything": result["output"]}))
     console.print()

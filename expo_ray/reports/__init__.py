@@ -7,13 +7,21 @@ from expo_ray.lazy import lazy_exports
 if TYPE_CHECKING:
     from expo_ray.reports.html_report import write_report
     from expo_ray.reports.model_card import render_model_card
+    from expo_ray.reports.parts import parts_sentence
     from expo_ray.reports.wording import summary_rows, verdict_sentence
 
-__all__ = ["render_model_card", "summary_rows", "verdict_sentence", "write_report"]
+__all__ = [
+    "parts_sentence",
+    "render_model_card",
+    "summary_rows",
+    "verdict_sentence",
+    "write_report",
+]
 
 __getattr__ = lazy_exports(
     __name__,
     {
+        "parts_sentence": "parts",
         "render_model_card": "model_card",
         "summary_rows": "wording",
         "verdict_sentence": "wording",

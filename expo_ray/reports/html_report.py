@@ -15,6 +15,7 @@ from expo_ray.reports.load_page import is_load_test, load_page, speed_rows
 from expo_ray.reports.load_panels import ratio_forest
 from expo_ray.reports.page_template import page_environment
 from expo_ray.reports.pairing import gain_curve, prompt_means
+from expo_ray.reports.parts import parts_page
 from expo_ray.reports.run_files import RunFiles
 from expo_ray.reports.throughput import Throughput, compare_throughput
 from expo_ray.reports.truth import TruthVerdict, judge_by_truth
@@ -94,6 +95,7 @@ def _page(run: RunFiles) -> tuple[dict[str, Any], list[Drawing]]:
         "steps": provenance.next_steps(run),
         "costs": costs.count_costs(run),
         "search_sentence": costs.search_sentence(selection),
+        "parts": parts_page(selection),
         "first_order": wording.first_order(selection),
         "recipe": run.recipe,
         "timings": run.timings,

@@ -88,6 +88,24 @@ def next_steps(run: RunFiles) -> list[Step]:
             what="Or serve it without writing it",
             command=f"expo-ray serve {aligned} --initial {initial} --alpha {number}",
         ),
+        *_by_part(run, initial, aligned),
+    ]
+
+
+def _by_part(run: RunFiles, initial: str, aligned: str) -> list[Step]:
+    rules = run.path / "alpha_rules.yaml"
+    if not (run.selection.get("adaptive") or {}).get("is_better") or not rules.is_file():
+        return []
+    flag = f"--alpha-rules {shlex.quote(str(rules))}"
+    return [
+        Step(
+            what="Write the model with an alpha for each part, which was better still",
+            command=f"expo-ray extrapolate {initial} {aligned} OUTPUT {flag}",
+        ),
+        Step(
+            what="Or serve it without writing it, too",
+            command=f"expo-ray serve {aligned} --initial {initial} {flag}",
+        ),
     ]
 
 

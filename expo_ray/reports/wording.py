@@ -110,18 +110,20 @@ def verdict_sentence(selection: Selection) -> str:
     Args:
         selection: The content of selection.json.
     """
-    measured = _measured(selection) if has_heldout(selection) else ""
+    result = ""
+    if has_heldout(selection):
+        result = measured(selection, heldout(selection), over="the aligned model")
     if selection["verdict"] == "extrapolate":
         name = f"Extrapolating to alpha {format_alpha(selection['best_alpha'])}"
-        if not measured:
+        if not result:
             return f"{name} was chosen on tuning prompts alone; no held-out prompts confirm it."
-        return f"{name} {measured}."
-    if not measured:
+        return f"{name} {result}."
+    if not result:
         return "Keep the aligned model: no candidate earned a comparison on held-out prompts."
     name = candidate_name(heldout(selection)["alpha"])
     proven = (heldout(selection).get("ci_low") or 0.0) > 0
     because = "but did not pass every test" if proven else "which is not a proven gain"
-    return f"Keep the aligned model: the best candidate, {name}, {measured}, {because}."
+    return f"Keep the aligned model: the best candidate, {name}, {result}, {because}."
 
 
 def change(low: float | None, mean: float, high: float | None, decimals: int) -> tuple[str, str]:
@@ -131,8 +133,14 @@ def change(low: float | None, mean: float, high: float | None, decimals: int) ->
     return f"changed by {signed(mean, decimals)}", interval(low, high, decimals)
 
 
-def _measured(selection: Selection) -> str:
-    confirmed = heldout(selection)
+def measured(selection: Selection, confirmed: Mapping[str, Any], *, over: str) -> str:
+    """Say what a comparison on held-out prompts gave: `raised the mean reward by 0.3 (...)`.
+
+    Args:
+        selection: The content of selection.json.
+        confirmed: Its comparison: gain, interval, p-value and number of pairs.
+        over: What with.
+    """
     words, bounds = change(
         confirmed["ci_low"], confirmed["gain"], confirmed["ci_high"], decimals_for(selection)
     )
@@ -142,7 +150,7 @@ def _measured(selection: Selection) -> str:
     verb = words.replace("rose by", "raised the mean reward by").replace(
         "changed by", "changed the mean reward by"
     )
-    return f"{verb} ({surety}) over the aligned model on {confirmed['num_pairs']} held-out prompts"
+    return f"{verb} ({surety}) over {over} on {confirmed['num_pairs']} held-out prompts"
 
 
 def fired_guards(selection: Selection, alpha: float) -> list[str]:

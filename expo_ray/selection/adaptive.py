@@ -88,6 +88,9 @@ def module_globs(names: Iterable[str]) -> dict[str, tuple[str, ...]]:
 def make_rules(values: Mapping[str, float], globs: Mapping[str, tuple[str, ...]]) -> AlphaRules:
     """Return the rules that give each part its alpha.
 
+    Patterns with more dots and fewer stars come first: `*` also passes dots, and what matches one
+    of them may match a wider one too.
+
     Args:
         values: Alpha by `part`, or `part.first` and `part.last` for parts with a ramp.
         globs: What `module_globs` returned.
@@ -100,7 +103,21 @@ def make_rules(values: Mapping[str, float], globs: Mapping[str, tuple[str, ...]]
         else:
             alpha = values[group]
         rules += [AlphaRule(match=pattern, alpha=alpha) for pattern in patterns]
-    return AlphaRules(rules=tuple(rules))
+    return AlphaRules(rules=tuple(sorted(rules, key=_from_narrow_to_wide)))
+
+
+def _from_narrow_to_wide(rule: AlphaRule) -> tuple[int, int, str]:
+    return -rule.match.count("."), rule.match.count("*"), rule.match
+
+
+def uniform_values(uniform: float, globs: Mapping[str, tuple[str, ...]]) -> dict[str, float]:
+    """Return the values of `make_rules` that give every part the same alpha."""
+    keys = [
+        key
+        for group in globs
+        for key in ((f"{group}.first", f"{group}.last") if group in _RAMPED else (group,))
+    ]
+    return dict.fromkeys(keys, uniform)
 
 
 def search_rules(
@@ -126,17 +143,13 @@ def search_rules(
     Raises:
         MissingExtraError: Optuna is not installed.
     """
-    keys = [
-        key
-        for group in globs
-        for key in ((f"{group}.first", f"{group}.last") if group in _RAMPED else (group,))
-    ]
-    searcher = _searcher(keys, uniform, settings, seed)
+    start = uniform_values(uniform, globs)
+    searcher = _searcher(start, settings, seed)
     trials = []
     for number in range(settings.num_trials):
         suggested = searcher.suggest(str(number))
         # Short decimals: what is tried is what the rules file says.
-        values = {key: float(f"{suggested[key]:.4g}") for key in keys}
+        values = {key: float(f"{suggested[key]:.4g}") for key in start} if number else start
         gain, stopped = measure(make_rules(values, globs))
         trials.append(Trial(values=values, gain=gain, stopped=stopped))
         if gain is None or stopped:
@@ -146,25 +159,38 @@ def search_rules(
     return trials
 
 
-def _searcher(keys: list[str], uniform: float, settings: AdaptiveSettings, seed: int) -> Any:
+def require_optuna() -> None:
+    """Check that a search can run here, before anything costs time.
+
+    Raises:
+        MissingExtraError: Optuna, or what Ray Tune needs, is not installed.
+    """
     try:
-        import optuna
-        from ray import tune
-        from ray.tune.search.optuna import OptunaSearch
+        import optuna  # noqa: F401
+        from ray.tune.search.optuna import OptunaSearch  # noqa: F401
     except ImportError as error:
         raise MissingExtraError(
             "a search over parts of the model needs Optuna",
+            where="adaptive",
             got=error,
             hint="pip install 'expo-ray[adaptive]'",
         ) from error
+
+
+def _searcher(start: Mapping[str, float], settings: AdaptiveSettings, seed: int) -> Any:
+    require_optuna()
+    import optuna
+    from ray import tune
+    from ray.tune.search.optuna import OptunaSearch
+
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
-    low, high = sorted((0.0, settings.reach * uniform))
+    low, high = sorted((0.0, settings.reach * next(iter(start.values()))))
     return OptunaSearch(
-        OptunaSearch.convert_search_space({key: tune.uniform(low, high) for key in keys}),
+        OptunaSearch.convert_search_space({key: tune.uniform(low, high) for key in start}),
         metric="gain",
         mode="max",
-        points_to_evaluate=[dict.fromkeys(keys, uniform)],
+        points_to_evaluate=[dict(start)],
         sampler=optuna.samplers.TPESampler(
             seed=seed, multivariate=True, n_startup_trials=_NUM_RANDOM_TRIALS
         ),

@@ -23,10 +23,12 @@ class LiveReplicas:
     Args:
         run: Whose models and settings.
         stack: Closes the replicas.
+        purpose: Before the names of the stages in the record of times.
     """
 
-    def __init__(self, run: stages.Run, stack: ExitStack) -> None:
+    def __init__(self, run: stages.Run, stack: ExitStack, *, purpose: str = "") -> None:
         self._run = run
+        self._purpose = purpose
         self._stack = stack
         self._generators: GeneratorReplicas | None = None
         self._rewarders: dict[str, RewardReplicas] = {}
@@ -57,7 +59,7 @@ class LiveReplicas:
         run.stack.enter_context(ray_session(run.address))
         start = time.monotonic()
         yield
-        run.directory.add_timing(name, time.monotonic() - start)
+        run.directory.add_timing(self._purpose + name, time.monotonic() - start)
 
     @contextmanager
     def _bar(self, description: str, total: int) -> Iterator[CombinedProgress]:

@@ -114,6 +114,19 @@ def _inference_stages(recipe: Recipe, num_prompts: int, num_rewards: int) -> lis
             "note": f"{num_rewards} reward models, one after the other",
         },
     ]
+    if recipe.adaptive is not None:
+        num_trials = recipe.adaptive.num_trials
+        num_heldout = round(num_prompts * recipe.prompts.heldout_fraction)
+        num_asked = (num_trials - 1) * (num_prompts - num_heldout) + num_heldout
+        stages.append(
+            {
+                "stage": "alpha by part",
+                "unit": "responses",
+                "tasks": num_asked * recipe.sampling.num_samples,
+                "replicas": recipe.generators.num_replicas,
+                "note": f"at most: {num_trials} trials, if an alpha is confirmed",
+            }
+        )
     if recipe.loadtest is not None:
         points = len(recipe.loadtest.concurrency)
         stages.append(

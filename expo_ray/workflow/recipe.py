@@ -22,6 +22,7 @@ from expo_ray.errors import ConfigError
 from expo_ray.extrapolation import parse_alpha
 from expo_ray.lab import LabSettings
 from expo_ray.selection import SelectionSettings
+from expo_ray.selection.adaptive import AdaptiveSettings
 from expo_ray.serving import EngineOptions, SamplingParams
 
 _STRICT = ConfigDict(extra="forbid", frozen=True)
@@ -184,7 +185,19 @@ class Recipe(BaseModel):
     generators: GeneratorSettings = GeneratorSettings()
     rewarders: RewarderSettings = RewarderSettings()
     selection: SelectionSettings = SelectionSettings()
+    adaptive: AdaptiveSettings | None = Field(
+        None, description="Search an alpha for each part of the model, from the chosen one."
+    )
     loadtest: LoadtestSettings | None = LoadtestSettings()
+
+    @model_validator(mode="after")
+    def _parts_are_tried_live(self) -> Self:
+        if self.adaptive is not None and not self.extrapolation.live:
+            raise ValueError(
+                "adaptive tries its candidates inside the replicas, so extrapolation needs "
+                "`keep: chosen`, `output_dtype: auto` and `vocab_policy: refuse`"
+            )
+        return self
 
     @model_validator(mode="after")
     def _models_from_one_place(self) -> Self:
@@ -211,6 +224,8 @@ class Recipe(BaseModel):
         what = self.model_dump(
             mode="json", exclude={"output", "lab_cache", "generators", "rewarders", "name"}
         )
+        if self.adaptive is None:
+            del what["adaptive"]  # Directories of recipes from before this key stay valid.
         if self.generators.max_model_len is not None:
             # The one setting of an engine that is meant to change answers: it cuts them off.
             what["max_model_len"] = self.generators.max_model_len

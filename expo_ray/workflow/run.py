@@ -15,7 +15,9 @@ from expo_ray.extrapolation import parse_alpha
 from expo_ray.progress import NullProgress, Progress
 from expo_ray.reports.provenance import next_steps
 from expo_ray.reports.run_files import RunFiles
+from expo_ray.selection.adaptive import require_optuna
 from expo_ray.workflow import stages
+from expo_ray.workflow.adaptive import search_parts
 from expo_ray.workflow.recipe import Recipe, is_remote, load_recipe, validate_recipe
 from expo_ray.workflow.run_dir import RunDir
 from expo_ray.workflow.search import search_candidates
@@ -58,6 +60,8 @@ def run_recipe(
             got=recipe.output,
             expected="a local or mounted path",
         )
+    if recipe.adaptive is not None:
+        require_optuna()
     directory = RunDir(recipe.output)
     with directory.claim(recipe_text=recipe_text, digest=recipe.digest()), ExitStack() as stack:
         this = stages.Run(
@@ -74,7 +78,7 @@ def run_recipe(
             stages.score_responses(this)
         else:
             search_candidates(this)
-        selection = stages.choose(this)
+        selection = search_parts(this, stages.choose(this))
         stages.measure_throughput(this, selection)
         stages.keep_chosen(this, selection)
         report = stages.write_up(this, selection)
@@ -99,6 +103,7 @@ def select(
     strategy: str = "grid",
     max_alpha: float = 25.0,
     min_alpha: float = 0.0,
+    adaptive: int | None = None,
     guards: Mapping[str, float | str | None] | None = None,
     columns: Mapping[str, str] | None = None,
     num_prompts: int | None = None,
@@ -125,6 +130,8 @@ def select(
         strategy: `grid`, `expanding`, `bracketing`, or `racing`, alone or after a plus sign.
         max_alpha: How far expanding and bracketing may go.
         min_alpha: How far backwards where nothing gains.
+        adaptive: Then search an alpha for each part of the model in so many trials, from the
+            chosen one; needs `expo-ray[adaptive]`.
         guards: Thresholds, by their names in `SelectionSettings`.
         columns: The source's names of our columns (`{"prompt": "question"}`).
         num_prompts: Use so many prompts, drawn at random by the seed.
@@ -161,6 +168,8 @@ def select(
     }
     if alphas:
         document["extrapolation"]["alphas"] = list(alphas)
+    if adaptive is not None:
+        document["adaptive"] = {"num_trials": adaptive}
     recipe = validate_recipe(document, where="select")
     text = yaml.safe_dump(document, sort_keys=False)
     return run_recipe(recipe, recipe_text=text, address=address, progress=progress)

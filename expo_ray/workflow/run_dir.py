@@ -13,6 +13,7 @@ from typing import Any
 from expo_ray.checkpoints import atomic_write_json, atomic_write_text
 from expo_ray.errors import ConfigError
 from expo_ray.extrapolation import checkpoint_name
+from expo_ray.extrapolation.alpha_rules import AlphaRules
 
 SCHEMA_VERSION = 1
 TRUTH = "truth"
@@ -32,6 +33,7 @@ class RunDir:
         self.selection_file = self.path / "selection.json"
         self.compared_file = self.path / "loadtest" / "compared.json"
         self.loadtest_prompts = self.path / "loadtest" / "prompts.jsonl"
+        self.alpha_rules_file = self.path / "alpha_rules.yaml"
         self.serve_config_file = self.path / "serve_config.yaml"
         self.timings_file = self.path / "timings.json"
         self.lab_file = self.path / "lab.json"
@@ -42,13 +44,13 @@ class RunDir:
         """Return the folder of the candidate written for `alpha`."""
         return self.checkpoints / checkpoint_name(alpha)
 
-    def responses(self, alpha: float) -> Path:
-        """Return the responses table of one candidate."""
-        return self.path / "responses" / f"{checkpoint_name(alpha)}.parquet"
+    def responses(self, alpha: float | AlphaRules) -> Path:
+        """Return the responses table of one candidate, or of rules for parts of the model."""
+        return self.path / "responses" / f"{_table_name(alpha)}.parquet"
 
-    def rewards(self, label: str, alpha: float) -> Path:
+    def rewards(self, label: str, alpha: float | AlphaRules) -> Path:
         """Return the rewards table of one reward model and one candidate."""
-        return self.path / "rewards" / label / f"{checkpoint_name(alpha)}.parquet"
+        return self.path / "rewards" / label / f"{_table_name(alpha)}.parquet"
 
     def loadtest(self, label: str) -> Path:
         """Return the folder of one load test."""
@@ -111,6 +113,10 @@ class RunDir:
         timings = read_json(self.timings_file)
         timings[stage] = round(timings.get(stage, 0.0) + seconds, 3)
         atomic_write_json(self.timings_file, timings)
+
+
+def _table_name(alpha: float | AlphaRules) -> str:
+    return f"rules-{alpha.digest}" if isinstance(alpha, AlphaRules) else checkpoint_name(alpha)
 
 
 def _foreign(path: Path) -> list[str]:

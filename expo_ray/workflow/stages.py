@@ -20,6 +20,7 @@ from expo_ray.checkpoints.checkpoint import open_aligned
 from expo_ray.cluster import ray_session
 from expo_ray.errors import ConfigError, VerifyError
 from expo_ray.extrapolation import checkpoint_name, extrapolate
+from expo_ray.extrapolation.alpha_rules import AlphaRules
 from expo_ray.lab import prepare_lab, write_truth
 from expo_ray.loadtests import LoadtestOptions, loadtest
 from expo_ray.progress import CombinedProgress, Progress
@@ -28,6 +29,7 @@ from expo_ray.reports.wording import headline
 from expo_ray.selection import choose_alpha
 from expo_ray.selection.search import SearchResult
 from expo_ray.serving import GeneratorReplicas, ModelSource, RewardReplicas
+from expo_ray.serving.alpha_setting import AlphaSetting
 from expo_ray.serving.self_test_file import measured_spread
 from expo_ray.tables import Prompt, assign_splits, read_prompts, read_table
 from expo_ray.tables.prompt_files import pin_prompts
@@ -74,8 +76,10 @@ class Run:
             seed=self.recipe.seed,
         )
 
-    def source(self, alpha: float) -> ModelSource:
+    def source(self, alpha: AlphaSetting) -> ModelSource:
         """Return what is served for a candidate: a checkpoint, or the pair and its alpha."""
+        if isinstance(alpha, AlphaRules):
+            return ModelSource(model=self.aligned, initial=self.initial, alpha_rules=alpha)
         if alpha == 0:
             return ModelSource(model=self.aligned)
         if self.recipe.extrapolation.live:

@@ -27,6 +27,7 @@ def select(*arguments: object) -> list[str]:
         (("--preset", "other"), "--preset", "paper"),
         (("--strategy", "random"), "select", None),
         (("--min-alpha", "1"), "select", None),
+        (("--adaptive", "8", "--keep", "all"), "select", None),
     ],
 )
 def test_wrong_flags_are_refused_before_anything_is_written(

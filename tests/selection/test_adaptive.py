@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from fnmatch import fnmatchcase
+
 import numpy as np
 import pytest
 
@@ -13,6 +15,7 @@ from expo_ray.selection.adaptive import (
     make_rules,
     module_globs,
     search_rules,
+    uniform_values,
 )
 from expo_ray.selection.settings import SelectionSettings
 
@@ -50,6 +53,19 @@ def test_values_become_rules() -> None:
     assert found["model.layers.*.mlp.up_proj.weight"] == Ramp(first=3, last=4)
     assert found["lm_head.weight"] == 5
     assert found["model.norm.weight"] == 6
+
+
+def test_every_rule_takes_its_tensors_though_wider_ones_match_them_too() -> None:
+    names = [
+        f"model.layers.{layer}.{part}.weight"
+        for layer in range(2)
+        for part in ("attn.q_proj", "vision.attn.q_proj", "experts.3.attn.q_proj", "3.attn.q_proj")
+    ]
+    globs = module_globs(names)
+    rules = make_rules(uniform_values(1.0, globs), globs).rules
+    taken = {next(rule.match for rule in rules if fnmatchcase(name, rule.match)) for name in names}
+    assert taken == {rule.match for rule in rules}
+    assert len(taken) == 4
 
 
 def gain_of(rules: AlphaRules) -> tuple[float, tuple[str, ...]]:

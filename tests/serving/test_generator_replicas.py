@@ -157,6 +157,8 @@ def test_answers_of_other_weights_are_not_recorded(
     ray_cluster: str, pico_pair: tuple[Path, Path], tmp_path: Path
 ) -> None:
     """The checkpoint is overwritten, and a replica that starts again meets the new one."""
+    # Enough rows that some are not even sent when the first are answered.
+    prompts = [replace(p, prompt_id=f"{p.prompt_id}-{i}") for p in PROMPTS for i in range(4)]
     model, output = tmp_path / "model", tmp_path / "a.parquet"
     shutil.copytree(pico_pair[1], model)
     source = ModelSource(model=str(model))
@@ -170,10 +172,12 @@ def test_answers_of_other_weights_are_not_recorded(
 
     with GeneratorReplicas() as replicas:
         with pytest.raises(ServingError, match="other weights") as caught:
-            generated(replicas, source, output, progress=Watch(overwrite_and_kill))
+            replicas.write_responses(
+                source, prompts, output, sampling=SAMPLING, progress=Watch(overwrite_and_kill)
+            )
         assert weights_digest(Checkpoint.open(model)) in str(caught.value.got)
         with pytest.raises(ConfigError, match="other weights"):
-            generated(replicas, source, output)
+            replicas.write_responses(source, prompts, output, sampling=SAMPLING)
     recorded = pq.read_table(output.with_name(f"{output.name}.parts"))
     assert set(recorded["weights_digest"].to_pylist()) == {digest}
 

@@ -207,7 +207,7 @@ def test_a_pair_is_loaded_and_replaced_in_the_memory_of_one_model(
     folder: Path, tmp_path: Path
 ) -> None:
     """Each replica streams both inputs: k replicas on a node do not hold k copies of them."""
-    shape = {"hidden_size": 768, "intermediate_size": 3072}
+    shape = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 8}
     initial, aligned = save_pair(tmp_path, **shape)
     done = subprocess.run(
         [sys.executable, "-c", LOADS, str(folder), str(initial), str(aligned)],
