@@ -268,6 +268,7 @@ def boards() -> list[str]:
     return [name for name in mine if name.startswith("expo-ray-alpha-from-a-file")]
 
 
+@pytest.mark.slow
 def test_a_config_file_that_changes_starts_anew_and_leaves_nothing_behind(
     ray_cluster: str, pair: tuple[Path, Path]
 ) -> None:

@@ -120,6 +120,7 @@ def test_a_race_that_lost_files_fills_them_in(raced: Path, ray_cluster: str) -> 
         assert again[part] == kept[part]
 
 
+@pytest.mark.slow
 def test_written_candidates_can_be_searched_too(
     tmp_path: Path, ray_cluster: str, pico_pair: tuple[Path, Path], pico_reward_model: Path
 ) -> None:
