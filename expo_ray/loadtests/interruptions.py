@@ -58,8 +58,10 @@ def _failures(records: Sequence[RequestRecord]) -> list[dict[str, Any]]:
     start, end = (f(r.done_seconds for r in failed) for f in (min, max))
     counts = sorted(Counter(str(r.error) for r in failed).items())
     kinds = ", ".join(f"{kind} {number}" for kind, number in counts)
-    text = f"{len(failed)} requests failed from {start:.1f} s to {end:.1f} s: {kinds}"
-    return [_interruption("failures", start, end, text)]
+    number = "1 request" if len(failed) == 1 else f"{len(failed)} requests"
+    first, last = f"{start:.1f} s", f"{end:.1f} s"
+    when = f"at {first}" if first == last else f"from {first} to {last}"
+    return [_interruption("failures", start, end, f"{number} failed {when}: {kinds}")]
 
 
 def _lost_replicas(records: Sequence[RequestRecord]) -> list[dict[str, Any]]:

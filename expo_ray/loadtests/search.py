@@ -91,10 +91,12 @@ def find_highest_rate(
             rate = rate * 2 if high is None else rate / 2
     found = low is not None and high is not None
     narrowed = found and (high or 0) - (low or 0) <= options.search_precision * (low or 0)
+    # What failed was another rate than the one that is reported.
+    reason = "every rate passed" if high is None else f"at {high:.3g} requests per second, {why}"
     return {
         "kind": "slo",
         "found": found,
-        "reason": why if narrowed else f"{options.max_points} points were not enough; {why}",
+        "reason": reason if narrowed else f"{options.max_points} points were not enough; {reason}",
         "rate": low,
         "failed_rate": high,
         "slo_share": options.slo_share,

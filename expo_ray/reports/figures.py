@@ -160,6 +160,7 @@ def length_curve(selection: Mapping[str, Any]) -> Drawing:
         aligned = next((c["mean_tokens"] for c in candidates if c["alpha"] == 0), None)
         if aligned is not None:
             axes[0].axhline(aligned, **ALIGNED_LINE)
+        axes[0].margins(y=0.1)
         axes[0].set_ylim(bottom=0)
         axes[0].set_title("Tokens per response")
         axes[1].bar(x, truncated, width=0.55, color=PURPLE)

@@ -52,7 +52,7 @@ def test_a_killed_replica_is_told_while_another_goes_on() -> None:
         "text": "replica a answered no more after 5.1 s; c took its place 4.0 s later",
     }
     assert (failures["kind"], failures["start_seconds"]) == ("failures", 5.25)
-    assert failures["text"] == "1 requests failed from 5.2 s to 5.2 s: mid_stream 1"
+    assert failures["text"] == "1 request failed at 5.2 s: mid_stream 1"
     [lost, _] = find_interruptions(records[:-22])
     assert lost["end_seconds"] is None
     assert lost["text"].endswith("no other took its place")

@@ -66,6 +66,7 @@ def test_a_search_shows_what_it_tried_and_found(tmp_path: Path) -> None:
     page = page_of(tmp_path)
     assert figures_of(tmp_path) >= {"search", "load-open", "throughput"}
     assert f"Highest rate that met the objectives: {search['rate']:.3g} requests" in page.text
+    assert f"(at {search['failed_rate']:.3g} requests per second, " in page.text
     svg = (tmp_path / "figures" / "search.svg").read_text()
     assert f"dashed: the highest, {search['rate']:.3g}" in svg
     rates = [f"{point['offered_rate']:.3g}/s" for point in summary_of(tmp_path)["points"]]
@@ -76,7 +77,7 @@ def test_a_killed_replica_is_seen(tmp_path: Path) -> None:
     write_killed(tmp_path)
     page = page_of(tmp_path)
     assert "replica replica-0 answered no more after 3.0 s; replica-new took its place" in page.text
-    assert "8 requests failed from 3.0 s to 3.0 s: mid_stream 8" in page.text
+    assert "8 requests failed at 3.0 s: mid_stream 8" in page.text
     svg = (tmp_path / "figures" / "timeline-0.svg").read_text()
     assert "crosses: failed requests" in svg
 
