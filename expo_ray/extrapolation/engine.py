@@ -189,9 +189,10 @@ def _hash(
 
 
 def _input_bytes(pair: TensorPair, chunk: Chunk) -> int:
-    sides = {pair.base}
+    # A list: places in files of one layout are equal, and are read on each side.
+    sides = [pair.base]
     if chunk.initial_start is not None and pair.initial is not None:
-        sides |= {pair.aligned, pair.initial}
+        sides = [pair.aligned, pair.initial, *([pair.onto] if pair.onto else [])]
     return sum(tensor_bytes(side.dtype, (chunk.num_elements,)) for side in sides)
 
 

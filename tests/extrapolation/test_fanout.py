@@ -12,7 +12,7 @@ from expo_ray.errors import ShardError, VerifyError
 from expo_ray.extrapolation import batches, diagnose, extrapolate, verify
 from expo_ray.extrapolation.plan import build_plan
 from expo_ray.extrapolation.tasks import MEASURE, shard_task
-from tests.extrapolation.synthetic import file_digests
+from tests.extrapolation.synthetic import file_digests, noise, write
 
 Pair = tuple[Path, Path]
 
@@ -34,6 +34,19 @@ class Recorder:
 
     def close(self) -> None:
         pass
+
+
+def test_progress_ends_at_its_total_where_the_sides_have_one_layout(tmp_path: Path) -> None:
+    sides = []
+    for seed, name in enumerate(("initial", "aligned", "base")):
+        tensors = {"a": noise((8, 4), torch.bfloat16, seed), "b": noise((3,), torch.bfloat16, seed)}
+        sides.append(write(tmp_path / name, tensors))
+    initial, aligned, base = sides
+    for onto in (None, base):
+        progress = Recorder()
+        options = {"alpha": 0.3, "onto": onto, "address": "inline", "progress": progress}
+        result = extrapolate(initial, aligned, tmp_path / f"out-{onto is None}", **options)
+        assert progress.done == progress.total == result.bytes_read
 
 
 @pytest.mark.parametrize("batch_bytes", [40_000, 128 * 1024 * 1024])
