@@ -71,13 +71,21 @@ def write_mergekit(path: str | Path, plan: Plan, alpha: float | None) -> None:
         alpha: Its only alpha; None under alpha rules, which are refused.
 
     Raises:
-        ConfigError: The plan is not plain.
+        ConfigError: The plan is not plain, or the file cannot be written.
     """
     if alpha is None:
         raise _refusal("alpha rules, or several alphas", "no single alpha")
     config = mergekit_config(plan, alpha)
     text = _HEADER + yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
-    atomic_write_text(Path(path).expanduser(), text)
+    try:
+        atomic_write_text(Path(path).expanduser(), text)
+    except OSError as error:
+        raise ConfigError(
+            "the mergekit configuration cannot be written",
+            where=f"{FLAG} {path}",
+            got=error.strerror or error,
+            expected="a file in a folder that exists and can be written to",
+        ) from error
 
 
 def _reference(uri: str) -> str:

@@ -75,3 +75,11 @@ def test_mixed_dtypes_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="dtypes"):
         export((sides[0], sides[1]), tmp_path)
     assert export((sides[0], sides[1]), tmp_path, output_dtype="float16")["out_dtype"] == "float16"
+
+
+def test_a_file_that_cannot_be_written_is_a_wrong_request(
+    pico_pair: tuple[Path, Path], tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match="cannot be written"):
+        extrapolate(*pico_pair, tmp_path / "out", alpha=0.3, export_mergekit=tmp_path / "no" / "m")
+    assert not list(tmp_path.iterdir())
