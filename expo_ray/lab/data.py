@@ -181,17 +181,24 @@ def draw_pair(
             index = int(rng.integers(4))
             pieces[index] = _draw_pieces(rng, request)[index]
             second = _join(pieces)
-        messages: list[Message] = [{"role": "user", "content": prompt}]
-        gap = truth_reward(messages, first) - truth_reward(messages, second)
-        if gap == 0:
-            continue  # No truth to label.
-        prefers_first = rng.random() < 1 / (1 + math.exp(-LABEL_SLOPE * gap))
-        return Pair(
-            prompt=prompt,
-            chosen=first if prefers_first else second,
-            rejected=second if prefers_first else first,
-            agrees=prefers_first == (gap > 0),
-        )
+        pair = label_pair(rng, prompt, first, second)
+        if pair is not None:
+            return pair
+
+
+def label_pair(rng: np.random.Generator, prompt: str, first: str, second: str) -> Pair | None:
+    """Let the noisy labeller prefer one of two answers; None where their truth is equal."""
+    messages: list[Message] = [{"role": "user", "content": prompt}]
+    gap = truth_reward(messages, first) - truth_reward(messages, second)
+    if gap == 0:
+        return None
+    prefers_first = rng.random() < 1 / (1 + math.exp(-LABEL_SLOPE * gap))
+    return Pair(
+        prompt=prompt,
+        chosen=first if prefers_first else second,
+        rejected=second if prefers_first else first,
+        agrees=prefers_first == (gap > 0),
+    )
 
 
 def _damage(rng: np.random.Generator, answer: str, request: Request) -> str:

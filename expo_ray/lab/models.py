@@ -72,9 +72,15 @@ def new_language_model(
 
 
 def new_reward_model(
-    settings: LabSettings, tokenizer: PreTrainedTokenizerFast, *, seed: int
+    settings: LabSettings,
+    tokenizer: PreTrainedTokenizerFast,
+    *,
+    seed: int,
+    hidden_size: int | None = None,
 ) -> LlamaForSequenceClassification:
-    """Return an untrained classifier with one label, in float32."""
+    """Return an untrained classifier with one label, in float32; the width is the models' own."""
+    if hidden_size is not None:
+        settings = settings.model_copy(update={"hidden_size": hidden_size})
     torch.manual_seed(seed)
     return LlamaForSequenceClassification(_config(settings, tokenizer, num_labels=1))
 

@@ -1,7 +1,8 @@
 """Preparing a laboratory: every model is trained in its own Ray task, once per settings.
 
     initial --> aligned
-    reward-model, guard-reward-model        (need nothing from the others)
+    reward-model, guard-reward-model        (need nothing from the others, but the guard waits for
+                                             aligned where it is trained on answers of the pair)
 
 A finished model is renamed into place and never trained again; `lab.json`, written last, marks
 the laboratory as complete. On a cluster the cache folder must be shared by all nodes. Processes
@@ -117,24 +118,29 @@ def _train_missing(
 ) -> dict[str, Facts]:
     """Train what is not there yet and return the facts of all models."""
     models = [result.initial, result.reward_model, result.aligned]
-    if result.guard_reward_model is not None:
+    guard = result.guard_reward_model
+    waits_for = {result.aligned: result.initial}
+    if guard is not None and settings.num_on_policy_pairs:
+        models.append(guard)
+        waits_for[guard] = result.aligned
+    elif guard is not None:
         # Before aligned, which has to wait for initial and is short.
-        models.insert(2, result.guard_reward_model)
+        models.insert(2, guard)
     facts = {model.name: _read_facts(model) for model in models}
-    if facts[result.initial.name] is None:
-        facts[result.aligned.name] = None  # It continues from the weights to come.
+    for model in waits_for:
+        if facts[waits_for[model].name] is None:
+            facts[model.name] = None  # It continues from the weights to come.
     wanted = [model for model in models if facts[model.name] is None]
     train = ray.remote(num_cpus=1, max_retries=2)(_train_one)
     with _step_board() as board, ExitStack() as stack:
         names: dict[Any, str] = {}
         bars: dict[str, ProgressBar] = {}
-        initial_task: Any = None
+        tasks: dict[Path, Any] = {}
         for model in wanted:
             bars[model.name] = progress.start(f"Training {model.name}", unit="steps")
             stack.callback(bars[model.name].close)
-            waits_for = initial_task if model == result.aligned else None
-            task = train.remote(settings, str(model), board, waits_for)
-            initial_task = task if model == result.initial else initial_task
+            earlier = tasks.get(waits_for.get(model, model))
+            task = tasks[model] = train.remote(settings, str(model), board, earlier)
             names[task] = model.name
             # After a failure nothing goes on writing unseen.
             stack.callback(cancel_unfinished, [task], force=True)
@@ -211,7 +217,7 @@ def _train_one(settings: LabSettings, output: str, board: Any, waits_for: object
     """Train one model in a worker; `waits_for` is only there to order the tasks."""
     import torch
 
-    from expo_ray.lab import training
+    from expo_ray.lab import on_policy, training
 
     # One thread: the task asked for one CPU, and the order of sums must not hang on the machine.
     torch.set_num_threads(1)
@@ -236,8 +242,11 @@ def _train_one(settings: LabSettings, output: str, board: Any, waits_for: object
         case "reward-model":
             facts = training.train_reward_model(settings, "reward_model", partial, on_step=on_step)
         case _:
+            pairs = on_policy.draw_on_policy_pairs(
+                settings, model.with_name("initial"), model.with_name("aligned")
+            )
             facts = training.train_reward_model(
-                settings, "guard_reward_model", partial, on_step=on_step
+                settings, "guard_reward_model", partial, on_step=on_step, on_policy_pairs=pairs
             )
     facts["seconds"] = time.monotonic() - start
     facts["cpu_seconds"] = time.process_time() - cpu_start

@@ -42,7 +42,7 @@ class LabSettings(BaseModel):
     reward_batch_size: int = Field(16, ge=1, description="Pairs per optimizer step.")
     reward_learning_rate: float = Field(1e-3, gt=0, description="Peak, cosine with 10% warm-up.")
     damaged_share: float = Field(
-        0.25, ge=0, le=1, description="Share of reward pairs with one damaged answer."
+        0.25, ge=0, le=1, description="Share of the reward model's pairs with one damaged answer."
     )
     near_share: float = Field(
         0.25, ge=0, le=1, description="Share of reward pairs that differ in one piece only."
@@ -50,13 +50,34 @@ class LabSettings(BaseModel):
     guard_reward_model: bool = Field(
         True, description="Also train a second reward model: other prompts, other seed."
     )
+    num_guard_pairs: int = Field(6000, ge=1, description="Pairs of the second reward model.")
+    guard_damaged_share: float = Field(
+        0.25, ge=0, le=1, description="Its share of pairs with one damaged answer."
+    )
+    guard_hidden_size: int | None = Field(
+        None, ge=16, multiple_of=16, description="Its width where not that of all models."
+    )
+    guard_on_policy_share: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="Share of its pairs whose answers the pair itself wrote, extrapolated: costs "
+        "about a minute, and shows it the text that it will have to judge.",
+    )
 
-    max_new_tokens: int = Field(64, ge=1, description="Length limit where truth is measured.")
+    max_new_tokens: int = Field(
+        64, ge=1, description="Length limit where the laboratory itself samples answers."
+    )
 
     @property
     def num_dpo_pairs(self) -> int:
         """Pairs the aligned model is trained on."""
         return max(1, round(self.preference_fraction * self.num_preference_pairs))
+
+    @property
+    def num_on_policy_pairs(self) -> int:
+        """Pairs of the second reward model whose answers the pair itself wrote."""
+        return round(self.guard_on_policy_share * self.num_guard_pairs)
 
     def derive_seed(self, label: str) -> int:
         """Return the seed of one purpose: 31 bits of sha256 over the seed and its label."""

@@ -39,6 +39,7 @@ from expo_ray.lab.models import (
     save_checkpoint,
     train_tokenizer,
 )
+from expo_ray.lab.on_policy import sample_answers
 from expo_ray.lab.settings import LabSettings
 from expo_ray.lab.task import truth_reward
 from expo_ray.tables import Message
@@ -125,7 +126,12 @@ def train_aligned(settings: LabSettings, initial: Path, output: Path, *, on_step
 
 
 def train_reward_model(
-    settings: LabSettings, purpose: Purpose, output: Path, *, on_step: OnStep
+    settings: LabSettings,
+    purpose: Purpose,
+    output: Path,
+    *,
+    on_step: OnStep,
+    on_policy_pairs: Sequence[Pair] = (),
 ) -> Facts:
     """Train a reward model from scratch, on prompts that no other model is trained on.
 
@@ -134,15 +140,25 @@ def train_reward_model(
         purpose: `reward_model` or `guard_reward_model`: whose prompts and seeds.
         output: Where the checkpoint is written.
         on_step: Told of every optimizer step.
+        on_policy_pairs: Further pairs; so many fewer are drawn.
 
     Returns:
         Training facts with the accuracy on fresh pairs of held-out evaluation prompts.
     """
     tokenizer = lab_tokenizer(settings)
-    shares = {"damaged_share": settings.damaged_share, "near_share": settings.near_share}
-    pairs = _draw_pairs(settings, purpose, settings.num_reward_pairs, **shares)
+    is_guard = purpose == "guard_reward_model"
+    damaged_share = settings.guard_damaged_share if is_guard else settings.damaged_share
+    shares = {"damaged_share": damaged_share, "near_share": settings.near_share}
+    num_pairs = settings.num_guard_pairs if is_guard else settings.num_reward_pairs
+    pairs = _draw_pairs(settings, purpose, num_pairs - len(on_policy_pairs), **shares)
+    pairs += on_policy_pairs
     check = _draw_pairs(settings, "evaluation", _NUM_CHECK_PAIRS)
-    model = new_reward_model(settings, tokenizer, seed=settings.derive_seed(f"{purpose}-init"))
+    model = new_reward_model(
+        settings,
+        tokenizer,
+        seed=settings.derive_seed(f"{purpose}-init"),
+        hidden_size=settings.guard_hidden_size if is_guard else None,
+    )
     with tempfile.TemporaryDirectory() as scratch:
         arguments = RewardConfig(
             **_common(scratch, seed=settings.derive_seed(f"{purpose}-order")),
@@ -163,7 +179,6 @@ def train_reward_model(
     return facts | _pair_facts(pairs) | {"heldout_accuracy": accuracy}
 
 
-@torch.inference_mode()
 def measure_truth(settings: LabSettings, checkpoint: Path) -> Facts:
     """Return the mean hidden truth of one sampled answer per evaluation prompt."""
     tokenizer = AutoTokenizer.from_pretrained(checkpoint)
@@ -171,21 +186,7 @@ def measure_truth(settings: LabSettings, checkpoint: Path) -> Facts:
     chats: list[list[Message]] = [
         [{"role": "user", "content": prompt}] for prompt in eval_prompts(settings)
     ]
-    inputs = tokenizer.apply_chat_template(
-        chats, add_generation_prompt=True, padding=True, return_dict=True, return_tensors="pt"
-    )
-    torch.manual_seed(settings.derive_seed("truth-sampling"))
-    output = model.generate(
-        **inputs,
-        do_sample=True,
-        temperature=0.7,
-        top_p=0.9,
-        top_k=50,
-        max_new_tokens=settings.max_new_tokens,
-    )
-    answers = tokenizer.batch_decode(
-        output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True
-    )
+    answers = sample_answers(settings, model, tokenizer, chats, purpose="truth-sampling")
     scores = [truth_reward(chat, answer) for chat, answer in zip(chats, answers, strict=True)]
     return {"mean_truth": float(np.mean(scores)), "num_truth_prompts": len(scores)}
 

@@ -73,7 +73,12 @@ def test_answers_are_of_mixed_quality() -> None:
 def test_digest_covers_every_setting() -> None:
     base = LabSettings()
     assert base.digest() == LabSettings().digest()
-    changed = {"guard_reward_model": False, "vocab_size": 512, "hidden_size": 64}
+    changed = {
+        "guard_reward_model": False,
+        "vocab_size": 512,
+        "hidden_size": 64,
+        "guard_hidden_size": 64,
+    }
     for name in LabSettings.model_fields:
         value = changed.get(name, getattr(base, name) / 2 if "rate" in name else None)
         if value is None:

@@ -15,9 +15,11 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from expo_ray.checkpoints import Checkpoint, weights_digest
 from expo_ray.errors import EvaluationError, MissingExtraError
-from expo_ray.lab import LabResult, LabSettings, find_lab, prepare, prepare_lab
-from expo_ray.lab.data import eval_prompts
+from expo_ray.lab import LabResult, LabSettings, find_lab, prepare, prepare_lab, truth_reward
+from expo_ray.lab.data import eval_prompts, requests_for
+from expo_ray.lab.on_policy import draw_on_policy_pairs
 from expo_ray.lab.result import lab_paths
+from expo_ray.lab.task import TEMPLATES
 from expo_ray.tables import read_prompts
 
 MICRO = LabSettings(
@@ -176,6 +178,36 @@ def test_a_second_process_waits_and_finds_it_finished(
         assert not found.done()
         shutil.copy(lab.record, folder)
     assert found.result() == lab_paths(tmp_path, MICRO)
+
+
+def test_a_guard_is_trained_on_answers_of_the_pair(
+    lab: LabResult, tmp_path: Path, ray_cluster: str
+) -> None:
+    settings = MICRO.model_copy(update={"guard_on_policy_share": 0.5, "guard_hidden_size": 64})
+    assert lab.guard_reward_model is not None
+    again = lab_paths(tmp_path, settings)
+    # Of the same seed and settings in all but the guard, so that only this is left to train.
+    shutil.copytree(lab.folder, again.folder)
+    again.record.unlink()
+    (again.folder / "facts" / "guard-reward-model.json").unlink()
+    shown = RecordingProgress()
+    assert prepare_lab(tmp_path, settings, address=ray_cluster, progress=shown) == again
+    assert list(shown.bars) == ["Training guard-reward-model"]
+    widths = [Checkpoint.open(x.guard_reward_model).config["hidden_size"] for x in (lab, again)]
+    assert widths == [128, 64]
+
+
+def test_answers_of_the_pair_are_compared_on_the_guards_own_prompts(lab: LabResult) -> None:
+    settings = MICRO.model_copy(update={"num_guard_pairs": 20, "guard_on_policy_share": 0.5})
+    pairs = draw_on_policy_pairs(settings, lab.initial, lab.aligned)
+    assert pairs == draw_on_policy_pairs(settings, lab.initial, lab.aligned)
+    assert 0 < len(pairs) <= 10
+    own = requests_for(settings, "guard_reward_model")
+    prompts = {request.text(template) for request in own for template in TEMPLATES}
+    for pair in pairs:
+        assert pair.prompt in prompts
+        chosen, rejected = (truth_reward(pair.messages(), a) for a in (pair.chosen, pair.rejected))
+        assert pair.agrees == (chosen > rejected)
 
 
 def test_a_failed_training_names_its_model(tmp_path: Path, ray_cluster: str) -> None:
