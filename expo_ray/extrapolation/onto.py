@@ -23,7 +23,7 @@ from expo_ray.extrapolation.pair import (
 )
 from expo_ray.extrapolation.tensor_pair import Pair, TensorPair
 from expo_ray.extrapolation.ties import tied_partner
-from expo_ray.extrapolation.vocabulary import match_vocabularies
+from expo_ray.extrapolation.vocabulary import refuse_other_tokens
 
 FLAG = "--onto"
 _HINT = "the base must be a model of the same family, with the same tokens"
@@ -43,7 +43,7 @@ def add_onto(pair: Pair, base: Checkpoint, *, output_dtype: str = "auto") -> Pai
     """
     refuse_quantized(base)
     check_architecture(pair.aligned.config, base.config, sides=("aligned", "base"))
-    match_vocabularies(base, pair.aligned, "refuse")
+    refuse_other_tokens(base, pair.aligned, sides=("base", "aligned"), hint=_HINT)
     if any(p.runs for p in pair.tensors) or pair.vocabulary is not None:
         raise PairError(
             "the vocabularies of initial and aligned differ",
@@ -61,7 +61,7 @@ def add_onto(pair: Pair, base: Checkpoint, *, output_dtype: str = "auto") -> Pai
     by_name = {p.name: p for p in pair.tensors}
     for name in by_name:
         if name not in base.tensors:
-            partner = tied_partner(pair.aligned, name, other=base)
+            partner = tied_partner(pair.aligned, name, other=base, is_left_out=True)
             if partner is None:
                 raise missing_tensor(name, present=pair.aligned, missing=base, side="base")
             notes.append(f"{name} of aligned is tied to {partner} and absent from base")

@@ -69,7 +69,7 @@ def match_pair(
     notes = _adapter_notes(initial, aligned)
     for name in initial.tensors:
         if name not in aligned.tensors:
-            partner = tied_partner(initial, name, other=aligned)
+            partner = tied_partner(initial, name, other=aligned, is_left_out=True)
             if partner is None:
                 raise missing_tensor(name, present=initial, missing=aligned, side="aligned")
             notes.append(f"{name} of initial is tied to {partner} and absent from aligned")

@@ -25,13 +25,17 @@ _EMBEDDINGS = (
 _PIECE_BYTES = 1024 * 1024
 
 
-def tied_partner(present: Checkpoint, name: str, *, other: Checkpoint) -> str | None:
+def tied_partner(
+    present: Checkpoint, name: str, *, other: Checkpoint, is_left_out: bool = False
+) -> str | None:
     """Return the tensor that stands for `name` in `other`, where `name` is not stored.
 
     Args:
         present: The side that stores the tensor.
         name: The tensor.
         other: The side without it.
+        is_left_out: The output has no such name either. A head of its own would be lost then,
+            whatever the config of the other side says of its own head.
 
     Returns:
         The name of the stored tensor it is tied to, or None where it is simply missing.
@@ -45,7 +49,8 @@ def tied_partner(present: Checkpoint, name: str, *, other: Checkpoint) -> str | 
         and other_ref.shape[1:] == ref.shape[1:]
         and present.tensors[other_ref.name].shape == ref.shape
     ]
-    if name.endswith(_HEADS) and _is_tied(other):
+    is_head = name.endswith(_HEADS) and _is_tied(other)
+    if is_head and (_is_tied(present) or not is_left_out):
         for twin in twins:
             if twin.endswith(_EMBEDDINGS):
                 return twin

@@ -117,21 +117,14 @@ def match_vocabularies(initial: Checkpoint, aligned: Checkpoint, policy: str) ->
         PairError: Tokenizers disagree about an id, under `refuse`.
         CheckpointError: A tokenizer is malformed.
     """
+    if policy == REFUSE:
+        refuse_other_tokens(initial, aligned)
+        return None
     sizes = (vocabulary_size(initial.config), vocabulary_size(aligned.config))
     if sizes[0] is None or sizes[1] is None:
         return None
     known = (sizes[0], sizes[1])
     tables = _different_tables(initial, aligned)
-    if policy == REFUSE:
-        if tables and _other_tokens(*tables):
-            raise PairError(
-                "the tokenizers give the same rows to other tokens",
-                where=f"{initial.uri} and {aligned.uri}, {_TOKENIZER}",
-                got=name_differences(*tables),
-                expected="the same tokens",
-                hint=_HINT,
-            )
-        return None
     if sizes[0] == sizes[1] and not tables:
         return None
     if policy == COPY_ALIGNED:
@@ -143,6 +136,30 @@ def match_vocabularies(initial: Checkpoint, aligned: Checkpoint, policy: str) ->
         rows = _rows_by_token(*tables, sizes=known)
         return Vocabulary(sizes=known, by="tokens", runs=_runs(rows))
     return Vocabulary(sizes=known, by="ids", runs=_runs(_rows_by_id(known)))
+
+
+def refuse_other_tokens(
+    first: Checkpoint,
+    second: Checkpoint,
+    *,
+    sides: tuple[str, str] = ("initial", "aligned"),
+    hint: str = _HINT,
+) -> None:
+    """Let two checkpoints pass whose tokenizers agree about every id of the second.
+
+    Raises:
+        PairError: They disagree.
+        CheckpointError: A tokenizer is malformed.
+    """
+    tables = _different_tables(first, second)
+    if tables and _other_tokens(*tables):
+        raise PairError(
+            "the tokenizers give the same rows to other tokens",
+            where=f"{first.uri} and {second.uri}, {_TOKENIZER}",
+            got=name_differences(*tables, sides=sides),
+            expected="the same tokens",
+            hint=hint,
+        )
 
 
 def refused_sizes(
@@ -177,11 +194,16 @@ def token_table(checkpoint: Checkpoint) -> dict[int, str] | None:
     return _parse(checkpoint, checkpoint.storage.read_bytes(_TOKENIZER))
 
 
-def name_differences(initial: Mapping[int, str], aligned: Mapping[int, str]) -> str:
+def name_differences(
+    first: Mapping[int, str],
+    second: Mapping[int, str],
+    *,
+    sides: tuple[str, str] = ("initial", "aligned"),
+) -> str:
     """Return in words the first ids whose tokens differ, and how many there are."""
-    ids = sorted(i for i in initial.keys() | aligned.keys() if initial.get(i) != aligned.get(i))
+    ids = sorted(i for i in first.keys() | second.keys() if first.get(i) != second.get(i))
     named = [
-        f"id {i}: initial {_quoted(initial.get(i))}, aligned {_quoted(aligned.get(i))}"
+        f"id {i}: {sides[0]} {_quoted(first.get(i))}, {sides[1]} {_quoted(second.get(i))}"
         for i in ids[:_NUM_NAMED]
     ]
     more = [f"{len(ids)} in all"] if len(ids) > _NUM_NAMED else []

@@ -160,6 +160,19 @@ def test_a_base_that_does_not_belong_is_refused(models: dict[str, Path], tmp_pat
     assert not (tmp_path / "out").exists()
 
 
+def test_a_base_with_other_tokens_is_refused_by_its_own_name(
+    models: dict[str, Path], tmp_path: Path
+) -> None:
+    for name, tokens in (("aligned", "ab"), ("base", "ba")):
+        vocabulary = {token: i for i, token in enumerate(tokens)}
+        text = json.dumps({"model": {"vocab": vocabulary}})
+        (models[name] / "tokenizer.json").write_text(text)
+    with pytest.raises(PairError, match="other tokens") as caught:
+        extrapolate(*pair(models), tmp_path / "out", alpha=1, onto=models["base"], address="inline")
+    assert "id 0: base 'b', aligned 'a'" in str(caught.value.got)
+    assert "vocab-policy" not in str(caught.value.hint)
+
+
 def test_mergekit_gets_task_arithmetic_on_the_base(models: dict[str, Path], tmp_path: Path) -> None:
     file = tmp_path / "merge.yaml"
     extrapolate(

@@ -144,6 +144,21 @@ def test_untied_head_on_one_side_only_is_an_error(tmp_path: Path) -> None:
     assert "lm_head.weight" in refused(tmp_path, sides, "missing from initial")
 
 
+@pytest.mark.parametrize("role", ["initial", "aligned under a base"])
+def test_a_head_of_its_own_is_not_dropped_because_the_output_ties_its_head(
+    tmp_path: Path, role: str
+) -> None:
+    head = {"lm_head.weight": noise((12, 4), torch.bfloat16, 9)}
+    own = write(tmp_path / "own", matrices(1) | head)
+    other = write(tmp_path / "other", matrices(4) | head)
+    tied = write(tmp_path / "tied", matrices(7), tie_word_embeddings=True)
+    pair, onto = ((own, tied), None) if role == "initial" else ((other, own), tied)
+    with pytest.raises(PairError, match="is missing from") as caught:
+        extrapolate(*pair, tmp_path / "out", alpha=1, onto=onto, address="inline")
+    assert "lm_head.weight" in str(caught.value.where)
+    assert not (tmp_path / "out").exists()
+
+
 def test_three_names_of_one_embedding(tmp_path: Path) -> None:
     """As T5: old files store shared, encoder and head; new ones store shared alone."""
     names = ("shared.weight", "encoder.embed_tokens.weight", "lm_head.weight")

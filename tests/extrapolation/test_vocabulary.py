@@ -169,6 +169,16 @@ def test_refuse_names_the_first_differing_tokens(tmp_path: Path, case: str) -> N
     assert not (tmp_path / "out").exists()
 
 
+def test_tokens_that_moved_are_refused_where_no_config_states_a_size(tmp_path: Path) -> None:
+    sides = [side(tmp_path / "i", "abcd", 1), side(tmp_path / "a", "bacd", 9)]
+    for folder in sides:
+        config = json.loads((folder / "config.json").read_text())
+        del config["vocab_size"]
+        (folder / "config.json").write_text(json.dumps({**config, "llm_config": {}}))
+    with pytest.raises(PairError, match="other tokens"):
+        extrapolate(*sides, tmp_path / "out", alpha=1, address="inline")
+
+
 def test_two_sizes_are_refused_with_the_tokens_that_only_one_side_has(tmp_path: Path) -> None:
     initial, aligned = side(tmp_path / "i", "abcd", 1), side(tmp_path / "a", "abcdXY", 9)
     with pytest.raises(PairError, match="two sizes") as caught:
