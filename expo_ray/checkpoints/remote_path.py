@@ -213,9 +213,17 @@ def any_path(uri: str | AnyPath) -> AnyPath:
     """Return a local path, absolute, or a remote one.
 
     Raises:
-        CheckpointError: The scheme is unknown.
+        CheckpointError: The scheme is unknown, or the text is empty.
     """
     text = str(uri)
+    if not text.strip():
+        # The working directory is what nobody meant, least of all beside --overwrite.
+        raise CheckpointError(
+            "an address is empty",
+            got=repr(text),
+            expected="a path or an address",
+            hint="a shell variable that is not set gives empty text",
+        )
     if is_remote(text):
         return uri if isinstance(uri, RemotePath) else RemotePath(text)
     if "://" in text and not text.startswith("file://"):
@@ -223,8 +231,7 @@ def any_path(uri: str | AnyPath) -> AnyPath:
             "this kind of address is not supported here",
             where=text,
             got=text.split("://", 1)[0] + "://",
-            expected="a local path, s3:// or gs://",
-            hint="hf:// and Hub ids are for inputs",
+            expected="a local path, s3:// or gs://; for inputs hf:// or a Hub id, too",
         )
     return Path(text.removeprefix("file://")).expanduser().absolute()
 

@@ -212,6 +212,7 @@ def test_wrong_requests_write_nothing(pico_pair: Pair, tmp_path: Path) -> None:
     initial, aligned = pico_pair
     for first, second, alpha in (
         (tmp_path / "none", aligned, 0.3),
+        ("", aligned, 0.3),
         (initial, tmp_path / "none", 0.3),
         (initial, aligned, float("nan")),
         (initial, aligned, "x"),
@@ -222,6 +223,16 @@ def test_wrong_requests_write_nothing(pico_pair: Pair, tmp_path: Path) -> None:
             extrapolate(first, second, tmp_path / "out", alpha=alpha, address="inline")
         assert caught.value.exit_code == 2
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_empty_output_is_not_the_working_directory(
+    pico_pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "model.safetensors").write_bytes(b"of somebody")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(RequestError, match="empty"):
+        extrapolate(*pico_pair, "", alpha=0.3, overwrite=True, address="inline")
+    assert [p.name for p in tmp_path.iterdir()] == ["model.safetensors"]
 
 
 def _drop_shard(aligned: Path) -> None:
