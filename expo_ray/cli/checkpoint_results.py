@@ -98,6 +98,7 @@ def render_inspection(console: Console, result: dict[str, Any], *, every_tensor:
         "architecture": ", ".join(result["architectures"] or ["unknown"]),
         "parameters": f"{result['num_parameters']:,} in {result['num_tensors']:,} tensors",
         "dtypes": ", ".join(f"{k}: {v:,}" for k, v in result["dtypes"].items()),
+        "quantization": result["quantization"],
         "size": f"{format_bytes(result['num_bytes'])} in {result['num_shards']} shards",
         "tied embeddings": "yes" if result["tie_word_embeddings"] else "no",
         "carried files": ", ".join(result["sidecars"]),

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import torch
 import typer
 import yaml
 from typer.testing import CliRunner
 
 from expo_ray.cli import checkpoint_commands
+from tests.extrapolation.synthetic import write
 
 
 def invoke(*words: object) -> str:
@@ -46,3 +48,10 @@ def test_rules_transforms_export_and_estimate(pico_pair: tuple[Path, Path], tmp_
     assert "2 nodes" in invoke(*start[:3], tmp_path / "o", *start[4:], *cluster)
     invoke(*start[:3], tmp_path / "o", *start[4:], "--dry-run", "--export-mergekit", merge)
     assert yaml.safe_load(merge.read_text())["models"][0]["parameters"] == {"weight": 1.5}
+
+
+def test_inspect_says_that_weights_are_quantized(tmp_path: Path) -> None:
+    settings = {"quantization_config": {"quant_method": "gptq"}}
+    folder = write(tmp_path / "gptq", {"a.weight": torch.ones(2, 2)}, **settings)
+    assert "gptq (quantization_config in config.json)" in invoke("inspect", folder)
+    assert "quantization" not in invoke("inspect", write(tmp_path / "p", {"a": torch.ones(2)}))
