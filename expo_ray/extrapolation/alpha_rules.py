@@ -76,13 +76,16 @@ class AlphaRules(BaseModel):
         Raises:
             ConfigError: A key is unknown, a value is no finite number, or there is no rule.
         """
+        if not table:
+            raise ConfigError("there is no rule", where=where, expected="at least one")
         try:
             found = cls.model_validate({"rules": table} if isinstance(table, list) else table)
         except ValidationError as error:
-            first = error.errors()[0]
+            # The most specific one: a ramp without its end is not "no number".
+            first = max(error.errors(), key=lambda found: len(found["loc"]))
             raise ConfigError(
                 "the alpha rules are malformed",
-                where=f"{where}: {'.'.join(map(str, first['loc'])) or 'top level'}",
+                where=f"{where}: {_place(first['loc'])}",
                 got=f"{first['input']!r} ({first['msg']})",
                 expected="a list of {match: GLOB, alpha: NUMBER or {first: NUMBER, last: NUMBER}}",
             ) from error
@@ -120,6 +123,14 @@ class AlphaRules(BaseModel):
                 expected="one of them",
             )
         return self.model_copy(update={"default": parse_alpha(alpha)})
+
+
+def _place(location: tuple[int | str, ...]) -> str:
+    """Return where in a rules file an error lies; rules count from 1, as in the other errors."""
+    keys = [key for key in location if key not in ("float", "int", "Ramp")]
+    if len(keys) > 1 and isinstance(keys[1], int):
+        keys[:2] = [f"rule {keys[1] + 1}"]
+    return ", ".join(map(str, keys)) or "top level"
 
 
 def _numbers(alpha: float | Ramp) -> tuple[float, ...]:
@@ -222,7 +233,7 @@ def resolve(
             where=FLAG,
             got=f"{len(without)} tensors without alpha, first {without[0]!r}",
             expected="a rule for every tensor, or a default",
-            hint='add `default: ALPHA`, or a last rule {match: "*", alpha: ALPHA}',
+            hint='give --alpha for the rest, or a last rule {match: "*", alpha: ALPHA}',
         )
     for index, count in enumerate(counts):
         if not count:

@@ -118,6 +118,7 @@ def test_other_rules_are_another_plan(pair: tuple[Path, Path], tmp_path: Path) -
         ([{"match": "*", "alpha": 1, "weight": 2}], (), "malformed"),
         ({"rules": RULES, "defaults": 1}, (), "malformed"),
         ([], (), "no rule"),
+        (None, (), "no rule"),
         ("text", (), "malformed"),
     ],
 )
@@ -144,3 +145,17 @@ def test_taken_tensors_are_explained(pair: tuple[Path, Path]) -> None:
     with pytest.raises(ConfigError) as caught:
         resolve(rules, build_plan(*pair).pair.tensors)
     assert "earlier rules take all 1" in str(caught.value.got)
+
+
+@pytest.mark.parametrize(
+    ("rule", "place"),
+    [
+        ({"match": "*", "alpha": {"first": 0.2}}, "rule 2, alpha, last"),
+        ({"match": "*", "alpha": 1, "weight": 2}, "rule 2, weight"),
+        ({"match": "*", "alpha": "much"}, "rule 2, alpha"),
+    ],
+)
+def test_a_malformed_rule_is_named_as_people_count(rule: dict[str, object], place: str) -> None:
+    with pytest.raises(ConfigError, match="malformed") as caught:
+        AlphaRules.parse([{"match": "a", "alpha": 1}, rule])
+    assert str(caught.value.where).endswith(f": {place}")
