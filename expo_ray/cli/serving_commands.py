@@ -103,7 +103,11 @@ def serve(
     alpha: AlphaOption = None,
     alpha_rules: AlphaRulesOption = None,
     reward_model: Annotated[
-        str | None, typer.Option(help="Also serve this reward model at /v1/rewards.")
+        str | None,
+        typer.Option(
+            help="Also serve this reward model: POST /v1/rewards scores `messages` that end with "
+            "a response; a pairwise model compares it with the `reference` of the request."
+        ),
     ] = None,
     engine: EngineOption = "auto",
     replicas: Replicas = 1,

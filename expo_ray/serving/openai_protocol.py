@@ -147,6 +147,8 @@ class RewardsBody(BaseModel):
 
     messages: list[ChatMessage] = Field(min_length=1)
     model: str | None = None
+    reference: Annotated[str | None, BeforeValidator(_join_parts)] = None
+    """For pairwise models: another response to the same prompt, which this one is compared with."""
 
 
 class AlphaBody(BaseModel):

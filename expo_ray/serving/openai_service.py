@@ -30,6 +30,7 @@ from expo_ray.serving.alpha_setting import AlphaSetting, require_setting, settin
 from expo_ray.serving.body_limit import BodyLimit
 from expo_ray.serving.loaded import Loaded
 from expo_ray.serving.openai_protocol import AlphaBody, ApiError, RewardsBody
+from expo_ray.serving.reward_answer import reward_answer
 from expo_ray.serving.source import ModelSource
 from expo_ray.serving.weights_gate import WeightsGate
 
@@ -203,24 +204,11 @@ class OpenAIService:
             return self._model_entry()
 
     async def rewards(self, body: RewardsBody, request: Request) -> dict[str, Any]:
-        """Score a chat whose last turn is the assistant's."""
+        """Score a chat whose last turn is the assistant's, by itself or against a reference."""
         self._authorize(request)
         if self._rewarder is None:
             raise ApiError(404, "no reward model is served here", code="not_found")
-        chat = [{"role": m.role, "content": m.content} for m in body.messages]
-        scored = await self._rewarder.score.remote([chat])
-        if scored.error is not None:
-            raise ApiError(503, scored.error.message, code="not_ready")
-        [score] = scored.scores
-        return {
-            "object": "reward",
-            "model": scored.name,
-            "model_revision": scored.revision,
-            "reward": score.reward,
-            "truncated": score.truncated,
-            "error": score.error,
-            "usage": {"prompt_tokens": score.tokens, "total_tokens": score.tokens},
-        }
+        return await reward_answer(self._rewarder, body)
 
     async def alpha(self, request: Request) -> dict[str, Any]:
         """Say what every replica holds."""

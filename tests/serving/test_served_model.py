@@ -12,6 +12,7 @@ from expo_ray.rewards import load_reward_model
 from expo_ray.serving import ModelSource, ServedModel, served_model
 from expo_ray.serving.launching import ensure_serve
 from expo_ray.tables import Message
+from tests.rewards.own_heads import save_pairwise
 
 KEY = "sk-pico"
 HELLO = [{"role": "user", "content": "hello"}]
@@ -183,26 +184,56 @@ def test_malformed_json_unknown_paths_and_wrong_keys(served: ServedModel) -> Non
             assert (answer.status_code, answer.json()["error"]["code"]) == (401, "invalid_api_key")
 
 
+CHAT = [Message(role="user", content="q"), Message(role="assistant", content="a")]
+
+
+def ask_reward(served: ServedModel, **fields: object) -> httpx.Response:
+    body = {"messages": CHAT, **fields}
+    headers = {"Authorization": f"Bearer {KEY}"}
+    return httpx.post(f"{served.url}/v1/rewards", json=body, headers=headers, timeout=60)
+
+
 def test_rewards_endpoint(served: ServedModel, pico_reward_model: Path) -> None:
-    chat = [Message(role="user", content="q"), Message(role="assistant", content="a")]
-    [expected] = load_reward_model(str(pico_reward_model)).score([chat])
-    answer = httpx.post(
-        f"{served.url}/v1/rewards",
-        json={"messages": chat},
-        headers={"Authorization": f"Bearer {KEY}"},
-    ).json()
+    [expected] = load_reward_model(str(pico_reward_model)).score([CHAT])
+    answer = ask_reward(served).json()
     assert answer["reward"] == pytest.approx(expected.reward, abs=1e-4)
     assert answer["usage"]["prompt_tokens"] == expected.tokens
+    refused = ask_reward(served, reference="b")
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "reference")
+    assert "by itself" in refused.json()["error"]["message"]
+
+
+def a_pairwise_model_compares_with_the_reference(second: ServedModel, pairwise: Path) -> None:
+    [expected] = load_reward_model(str(pairwise)).score([CHAT], ["b"])
+    assert expected.reward
+    refused = ask_reward(second)
+    error = refused.json()["error"]
+    assert (refused.status_code, error["code"]) == (400, "missing_reference")
+    assert "`reference`" in error["message"]
+    for reference in ("b", [{"type": "text", "text": "b"}]):
+        answer = ask_reward(second, reference=reference).json()
+        assert answer["reward"] == pytest.approx(expected.reward, abs=1e-4)
+        assert (answer["error"], answer["usage"]["total_tokens"]) == (None, expected.tokens)
+    assert ask_reward(second, reference="a").json()["reward"] == 0.0
+    malformed = ask_reward(second, reference=3)
+    assert (malformed.status_code, malformed.json()["error"]["param"]) == (400, "reference")
 
 
 def test_two_models_live_beside_each_other_and_a_full_queue_says_503(
-    served: ServedModel, pico_pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+    served: ServedModel,
+    pico_pair: tuple[Path, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """The second one has a pairwise reward model beside it, which needs references."""
+    pairwise, _ = save_pairwise(tmp_path / "rm")
     monkeypatch.setattr(served_model, "MAX_BATCH_ROWS", 1)
     monkeypatch.setattr(served_model, "_MAX_WAITING_REQUESTS", 1)
-    with ServedModel(ModelSource(model=str(pico_pair[0]))) as second:
+    source = ModelSource(model=str(pico_pair[0]))
+    with ServedModel(source, reward_model=str(pairwise)) as second:
         assert second.url != served.url
         assert second.weights_digest != served.weights_digest
+        a_pairwise_model_compares_with_the_reference(second, pairwise)
 
         async def flood() -> list[tuple[int, str | None]]:
             body = {"model": second.model, "prompt": "x", "max_tokens": 200}

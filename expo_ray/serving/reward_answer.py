@@ -1,0 +1,53 @@
+"""What /v1/rewards answers: the score of one chat, by itself or against a reference."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from expo_ray.serving.openai_protocol import ApiError, RewardsBody
+from expo_ray.serving.rewarder import Scored
+
+
+async def reward_answer(rewarder: Any, body: RewardsBody) -> dict[str, Any]:
+    """Score a chat.
+
+    Args:
+        rewarder: Handle of a reward deployment.
+        body: The request; a pairwise model needs its reference, and no other model takes one.
+
+    Raises:
+        ApiError: There is a reference too few or too many, or no reward model could be loaded.
+    """
+    chat = [{"role": m.role, "content": m.content} for m in body.messages]
+    scored: Scored = await rewarder.score.remote([chat], [body.reference])
+    if scored.error is not None:
+        raise ApiError(503, scored.error.message, code="not_ready")
+    _require_reference(body.reference, scored)
+    [score] = scored.scores
+    return {
+        "object": "reward",
+        "model": scored.name,
+        "model_revision": scored.revision,
+        "reward": score.reward,
+        "truncated": score.truncated,
+        "error": score.error,
+        "usage": {"prompt_tokens": score.tokens, "total_tokens": score.tokens},
+    }
+
+
+def _require_reference(reference: str | None, scored: Scored) -> None:
+    if scored.needs_reference and reference is None:
+        raise ApiError(
+            400,
+            f"the reward model {scored.name!r} compares two responses to the same prompt; give "
+            "the text of the other one as `reference`",
+            code="missing_reference",
+            param="reference",
+        )
+    if reference is not None and not scored.needs_reference:
+        raise ApiError(
+            400,
+            f"the reward model {scored.name!r} scores a response by itself; leave out `reference`",
+            code="invalid_value",
+            param="reference",
+        )
