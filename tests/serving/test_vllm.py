@@ -2,9 +2,12 @@
 
 import asyncio
 import json
+import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 import openai
@@ -32,13 +35,16 @@ from tests.serving.vllm_here import PICO_SHAPE, require_vllm
 require_vllm()
 
 KEY = "sk-pico"
+# Long answers take seconds, in which a client can go away.
+CONTEXT = 4096
 HELLO = [{"role": "user", "content": "hello"}]
 
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
     """So far apart that another alpha gives other texts; the head is tied, as in small models."""
-    initial, aligned = save_pair(tmp_path_factory.mktemp("vllm"), scale=0.1, **PICO_SHAPE)
+    shape = {**PICO_SHAPE, "max_position_embeddings": CONTEXT}
+    initial, aligned = save_pair(tmp_path_factory.mktemp("vllm"), scale=0.1, **shape)
     return str(initial), str(aligned)
 
 
@@ -48,7 +54,7 @@ def served(ray_cluster: str, pair: tuple[str, str]) -> Iterator[ServedModel]:
     source = ModelSource(model=pair[1], initial=pair[0], alpha=0.5)
     # Small blocks: prompts of these tests fill some, which the prefix cache then keeps.
     engine_args = {"max_num_seqs": 16, "block_size": 32}
-    options = EngineOptions(max_model_len=128, engine_args=engine_args)
+    options = EngineOptions(max_model_len=CONTEXT, engine_args=engine_args)
     with ServedModel(
         source, engine="vllm", api_key=KEY, options=options, allow_alpha_change=True
     ) as served:
@@ -73,7 +79,7 @@ def test_models_and_digest(
     assert model.id == served.model == "aligned@alpha=0.5"
     facts = model.model_dump()
     assert facts["weights_digest"] == served.weights_digest == embedded(pair, 0.5).weights_digest
-    assert (facts["max_model_len"], facts["alpha"]) == (128, 0.5)
+    assert (facts["max_model_len"], facts["alpha"]) == (CONTEXT, 0.5)
 
 
 def test_both_engines_answer_alike(
@@ -129,8 +135,12 @@ def test_streams_and_vllm_features(served: ServedModel, client: openai.OpenAI) -
     [
         ({"model": "gpt-4"}, 404, "model_not_found"),
         ({"model": "aligned@alpha=0.7"}, 404, "model_not_found"),
-        ({"max_tokens": 250}, 400, "context_length_exceeded"),
-        ({"messages": [{"role": "user", "content": "x" * 300}]}, 400, "context_length_exceeded"),
+        ({"max_tokens": 2 * CONTEXT}, 400, "context_length_exceeded"),
+        (
+            {"messages": [{"role": "user", "content": "x" * CONTEXT}]},
+            400,
+            "context_length_exceeded",
+        ),
         ({"temperature": -1}, 400, "invalid_value"),
         ({"top_p": 7}, 400, "invalid_value"),
         ({"messages": 3}, 400, "invalid_value"),
@@ -352,6 +362,64 @@ def test_a_client_that_goes_away(served: ServedModel, client: openai.OpenAI) -> 
     typed = {**headers, "Content-Type": "application/json"}
     broken = httpx.post(url, content=b'{"model": ', headers=typed)
     assert (broken.status_code, broken.json()["error"]["code"]) == (400, "invalid_json")
+
+
+def ask_by_hand(served: ServedModel, **settings: object) -> socket.socket:
+    """Send a request over a socket that takes in little, and leave reading to the caller."""
+    parts = urlsplit(served.url)
+    body = {"model": served.model, "prompt": "x", "seed": 1, "ignore_eos": True, **settings}
+    content = json.dumps(body).encode()
+    head = (
+        f"POST {parts.path}/v1/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {KEY}\r\n"
+        f"Content-Type: application/json\r\nContent-Length: {len(content)}\r\n"
+        "Connection: close\r\n\r\n"
+    )
+    client = socket.socket()
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    client.settimeout(60)
+    client.connect((str(parts.hostname), int(parts.port or 0)))
+    client.sendall(head.encode() + content)
+    return client
+
+
+def being_made(served: ServedModel) -> dict[str, int]:
+    """Tokens so far of the responses that the engine's worker computes."""
+    handle = serve.get_app_handle(served.app_name)
+    [found] = handle.collective_rpc.remote("expo_ray_requests").result(timeout_s=60)
+    assert isinstance(found, dict)
+    return found
+
+
+@pytest.mark.parametrize("is_stream", [True, False])
+def test_what_a_client_abandons_is_not_generated(served: ServedModel, is_stream: bool) -> None:
+    wanted = CONTEXT - 10
+    with ask_by_hand(served, max_tokens=wanted, stream=is_stream) as leaving:
+        if is_stream:
+            assert leaving.recv(12) == b"HTTP/1.1 200"
+        while not being_made(served):
+            time.sleep(0.01)
+    num_tokens = 0
+    while seen := being_made(served):
+        num_tokens = max(num_tokens, *seen.values())
+        time.sleep(0.01)
+    assert num_tokens < wanted // 2
+    with ask_by_hand(served, max_tokens=1) as following:
+        assert following.recv(12) == b"HTTP/1.1 200"
+
+
+def test_a_slow_reader_holds_up_neither_engine_nor_others(
+    served: ServedModel, client: openai.OpenAI
+) -> None:
+    settings = {"max_tokens": 200, "n": 4, "stream": True}
+    with ask_by_hand(served, **settings) as slow:
+        got = slow.recv(64)
+        fine = client.chat.completions.create(model=served.model, messages=HELLO, max_tokens=1)
+        assert fine.usage.completion_tokens == 1
+        while being_made(served):
+            time.sleep(0.01)
+        parts = [got, *iter(lambda: slow.recv(1 << 16), b"")]
+    whole = b"".join(parts)
+    assert (whole.count(b"[DONE]"), whole.count(b'"finish_reason":"length"')) == (1, 4)
 
 
 def test_wrong_engine_settings_are_refused_before_a_replica_starts(

@@ -87,6 +87,11 @@ class WorkerExtension:
         """Return the digest of the weights that are loaded."""
         return WeightsStream.last_digest
 
+    def expo_ray_requests(self) -> dict[str, int]:
+        """Return how many tokens each response has that is being made; abandoned ones are not."""
+        requests = self.model_runner.requests
+        return {name: len(request.output_token_ids) for name, request in requests.items()}
+
     def expo_ray_load(self, source: dict[str, Any]) -> dict[str, Any]:
         """Replace the weights in place.
 
