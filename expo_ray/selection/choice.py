@@ -17,6 +17,7 @@ from typing import Any
 import pyarrow as pa
 
 from expo_ray.errors import EvaluationError
+from expo_ray.selection.bootstrap import Estimate
 from expo_ray.selection.candidates import (
     Candidate,
     caution,
@@ -120,11 +121,19 @@ def pick(
 ) -> Candidate | None:
     """Return the candidate that goes to the held-out prompts."""
     eligible = sorted((c for c in candidates if c.eligible), key=caution)
-    best = highest_gain(eligible)
-    if best is None or settings.prefer == "best":
+    if not eligible:
+        return None
+
+    def lead_of(one: Candidate, other: float) -> Estimate:
+        by_all = settings.rank_by == "all-judges"
+        ahead = (tuning.agreed_differences if by_all else tuning.differences)(one.alpha, other)
+        return estimate_mean(ahead, settings)
+
+    best = max(eligible, key=lambda c: lead_of(c, 0.0).mean or 0.0)
+    if settings.prefer == "best":
         return best
     for candidate in eligible:
-        lead = estimate_mean(tuning.differences(best.alpha, candidate.alpha), settings)
+        lead = lead_of(best, candidate.alpha)
         if (lead.mean or 0.0) <= 0 or lead.p_value() > 1 - settings.confidence:
             return candidate
     return best

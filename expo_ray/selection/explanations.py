@@ -41,6 +41,12 @@ def explain_tried(
         return f"{start} on {num_pairs} held-out prompts a guard fired: {'; '.join(fired)}"
     if not heldout["confirmed"]:
         return f"{start} the gain is not confirmed: the mean reward changes {figures}"
+    if settings.rank_by == "all-judges":
+        within = "" if settings.prefer == "best" else ", or the smallest within the noise of it"
+        return (
+            f"alpha {alpha:g} raises the mean reward {figures}; on the tuning prompts it is the "
+            f"best one in the mean of all reward models{within}"
+        )
     best = highest_gain([c for c in candidates if c.eligible])
     rule = "it has the highest mean reward on the tuning prompts"
     if best is not None and best.alpha != alpha:

@@ -119,6 +119,18 @@ class SplitSamples:
         rewards = self.rewards_of(judge)
         return self.by_prompt(rewards[self.row(alpha)] - rewards[self.row(other)])
 
+    def agreed_differences(self, alpha: float, other: float = 0.0) -> FloatArray:
+        """Return the same as the mean of all judges, each in units of its spread at alpha 0."""
+        judges = []
+        for judge in (None, *sorted(self.guard_rewards)):
+            rewards = self.rewards_of(judge)
+            spread = np.nanstd(self.prompt_means(rewards[self.row(0.0)]))
+            ahead = self.prompt_means(rewards[self.row(alpha)] - rewards[self.row(other)])
+            judges.append(ahead / spread if spread else ahead)
+        means: FloatArray = np.mean(judges, axis=0)
+        scored: FloatArray = means[np.isfinite(means)]
+        return scored
+
     def num_errors(self, alpha: float, judge: str | None = None) -> int:
         """Return how many rewards are null or missing."""
         return int((~np.isfinite(self.rewards_of(judge)[self.row(alpha)])).sum())

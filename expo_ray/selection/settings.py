@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Strategy = Literal[
     "grid",
@@ -64,6 +64,13 @@ class SelectionSettings(BaseModel):
     smallest alpha whose gain is not significantly below the best one's (paired test between the
     two); `best` takes the highest mean reward."""
 
+    rank_by: Literal["reward", "all-judges"] = "reward"
+    """What orders the eligible candidates: `reward`, the scoring reward model alone; `all-judges`,
+    the mean of it and the guard reward models, each in units of its spread over the aligned
+    model's responses. Ensembles are over-optimised later than each of their members (Coste et al.
+    2023, Eisenstein et al. 2023). Gains, p-values and intervals stay those of the scoring reward
+    model. A race drops candidates by the scoring reward model alone, so it refuses `all-judges`."""
+
     min_gain: float = Field(default=0.0, ge=0)
     """Gains up to this are not called gains; set it to the spread that batching causes in the
     scores of the reward model."""
@@ -121,3 +128,9 @@ class SelectionSettings(BaseModel):
     guard_agreement: Literal["sign", "significant"] = "sign"
     """What a guard reward model must say of a candidate: `sign`, its mean gain is positive too;
     `significant`, its interval lies above zero."""
+
+    @model_validator(mode="after")
+    def _race_by_reward(self) -> Self:
+        if "racing" in self.strategy and self.rank_by != "reward":
+            raise ValueError("rank_by all-judges does not go with a racing strategy")
+        return self

@@ -160,6 +160,32 @@ def test_smallest_alpha_within_noise_of_the_best() -> None:
     assert choose(clear)["best_alpha"] == 2.0
 
 
+def test_all_judges_may_order_the_candidates() -> None:
+    rewards = noisy_rewards({1.0: 1.0, 2.0: 2.0, 5.0: 3.0})
+    rows = make_rows(rewards, num_tuning=60)
+    # The guard agrees in sign with every candidate, but is past its peak at 5; its rewards are a
+    # hundred times as large, which must not count.
+    means = {0.0: 0.0, 1.0: 50.0, 2.0: 150.0, 5.0: 5.0}
+    changed = {a: [100 * r for r in noisy_rewards({a: m / 100})[a]] for a, m in means.items()}
+    guard = rewards_of(make_rows(changed, num_tuning=60))
+
+    def chosen(**settings: Any) -> dict[str, Any]:
+        return choose_alpha(
+            responses_of(rows),
+            rewards_of(rows),
+            settings=SETTINGS.model_copy(update=settings),
+            guard_rewards={"guard": guard},
+        )
+
+    assert chosen()["best_alpha"] == 5.0
+    found = chosen(rank_by="all-judges")
+    assert found["best_alpha"] == 2.0
+    assert "in the mean of all reward models" in found["reason"]
+    # The gain is that of the scoring reward model all the same.
+    assert found["heldout"]["gain"] == pytest.approx(2.0, abs=0.5)
+    assert choose(rows, rank_by="all-judges")["best_alpha"] == 5.0
+
+
 def test_equal_candidates_tie_to_the_smaller_alpha() -> None:
     rewards = noisy_rewards({1.0: 1.5})
     rewards[2.0] = rewards[1.0]

@@ -20,6 +20,7 @@ def test_settings_survive_a_recipe() -> None:
         {"max_error_rate": 1.5},
         {"min_gain": float("nan")},
         {"prefer": "luck"},
+        {"rank_by": "all-judges", "strategy": "racing"},
         {"max_lenght_ratio": 2.0},
     ],
 )
