@@ -1,0 +1,329 @@
+"""One case of the selection's proof: measure a pair of the laboratory, choose alpha, look it up.
+
+The requests of the evaluation are dealt in three: the selection sees answers and rewards on its
+own, the oracle picks alpha by the truth on another part, and the truth of what was picked is
+measured on the rest. Requests are drawn at random already, so cutting the list is dealing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from expo_ray.extrapolation import diagnose
+from expo_ray.lab import LabResult, LabSettings, truth_reward
+from expo_ray.lab.data import requests_for
+from expo_ray.lab.models import save_checkpoint
+from expo_ray.lab.settings import CODE_VERSION
+from expo_ray.lab.task import TEMPLATES, TRUTH_VERSION
+from expo_ray.rewards import RewardModel, load_reward_model
+from expo_ray.rewards.interface import Chat
+from expo_ray.selection import SelectionSettings, choose_alpha
+from expo_ray.selection.bootstrap import bootstrap_mean
+from expo_ray.serving.engines.interface import Generated, Row
+from expo_ray.serving.engines.transformers_engine import TransformersEngine
+from expo_ray.serving.sampling import SamplingParams
+from expo_ray.serving.source import ModelSource
+from expo_ray.tables import RESPONSES_SCHEMA, REWARDS_SCHEMA, Message, Prompt, assign_splits
+from expo_ray.tables.seeds import row_seed
+
+Kind = Literal["run", "unrelated", "random-direction"]
+CONTROLS: tuple[Kind, ...] = ("unrelated", "random-direction")
+SCORER, GUARD = "reward-model", "guard-reward-model"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Frozen:
+    """What was fixed before the fresh seeds were run; the reasons stand where it is made."""
+
+    lab: LabSettings
+    """Seed and fraction are each case's own."""
+    selection: SelectionSettings
+    sampling: SamplingParams
+    alphas: tuple[float, ...]
+    num_selection_requests: int
+    num_selection_templates: int
+    num_truth_requests: int
+    """As many again are the oracle's; each in all templates."""
+    batch_size: int = 260
+
+    def digest(self) -> str:
+        """Return what tells recorded lines of other settings apart."""
+        lab = self.lab.model_dump(mode="json", exclude={"seed", "preference_fraction"})
+        facts = {
+            **asdict(self),
+            "lab": lab,
+            "selection": self.selection.model_dump(mode="json"),
+            "sampling": self.sampling.model_dump(mode="json"),
+            "versions": [CODE_VERSION, TRUTH_VERSION],
+        }
+        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+
+    def lab_of(self, case: Case) -> LabSettings:
+        """Return the laboratory that a case needs."""
+        update = {"seed": case.seed, "preference_fraction": case.fraction}
+        return LabSettings.model_validate({**self.lab.model_dump(), **update})
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Case:
+    """A run, or a negative control on the models of one."""
+
+    kind: Kind
+    seed: int
+    fraction: float
+    other: int = 0
+    """Unrelated models: whose initial model; a random direction: which draw."""
+
+    @property
+    def key(self) -> str:
+        """Name of the case in the results."""
+        name = f"{self.kind} seed={self.seed} fraction={self.fraction:g}"
+        return name if self.kind == "run" else f"{name} other={self.other}"
+
+
+def measure_case(
+    case: Case, frozen: Frozen, lab: LabResult, other: LabResult | None = None
+) -> dict[str, Any]:
+    """Return the line of a case.
+
+    Args:
+        case: What to measure.
+        frozen: The settings.
+        lab: Its laboratory.
+        other: Unrelated models: the laboratory whose initial model is taken.
+    """
+    settings = frozen.lab_of(case)
+    with ExitStack() as stack:
+        initial = lab.initial
+        if case.kind != "run":
+            initial = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            _write_control(case, lab, other, initial)
+        pair = ModelSource(model=str(lab.aligned), initial=str(initial), alpha=0.0)
+        bench = _Bench(frozen=frozen, settings=settings, pair=pair, lab=lab)
+        fit = diagnose(str(initial), str(lab.aligned), address="inline").fit
+        facts = {**asdict(case), "key": case.key, "digest": frozen.digest(), "fit": fit}
+        return facts | (bench.run() if case.kind == "run" else bench.run_control())
+
+
+def prompts_of(settings: LabSettings, frozen: Frozen) -> dict[str, list[Prompt]]:
+    """Deal the evaluation requests to selection, oracle and truth."""
+    requests = requests_for(settings, "evaluation")
+    parts = {
+        "selection": (frozen.num_selection_requests, frozen.num_selection_templates),
+        "oracle": (frozen.num_truth_requests, len(TEMPLATES)),
+        "truth": (frozen.num_truth_requests, len(TEMPLATES)),
+    }
+    dealt: dict[str, list[Prompt]] = {}
+    start = 0
+    for name, (num_requests, num_templates) in parts.items():
+        dealt[name] = [
+            Prompt(
+                prompt_id=f"{start + i:04d}/{j}",
+                messages=({"role": "user", "content": request.text(TEMPLATES[t])},),
+            )
+            for i, request in enumerate(requests[start : start + num_requests])
+            for j in range(num_templates)
+            for t in [(i + j) % len(TEMPLATES)]
+        ]
+        start += num_requests
+    if start > len(requests):
+        raise ValueError(f"{start} requests are dealt, there are {len(requests)}")
+    return dealt
+
+
+@dataclass(kw_only=True)
+class _Bench:
+    """The models of one case, in this process; its tables grow by one candidate at a time."""
+
+    frozen: Frozen
+    settings: LabSettings
+    pair: ModelSource
+    lab: LabResult
+    responses: list[dict[str, Any]] = field(default_factory=list)
+    rewards: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    curves: dict[float, dict[str, float]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.engine = TransformersEngine()
+        self.prompts = prompts_of(self.settings, self.frozen)
+        folders = {SCORER: self.lab.reward_model, GUARD: self.lab.guard_reward_model}
+        self.judges = {name: load_reward_model(str(path)) for name, path in folders.items()}
+
+    def run_control(self) -> dict[str, Any]:
+        """Choose alpha where no alpha is better than 0."""
+        for alpha in self.frozen.alphas:
+            self.engine.load(self.pair.at(alpha))
+            self.answer_selection(alpha)
+        line = self.choose()
+        if line["chosen"] == 0:
+            return line
+        # Not kept: whether it was wrong is told by the truth.
+        return {**line, "truth": self.truth_of({"chosen": line["chosen"]})}
+
+    def run(self) -> dict[str, Any]:
+        """Choose alpha by the rewards, by the reward alone and by the oracle; measure the truth."""
+        for alpha in self.frozen.alphas:
+            self.engine.load(self.pair.at(alpha))
+            self.answer_selection(alpha)
+            self.curves[alpha]["oracle_truth"] = float(self.truth("oracle").mean())
+        line = self.choose()
+        picked = {
+            "chosen": line["chosen"],
+            "by_reward": line["by_reward"],
+            "oracle": max(self.curves, key=lambda a: self.curves[a]["oracle_truth"]),
+            "reward_only": max(self.curves, key=lambda a: self.curves[a][SCORER]),
+        }
+        return {**line, **picked, "truth": self.truth_of(picked)}
+
+    def truth_of(self, picked: Mapping[str, float]) -> dict[str, Any]:
+        """Return the truth gain of each pick over alpha 0."""
+        truths = {}
+        for alpha in sorted({0.0, *picked.values()}):
+            self.engine.load(self.pair.at(alpha))
+            truths[alpha] = self.truth("truth")
+        return {name: truth_gain(truths[alpha], truths[0.0]) for name, alpha in picked.items()}
+
+    def answer_selection(self, alpha: float) -> None:
+        """Answer the selection's prompts and score the answers."""
+        prompts = self.prompts["selection"]
+        splits = assign_splits([p.prompt_id for p in prompts], heldout_fraction=0.5, seed=42)
+        answers = self.generate(prompts)
+        keys = [
+            {
+                "prompt_id": prompt.prompt_id,
+                "sample": 0,
+                "split": splits[prompt.prompt_id],
+                "alpha": alpha,
+                "weights_digest": self.engine.weights_digest,
+                "seed": self.seed_of(prompt),
+            }
+            for prompt in prompts
+        ]
+        self.responses += [
+            {
+                **key,
+                "messages": list(prompt.messages),
+                "response": answer.text,
+                "model": "laboratory",
+                "finish_reason": answer.finish_reason,
+                "prompt_tokens": answer.prompt_tokens,
+                "completion_tokens": answer.completion_tokens,
+                "error": answer.error,
+            }
+            for key, prompt, answer in zip(keys, prompts, answers, strict=True)
+        ]
+        self.curves[alpha] = {"tokens": float(np.mean([a.completion_tokens for a in answers]))}
+        chats = [
+            [*prompt.messages, Message(role="assistant", content=answer.text)]
+            for prompt, answer in zip(prompts, answers, strict=True)
+        ]
+        for name, judge in self.judges.items():
+            scored = self._score(judge, chats, keys)
+            self.rewards.setdefault(name, []).extend(scored)
+            self.curves[alpha][name] = float(np.mean([row["reward"] for row in scored]))
+
+    def truth(self, part: str) -> npt.NDArray[np.float64]:
+        """Return the mean truth of each request of a part under the loaded weights."""
+        prompts = self.prompts[part]
+        answers = self.generate(prompts)
+        scores = [
+            truth_reward(prompt.messages, answer.text)
+            for prompt, answer in zip(prompts, answers, strict=True)
+        ]
+        # The templates of a request share its words: the request is what was drawn at random.
+        return np.array(scores).reshape(self.frozen.num_truth_requests, -1).mean(axis=1)
+
+    def choose(self) -> dict[str, Any]:
+        """Hand the tables to the selection."""
+        responses = pa.Table.from_pylist(self.responses, RESPONSES_SCHEMA)
+        rewards = {n: pa.Table.from_pylist(r, REWARDS_SCHEMA) for n, r in self.rewards.items()}
+        settings = self.frozen.selection
+        selection, by_reward = (
+            choose_alpha(
+                responses, rewards[SCORER], settings=s, guard_rewards={GUARD: rewards[GUARD]}
+            )
+            for s in (settings, settings.model_copy(update={"rank_by": "reward"}))
+        )
+        return {
+            "chosen": selection["best_alpha"],
+            "by_reward": by_reward["best_alpha"],
+            "verdict": selection["verdict"],
+            "tried": selection["tried_alpha"],
+            "reason": selection["reason"],
+            "curves": {f"{alpha:g}": values for alpha, values in self.curves.items()},
+        }
+
+    def generate(self, prompts: Sequence[Prompt]) -> list[Generated]:
+        """Answer prompts; the noise of a prompt is the same under every alpha."""
+        sampling = self.frozen.sampling
+        rows = [
+            Row(
+                prompt_ids=self.engine.encode_chat(prompt.messages),
+                params=sampling,
+                seed=self.seed_of(prompt),
+                max_tokens=sampling.max_tokens,
+            )
+            for prompt in prompts
+        ]
+        size = self.frozen.batch_size
+        batches = (rows[start : start + size] for start in range(0, len(rows), size))
+        return [answer for batch in batches for answer in self.engine.generate(batch)]
+
+    def seed_of(self, prompt: Prompt) -> int:
+        """Return the seed of a prompt's answers."""
+        return row_seed(self.settings.derive_seed("proof"), prompt.prompt_id, 0)
+
+    def _score(
+        self, judge: RewardModel, chats: Sequence[Chat], keys: Sequence[dict[str, Any]]
+    ) -> list[dict[str, Any]]:
+        return [
+            {
+                **key,
+                "reward": score.reward,
+                "reward_model": judge.name,
+                "reward_model_revision": judge.revision,
+                "tokens": score.tokens,
+                "truncated": score.truncated,
+                "error": score.error,
+            }
+            for key, score in zip(keys, judge.score(chats), strict=True)
+        ]
+
+
+def truth_gain(truth: npt.NDArray[np.float64], base: npt.NDArray[np.float64]) -> dict[str, Any]:
+    """Return the paired gain over alpha 0 with its 95% interval and two-sided p-value."""
+    estimate = bootstrap_mean(truth - base, num_resamples=10_000, seed=0)
+    low, high = estimate.interval(0.95)
+    return {"gain": estimate.mean, "ci_low": low, "ci_high": high, "p_value": estimate.p_value()}
+
+
+def _write_control(case: Case, lab: LabResult, other: LabResult | None, folder: Path) -> None:
+    """Write an initial model from which the step to aligned means nothing."""
+    model = AutoModelForCausalLM.from_pretrained(lab.aligned, dtype=torch.float32)
+    source = lab.initial if other is None else other.initial
+    before = dict(AutoModelForCausalLM.from_pretrained(source).named_parameters())
+    generator = torch.Generator().manual_seed(case.seed * 1000 + case.other)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if case.kind == "unrelated":
+                # Vocabularies differ by a token or two; the common rows alone are extrapolated.
+                rows = min(len(weight), len(before[name]))
+                weight[:rows] = before[name][:rows]
+                continue
+            noise = torch.randn(weight.shape, generator=generator)
+            weight.sub_(noise * ((weight - before[name]).norm() / noise.norm()))
+    # The tokenizer is the lab's own: what is to be refused is the weights, not a vocabulary.
+    save_checkpoint(model, AutoTokenizer.from_pretrained(lab.aligned), folder)
