@@ -104,7 +104,9 @@ def main() -> None:
     first, last = map(int, arguments.seeds.split("-"))
     cases = list_cases(range(first, last + 1), arguments.fractions, arguments.controls)
     if arguments.summarize:
-        text = render(read_lines(arguments.summarize, FROZEN), num_expected=len(cases))
+        if not arguments.summarize.exists():
+            parser.error(f"there are no results at {arguments.summarize}")
+        text = render(read_lines(arguments.summarize), num_expected=len(cases))
         print(text)
         if arguments.write:
             RESULT.parent.mkdir(exist_ok=True)
@@ -127,13 +129,18 @@ def list_cases(seeds: Sequence[int], fractions: Sequence[float], num_controls: i
     return cases
 
 
-def read_lines(path: Path, frozen: Frozen) -> list[dict[str, Any]]:
-    """Return recorded lines, after making sure that they are of these settings."""
+def read_lines(path: Path, digest: str | None = None) -> list[dict[str, Any]]:
+    """Return recorded lines, after making sure that they are of one and the same settings.
+
+    Args:
+        path: JSON lines; none where it does not exist.
+        digest: Of the settings that they must be of; None takes any.
+    """
     if not path.exists():
         return []
     lines = [json.loads(text) for text in path.read_text(encoding="utf-8").splitlines()]
-    digests = {line["digest"] for line in lines} - {frozen.digest()}
-    if digests:
+    digests = {line["digest"] for line in lines}
+    if len(digests | ({digest} if digest else set())) > 1:
         raise SystemExit(f"{path}: lines of other settings ({', '.join(sorted(digests))})")
     return lines
 
@@ -144,7 +151,7 @@ def run_cases(cases: Sequence[Case], frozen: Frozen, *, output: Path, cache: Pat
 
     from expo_ray.cluster import ray_session
 
-    lines = read_lines(output, frozen)
+    lines = read_lines(output, frozen.digest())
     done = {line["key"] for line in lines}
     missing = [case for case in cases if case.key not in done]
     print(f"{len(done)} cases stand, {len(missing)} to do", flush=True)

@@ -130,12 +130,16 @@ def test_selection_oracle_and_truth_share_no_request_with_each_other_or_with_tra
 
 def test_lines_of_other_settings_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "results.jsonl"
-    assert read_lines(path, FROZEN) == []
+    assert read_lines(path, FROZEN.digest()) == []
     path.write_text(json.dumps({"key": "x", "digest": FROZEN.digest()}) + "\n")
-    assert len(read_lines(path, FROZEN)) == 1
+    assert len(read_lines(path, FROZEN.digest())) == len(read_lines(path)) == 1
     other = replace(FROZEN, selection=SelectionSettings(confidence=0.9))
     with pytest.raises(SystemExit, match="other settings"):
-        read_lines(path, other)
+        read_lines(path, other.digest())
+    with path.open("a") as file:
+        file.write(json.dumps({"key": "y", "digest": other.digest()}) + "\n")
+    with pytest.raises(SystemExit, match="other settings"):
+        read_lines(path)
 
 
 def test_truth_is_compared_request_by_request() -> None:
@@ -173,12 +177,12 @@ def test_a_rerun_does_what_is_missing(tmp_path: Path, ray_cluster: str) -> None:
     output = tmp_path / "results.jsonl"
     cases = list_cases([3, 4], [0.2, 0.4], 1)
     run_cases(cases, frozen, output=output, cache=tmp_path / "labs")
-    lines = read_lines(output, frozen)
+    lines = read_lines(output, frozen.digest())
     assert sorted(line["key"] for line in lines) == sorted(case.key for case in cases)
     assert "Every run" in render(lines)
     output.write_text("".join(json.dumps(line) + "\n" for line in lines[1:]))
     run_cases(cases, frozen, output=output, cache=tmp_path / "labs")
-    again = read_lines(output, frozen)
+    again = read_lines(output, frozen.digest())
     assert again[:-1] == lines[1:]
     same = ("key", "chosen", "verdict", "curves")
     assert {k: again[-1][k] for k in same} == {k: lines[0][k] for k in same}
