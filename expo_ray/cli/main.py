@@ -17,6 +17,8 @@ from expo_ray.cli import checkpoint_commands, run_commands, serving_commands
 from expo_ray.cli.session import print_error
 from expo_ray.errors import ConfigError, ExpoError
 
+_STOPPED = {130: "interrupted", 143: "stopped by SIGTERM"}
+
 app = typer.Typer(
     name="expo-ray",
     help=(
@@ -81,6 +83,10 @@ def main(argv: list[str] | None = None) -> None:
         print_error(error, json_output=json_output)
         sys.exit(error.exit_code)
     except (KeyboardInterrupt, typer.Abort):
-        sys.stderr.write("interrupted; run the same command again to continue\n")
-        sys.exit(130)
+        code = 130
+    except SystemExit as stop:  # how a session leaves at SIGTERM
+        code = stop.code
+    # typer itself makes 130 of an interrupt inside a command.
+    if code in _STOPPED:
+        sys.stderr.write(f"{_STOPPED[code]}; run the same command again to continue\n")
     sys.exit(code or 0)

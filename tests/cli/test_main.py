@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -106,3 +108,21 @@ def test_a_wrong_pair_leaves_nothing_behind(pico_pair: tuple[Path, Path], tmp_pa
     )
     assert result.returncode == 2
     assert not output.exists()
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "words"),
+    [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "stopped by SIGTERM")],
+)
+def test_a_stopped_command_says_how_to_go_on(number: int, code: int, words: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(60)
+        url = f"http://127.0.0.1:{server.getsockname()[1]}"
+        command = [str(EXPO_RAY), "alpha", "show", "--url", url]
+        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+            connection, _ = server.accept()  # the command waits for an answer from now on
+            with connection:
+                process.send_signal(number)
+                stderr = process.communicate(timeout=60)[1]
+    assert process.returncode == code
+    assert stderr == f"{words}; run the same command again to continue\n"
