@@ -100,6 +100,12 @@ def render(lines: Sequence[Line], *, num_expected: int | None = None) -> str:
         f"settings (digest `{found['digest']}`) were frozen before these seeds were run, and every "
         "run is listed. Truth gains are over alpha 0, on requests that neither the selection nor "
         "the oracle saw, with 95% intervals that resample requests.",
+        "The scoring reward model knows the answers of writers alone, as published ones do; the "
+        "second judge has seen broken text and answers of the extrapolated pair too. With the "
+        "laboratory's default scoring model, which has seen broken text, reward alone overshot in "
+        "none of the four runs on the design seeds (0 and 1). On design seed 0 a step away from an "
+        "unrelated model was really better (larger weights, surer answers): therefore the controls "
+        "are counted without and with `diagnose`, which calls such pairs unfit.",
     ]
     if num_expected is not None and num_expected != len(lines):
         parts.append(f"**Not finished: {len(lines)} of {num_expected} cases are recorded.**")
