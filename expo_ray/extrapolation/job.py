@@ -213,7 +213,7 @@ def _run(
             address=address,
             loading_of=plan.pair.base.uri,
             check=plan_check(plan, [target.folder for target in pending]),
-            begin=lambda: begin(pending, overwrite=overwrite),
+            begin=lambda: begin(plan, pending, overwrite=overwrite),
             advance=bar.advance,
             running_bytes=_running_bytes(plan, pending),
         )

@@ -197,17 +197,22 @@ def claim(stack: contextlib.ExitStack, plan: Plan, target: Target, *, overwrite:
     target.num_resumed = len(target.receipts)
 
 
-def begin(targets: Sequence[Target], *, overwrite: bool) -> None:
+def begin(plan: Plan, targets: Sequence[Target], *, overwrite: bool) -> None:
     """Make the claimed folders ready for tasks: from here on an old result is gone.
 
     Raises:
         ConfigError: A folder cannot be written to.
     """
+    sides = {side: {"uri": checkpoint.uri} for side, checkpoint in plan.pair.sides.items()}
     for target in targets:
         if not target.is_done:
             with _usable(target.folder):
                 begin_output(
-                    target.folder, target.plan_digest, target.run_token, overwrite=overwrite
+                    target.folder,
+                    target.plan_digest,
+                    target.run_token,
+                    overwrite=overwrite,
+                    request={"alpha": target.alpha, **sides},
                 )
 
 

@@ -13,7 +13,7 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -100,8 +100,17 @@ def claimed_folder(folder: AnyPath, plan_digest: str, *, overwrite: bool) -> Ite
         yield secrets.token_hex(16)
 
 
-def begin_output(folder: AnyPath, plan_digest: str, run_token: str, *, overwrite: bool) -> None:
+def begin_output(
+    folder: AnyPath,
+    plan_digest: str,
+    run_token: str,
+    *,
+    overwrite: bool,
+    request: Mapping[str, object] | None = None,
+) -> None:
     """Make a claimed folder ready for tasks; under `overwrite` the old result goes now.
+
+    `request` (alpha and the sides, as in the record) is for whoever finds the folder unfinished.
 
     Uploads of killed runs are listed before the folder is taken over and aborted after: the tasks
     of whoever wrote them are fenced off by then, and those of this run or a newer one, which begin
@@ -117,7 +126,8 @@ def begin_output(folder: AnyPath, plan_digest: str, run_token: str, *, overwrite
     (work / RECEIPT_FOLDER).mkdir(exist_ok=True)
     for leftover in work.glob("*.tmp"):
         leftover.unlink()
-    atomic_write_json(work / RUN_FILE, {"plan_digest": plan_digest, "run_token": run_token})
+    table = {"plan_digest": plan_digest, "run_token": run_token, **(request or {})}
+    atomic_write_json(work / RUN_FILE, table)
     abort_uploads(stale)
 
 
@@ -189,7 +199,8 @@ def _check_digest(path: AnyPath, plan_digest: str, message: str) -> None:
             where=path.parent if path.name == RECORD_NAME else path.parent.parent,
             got=f"plan {str(found)[:12]}{_describe(table)}",
             expected=f"plan {plan_digest[:12]}, as asked for now",
-            hint="choose another folder, or replace it with --overwrite",
+            hint="the same alpha and paths? then an input, a file beside it or an option changed; "
+            "choose another folder, or replace what is there with --overwrite",
         )
 
 

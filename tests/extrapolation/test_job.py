@@ -164,6 +164,22 @@ def test_another_plan_is_refused_and_replaced_on_demand(pico_pair: Pair, tmp_pat
     assert file_digests(out) == file_digests(tmp_path / "fresh")
 
 
+def test_an_unfinished_result_of_another_plan_says_which(
+    pico_pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(job_module, "assemble", _fail)
+    with pytest.raises(ShardError):
+        run(pico_pair, tmp_path / "out", 0.3)
+    with pytest.raises(ConfigError, match="unfinished") as caught:
+        run(pico_pair, tmp_path / "out", 0.5)
+    assert f"alpha 0.3 of {pico_pair[0]} and {pico_pair[1]}" in str(caught.value.got)
+    assert "--overwrite" in str(caught.value.hint)
+
+
+def _fail(*_: object, **__: object) -> str:
+    raise OSError("no space left on the device")
+
+
 def test_changed_input_makes_it_another_plan(pair: Pair, tmp_path: Path) -> None:
     run(pair, tmp_path / "out")
     file = pair[1] / Checkpoint.open(pair[1]).files[0]
