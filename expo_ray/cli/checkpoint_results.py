@@ -54,6 +54,9 @@ def render_extrapolation(console: Console, result: dict[str, Any]) -> None:
             (output["weights_digest"] or "-")[:16],
         )
     console.print(table)
+    for output in result["outputs"]:
+        if output["pushed_to"]:
+            console.print(Text(f"pushed to {output['pushed_to']}"), soft_wrap=True)
     if plan.get("estimate"):
         found = plan["estimate"]
         console.print(

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from io import StringIO
 from pathlib import Path
 
 import huggingface_hub.constants
 import pytest
 import yaml
+from rich.console import Console
 from transformers import AutoModelForCausalLM
 
 from expo_ray.checkpoints import Checkpoint, weights_digest
+from expo_ray.cli.checkpoint_results import render_extrapolation
 from expo_ray.errors import ConfigError, WorkError
 from expo_ray.extrapolation import extrapolate
 from expo_ray.extrapolation.publishing import repo_name
@@ -44,6 +47,9 @@ def test_a_pushed_checkpoint_is_read_back_and_loads(
     result = extrapolate(*pair, out, alpha=0.3, push_to="owner/expo", private=True, **OPTIONS)
     address = result.outputs[0].pushed_to
     assert address == f"hf://owner/expo@{hub.commits['owner/expo']}"
+    console = Console(file=StringIO())
+    render_extrapolation(console, result.as_dict())
+    assert f"pushed to {address}\n" in console.file.getvalue()
     assert (hub.uploads.num_commits, hub.uploads.private) == (1, {"owner/expo"})
     pushed = Checkpoint.open(address)
     assert weights_digest(pushed) == result.outputs[0].weights_digest
