@@ -10,7 +10,7 @@ from typing import Any
 from expo_ray.checkpoints.digests import WeightsDigest
 from expo_ray.checkpoints.remote_path import AnyPath, any_path
 from expo_ray.checkpoints.storage import RECORD_NAME
-from expo_ray.errors import CheckpointError, PairError, VerifyError
+from expo_ray.errors import CheckpointError, ConfigError, PairError, VerifyError
 from expo_ray.extrapolation.fanout import run_tasks
 from expo_ray.extrapolation.output_checks import (
     check_files,
@@ -53,6 +53,7 @@ def verify(
 
     Raises:
         CheckpointError: The output is not complete, or an input is missing.
+        ConfigError: An input is named that the checkpoint was written without.
         VerifyError: Something differs; it names the file and the tensor.
     """
     started = time.monotonic()
@@ -104,6 +105,14 @@ def verify(
 
 
 def _recorded_plan(record: dict[str, Any], given: Mapping[str, str | Path | None]) -> Plan:
+    for side, address in given.items():
+        if address and side not in record:
+            raise ConfigError(
+                "the checkpoint was written without such an input",
+                where=f"--{side}",
+                got=address,
+                hint=f"leave --{side} out",
+            )
     options = record["options"]
     inputs = {side: given[side] or record[side]["uri"] for side in given if side in record}
     try:

@@ -9,7 +9,7 @@ import pytest
 import torch
 import yaml
 
-from expo_ray.errors import PairError, VerifyError
+from expo_ray.errors import ConfigError, PairError, VerifyError
 from expo_ray.extrapolation import extrapolate, verify
 from expo_ray.extrapolation.record import read_record
 from tests.extrapolation.synthetic import file_digests, load, noise, same_bits, write
@@ -127,6 +127,9 @@ def test_verify_notices_another_base(models: dict[str, Path], tmp_path: Path) ->
     other = write(tmp_path / "other", tensors(7, torch.float16))
     with pytest.raises(VerifyError):
         verify(out, onto=other, address="inline")
+    extrapolate(*pair(models), tmp_path / "plain", alpha=0.5, address="inline")
+    with pytest.raises(ConfigError, match="without such an input"):
+        verify(tmp_path / "plain", onto=moved, address="inline")
 
 
 def test_values_of_the_base_are_checked(models: dict[str, Path], tmp_path: Path) -> None:
