@@ -166,7 +166,8 @@ class ChunkWorker:
             alphas = [round_alpha(alpha) for alpha in alphas]
         if self._kernel and onto is None and _is_bfloat16(initial, aligned, *outputs):
             first, second, *results = map(_bits, (initial, aligned, *outputs))
-            measured = self._kernel.run(first, second, results, alphas)
+            measures = self._task.needs_statistics
+            measured = self._kernel.run(first, second, results, alphas, measures=measures)
             if measured is not None:
                 return measured, outputs
         sums = DeltaSums()

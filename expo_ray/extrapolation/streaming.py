@@ -1,25 +1,37 @@
-"""Whole tensors of an extrapolated model, one after the other, without writing a checkpoint."""
+"""The tensors of an extrapolated model without a written checkpoint: in order, or into a model."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import hashlib
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from itertools import groupby
 from pathlib import Path
+from queue import SimpleQueue
+from typing import Self
 
 import torch
 
+from expo_ray.checkpoints import WeightsDigest
 from expo_ray.checkpoints.tensors import TORCH_DTYPES
 from expo_ray.errors import CheckpointError
 from expo_ray.extrapolation.alpha import parse_alphas
 from expo_ray.extrapolation.alpha_rules import AlphaRules, resolve
 from expo_ray.extrapolation.chunk_worker import ChunkWorker
-from expo_ray.extrapolation.chunks import Slot, split_chunks
+from expo_ray.extrapolation.chunks import Chunk, Slot, split_chunks
 from expo_ray.extrapolation.input_files import InputFiles
 from expo_ray.extrapolation.plan import OutputShard, Plan, build_plan
 from expo_ray.extrapolation.shard_files import ShardFile
-from expo_ray.extrapolation.tasks import WRITE, ShardOutput, shard_task
+from expo_ray.extrapolation.tasks import WRITE, ShardOutput, ShardTask, shard_task
 
 CHUNK_BYTES = 4 * 1024 * 1024
+_MAX_THREADS = 4
+
+Put = Callable[[torch.Tensor], None]
+"""Takes the next values of a tensor; they are overwritten afterwards."""
+PlaceOf = Callable[[str, torch.Size], torch.Tensor]
+"""Gives the flat tensor that takes the values of (name, shape), in any dtype, on any device."""
 
 
 def stream_weights(
@@ -62,6 +74,135 @@ def stream_weights(
         vocab_policy=vocab_policy,
         transforms=transforms,
     )
+    task = _task(
+        plan, alpha, alpha_rules, allow_nonfinite=allow_nonfinite, allow_overflow=allow_overflow
+    )
+    with _Computation(task) as computation:
+        for index, pair in enumerate(task.shard.tensors):
+            tensor = torch.empty(pair.aligned.shape, dtype=TORCH_DTYPES[pair.output_dtype])
+            computation.run(index, _filling(tensor.view(-1)))
+            yield pair.name, tensor
+
+
+def fill_weights(
+    initial: str | Path,
+    aligned: str | Path,
+    alpha: float | None,
+    *,
+    alpha_rules: str | Path | AlphaRules | None,
+    place_of: PlaceOf,
+    digest: WeightsDigest,
+) -> None:
+    """Put the weights that `stream_weights` yields into tensors that are there already.
+
+    Tensors are computed side by side, in pieces that are digested and put in place while they are
+    in the processor's cache.
+
+    Args:
+        initial: As for `stream_weights`.
+        aligned: As for `stream_weights`.
+        alpha: As for `stream_weights`.
+        alpha_rules: As for `stream_weights`.
+        place_of: Called once for each tensor, from several threads.
+        digest: Takes every tensor, before it is converted to the dtype of its place.
+
+    Raises:
+        RequestError: The pair does not fit, or FP8 blocks would have to be made.
+        ShardError: Non-finite values or overflow.
+    """
+    task = _task(build_plan(initial, aligned), alpha, alpha_rules)
+    tensors = task.shard.tensors
+    # The largest first: the threads then end at about the same time.
+    order = sorted(range(len(tensors)), key=lambda i: tensors[i].output_bytes, reverse=True)
+    num_threads = min(os.cpu_count() or 1, _MAX_THREADS)
+    with _Computation(task, num_threads) as computation, ThreadPoolExecutor(num_threads) as pool:
+
+        def fill(index: int) -> None:
+            pair, sha256 = tensors[index], hashlib.sha256()
+            into_place = _filling(place_of(pair.name, torch.Size(pair.aligned.shape)))
+
+            def put(values: torch.Tensor) -> None:
+                sha256.update(values.view(torch.uint8).numpy().data)
+                into_place(values)
+
+            computation.run(index, put)
+            digest.add_sha256(pair.name, sha256.hexdigest(), pair.output_dtype, pair.aligned.shape)
+
+        for _ in pool.map(fill, order):
+            pass
+
+
+def _filling(flat: torch.Tensor) -> Put:
+    position = 0
+
+    def put(values: torch.Tensor) -> None:
+        nonlocal position
+        flat[position : position + values.numel()].copy_(values)
+        position += values.numel()
+
+    return put
+
+
+class _Computation:
+    """Computes whole tensors, one in each thread that asks; up to `num_threads` at a time."""
+
+    def __init__(self, task: ShardTask, num_threads: int = 1) -> None:
+        self._task = task
+        self._inputs = InputFiles(task)
+        self._chunks: dict[int, list[Chunk]] = {
+            index: list(chunks)
+            for index, chunks in groupby(split_chunks(task, CHUNK_BYTES), key=lambda c: c.index)
+        }
+        self._lanes: SimpleQueue[_Lane] = SimpleQueue()
+        for _ in range(num_threads):
+            self._lanes.put(_Lane(task, self._inputs))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *exc: object) -> None:
+        try:
+            if kind is None:
+                self._inputs.check_unchanged()
+        finally:
+            self._inputs.close()
+
+    def run(self, index: int, put: Put) -> None:
+        """Compute one tensor of the shard and hand out its values in order."""
+        lane = self._lanes.get()
+        try:
+            lane.sink.target = put, TORCH_DTYPES[self._task.shard.tensors[index].output_dtype]
+            lane.worker.prepare(index)
+            # A tensor without elements has no chunks.
+            for chunk in self._chunks.get(index, ()):
+                lane.worker.run(chunk, lane.slot)
+        finally:
+            self._lanes.put(lane)
+
+
+class _Lane:
+    """What one thread needs to compute."""
+
+    def __init__(self, task: ShardTask, inputs: InputFiles) -> None:
+        self.sink = _Sink(task.outputs[0], task.shard.name, b"")
+        self.worker = ChunkWorker(task, inputs, [self.sink])
+        self.slot = Slot(CHUNK_BYTES, 1)
+
+
+class _Sink(ShardFile):
+    """Passes the values of one tensor on instead of writing them."""
+
+    target: tuple[Put, torch.dtype]
+
+    def put(self, offset_bytes: int, computed: torch.Tensor, name: str) -> memoryview:
+        put, dtype = self.target
+        put(computed.view(dtype))
+        return memoryview(b"")
+
+
+def _task(
+    plan: Plan, alpha: float | None, alpha_rules: str | Path | AlphaRules | None, **allowed: bool
+) -> ShardTask:
     if plan.is_requantized:
         raise CheckpointError(
             "FP8 codes with block scales are written, not streamed",
@@ -71,35 +212,7 @@ def stream_weights(
         )
     shard = OutputShard(name="stream", tensors=plan.pair.tensors)
     output = _output(plan, alpha, alpha_rules)
-    task = shard_task(
-        plan,
-        shard,
-        WRITE,
-        (output,),
-        allow_nonfinite=allow_nonfinite,
-        allow_overflow=allow_overflow,
-    )
-    sink = _TensorSink(output, shard.name, b"")
-    slot = Slot(CHUNK_BYTES, 1)
-    inputs = InputFiles(task)
-    worker = ChunkWorker(task, inputs, [sink])
-    chunks = groupby(split_chunks(task, CHUNK_BYTES), key=lambda chunk: chunk.index)
-    pending = next(chunks, None)
-    try:
-        for index, pair in enumerate(shard.tensors):
-            dtype = TORCH_DTYPES[pair.output_dtype]
-            sink.target = torch.empty(pair.aligned.shape, dtype=dtype)
-            sink.position = 0
-            # A tensor without elements has no chunks.
-            if pending is not None and pending[0] == index:
-                worker.prepare(index)
-                for chunk in pending[1]:
-                    worker.run(chunk, slot)
-                pending = next(chunks, None)
-            yield pair.name, sink.target
-        inputs.check_unchanged()
-    finally:
-        inputs.close()
+    return shard_task(plan, shard, WRITE, (output,), needs_statistics=False, **allowed)
 
 
 def _output(
@@ -110,17 +223,3 @@ def _output(
         return ShardOutput(alpha=only, folder="", plan_digest="")
     resolution = resolve(alpha_rules, plan.pair.tensors, default=alpha)
     return ShardOutput(alpha=None, folder="", plan_digest="", tensor_alphas=resolution.alphas)
-
-
-class _TensorSink(ShardFile):
-    """Takes the bytes of one tensor after the other into memory."""
-
-    target: torch.Tensor
-    position: int
-
-    def put(self, offset_bytes: int, computed: torch.Tensor, name: str) -> memoryview:
-        raw = computed.view(torch.uint8)
-        flat = self.target.reshape(-1).view(torch.uint8)
-        flat[self.position : self.position + raw.numel()].copy_(raw)
-        self.position += raw.numel()
-        return memoryview(b"")

@@ -69,6 +69,8 @@ class ShardTask:
     """Of delta, in the order in which they are applied."""
     may_compile: bool = False
     """The whole work is large enough to win back what compiling the kernel costs a process."""
+    needs_statistics: bool = True
+    """Whether somebody reads the sums; without them the compiled kernel is faster."""
 
     @property
     def extra_memory_bytes(self) -> int:

@@ -22,6 +22,8 @@ from expo_ray.serving.alpha_setting import AlphaSetting, parse_setting, setting_
 if TYPE_CHECKING:
     import torch
 
+    from expo_ray.extrapolation.streaming import PlaceOf
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelSource:
@@ -151,6 +153,32 @@ class ModelSource:
         # Reading and computing, the digest, and what the caller does go on side by side.
         tensors = read_ahead(self._tensors())
         return tensors if digest is None else read_ahead(_digested(tensors, digest))
+
+    def fill(self, place_of: PlaceOf, digest: WeightsDigest) -> None:
+        """Put all weights into tensors that are there already.
+
+        Args:
+            place_of: Gives the flat tensor for a name and shape; called from several threads.
+            digest: Takes every tensor.
+
+        Raises:
+            RequestError: The checkpoint or the pair is wrong.
+            ShardError: Non-finite values.
+        """
+        from expo_ray.extrapolation.streaming import fill_weights
+
+        if self.initial is None or not self.is_live:
+            for name, tensor in self.iter_weights(digest):
+                place_of(name, tensor.shape).copy_(tensor.flatten())
+            return
+        fill_weights(
+            self.initial,
+            self.model,
+            self.alpha,
+            alpha_rules=self.alpha_rules,
+            place_of=place_of,
+            digest=digest,
+        )
 
     def _tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
         from expo_ray.checkpoints import iter_tensors

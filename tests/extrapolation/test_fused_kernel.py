@@ -61,6 +61,12 @@ def test_what_is_out_of_the_ordinary_is_left_to_the_plain_path(
     for first, second in ((before, after), (after, before)):
         target = torch.empty_like(after)
         assert kernel.run(bits(first), bits(second), [bits(target)], [0.5]) is None
+        unmeasured = kernel.run(bits(first), bits(second), [bits(target)], [0.5], measures=False)
+        # Large squares are no matter where nobody asks for them.
+        plain = torch.empty_like(target)
+        Workspace(torch.float32).load(first, second).write(0.5, plain)
+        assert (unmeasured is not None) == bool(torch.isfinite(plain).all())
+        assert unmeasured is None or same_bits(target, plain)
 
 
 def test_overflow_of_the_second_alpha_is_left_to_the_plain_path(kernel: FusedKernel) -> None:

@@ -11,12 +11,14 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from expo_ray.checkpoints import Checkpoint, WeightsDigest, weights_digest
 from expo_ray.errors import ShardError
-from expo_ray.extrapolation import extrapolate, stream_weights
+from expo_ray.extrapolation import extrapolate, stream_weights, streaming, tasks
 from expo_ray.extrapolation import job as job_module
 from expo_ray.extrapolation.chunks import split_chunks
 from expo_ray.extrapolation.formula import BLOCK_ELEMENTS
 from expo_ray.extrapolation.plan import build_plan
+from expo_ray.extrapolation.streaming import fill_weights
 from expo_ray.extrapolation.tasks import WRITE, shard_task
 from tests.extrapolation.synthetic import closed_form, load, noise, same_bits, write
 
@@ -150,6 +152,39 @@ def test_streamed_weights_are_the_written_ones(tmp_path: Path) -> None:
     assert [name for name, _ in streamed] == sorted(written)
     for name, tensor in streamed:
         assert same_bits(tensor, written[name]), name
+
+
+@pytest.mark.parametrize("is_compiled", [False, True])
+def test_weights_are_put_into_tensors_that_are_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_compiled: bool
+) -> None:
+    initial, aligned = mixed_pair(tmp_path)
+    extrapolate(initial, aligned, tmp_path / "out", alpha=0.3, address="inline")
+    written = load(tmp_path / "out")
+    monkeypatch.setattr(streaming, "CHUNK_BYTES", 4096)
+    monkeypatch.setattr(tasks, "MIN_COMPILED_BYTES", 0 if is_compiled else 1 << 60)
+    places = {
+        name: torch.empty(t.shape, dtype=torch.float64 if t.is_floating_point() else t.dtype)
+        for name, t in written.items()
+    }
+
+    def place_of(name: str, shape: torch.Size) -> torch.Tensor:
+        assert places[name].shape == shape
+        return places[name].view(-1)
+
+    digest = WeightsDigest()
+    fill_weights(initial, aligned, 0.3, alpha_rules=None, place_of=place_of, digest=digest)
+    assert digest.hexdigest() == weights_digest(Checkpoint.open(tmp_path / "out"))
+    for name, tensor in written.items():
+        assert torch.equal(places[name], tensor.to(places[name].dtype)), name
+
+    def refuse(name: str, shape: torch.Size) -> torch.Tensor:
+        raise ShardError("no place", where=name)
+
+    with pytest.raises(ShardError, match="no place"):
+        fill_weights(
+            initial, aligned, 0.3, alpha_rules=None, place_of=refuse, digest=WeightsDigest()
+        )
 
 
 def test_chunks_cover_every_element_once(tmp_path: Path) -> None:

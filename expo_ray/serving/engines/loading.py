@@ -80,16 +80,19 @@ def refill(loaded: LoadedModel, source: ModelSource) -> LoadedModel:
     """
     digest = WeightsDigest()
     places = loaded.model.state_dict()
-    for name, tensor in source.iter_weights(digest):
-        if name not in places or places[name].shape != tensor.shape:
+
+    def place_of(name: str, shape: torch.Size) -> torch.Tensor:
+        if name not in places or places[name].shape != shape:
             raise CheckpointError(
                 "the checkpoint changed while it was served",
                 where=f"tensor {name!r} of {source.model}",
-                got=list(tensor.shape),
+                got=list(shape),
                 expected=list(places[name].shape) if name in places else "the tensors loaded first",
                 hint="serve it anew",
             )
-        places[name].copy_(tensor)
+        return places[name].view(-1)  # type: ignore[no-any-return]
+
+    source.fill(place_of, digest)
     return replace(loaded, weights_digest=digest.hexdigest())
 
 
@@ -123,7 +126,7 @@ def _probe(tensor: torch.Tensor) -> torch.Tensor:
 def _holds_as_given(model: Any, probes: dict[str, torch.Tensor]) -> bool:
     """Whether every tensor lies in the model unchanged, and the model holds no other."""
     places = model.state_dict()
-    if not probes.keys() <= places.keys():
+    if not probes.keys() <= places.keys() or not all(p.is_contiguous() for p in places.values()):
         return False
     filled = {places[name].data_ptr() for name in probes}
     return all(place.data_ptr() in filled for place in places.values()) and all(
