@@ -232,6 +232,7 @@ def any_path(uri: str | AnyPath) -> AnyPath:
             where=text,
             got=text.split("://", 1)[0] + "://",
             expected="a local path, s3:// or gs://; for inputs hf:// or a Hub id, too",
+            hint="check the address, or copy what it names to one of these places first",
         )
     return Path(text.removeprefix("file://")).expanduser().absolute()
 
