@@ -131,9 +131,24 @@ class LocalStorage:
         self.uri = str(folder)
 
     def list_files(self) -> dict[str, FileFacts]:
-        """Return the facts of every regular file, by name, sorted; hidden ones are left out."""
+        """Return the facts of every regular file, by name, sorted; hidden ones are left out.
+
+        Raises:
+            CheckpointError: The folder cannot be read.
+        """
+        try:
+            return self._list_files()
+        except OSError as error:
+            raise _unreadable(self._folder, error) from error
+
+    def _list_files(self) -> dict[str, FileFacts]:
+        def check(error: OSError) -> None:
+            # Below may be what is not ours to read; a closed checkpoint is not an empty one.
+            if error.filename == str(self._folder):
+                raise error
+
         found: dict[str, FileFacts] = {}
-        for root, folders, names in os.walk(self._folder):
+        for root, folders, names in os.walk(self._folder, onerror=check):
             # A dump of training runs may sit inside: two levels hold all that a checkpoint has.
             depth = len(Path(root).relative_to(self._folder).parts)
             folders[:] = [f for f in folders if not f.startswith(".") and depth < MAX_DEPTH]
@@ -197,13 +212,17 @@ def open_storage(uri: str | Path) -> Storage:
     if text.startswith("hf://"):
         return HubStorage(text)
     path = Path(str(any_path(text)))
-    if path.is_file():
+    try:
+        is_file, is_folder = path.is_file(), path.is_dir()
+    except OSError as error:  # a folder above is closed to us, or the name is too long
+        raise _unreadable(path, error) from error
+    if is_file:
         raise CheckpointError(
             "a checkpoint is a folder, this is a file",
             where=path,
             hint=f"give the folder: {path.parent}",
         )
-    if path.is_dir():
+    if is_folder:
         return LocalStorage(path)
     if is_hub_address(text):
         return HubStorage(text)
@@ -236,9 +255,11 @@ def _facts(name: str, status: os.stat_result) -> FileFacts:
 
 def _unreadable(path: Path, error: OSError) -> CheckpointError:
     missing = isinstance(error, FileNotFoundError)
+    closed = isinstance(error, PermissionError)
+    rights = "check the rights on it and on the folders above" if closed else None
     return CheckpointError(
         "the file is missing" if missing else "the file cannot be read",
         where=path,
         got=None if missing else str(error.strerror),
-        hint="fetch the checkpoint again" if missing else None,
+        hint="fetch the checkpoint again" if missing else rights,
     )

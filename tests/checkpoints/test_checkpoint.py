@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,6 +15,7 @@ from expo_ray.checkpoints import Checkpoint, iter_tensors, weights_digest
 from expo_ray.checkpoints.digests import WeightsDigest
 from expo_ray.checkpoints.quantization import quantization_of, refuse_quantized
 from expo_ray.checkpoints.sidecars import is_sidecar
+from expo_ray.checkpoints.storage import open_storage
 from expo_ray.errors import CheckpointError
 
 INDEX = "model.safetensors.index.json"
@@ -252,3 +256,33 @@ def test_plain_weights_pass(tmp_path: Path) -> None:
 )
 def test_sidecars_are_told_from_leftovers(name: str, carried: bool) -> None:
     assert is_sidecar(name) is carried
+
+
+@contextlib.contextmanager
+def unprivileged() -> Iterator[None]:
+    """Be nobody for a while, where the tests run as root, who may read everything."""
+    if os.geteuid() != 0:
+        yield
+        return
+    os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
+def test_what_may_not_be_read_says_so(tmp_path: Path) -> None:
+    folder = tmp_path / "closed" / "model"
+    folder.mkdir(parents=True)
+    storage = open_storage(folder)
+    tmp_path.joinpath("closed").chmod(0)
+    try:
+        with unprivileged():
+            for read in (lambda: open_storage(folder), storage.list_files):
+                with pytest.raises(CheckpointError, match="cannot be read") as caught:
+                    read()
+                assert "Permission denied" in str(caught.value.got)
+    finally:
+        tmp_path.joinpath("closed").chmod(0o700)
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        open_storage(tmp_path / ("long" * 100))
