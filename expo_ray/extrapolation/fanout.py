@@ -5,6 +5,7 @@ Ray carries paths, offsets and receipts; weights never pass through it.
 
 from __future__ import annotations
 
+import errno
 import os
 import time
 from collections import deque
@@ -283,9 +284,12 @@ def _loading_outcome(ref: Any) -> LoadingCheck:
 
 
 def _os_error(task: ShardTask, error: OSError) -> ShardError:
+    is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    folder = f"{task.outputs[0].folder}/" if task.outputs else ""
+    again = "run the same command again, it continues"
     return ShardError(
-        "a file could not be read or written",
-        where=f"{error.filename or task.shard.name} on {os.uname().nodename}",
+        "the disk is full" if is_full else "a file could not be read or written",
+        where=f"{error.filename or folder + task.shard.name} on {os.uname().nodename}",
         got=error.strerror or str(error),
-        hint="run the same command again, it continues where it stopped",
+        hint=f"free some space and {again}" if is_full else f"{again} where it stopped",
     )

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import shutil
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from expo_ray.checkpoints import Checkpoint
 from expo_ray.errors import ShardError, VerifyError
-from expo_ray.extrapolation import batches, diagnose, extrapolate, verify
+from expo_ray.extrapolation import batches, diagnose, extrapolate, fanout, verify
 from expo_ray.extrapolation.plan import build_plan
 from expo_ray.extrapolation.tasks import MEASURE, shard_task
 from tests.extrapolation.synthetic import file_digests, noise, write
@@ -111,3 +112,17 @@ def test_batches_hold_every_task_once(pico_pair: Pair, monkeypatch: pytest.Monke
     assert [i for batch in found for i in batch] == list(range(len(tasks)))
     assert 1 < len(found) < len(tasks)
     assert batches.batch_tasks([]) == []
+
+
+@pytest.mark.parametrize(
+    ("code", "words"), [(errno.EDQUOT, "disk is full"), (errno.EIO, "could not be read or written")]
+)
+def test_a_full_disk_is_named_whatever_call_found_it(
+    pico_pair: Pair, code: int, words: str
+) -> None:
+    plan = build_plan(*pico_pair)
+    task = shard_task(plan, plan.shards[0], MEASURE, ())
+    error = fanout._os_error(task, OSError(code, "of fsync, which names no file"))
+    assert words in error.message
+    assert plan.shards[0].name in str(error.where)
+    assert ("free some space" in str(error.hint)) == (code == errno.EDQUOT)
