@@ -37,6 +37,7 @@ from expo_ray.extrapolation.summaries import (
     output_result,
     plan_summary,
     rounding_notes,
+    unmoved_notes,
 )
 from expo_ray.extrapolation.targets import (
     Target,
@@ -188,7 +189,12 @@ def extrapolate(
         bytes_read=sum(report.bytes_read for report in reports),
         bytes_written=sum(report.bytes_written for report in reports),
         seconds=time.monotonic() - started,
-        notes=(*plan.pair.notes, *loading_notes(loading), *rounding_notes(plan, targets)),
+        notes=(
+            *plan.pair.notes,
+            *loading_notes(loading),
+            *unmoved_notes(targets),
+            *rounding_notes(plan, targets),
+        ),
         loading=loading,
         plan=plan_summary(plan, targets),
     )

@@ -126,6 +126,18 @@ def loading_notes(loading: LoadingCheck | None) -> list[str]:
     return [f"trial load by transformers, as for the input itself: {loading.status} ({detail})"]
 
 
+def unmoved_notes(targets: Sequence[Target]) -> list[str]:
+    """Return a warning where delta was zero everywhere, which may show only in the arithmetic.
+
+    Sides of two dtypes, or an adapter that was never trained, are not equal byte by byte.
+    """
+    facts = [f for t in targets for r in t.receipts.values() for f in r.tensors.values()]
+    moved = [f["statistics"]["num_moved"] for f in facts if "statistics" in f]
+    if not moved or any(moved):
+        return []
+    return ["warning: initial and aligned hold the same values: the output is aligned itself"]
+
+
 def rounding_notes(plan: Plan, targets: Sequence[Target]) -> list[str]:
     """Return in words what writing FP8 blocks again cost, per checkpoint."""
     if not plan.is_requantized:

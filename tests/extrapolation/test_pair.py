@@ -89,6 +89,16 @@ def test_equal_weights_give_nothing_to_extrapolate(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+def test_equal_values_of_two_dtypes_are_told_afterwards(tmp_path: Path) -> None:
+    initial = write(tmp_path / "initial", matrices(1))
+    same = {name: tensor.float() for name, tensor in matrices(1).items()}
+    other = {name: tensor.float() for name, tensor in matrices(2).items()}
+    for name, tensors, expected in (("same", same, 1), ("other", other, 0)):
+        aligned = write(tmp_path / name, tensors)
+        result = extrapolate(initial, aligned, tmp_path / f"o-{name}", alpha=1, address="inline")
+        assert sum("hold the same values" in note for note in result.notes) == expected
+
+
 def test_one_different_element_at_the_end_is_enough(tmp_path: Path) -> None:
     before = {"w": torch.zeros(300_000)}
     after = {"w": torch.zeros(300_000)}
