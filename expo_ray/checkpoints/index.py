@@ -208,6 +208,8 @@ def _no_weights(uri: str, names: Collection[str]) -> CheckpointError:
         hint = f"pickled weights are read from {PICKLE_SINGLE_NAME} or {PICKLE_INDEX_NAME}"
     elif any(name.endswith(".gguf") for name in names):
         hint = "GGUF files are not supported: give the original safetensors checkpoint"
+    elif any(name.endswith(".safetensors") for name in names):
+        hint = f"safetensors files are there, their index is not: fetch {INDEX_NAME}"
     return CheckpointError(
         "the folder holds no weights that can be read",
         where=uri,

@@ -149,6 +149,7 @@ def test_index_beside_a_single_file_is_ambiguous(copy: Path) -> None:
         ("weights.bin", "pytorch_model.bin"),
         ("adapter_model.safetensors", "LoRA"),
         ("model.gguf", "GGUF"),
+        ("model-00001-of-00002.safetensors", "fetch model.safetensors.index.json"),
         ("notes.txt", "path"),
     ],
 )
