@@ -43,7 +43,7 @@ JsonFlag = Annotated[
     bool, typer.Option("--json", help="One JSON object on stdout; logs and progress on stderr.")
 ]
 VerboseFlag = Annotated[bool, typer.Option("--verbose", "-v", help="Show what is being done.")]
-QuietFlag = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, errors only.")]
+QuietFlag = Annotated[bool, typer.Option("--quiet", "-q", help="No progress: result and errors.")]
 AddressOption = Annotated[
     str | None,
     typer.Option(
@@ -141,7 +141,7 @@ class Session:
     Args:
         json_output: Print the result as one JSON object.
         verbose: Log at debug level.
-        quiet: No progress, errors only.
+        quiet: No progress and no warnings on stderr, errors only.
     """
 
     def __init__(self, *, json_output: bool, verbose: bool = False, quiet: bool = False) -> None:

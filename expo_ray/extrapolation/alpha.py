@@ -43,7 +43,12 @@ def parse_alphas(value: str | float | Sequence[str | float]) -> tuple[float, ...
     """
     values = [value] if isinstance(value, str | int | float) else list(value)
     if not values:
-        raise ConfigError("no alpha is given", where="--alpha", expected="at least one")
+        raise ConfigError(
+            "no alpha is given",
+            where="--alpha",
+            expected="at least one",
+            hint="give --alpha 0.3, or --alpha-rules FILE; `expo-ray select` chooses one",
+        )
     alphas = tuple(parse_alpha(v) for v in values)
     seen: dict[float, float] = {}
     for alpha in alphas:
