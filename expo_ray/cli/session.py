@@ -146,6 +146,7 @@ class Session:
 
     def __init__(self, *, json_output: bool, verbose: bool = False, quiet: bool = False) -> None:
         self.json_output = json_output
+        self._received: int | None = None
         self.stdout = Console(file=sys.stdout)
         self.stderr = Console(file=sys.stderr)
         self.progress: TerminalProgress | _QuietProgress = (
@@ -159,11 +160,18 @@ class Session:
 
     def __enter__(self) -> Session:
         # SIGTERM unwinds like an exception, so that Ray, Serve and temporary files are cleaned up.
-        signal.signal(signal.SIGTERM, _raise_exit)
+        signal.signal(signal.SIGTERM, self._stop)
         return self
 
-    def __exit__(self, *exc: object) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         self.progress.stop()
+        # A call of Ray that waits makes a SystemExit(1) of any other.
+        if self._received is not None and isinstance(error, SystemExit):
+            raise SystemExit(128 + self._received) from error
+
+    def _stop(self, signum: int, frame: FrameType | None) -> None:
+        self._received = signum
+        raise SystemExit(128 + signum)
 
     def emit(
         self, payload: Mapping[str, Any], render: Callable[[Console], None] | None = None
@@ -176,10 +184,6 @@ class Session:
             sys.stdout.flush()
         elif render is not None:
             render(self.stdout)
-
-
-def _raise_exit(signum: int, frame: FrameType | None) -> None:
-    raise SystemExit(128 + signum)
 
 
 def print_error(error: ExpoError, *, json_output: bool) -> None:

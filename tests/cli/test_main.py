@@ -7,9 +7,14 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
+import ray
+import torch
+
+from tests.extrapolation.synthetic import noise, write
 
 EXPO_RAY = Path(sys.executable).with_name("expo-ray")
 
@@ -126,3 +131,23 @@ def test_a_stopped_command_says_how_to_go_on(number: int, code: int, words: str)
                 stderr = process.communicate(timeout=60)[1]
     assert process.returncode == code
     assert stderr == f"{words}; run the same command again to continue\n"
+
+
+def test_sigterm_while_ray_works_exits_with_143(tmp_path: Path, ray_cluster: str) -> None:
+    before = {f"layers.{i}.w": noise((1000, 500), torch.bfloat16, i) for i in range(60)}
+    pair = (
+        write(tmp_path / "i", before),
+        write(tmp_path / "a", {n: 2 * t for n, t in before.items()}),
+    )
+    out = tmp_path / "out"
+    command = [str(EXPO_RAY), "extrapolate", *map(str, pair), str(out), "--alpha", "0.3"]
+    command += ["--max-shard-size", "1MB", "--address", ray.get_runtime_context().gcs_address]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        # Progress decides, not the clock: some shards are done, not all.
+        while process.poll() is None and not list(out.glob("*.safetensors")):
+            time.sleep(0.005)
+        process.send_signal(signal.SIGTERM)
+        stderr = process.communicate(timeout=120)[1]
+    assert process.returncode == 143, stderr
+    assert stderr.endswith("stopped by SIGTERM; run the same command again to continue\n")
+    assert not (out / "expo_ray.json").exists()
