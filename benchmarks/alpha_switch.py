@@ -23,10 +23,13 @@ from expo_ray.cluster import ray_session
 from expo_ray.extrapolation import checkpoint_name, extrapolate
 from expo_ray.serving import EngineOptions, ModelSource, ServedModel
 
+# A replica that ends or starts leaves Ray at work for seconds, which belong to its own side.
+SETTLE_SECONDS = 5
 
-def answer(served: ServedModel) -> None:
+
+def answer(client: httpx.Client, served: ServedModel) -> None:
     body = {"model": served.model, "prompt": "hello", "max_tokens": 1}
-    httpx.post(f"{served.url}/v1/completions", json=body, timeout=600).raise_for_status()
+    client.post(f"{served.url}/v1/completions", json=body).raise_for_status()
 
 
 def main() -> None:
@@ -42,26 +45,28 @@ def main() -> None:
         max_model_len=512, engine_args={"dtype": "bfloat16", "max_num_seqs": 16} if vllm else {}
     )
     live_seconds, restart_seconds = [], []
-    with ray_session("local", num_cpus=8):
+    with ray_session("local", num_cpus=8), httpx.Client(timeout=600) as client:
         source = ModelSource(model=aligned, initial=initial, alpha=0.1)
         with ServedModel(
             source, engine=arguments.engine, options=options, allow_alpha_change=True
         ) as live:
             for i in range(arguments.pairs):
                 alpha = 0.2 + i / 10
+                time.sleep(SETTLE_SECONDS)
                 start = time.monotonic()
                 live.set_alpha(alpha)
-                answer(live)
+                answer(client, live)
                 live_seconds.append(time.monotonic() - start)
 
                 target = arguments.folder / "out" / checkpoint_name(alpha)
                 shutil.rmtree(target, ignore_errors=True)
+                time.sleep(SETTLE_SECONDS)
                 start = time.monotonic()
                 extrapolate(initial, aligned, target, alpha=alpha, address="inline")
                 with ServedModel(
                     ModelSource(model=str(target)), engine=arguments.engine, options=options
                 ) as written:
-                    answer(written)
+                    answer(client, written)
                     restart_seconds.append(time.monotonic() - start)
                     same = written.weights_digest == live.weights_digest
                 shutil.rmtree(target)
