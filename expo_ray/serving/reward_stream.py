@@ -6,6 +6,7 @@ number at a time; the driver receives rewards alone, never the texts.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ from expo_ray.tables.schemas import require_schema
 from expo_ray.tables.streamed import Digests, iter_batches, key_digests
 
 _BLOCK_ROWS = 1024
+_BLOCK_BYTES = 2**20
 _CHUNK_ROWS = 64
 _NUM_BLOCKS_AT_ONCE = 2
 
@@ -70,10 +72,15 @@ def stream_rewards(
     Raises:
         TableError: The files cannot be read.
     """
-    ray.data.DataContext.get_current().enable_progress_bars = False  # we show our own
+    logging.getLogger("ray.data._internal.execution").setLevel(logging.WARNING)
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False  # we show our own
+    # A worker keeps what it scored until a block is full, and a killed run loses it.
+    context.target_max_block_size = _BLOCK_BYTES
+    context.target_min_block_size = _BLOCK_BYTES // 2
     try:
         dataset = ray.data.read_parquet(
-            [str(file.absolute()) for file in files], ray_remote_args={"num_cpus": 0}
+            [str(file.absolute()) for file in files], num_cpus=0
         ).map_batches(
             _BlockScorer,
             fn_constructor_args=(app_name, ray.put(done), ray.put(references), name, revision),
@@ -81,7 +88,7 @@ def stream_rewards(
             batch_format="pyarrow",
             # They wait for replicas; CPUs are for those.
             num_cpus=0,
-            compute=ray.data.ActorPoolStrategy(size=_NUM_BLOCKS_AT_ONCE),
+            compute=ray.data.ActorPoolStrategy(min_size=1, max_size=_NUM_BLOCKS_AT_ONCE),
         )
         for block in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
             yield block.cast(REWARDS_SCHEMA)
