@@ -71,6 +71,13 @@ def select(
             "the uniform alpha on held-out prompts. Needs expo-ray[adaptive].",
         ),
     ] = None,
+    allow_unfit: Annotated[
+        bool,
+        typer.Option(
+            "--allow-unfit",
+            help="Go on with a pair that `diagnose` calls unfit, such as unrelated models.",
+        ),
+    ] = False,
     guard: Annotated[
         list[str] | None,
         typer.Option(
@@ -131,6 +138,7 @@ def select(
             max_alpha=max_alpha,
             min_alpha=min_alpha,
             adaptive=adaptive,
+            allow_unfit=allow_unfit,
             guards=parse_guards(guard or ()),
             columns={} if prompt_column is None else {"prompt": prompt_column},
             num_prompts=num_prompts,

@@ -44,14 +44,44 @@ class Diagnosis:
 
     initial: str
     aligned: str
-    fit: bool
-    warnings: tuple[str, ...]
+    reasons: tuple[str, ...]
+    """Why it is not fit."""
+    doubts: tuple[str, ...]
     total: Row
     groups: dict[str, Row]
     layers: list[Row]
     tensors: dict[str, Row]
     identical: tuple[str, ...]
     notes: tuple[str, ...]
+
+    @property
+    def fit(self) -> bool:
+        """Whether it is worth extrapolating."""
+        return not self.reasons
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What speaks against it, the worst first."""
+        return self.reasons + self.doubts
+
+    def require_fit(self, *, hint: str = "") -> None:
+        """Go on with a fit pair only.
+
+        Args:
+            hint: What else can be done about it.
+
+        Raises:
+            WorkError: The pair is unfit.
+        """
+        if self.fit:
+            return
+        parent = "initial must be the direct parent that aligned was trained from"
+        raise WorkError(
+            "the pair is not fit for extrapolation",
+            where=f"{self.initial} and {self.aligned}",
+            got="; ".join(self.reasons),
+            hint="; ".join(filter(None, (parent, hint))),
+        )
 
     def as_dict(self) -> dict[str, Any]:
         """Return the JSON of the command."""
@@ -103,13 +133,11 @@ def diagnose(
     matrices = _join(row for row in floats.values() if row["num_dimensions"] > 1)
     total |= {"matrices": matrices}
     identical = tuple(name for name, row in floats.items() if row["identical"])
-    reasons = _reasons_against(total, floats, identical)
-    warnings = (*reasons, *_doubts(plan.pair, total, floats, identical))
     result = Diagnosis(
         initial=plan.pair.initial.uri,
         aligned=plan.pair.aligned.uri,
-        fit=not reasons,
-        warnings=warnings,
+        reasons=tuple(_reasons_against(total, floats, identical)),
+        doubts=tuple(_doubts(plan.pair, total, floats, identical)),
         total=total,
         groups=_groups(floats),
         layers=_layers(floats),
@@ -117,13 +145,8 @@ def diagnose(
         identical=identical,
         notes=plan.pair.notes,
     )
-    if strict and not result.fit:
-        raise WorkError(
-            "the pair is not fit for extrapolation",
-            where=f"{result.initial} and {result.aligned}",
-            got="; ".join(reasons),
-            hint="initial must be the direct parent that aligned was trained from",
-        )
+    if strict:
+        result.require_fit()
     return result
 
 
@@ -218,7 +241,7 @@ def _doubts(pair: Pair, total: Row, rows: dict[str, Row], identical: tuple[str, 
             f"delta is large: relative delta of matrices {relative:.3g}; is initial the direct "
             "parent of aligned?"
         )
-    if total["mean_delta_rms"] > SFT_LIKE_RMS:
+    elif total["mean_delta_rms"] > SFT_LIKE_RMS:
         doubts.append(
             f"delta rms is {total['mean_delta_rms']:.2e}, nearer to the published supervised "
             "tuning of a 7B model (2.0e-4) than to its preference training (6.3e-6): expected of "

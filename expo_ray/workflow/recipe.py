@@ -81,6 +81,11 @@ class ExtrapolationSettings(BaseModel):
         "one is written; `all`: every candidate is written first and stays.",
     )
 
+    allow_unfit: bool = Field(
+        False,
+        description="Go on with a pair that `diagnose` calls unfit, such as unrelated models.",
+    )
+
     @property
     def live(self) -> bool:
         """Whether candidates are served without being written.
@@ -224,8 +229,10 @@ class Recipe(BaseModel):
         what = self.model_dump(
             mode="json", exclude={"output", "lab_cache", "generators", "rewarders", "name"}
         )
+        # Directories of recipes from before these keys stay valid.
+        del what["extrapolation"]["allow_unfit"]
         if self.adaptive is None:
-            del what["adaptive"]  # Directories of recipes from before this key stay valid.
+            del what["adaptive"]
         if self.generators.max_model_len is not None:
             # The one setting of an engine that is meant to change answers: it cuts them off.
             what["max_model_len"] = self.generators.max_model_len

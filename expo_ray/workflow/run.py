@@ -72,6 +72,7 @@ def run_recipe(
             stack=stack,
         )
         stages.prepare_models(this)
+        stages.check_pair(this)
         if recipe.selection.strategy == "grid":
             stages.write_candidates(this)
             stages.generate_responses(this)
@@ -104,6 +105,7 @@ def select(
     max_alpha: float = 25.0,
     min_alpha: float = 0.0,
     adaptive: int | None = None,
+    allow_unfit: bool = False,
     guards: Mapping[str, float | str | None] | None = None,
     columns: Mapping[str, str] | None = None,
     num_prompts: int | None = None,
@@ -132,6 +134,7 @@ def select(
         min_alpha: How far backwards where nothing gains.
         adaptive: Then search an alpha for each part of the model in so many trials, from the
             chosen one; needs `expo-ray[adaptive]`.
+        allow_unfit: Go on with a pair that `diagnose` calls unfit, such as unrelated models.
         guards: Thresholds, by their names in `SelectionSettings`.
         columns: The source's names of our columns (`{"prompt": "question"}`).
         num_prompts: Use so many prompts, drawn at random by the seed.
@@ -156,7 +159,7 @@ def select(
             "columns": dict(columns or {}),
             "sample": num_prompts,
         },
-        "extrapolation": {"keep": keep},
+        "extrapolation": {"keep": keep, "allow_unfit": allow_unfit},
         "selection": {
             "strategy": strategy,
             "max_alpha": max_alpha,

@@ -30,6 +30,7 @@ class RunDir:
         self.path = Path(path)
         self.recipe_file = self.path / "recipe.yaml"
         self.resolved_file = self.path / "resolved.json"
+        self.diagnosis_file = self.path / "diagnosis.json"
         self.selection_file = self.path / "selection.json"
         self.compared_file = self.path / "loadtest" / "compared.json"
         self.loadtest_prompts = self.path / "loadtest" / "prompts.jsonl"

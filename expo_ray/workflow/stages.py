@@ -19,7 +19,7 @@ from expo_ray.checkpoints import Checkpoint, atomic_write_json
 from expo_ray.checkpoints.checkpoint import open_aligned
 from expo_ray.cluster import ray_session
 from expo_ray.errors import ConfigError, VerifyError
-from expo_ray.extrapolation import checkpoint_name, extrapolate
+from expo_ray.extrapolation import checkpoint_name, diagnose, extrapolate
 from expo_ray.extrapolation.alpha_rules import AlphaRules
 from expo_ray.lab import prepare_lab, write_truth
 from expo_ray.loadtests import LoadtestOptions, loadtest
@@ -203,6 +203,23 @@ def _record_inputs(run: Run, *, pair_address: list[str]) -> None:
 
 def _digests(identity: Mapping[str, Any]) -> list[tuple[object, object]]:
     return [(file["bytes"], file["header_sha256"]) for file in identity["files"]]
+
+
+def check_pair(run: Run) -> None:
+    """Read the pair once before hours are spent on it.
+
+    Raises:
+        WorkError: Its difference is not worth extrapolating, and the recipe does not allow that.
+    """
+    with run.stage("diagnosis", done=run.directory.diagnosis_file.exists()) as todo:
+        if not todo:
+            return
+        found = diagnose(run.initial, run.aligned, address=run.address, progress=run.progress)
+        if not run.recipe.extrapolation.allow_unfit:
+            found.require_fit(hint="`extrapolation.allow_unfit: true` or --allow-unfit tries it")
+        for warning in found.warnings:
+            run.progress.message(f"warning: {warning}")
+        atomic_write_json(run.directory.diagnosis_file, found.as_dict())
 
 
 def write_candidates(run: Run) -> None:
