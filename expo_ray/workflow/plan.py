@@ -49,7 +49,17 @@ def plan_run(recipe: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any
     elif num_prompts is not None:
         bounds = (parsed.prompts.limit, parsed.prompts.sample)
         num_prompts = min(n for n in (num_prompts, *bounds) if n is not None)
-    stages.append(_extrapolation_stage(parsed, initial, aligned))
+    extrapolation = _extrapolation_stage(parsed, initial, aligned)
+    stages.append(
+        {
+            "stage": "diagnosis",
+            "unit": "pair",
+            "tasks": 1,
+            "bytes_in": extrapolation.get("bytes_in"),
+            "note": "is the pair fit? both models are read once",
+        }
+    )
+    stages.append(extrapolation)
     stages.extend(_inference_stages(parsed, num_prompts or 0, num_rewards))
     return {
         "name": parsed.name,
