@@ -46,7 +46,13 @@ def lay_out_behind(
     position = file_bytes
     for ref, source in sorted(items, key=lambda item: item[0].name):
         num_bytes = ref.num_elements * ITEM_BYTES
-        place = replace(ref, dtype="F32", offset_bytes=position, num_bytes=num_bytes)
+        place = replace(
+            ref,
+            dtype="F32",
+            offset_bytes=position,
+            num_bytes=num_bytes,
+            stored_dtype=ref.dtype,
+        )
         found.append(ComputedTensor(ref=place, base=ref, source=source))
         position += num_bytes
     return tuple(found)

@@ -65,11 +65,17 @@ class TensorRef:
     offset_bytes: int
     """First byte, counted from the start of the file."""
     num_bytes: int
+    stored_dtype: str | None = None
+    """What lies in the file, where the elements are computed while they are read."""
 
     @property
     def num_elements(self) -> int:
         """Product of the shape; 1 for a scalar."""
         return math.prod(self.shape)
+
+    def input_bytes(self, num_elements: int) -> int:
+        """Return the bytes that are read from the file for so many elements."""
+        return tensor_bytes(self.stored_dtype or self.dtype, (num_elements,))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 
-from expo_ray.checkpoints.header import tensor_bytes
 from expo_ray.checkpoints.remote_path import is_remote
 from expo_ray.extrapolation.chunk_worker import ChunkWorker
 from expo_ray.extrapolation.chunks import Chunk, Slot, split_chunks
@@ -193,7 +192,7 @@ def _input_bytes(pair: TensorPair, chunk: Chunk) -> int:
     sides = [pair.base]
     if chunk.initial_start is not None and pair.initial is not None:
         sides = [pair.aligned, pair.initial, *([pair.onto] if pair.onto else [])]
-    return sum(tensor_bytes(side.dtype, (chunk.num_elements,)) for side in sides)
+    return sum(side.input_bytes(chunk.num_elements) for side in sides)
 
 
 def _facts(task: ShardTask, sums: list[DeltaSums], index: int) -> dict[str, dict[str, Any]]:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 import torch
 
-from expo_ray.checkpoints.header import TensorRef
+from expo_ray.checkpoints.header import DTYPE_BITS, TensorRef
 from expo_ray.checkpoints.storage import FileFacts, RangeReader, open_storage
 from expo_ray.errors import ShardError
 from expo_ray.extrapolation.tasks import ShardTask
@@ -44,7 +44,7 @@ class InputFiles:
                 hint="the file changed after planning, or the disk failed",
             ) from error
         with self._lock:
-            self.bytes_read += buffer.numel()
+            self.bytes_read += ref.input_bytes(buffer.numel() * 8 // DTYPE_BITS[ref.dtype])
 
     @property
     def uris(self) -> tuple[str, ...]:

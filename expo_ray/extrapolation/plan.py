@@ -212,9 +212,9 @@ def computes_float64(pair: TensorPair) -> bool:
 
 def used_bytes(pair: TensorPair) -> int:
     """Return the bytes of all inputs of one tensor that one pass reads."""
-    total = pair.base.num_bytes + used_initial_bytes(pair)
+    total = pair.base.input_bytes(pair.base.num_elements) + used_initial_bytes(pair)
     if pair.onto is not None and pair.initial is not None:
-        total += tensor_bytes(pair.aligned.dtype, (pair.num_extrapolated,))
+        total += pair.aligned.input_bytes(pair.num_extrapolated)
     return total
 
 
@@ -222,7 +222,7 @@ def used_initial_bytes(pair: TensorPair) -> int:
     """Return the bytes of the initial tensor that the formula reads."""
     if pair.initial is None:
         return 0
-    return tensor_bytes(pair.initial.dtype, (pair.num_extrapolated,))
+    return pair.initial.input_bytes(pair.num_extrapolated)
 
 
 def input_facts(checkpoint: Checkpoint, files: set[str]) -> dict[str, FileFacts]:
