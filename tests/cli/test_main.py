@@ -124,7 +124,13 @@ def test_a_stopped_command_says_how_to_go_on(number: int, code: int, words: str)
         server.settimeout(60)
         url = f"http://127.0.0.1:{server.getsockname()[1]}"
         command = [str(EXPO_RAY), "alpha", "show", "--url", url]
-        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        with subprocess.Popen(
+            command,
+            stderr=subprocess.PIPE,
+            text=True,
+            # Whoever runs the tests in the background ignores interrupts, and so would this.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        ) as process:
             connection, _ = server.accept()  # the command waits for an answer from now on
             with connection:
                 process.send_signal(number)
