@@ -45,6 +45,21 @@ def test_p_values_under_no_effect_are_as_small_as_they_claim() -> None:
     assert (p_values <= 0.5).mean() == pytest.approx(0.5, abs=0.06)
 
 
+@pytest.mark.parametrize("share", [0.02, 0.05, 0.2])
+def test_few_differences_that_are_not_zero_do_not_look_like_a_gain(share: float) -> None:
+    rng = np.random.default_rng(7)
+    gains = 0
+    for i in range(600):
+        values = rng.normal(size=100) * (rng.random(100) < share)
+        estimate = bootstrap_mean(values, num_resamples=1000, seed=i)
+        low, _ = estimate.interval(0.95)
+        assert low is not None
+        assert (low > 0) <= (estimate.p_value() < 0.06)
+        gains += low > 0
+    # 2.5% of the runs may; their share has a standard error of 0.6%.
+    assert gains / 600 <= 0.045
+
+
 @given(st.integers(0, 10_000), st.floats(-0.6, 0.6), st.integers(12, 60))
 def test_p_value_and_interval_say_the_same(seed: int, shift: float, n: int) -> None:
     values = np.random.default_rng(seed).normal(shift, 1, n)
