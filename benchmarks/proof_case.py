@@ -32,12 +32,14 @@ from expo_ray.rewards import RewardModel, load_reward_model
 from expo_ray.rewards.interface import Chat
 from expo_ray.selection import SelectionSettings, choose_alpha
 from expo_ray.selection.bootstrap import bootstrap_mean
+from expo_ray.selection.measured_tables import measure_tables
+from expo_ray.selection.search import Measured, search_alphas
 from expo_ray.serving.engines.interface import Generated, Row
 from expo_ray.serving.engines.transformers_engine import TransformersEngine
 from expo_ray.serving.sampling import SamplingParams
 from expo_ray.serving.source import ModelSource
 from expo_ray.tables import RESPONSES_SCHEMA, REWARDS_SCHEMA, Message, Prompt, assign_splits
-from expo_ray.tables.seeds import row_seed
+from expo_ray.tables.seeds import row_seed, shuffled
 
 Kind = Literal["run", "unrelated", "random-direction"]
 CONTROLS: tuple[Kind, ...] = ("unrelated", "random-direction")
@@ -73,7 +75,10 @@ class Frozen:
 
     def lab_of(self, case: Case) -> LabSettings:
         """Return the laboratory that a case needs."""
-        update = {"seed": case.seed, "preference_fraction": case.fraction}
+        update: dict[str, Any] = {"seed": case.seed, "preference_fraction": case.fraction}
+        if case.judge is not None:
+            # Its reward models are not asked: the least that can be trained.
+            update |= {"num_reward_pairs": 1, "guard_reward_model": False}
         return LabSettings.model_validate({**self.lab.model_dump(), **update})
 
 
@@ -85,17 +90,23 @@ class Case:
     seed: int
     fraction: float
     other: int = 0
-    """Unrelated models: whose initial model; a random direction: which draw."""
+    """Unrelated models: whose initial model is taken."""
+    judge: int | None = None
+    """The run whose reward models judge; None where they are those of the same seed."""
 
     @property
     def key(self) -> str:
         """Name of the case in the results."""
         name = f"{self.kind} seed={self.seed} fraction={self.fraction:g}"
-        return name if self.kind == "run" else f"{name} other={self.other}"
+        return f"{name} other={self.other}" if self.kind == "unrelated" else name
 
 
 def measure_case(
-    case: Case, frozen: Frozen, lab: LabResult, other: LabResult | None = None
+    case: Case,
+    frozen: Frozen,
+    lab: LabResult,
+    other: LabResult | None = None,
+    judges: LabResult | None = None,
 ) -> dict[str, Any]:
     """Return the line of a case.
 
@@ -104,6 +115,7 @@ def measure_case(
         frozen: The settings.
         lab: Its laboratory.
         other: Unrelated models: the laboratory whose initial model is taken.
+        judges: The laboratory whose reward models judge, where that is another one.
     """
     settings = frozen.lab_of(case)
     with ExitStack() as stack:
@@ -112,7 +124,7 @@ def measure_case(
             initial = Path(stack.enter_context(tempfile.TemporaryDirectory()))
             _write_control(case, lab, other, initial)
         pair = ModelSource(model=str(lab.aligned), initial=str(initial), alpha=0.0)
-        bench = _Bench(frozen=frozen, settings=settings, pair=pair, lab=lab)
+        bench = _Bench(frozen=frozen, settings=settings, pair=pair, judged_by=judges or lab)
         fit = diagnose(str(initial), str(lab.aligned), address="inline").fit
         facts = {**asdict(case), "key": case.key, "digest": frozen.digest(), "fit": fit}
         return facts | (bench.run() if case.kind == "run" else bench.run_control())
@@ -151,7 +163,7 @@ class _Bench:
     frozen: Frozen
     settings: LabSettings
     pair: ModelSource
-    lab: LabResult
+    judged_by: LabResult
     responses: list[dict[str, Any]] = field(default_factory=list)
     rewards: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     curves: dict[float, dict[str, float]] = field(default_factory=dict)
@@ -159,7 +171,10 @@ class _Bench:
     def __post_init__(self) -> None:
         self.engine = TransformersEngine()
         self.prompts = prompts_of(self.settings, self.frozen)
-        folders = {SCORER: self.lab.reward_model, GUARD: self.lab.guard_reward_model}
+        folders = {
+            SCORER: self.judged_by.reward_model,
+            GUARD: self.judged_by.guard_reward_model,
+        }
         self.judges = {name: load_reward_model(str(path)) for name, path in folders.items()}
 
     def run_control(self) -> dict[str, Any]:
@@ -199,7 +214,7 @@ class _Bench:
     def answer_selection(self, alpha: float) -> None:
         """Answer the selection's prompts and score the answers."""
         prompts = self.prompts["selection"]
-        splits = assign_splits([p.prompt_id for p in prompts], heldout_fraction=0.5, seed=42)
+        splits = self.splits()
         answers = self.generate(prompts)
         keys = [
             {
@@ -263,8 +278,59 @@ class _Bench:
             "verdict": selection["verdict"],
             "tried": selection["tried_alpha"],
             "reason": selection["reason"],
+            "race": self.race(responses, rewards[SCORER], rewards[GUARD]),
             "curves": {f"{alpha:g}": values for alpha, values in self.curves.items()},
         }
+
+    def race(self, responses: pa.Table, rewards: pa.Table, guard: pa.Table) -> dict[str, Any]:
+        """Say what racing would have chosen, and for how many of the answers.
+
+        All answers are there; the race is shown those alone that it asks for. To be compared with
+        the full grid under the same order of candidates, `by_reward`.
+        """
+        update = {"rank_by": "reward", "strategy": "racing"}
+        settings = self.frozen.selection.model_copy(update=update)
+        splits = self.splits()
+        tuning = [i for i, split in splits.items() if split == "tuning"]
+        heldout = splits.keys() - set(tuning)
+
+        def measure(alphas: Sequence[float], prompts: Sequence[str]) -> Measured:
+            return measure_tables(
+                responses,
+                rewards,
+                alphas=alphas,
+                prompts=prompts,
+                settings=settings,
+                guard_rewards={GUARD: guard},
+            )
+
+        order = shuffled(tuning, seed=self.settings.derive_seed("proof"), purpose="race")
+        found = search_alphas(measure, order, alphas=self.frozen.alphas, settings=settings)
+        answered = {alpha: set(order[:n]) for alpha, n in found.num_answered.items()}
+
+        def seen(table: pa.Table) -> pa.Table:
+            keys = zip(table["alpha"].to_pylist(), table["prompt_id"].to_pylist(), strict=True)
+            return table.filter(pa.array([i in heldout or i in answered[a] for a, i in keys]))
+
+        selection = choose_alpha(
+            seen(responses),
+            seen(rewards),
+            settings=settings,
+            guard_rewards={GUARD: seen(guard)},
+            search=found,
+        )
+        num_heldout = 0 if selection["tried_alpha"] is None else 2 * len(heldout)
+        num_answers = sum(found.num_answered.values())
+        return {
+            "chosen": selection["best_alpha"],
+            "share": (num_answers + num_heldout) / len(responses),
+            "tuning_share": found.share,
+        }
+
+    def splits(self) -> dict[str, str]:
+        """Return the split of every prompt that the selection sees."""
+        ids = [prompt.prompt_id for prompt in self.prompts["selection"]]
+        return dict(assign_splits(ids, heldout_fraction=0.5, seed=42))
 
     def generate(self, prompts: Sequence[Prompt]) -> list[Generated]:
         """Answer prompts; the noise of a prompt is the same under every alpha."""

@@ -58,6 +58,7 @@ def summarize(lines: Sequence[Line]) -> dict[str, Any]:
     kept = {kind: _kept([c for c in controls if c["kind"] == kind]) for kind in CONTROLS}
     alone, diagnosed, _ = (sum(counts) for counts in zip(*kept.values(), strict=True))
     share = recovered_share(runs)
+    races = [line["race"] for line in lines]
     worse = {pick: significantly_worse(runs, pick) for pick in PICKS}
     needed = max(1, MIN_KEPT * len(controls))
     return {
@@ -71,6 +72,14 @@ def summarize(lines: Sequence[Line]) -> dict[str, Any]:
         },
         "significantly_worse": {pick: list(counts) for pick, counts in worse.items()},
         "kept": kept,
+        "racing": {
+            "num_races": len(races),
+            "same_choice": float(
+                np.mean([line["race"]["chosen"] == line["by_reward"] for line in lines])
+            ),
+            "share": float(np.mean([race["share"] for race in races])),
+            "tuning_share": float(np.mean([race["tuning_share"] for race in races])),
+        },
         "promises": {
             "reward alone overshoots": worse["reward_only"][1] > 0,
             f"recovers {MIN_RECOVERED:.0%} of the oracle's gain": (
@@ -105,7 +114,11 @@ def render(lines: Sequence[Line], *, num_expected: int | None = None) -> str:
         "laboratory's default scoring model, which has seen broken text, reward alone overshot in "
         "none of the four runs on the design seeds (0 and 1). On design seed 0 a step away from an "
         "unrelated model was really better (larger weights, surer answers): therefore the controls "
-        "are counted without and with `diagnose`, which calls such pairs unfit.",
+        "are counted without and with `diagnose`, which calls such pairs unfit; `select` and `run` "
+        "ask it before they generate anything.",
+        "Every control has a seed of its own; those beyond the runs' seeds are judged by the "
+        "reward models of a run. Requests are asked in all eight templates: 260 requests are 2,080 "
+        f"prompts. Code: {', '.join(sorted({line['commit'] for line in lines}))}.",
     ]
     if num_expected is not None and num_expected != len(lines):
         parts.append(f"**Not finished: {len(lines)} of {num_expected} cases are recorded.**")
@@ -117,7 +130,7 @@ def render(lines: Sequence[Line], *, num_expected: int | None = None) -> str:
     )
     if runs:
         parts += [_figures(found), _every_run(runs)]
-    parts.append(_controls(found, lines))
+    parts += [_controls(found, lines), _races(found["racing"])]
     return "\n\n".join(parts) + "\n"
 
 
@@ -171,6 +184,14 @@ def _controls(found: Mapping[str, Any], lines: Sequence[Line]) -> str:
     words = f"Negative controls answered with keep-aligned: {counts}."
     header = ("not kept", "alpha", "truth gain", "fit")
     return f"{words}\n\n{_table(header, lost)}" if lost else words
+
+
+def _races(found: Mapping[str, Any]) -> str:
+    return (
+        f"Racing, replayed on all {found['num_races']} cases with the default order of candidates: "
+        f"the verdict of the full grid in {found['same_choice']:.0%}, for {found['share']:.0%} of "
+        f"its answers ({found['tuning_share']:.0%} of those to tuning prompts)."
+    )
 
 
 def _yes(value: bool) -> str:

@@ -14,8 +14,13 @@ along directions that mean nothing. Promised is:
     4. it keeps the aligned model on at least 95% of the negative controls
 
 Away from an unrelated model means larger weights, so surer answers, which can be really better: on
-a design seed alpha 0.3 was, in truth. Such a pair is for `diagnose` to tell, which the README says
-to ask first; the controls are counted without and with it.
+a design seed alpha 0.3 was, in truth. Such a pair is for `diagnose` to tell, which `select` and
+`run` ask before they generate anything; the controls are counted without and with it.
+
+Every control has a seed of its own. Those beyond the runs' seeds are judged by the reward models of
+a run, whose training is most of what a laboratory costs; they never saw the control's models.
+Racing is replayed on every case: beside its full grid stands what it would have chosen, and for how
+many of the answers.
 
 Every finished case is one line of the output; a rerun does those that are missing. Everything
 below was frozen by looking at seeds 0 and 1 alone. Beside it is shown what the default order of
@@ -26,6 +31,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -37,7 +43,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.proof_case import CONTROLS, Case, Frozen, measure_case
 from benchmarks.proof_summary import render
 from expo_ray.checkpoints import atomic_write_text
-from expo_ray.lab import LabSettings, prepare_lab
+from expo_ray.lab import LabResult, LabSettings, prepare_lab
 from expo_ray.selection import SelectionSettings
 from expo_ray.serving.sampling import SamplingParams
 
@@ -90,7 +96,7 @@ def main() -> None:
         "--controls",
         type=int,
         default=30,
-        help="negative controls of each of the two kinds (default: %(default)s)",
+        help="negative controls of each of the two kinds, a seed each (default: %(default)s)",
     )
     parser.add_argument("--output", type=Path, help="JSON lines, one per case; kept and added to")
     parser.add_argument(
@@ -118,14 +124,29 @@ def main() -> None:
 
 
 def list_cases(seeds: Sequence[int], fractions: Sequence[float], num_controls: int) -> list[Case]:
-    """Return the runs, one per seed, and the controls on their models."""
-    fraction_of = {seed: fractions[i % len(fractions)] for i, seed in enumerate(seeds)}
-    cases = [Case(kind="run", seed=seed, fraction=fraction_of[seed]) for seed in seeds]
-    for kind in CONTROLS:
-        for i in range(num_controls):
-            seed, turn = seeds[i % len(seeds)], i // len(seeds)
-            other = seeds[(i + 1 + turn) % len(seeds)] if kind == "unrelated" else turn
-            cases.append(Case(kind=kind, seed=seed, fraction=fraction_of[seed], other=other))
+    """Return the runs, one per seed, and the controls, on as many seeds of their own.
+
+    Args:
+        seeds: Of the runs; the controls take these first and then those that follow.
+        fractions: Of the preference data, dealt to the seeds in turn.
+        num_controls: Of each kind.
+    """
+    cases = [
+        Case(kind="run", seed=seed, fraction=fractions[i % len(fractions)])
+        for i, seed in enumerate(seeds)
+    ]
+    for i in range(len(CONTROLS) * num_controls):
+        kind = CONTROLS[i // num_controls]
+        cases.append(
+            Case(
+                kind=kind,
+                seed=seeds[0] + i,
+                fraction=fractions[i % len(fractions)],
+                # Of the other half of the seeds.
+                other=seeds[0] + i + num_controls if kind == "unrelated" else 0,
+                judge=None if i < len(seeds) else seeds[i % len(seeds)],
+            )
+        )
     return cases
 
 
@@ -155,15 +176,18 @@ def run_cases(cases: Sequence[Case], frozen: Frozen, *, output: Path, cache: Pat
     done = {line["key"] for line in lines}
     missing = [case for case in cases if case.key not in done]
     print(f"{len(done)} cases stand, {len(missing)} to do", flush=True)
-    fraction_of = {case.seed: case.fraction for case in cases}
+    case_of = {case.seed: case for case in reversed(cases)}
+    commit = _commit()
     task = ray.remote(num_cpus=1, max_retries=1)(_measure)
 
+    def lab(seed: int) -> LabResult:
+        return prepare_lab(cache, frozen.lab_of(case_of[seed]))
+
     def measure(case: Case) -> dict[str, Any]:
-        other = None
-        if case.kind == "unrelated":
-            other = Case(kind="run", seed=case.other, fraction=fraction_of[case.other])
-        labs = [prepare_lab(cache, frozen.lab_of(c)) for c in (case, other) if c is not None]
-        return ray.get(task.remote(case, frozen, *labs))
+        other = lab(case.other) if case.kind == "unrelated" else None
+        judges = None if case.judge is None else lab(case.judge)
+        line = ray.get(task.remote(case, frozen, lab(case.seed), other, judges))
+        return {**line, "commit": commit}
 
     # Runs come first: the controls find their laboratories trained.
     with ray_session("local", num_cpus=NUM_PARALLEL), ThreadPoolExecutor(NUM_PARALLEL) as pool:
@@ -176,6 +200,15 @@ def run_cases(cases: Sequence[Case], frozen: Frozen, *, output: Path, cache: Pat
                 print(f"{lines[-1]['key']}: alpha {lines[-1]['chosen']:g}", flush=True)
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _commit() -> str:
+    """Return the commit of this code, with a mark where it was changed."""
+    command = ["git", "describe", "--always", "--dirty", "--exclude=*"]
+    found = subprocess.run(
+        command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False
+    )
+    return found.stdout.strip() or "unknown"
 
 
 def _measure(*arguments: Any) -> dict[str, Any]:

@@ -20,6 +20,9 @@ def gain(mean: float, p_value: float = 0.001) -> dict[str, float]:
     return {"gain": mean, "ci_low": mean - 0.1, "ci_high": mean + 0.1, "p_value": p_value}
 
 
+RACE = {"chosen": 1.5, "share": 0.3, "tuning_share": 0.5}
+
+
 def run(seed: int, chosen: float, reward_only: float, oracle: float, p: float = 0.001) -> Any:
     return {
         "kind": "run",
@@ -33,6 +36,8 @@ def run(seed: int, chosen: float, reward_only: float, oracle: float, p: float = 
         "by_reward": 1.5,
         "reward_only": 12.0,
         "oracle": 2.0,
+        "commit": "abc",
+        "race": RACE,
         "truth": {
             "chosen": gain(chosen, p),
             "by_reward": gain(0.2),
@@ -43,8 +48,14 @@ def run(seed: int, chosen: float, reward_only: float, oracle: float, p: float = 
 
 
 def control(kind: str, verdict: str, chosen: float = 0.0, *, fit: bool = True) -> Any:
-    line = {"kind": kind, "key": f"{kind} x", "digest": "d", "verdict": verdict, "chosen": chosen}
-    line["fit"] = fit
+    line: dict[str, Any] = {
+        "kind": kind,
+        "key": f"{kind} x",
+        "digest": "d",
+        "verdict": verdict,
+        "chosen": chosen,
+    }
+    line |= {"fit": fit, "commit": "abc", "by_reward": chosen, "race": {**RACE, "chosen": chosen}}
     return {**line, "truth": {"chosen": gain(0.4)}} if chosen else line
 
 
@@ -93,6 +104,8 @@ def test_the_report_lists_every_run_and_every_control_that_was_not_kept() -> Non
     assert "Not finished: 24 of 25" in text
     assert "random-direction: 1 of 2, 1 where" in text
     assert "| random-direction x | 0.5 | +0.40 [+0.30, +0.50] | yes |" in text
+    assert "all 24 cases" in text
+    assert "the full grid in 100%, for 30% of its answers (50% of those" in text
 
 
 def test_cases_are_what_was_promised() -> None:
@@ -100,7 +113,21 @@ def test_cases_are_what_was_promised() -> None:
     assert len({case.key for case in cases}) == len(cases) == 80
     runs = [case for case in cases if case.kind == "run"]
     assert [case.fraction for case in runs] == [0.05, 0.1, 0.2, 0.4, 1.0] * 4
-    assert all(case.other != case.seed for case in cases if case.kind == "unrelated")
+    controls = [case for case in cases if case.kind != "run"]
+    assert sorted(case.seed for case in controls) == list(range(100, 160))
+    assert {case.judge for case in controls[:20]} == {None}
+    assert {case.judge for case in controls[20:]} == set(range(100, 120))
+    unrelated = [case for case in controls if case.kind == "unrelated"]
+    assert len(unrelated) == 30
+    assert {case.other for case in unrelated} == set(range(130, 160))
+
+
+def test_a_laboratory_whose_judges_are_not_asked_trains_the_least_it_can() -> None:
+    own = FROZEN.lab_of(Case(kind="random-direction", seed=7, fraction=0.1))
+    judged = FROZEN.lab_of(Case(kind="random-direction", seed=7, fraction=0.1, judge=1))
+    assert judged.num_reward_pairs == 1 and not judged.guard_reward_model
+    same = {"num_reward_pairs", "guard_reward_model"}
+    assert own.model_dump(exclude=same) == judged.model_dump(exclude=same)
 
 
 def test_selection_oracle_and_truth_share_no_request_with_each_other_or_with_training() -> None:
@@ -175,11 +202,13 @@ def test_a_rerun_does_what_is_missing(tmp_path: Path, ray_cluster: str) -> None:
         num_truth_requests=4,
     )
     output = tmp_path / "results.jsonl"
-    cases = list_cases([3, 4], [0.2, 0.4], 1)
+    # Seed 3 has a run, the controls are on seeds 3 and 4: the latter is judged by seed 3's models.
+    cases = list_cases([3], [0.2], 1)
     run_cases(cases, frozen, output=output, cache=tmp_path / "labs")
     lines = read_lines(output, frozen.digest())
     assert sorted(line["key"] for line in lines) == sorted(case.key for case in cases)
     assert "Every run" in render(lines)
+    assert all(0 < line["race"]["share"] <= 1 for line in lines)
     output.write_text("".join(json.dumps(line) + "\n" for line in lines[1:]))
     run_cases(cases, frozen, output=output, cache=tmp_path / "labs")
     again = read_lines(output, frozen.digest())
