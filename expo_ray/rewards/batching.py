@@ -83,6 +83,7 @@ def score_rows(
     rewards_of: Callable[[list[TokenRow]], list[float]],
     *,
     max_tokens: int | None,
+    num_token_ids: int | None = None,
     max_batch_tokens: int = MAX_BATCH_TOKENS,
     max_batch_rows: int = MAX_BATCH_ROWS,
     max_padding: float = MAX_PADDING,
@@ -93,6 +94,8 @@ def score_rows(
         rows: What can be read, or why it cannot.
         rewards_of: Computes one batch.
         max_tokens: How many tokens the model reads; longer rows are refused, not cut.
+        num_token_ids: How many tokens have an embedding; a row with any other is refused, because
+            one look-up of it breaks a GPU for the whole process.
         max_batch_tokens: Most tokens of a batch.
         max_batch_rows: Most rows of a batch.
         max_padding: Most of a batch's tokens that are padding.
@@ -102,8 +105,12 @@ def score_rows(
     for i, row in enumerate(rows):
         if isinstance(row, RewardScore):
             scores[i] = row
+        elif not row.ids:
+            scores[i] = RewardScore.failed("the chat has no tokens")
         elif max_tokens is not None and len(row.ids) > max_tokens:
             scores[i] = _too_long(len(row.ids), max_tokens)
+        elif num_token_ids is not None and max(row.ids) >= num_token_ids:
+            scores[i] = _unknown_token(row, num_token_ids)
         else:
             readable.append((i, row))
     for bucket in length_buckets(
@@ -122,12 +129,17 @@ def score_rows(
 def _fitting(
     rows: list[TokenRow], rewards_of: Callable[[list[TokenRow]], list[float]]
 ) -> list[float | str]:
-    """Compute a batch, in halves where it does not fit the device; a row that does not is named."""
+    """Compute a batch, in halves where it fails; a row that fails alone is named."""
     try:
         return list(rewards_of(rows))
+    except torch.AcceleratorError:
+        raise  # the device is lost to this process: other rows would fail as well
     except torch.OutOfMemoryError as error:
         if len(rows) == 1:
             return [f"the device has too little memory for this chat: {error}"]
+    except (RuntimeError, IndexError) as error:
+        if len(rows) == 1:
+            return [f"the reward model fails on this chat: {error}"]
     half = len(rows) // 2
     return _fitting(rows[:half], rewards_of) + _fitting(rows[half:], rewards_of)
 
@@ -138,6 +150,14 @@ def _too_long(num_tokens: int, max_tokens: int) -> RewardScore:
         tokens=num_tokens,
         truncated=True,
         error=f"the chat has {num_tokens} tokens, the reward model reads {max_tokens}",
+    )
+
+
+def _unknown_token(row: TokenRow, num_token_ids: int) -> RewardScore:
+    return RewardScore.failed(
+        f"the tokenizer gives token {max(row.ids)}, the reward model knows 0 to "
+        f"{num_token_ids - 1}",
+        tokens=len(row.ids),
     )
 
 

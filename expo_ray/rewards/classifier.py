@@ -21,6 +21,7 @@ from expo_ray.rewards.pretrained import (
     load_pretrained,
     load_tokenizer,
     max_chat_tokens,
+    num_token_ids,
 )
 
 _HEADS = ("score", "classifier")
@@ -69,7 +70,8 @@ class ClassifierRewardModel:
         self.settings = (
             f"{self._chats.template_digest} {config_digest(checkpoint)} {self._model.dtype}"
         )
-        self.max_tokens = max_chat_tokens(self._model.config)
+        self.max_tokens = max_chat_tokens(self._model)
+        self._num_token_ids = num_token_ids(self._model)
 
     def score(
         self, chats: Sequence[Chat], references: References | None = None
@@ -82,7 +84,11 @@ class ClassifierRewardModel:
         """
         rows = read_chats(chats, lambda chat: TokenRow(self._chats.ids(chat)))
         return score_rows(
-            rows, self._rewards, max_tokens=self.max_tokens, max_padding=self.max_padding
+            rows,
+            self._rewards,
+            max_tokens=self.max_tokens,
+            num_token_ids=self._num_token_ids,
+            max_padding=self.max_padding,
         )
 
     def _rewards(self, rows: list[TokenRow]) -> list[float]:

@@ -25,6 +25,7 @@ from expo_ray.rewards.pretrained import (
     config_digest,
     load_tokenizer,
     max_chat_tokens,
+    num_token_ids,
 )
 
 
@@ -106,7 +107,8 @@ class GatedRewardModel:
         self.settings = (
             f"{self._chats.template_digest} {config_digest(checkpoint)} {self._model.dtype}"
         )
-        self.max_tokens = max_chat_tokens(self._model.config)
+        self.max_tokens = max_chat_tokens(self._model)
+        self._num_token_ids = num_token_ids(self._model)
 
     def score(
         self, chats: Sequence[Chat], references: References | None = None
@@ -119,7 +121,11 @@ class GatedRewardModel:
         """
         rows = read_chats(chats, self._read)
         return score_rows(
-            rows, self._rewards, max_tokens=self.max_tokens, max_padding=self.max_padding
+            rows,
+            self._rewards,
+            max_tokens=self.max_tokens,
+            num_token_ids=self._num_token_ids,
+            max_padding=self.max_padding,
         )
 
     def _read(self, chat: Chat) -> TokenRow:

@@ -23,6 +23,7 @@ from expo_ray.rewards.pretrained import (
     load_pretrained,
     load_tokenizer,
     max_chat_tokens,
+    num_token_ids,
 )
 
 # Logits are rows x tokens x vocabulary in float32, so batches stay small.
@@ -84,7 +85,9 @@ class ImplicitRewardModel:
         self._beta = beta
         self._device = device
         self._vocab_size = self._aligned.config.get_text_config().vocab_size
-        limits = [max_chat_tokens(model.config) for model in (self._aligned, self._initial)]
+        both = (self._aligned, self._initial)
+        self._num_token_ids = min(map(num_token_ids, both))
+        limits = [max_chat_tokens(model) for model in both]
         self.max_tokens = min((limit for limit in limits if limit is not None), default=None)
         self.name = f"implicit:beta={beta:g}"
         self.revision = "/".join(weights_digest(side) for side in pair)
@@ -103,6 +106,7 @@ class ImplicitRewardModel:
             read_chats(chats, self._read),
             self._rewards,
             max_tokens=self.max_tokens,
+            num_token_ids=self._num_token_ids,
             max_padding=self.max_padding,
             max_batch_tokens=_MAX_BATCH_LOGITS // self._vocab_size,
             max_batch_rows=_MAX_BATCH_ROWS,

@@ -23,7 +23,7 @@ from expo_ray.errors import CheckpointError
 from expo_ray.rewards.batching import MAX_PADDING, TokenRow, pad_right, score_rows
 from expo_ray.rewards.interface import Chat, References, RewardScore
 from expo_ray.rewards.own_head import load_with_head
-from expo_ray.rewards.pretrained import config_digest, load_tokenizer
+from expo_ray.rewards.pretrained import config_digest, load_tokenizer, num_token_ids
 
 # The published limits: 1224 tokens of prompt and 412 of each candidate.
 MAX_TOKENS = 1224 + 2 * 412
@@ -87,6 +87,7 @@ class PairwiseRewardModel:
             checkpoint, self._head, prefix="pretrained_model.", device=device, dtype=dtype
         )
         self._device = device
+        self._num_token_ids = num_token_ids(self._model)
         self.name = name
         self.revision = weights_digest(checkpoint)
         self.settings = f"both orders {config_digest(checkpoint)} {self._model.dtype}"
@@ -104,7 +105,11 @@ class PairwiseRewardModel:
         for chat, reference in zip(chats, references or [None] * len(chats), strict=True):
             rows.extend(self._both_orders(chat, reference))
         scores = score_rows(
-            rows, self._rewards, max_tokens=self.max_tokens, max_padding=self.max_padding
+            rows,
+            self._rewards,
+            max_tokens=self.max_tokens,
+            num_token_ids=self._num_token_ids,
+            max_padding=self.max_padding,
         )
         return [_mean(one, other) for one, other in zip(scores[::2], scores[1::2], strict=True)]
 

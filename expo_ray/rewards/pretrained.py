@@ -93,10 +93,24 @@ def config_digest(checkpoint: Checkpoint) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def max_chat_tokens(config: Any) -> int | None:
+def max_chat_tokens(model: Any) -> int | None:
     """Return how many tokens a model reads; None where its config does not say."""
-    limit = getattr(config.get_text_config(), "max_position_embeddings", None)
-    return limit if isinstance(limit, int) and limit > 0 else None
+    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if not isinstance(limit, int) or limit <= 0:
+        return None
+    # RoBERTa and its kin count positions from behind their pad token.
+    return limit - max(_first_position(name, part) for name, part in model.named_modules())
+
+
+def _first_position(name: str, part: torch.nn.Module) -> int:
+    embeds_positions = name.endswith("position_embeddings") and isinstance(part, torch.nn.Embedding)
+    padding = getattr(part, "padding_idx", None) if embeds_positions else None
+    return 0 if padding is None else padding + 1
+
+
+def num_token_ids(model: Any) -> int:
+    """Return how many tokens a model has an embedding for."""
+    return int(model.get_input_embeddings().weight.shape[0])
 
 
 def _for_device(tensor: torch.Tensor, device: str) -> torch.Tensor:
@@ -143,6 +157,12 @@ class ChatTokenizer:
         except TemplateError as error:
             raise TableError(
                 "the chat template refuses this chat", where=self._where, got=error
+            ) from error
+        except Exception as error:  # a template is a program, and raises what it likes
+            raise TableError(
+                "the chat template fails on this chat",
+                where=self._where,
+                got=f"{type(error).__name__}: {error}",
             ) from error
         ids = [int(token) for token in encoding["input_ids"]]
         return self._with_one_bos(ids)

@@ -71,3 +71,37 @@ def test_a_batch_that_does_not_fit_the_device_is_halved() -> None:
     assert [score.reward for score in scores] == [1.0, 2.0, 3.0, None, 5.0]
     assert "memory" in str(scores[3].error)
     assert sizes[0] == 5
+
+
+def test_a_row_that_breaks_its_batch_is_named_and_stops_no_other() -> None:
+    def rewards_of(rows: list[TokenRow]) -> list[float]:
+        if any(row.ids[0] == 9 for row in rows):
+            raise RuntimeError("shape mismatch")
+        return [float(row.ids[0]) for row in rows]
+
+    rows = [TokenRow([i, 0, 0]) for i in (1, 2, 9, 4)]
+    scores = score_rows(rows, rewards_of, max_tokens=None)
+    assert [score.reward for score in scores] == [1.0, 2.0, None, 4.0]
+    assert "shape mismatch" in str(scores[2].error)
+
+
+def test_a_broken_device_ends_the_work() -> None:
+    # After such an error nothing works in this process: nulls for all rows would be no answer.
+    def rewards_of(rows: list[TokenRow]) -> list[float]:
+        raise torch.AcceleratorError("device-side assert")
+
+    with pytest.raises(torch.AcceleratorError):
+        score_rows([TokenRow([1]), TokenRow([2])], rewards_of, max_tokens=None)
+
+
+def test_token_ids_that_the_model_does_not_know_are_refused_before_it_sees_them() -> None:
+    def rewards_of(rows: list[TokenRow]) -> list[float]:
+        assert all(max(row.ids) < 10 for row in rows)
+        return [float(row.ids[0]) for row in rows]
+
+    rows = [TokenRow([1, 9]), TokenRow([2, 10]), TokenRow([])]
+    fine, unknown, empty = score_rows(rows, rewards_of, max_tokens=None, num_token_ids=10)
+    assert fine.reward == 1.0
+    assert (unknown.reward, unknown.tokens) == (None, 2)
+    assert "token 10" in str(unknown.error)
+    assert empty.reward is None

@@ -1,10 +1,12 @@
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, LlamaForCausalLM
 from transformers.models.llama import LlamaForSequenceClassification
+from transformers.models.roberta import RobertaConfig, RobertaForSequenceClassification
 
 from expo_ray.checkpoints import Checkpoint, weights_digest
 from expo_ray.errors import CheckpointError
@@ -62,6 +64,62 @@ def test_a_chat_that_is_too_long_has_no_reward(pico_reward_model: Path) -> None:
     assert too_long.error is not None
     assert str(too_long.tokens) in too_long.error
     assert "256" in too_long.error
+
+
+def test_a_token_without_an_embedding_costs_its_own_row_alone(
+    pico_reward_model: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(pico_reward_model, tmp_path / "rm")
+    tokenizer = pico_tokenizer()
+    tokenizer.add_special_tokens({"pad_token": "[PAD]"})  # as fine-tuning scripts do
+    tokenizer.save_pretrained(folder)
+    bad = [*CHATS[0][:-1], Message(role="assistant", content="see [PAD] here")]
+    one, unknown, other = load_reward_model(str(folder)).score([CHATS[0], bad, CHATS[1]])
+    assert None not in (one.reward, other.reward)
+    assert unknown.reward is None
+    assert "262" in str(unknown.error)
+
+
+def test_a_template_that_fails_on_a_chat_costs_its_own_row_alone(
+    pico_reward_model: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(pico_reward_model, tmp_path / "rm")
+    tokenizer = pico_tokenizer()
+    tokenizer.chat_template = (
+        "{% for m in messages %}{% if m['content'] == 'odd' %}{{ 'a' + 1 }}{% endif %}"
+        "{{ m['content'] }}{% endfor %}"
+    )
+    tokenizer.save_pretrained(folder)
+    odd = [*CHATS[0][:-1], Message(role="assistant", content="odd")]
+    fine, failed = load_reward_model(str(folder)).score([CHATS[0], odd])
+    assert fine.reward is not None
+    assert failed.reward is None
+    assert "template" in str(failed.error)
+
+
+def test_positions_that_begin_behind_the_pad_token_shorten_what_is_read(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    config = RobertaConfig(
+        vocab_size=262,
+        hidden_size=32,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        max_position_embeddings=40,
+        num_labels=1,
+        pad_token_id=0,
+    )
+    folder = save_model(RobertaForSequenceClassification(config), tmp_path / "rm")
+    model = load_reward_model(str(folder))
+    assert model.max_tokens == 39
+    chats = [
+        [Message(role="user", content="x"), Message(role="assistant", content="y" * count)]
+        for count in (33, 34, 2)
+    ]
+    full, too_long, short = model.score(chats)
+    assert (full.tokens, too_long.tokens) == (39, 40)
+    assert None not in (full.reward, short.reward)
+    assert (too_long.reward, too_long.truncated) == (None, True)
 
 
 def test_a_head_that_is_not_in_the_checkpoint_is_refused(tmp_path: Path) -> None:
