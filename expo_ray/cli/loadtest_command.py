@@ -65,8 +65,19 @@ def loadtest(
         int | None,
         typer.Option(min=1, help="--find ends after so many loads (12).", rich_help_panel=_LOAD),
     ] = None,
+    search_seconds: Annotated[
+        float | None,
+        typer.Option(
+            help="--find offers each rate for so long at least (10), and longer where answers "
+            "take more than a quarter of it.",
+            rich_help_panel=_LOAD,
+        ),
+    ] = None,
     num_requests: Annotated[
-        int, typer.Option(min=1, help="Measured requests per point.", rich_help_panel=_LOAD)
+        int,
+        typer.Option(
+            min=1, help="Measured requests per point, of --find at least.", rich_help_panel=_LOAD
+        ),
     ] = 100,
     max_tokens: Annotated[
         int, typer.Option(min=1, help="Longest response.", rich_help_panel=_LOAD)
@@ -278,6 +289,7 @@ def loadtest(
         "client_labels": _labels(client_label),
         "trace_speed": trace_speed,
         "max_points": max_points,
+        "search_seconds": search_seconds,
         "request_timeout_seconds": timeout,
         "max_client_lag_ms": max_client_lag_ms,
         "host": host,

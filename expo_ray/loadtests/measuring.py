@@ -82,8 +82,7 @@ def measure(
         options=options,
         progress=progress,
         direct=direct,
-        # While searching, a load that no plan has named must still reach its steady state.
-        min_rounds=0 if plan.find is None else 4,
+        searching=plan.find is not None,
     )
     points: list[dict[str, Any]] = []
     rows: list[dict[str, Any]] = []
@@ -94,11 +93,17 @@ def measure(
         rows.extend(found)
         return point
 
+    def offer_until_told(load: Load) -> dict[str, Any]:
+        point = offer(load)
+        told = load.rate is None or point["keeps_up"] is not None or point["client_saturated"]
+        # Too short for answers of this length; the next is as long as they need.
+        return point if told else offer(load)
+
     search: dict[str, Any] | None = None
     if plan.find == "saturation":
-        search = find_saturation(offer, plan.loads, options)
+        search = find_saturation(offer_until_told, plan.loads, options)
     elif plan.find == "slo":
-        search = find_highest_rate(offer, plan.loads[0].rate or 1.0, options)
+        search = find_highest_rate(offer_until_told, plan.loads[0].rate or 1.0, options)
     else:
         for load in plan.loads:
             offer(load)

@@ -93,6 +93,10 @@ class LoadtestOptions(BaseModel):
     search_precision: float = Field(default=0.1, gt=0, lt=1)
     """The search ends when the rate that fails is at most this share above one that passes."""
 
+    search_seconds: float = Field(default=10.0, gt=0)
+    """A search offers each rate for at least so long, and for four times as long as an answer last
+    took (up to ten times this): in a shorter time every service seems to fall behind."""
+
     saturation_gain: float = Field(default=0.05, ge=0)
     """A sweep ends when twice the load brings less than this share of further throughput."""
 

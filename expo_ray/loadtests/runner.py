@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,6 +28,9 @@ _START_DELAY_SECONDS = 0.2
 """Time for the calls to reach the clients before second 0."""
 _POLL_SECONDS = 0.5
 _CLOCK_PINGS = 5
+_SEARCH_ROUNDS = 4
+"""A load of a search lasts so many times as long as one answer."""
+_MAX_SEARCH_STRETCH = 10
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,7 +54,7 @@ class Runner:
         options: Everything else.
         progress: Where to report.
         direct: Reach the replicas through their handle, without proxy and HTTP.
-        min_rounds: Of a closed loop, measure at least so many times its requests in flight.
+        searching: The loads are named by no plan: each must last until its steady state shows.
 
     Raises:
         ConfigError: The clients may run nowhere.
@@ -67,10 +71,11 @@ class Runner:
         options: LoadtestOptions,
         progress: Progress,
         direct: bool = False,
-        min_rounds: int = 0,
+        searching: bool = False,
     ) -> None:
         self._prompts = prompts
-        self._min_rounds = min_rounds
+        self._searching = searching
+        self._last_e2el_seconds = 0.0
         self._num_requests = num_requests
         self._options = options
         self._progress = progress
@@ -125,6 +130,7 @@ class Runner:
             offered_rate=load.offered_rate,
             loop_lag_seconds=offered.loop_lag_seconds,
         )
+        self._last_e2el_seconds = (point["median_e2el_ms"] or 0.0) / 1e3
         point = {**point, "trace": bool(load.trace), "started_at": offered.started_at}
         rows = [r.as_row(point=index) for r in (*warmup.records, *offered.records)]
         return point, rows
@@ -134,7 +140,7 @@ class Runner:
         options = self._options
         if load.trace:
             return self._prompts.replay(load), [request.due_seconds for request in load.trace]
-        num_measured = max(self._num_requests, self._min_rounds * (load.concurrency or 0))
+        num_measured = max(self._num_requests, self._num_until_steady(load))
         num = num_measured + options.num_cooldown
         due: list[float] | None = None
         ramp: list[Job] = []
@@ -150,6 +156,15 @@ class Runner:
             ramp = self._prompts.take(len(due) - num, "ramp")
         measured = self._prompts.take(num_measured, "measured")
         return [*ramp, *measured, *self._prompts.take(options.num_cooldown, "cooldown")], due
+
+    def _num_until_steady(self, load: Load) -> int:
+        if not self._searching:
+            return 0
+        if load.rate is None:
+            return _SEARCH_ROUNDS * (load.concurrency or 0)
+        shortest = self._options.search_seconds
+        wanted = min(_SEARCH_ROUNDS * self._last_e2el_seconds, _MAX_SEARCH_STRETCH * shortest)
+        return math.ceil(load.rate * max(shortest, wanted))
 
     def _ramp(self, concurrency: int) -> list[Ramp]:
         seconds = self._options.ramp_seconds

@@ -39,13 +39,14 @@ def find_saturation(
     reason, found = f"{options.max_points} points were not enough", False
     for _ in range(options.max_points):
         point = measure(load)
-        failing = _failing(point, options)
+        doubt = _doubt(point)
+        failing = doubt or _failing(point, options)
         if failing is None or point["completed"]:
             tops.append(point)
         if failing is None and best is not None and load.concurrency is not None:
             failing = _no_gain(best, point, options)
         if failing is not None:
-            reason, found = failing, not point["client_saturated"]
+            reason, found = failing, doubt is None
             break
         best = point
         load = pending.pop(0) if pending else load.times(2)
@@ -71,31 +72,34 @@ def find_highest_rate(
 
     Returns:
         `kind`, `found`, `reason`, `rate` (the highest that passed, None where none did),
-        `failed_rate` (the lowest that failed) and the objectives.
+        `failed_rate` (the lowest that failed; not `found` where the client failed there, or where
+        the point told nothing) and the objectives.
     """
     low: float | None = None
     high: float | None = None
-    why = ""
+    why, is_doubtful = "", False
     rate = start_rate
     for _ in range(options.max_points):
-        problem = _misses(measure(Load(rate=rate)), options)
-        if problem is None:
+        point = measure(Load(rate=rate))
+        problem = _misses(point, options)
+        doubt = problem or _doubt(point)
+        if doubt is None:
             low = rate
         else:
-            high, why = rate, problem
+            high, why, is_doubtful = rate, doubt, problem is None
         if low is not None and high is not None:
             if high - low <= options.search_precision * low:
                 break
             rate = (low + high) / 2
         else:
             rate = rate * 2 if high is None else rate / 2
-    found = low is not None and high is not None
-    narrowed = found and (high or 0) - (low or 0) <= options.search_precision * (low or 0)
+    bounded = low is not None and high is not None
+    narrowed = bounded and (high or 0) - (low or 0) <= options.search_precision * (low or 0)
     # What failed was another rate than the one that is reported.
     reason = "every rate passed" if high is None else f"at {high:.3g} requests per second, {why}"
     return {
         "kind": "slo",
-        "found": found,
+        "found": bounded and not is_doubtful,
         "reason": reason if narrowed else f"{options.max_points} points were not enough; {reason}",
         "rate": low,
         "failed_rate": high,
@@ -106,9 +110,16 @@ def find_highest_rate(
     }
 
 
-def _failing(point: Point, options: LoadtestOptions) -> str | None:
+def _doubt(point: Point) -> str | None:
+    """Say why a point tells nothing of the service, if so."""
     if point["client_saturated"]:
         return f"the client could not keep up: {'; '.join(point['void_reasons'])}"
+    if point["offered_rate"] is not None and point["keeps_up"] is None:
+        return "answers took too long to tell whether the service keeps up: raise search_seconds"
+    return None
+
+
+def _failing(point: Point, options: LoadtestOptions) -> str | None:
     if num_service_errors(point) > options.max_error_rate * point["num_requests"]:
         return f"{point['failed']} of {point['num_requests']} requests failed"
     if point["keeps_up"] is False:
@@ -133,9 +144,10 @@ def _gain(before: Point, point: Point) -> float | None:
 
 
 def _misses(point: Point, options: LoadtestOptions) -> str | None:
+    """Say what of a service was not good enough, of a point that is not void."""
     share = point["goodput_share"]
     if point["client_saturated"]:
-        return _failing(point, options)
+        return None
     if share is not None and share < options.slo_share:
         return f"{share:.1%} of requests met the objectives, {options.slo_share:.1%} must"
     return _failing(point, options)

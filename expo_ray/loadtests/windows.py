@@ -11,8 +11,11 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from statistics import median, quantiles
 
 from expo_ray.loadtests.records import RequestRecord
+
+_MIN_SPANS = 3
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -115,15 +118,35 @@ def longest_gap(records: Sequence[RequestRecord]) -> Window | None:
     return max(silences(records), key=lambda gap: gap.duration, default=None)
 
 
-def keeps_up(records: Sequence[RequestRecord]) -> bool:
-    """Say whether an open loop's completions kept pace with its arrivals.
+def keeps_up(records: Sequence[RequestRecord]) -> bool | None:
+    """Say whether an open loop's completions kept pace with its arrivals, or None: too short.
 
-    Over the second half of the arrivals, as many requests must complete as arrive, but for a
-    tenth and for the chance of the arrivals (one standard deviation of a Poisson count).
+    A backlog of constant size is what every service has whose answers take time: only one that
+    grows has fallen behind. Over the second half of the arrivals, as many requests must complete
+    as arrive, but for a tenth and for the chance of the arrivals (one standard deviation of a
+    Poisson count). Where arrivals lasted less than three times what the first requests took, the
+    second half is still the start: then only times that grow far apart can tell.
     """
-    due = [r.intended_seconds for r in records]
-    middle = (min(due) + max(due)) / 2
-    window = Window(start_seconds=middle, end_seconds=max(due))
+    arriving = sorted(records, key=lambda r: r.intended_seconds)
+    due = [r.intended_seconds for r in arriving]
+    taken = [r.done_seconds - r.intended_seconds for r in arriving]
+    span = due[-1] - due[0]
+    if span < _MIN_SPANS * median(taken[: math.ceil(len(taken) / 10)]):
+        return False if _grew_apart(taken, span) else None
+    window = Window(start_seconds=due[0] + span / 2, end_seconds=due[-1])
     arrived = sum(window.start_seconds < t <= window.end_seconds for t in due)
     ended = sum(window.start_seconds < r.done_seconds <= window.end_seconds for r in records)
     return arrived - ended <= 0.1 * arrived + math.sqrt(arrived)
+
+
+def _grew_apart(taken: Sequence[float], span: float) -> bool:
+    """Say whether late requests took longer than early ones by about as long as arrivals lasted.
+
+    Of a service at half the pace of the arrivals they do. Quartiles of the first and the last
+    quarter: answers of all lengths alone differ as much from the start.
+    """
+    size = len(taken) // 4
+    if size < 2:
+        return False
+    early, late = quantiles(taken[:size], n=4)[2], quantiles(taken[-size:], n=4)[0]
+    return late - early > span / 2

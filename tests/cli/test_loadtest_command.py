@@ -36,6 +36,7 @@ def test_flags_reach_the_test(
         "--trace": str(trace),
         "--trace-speed": "2",
         "--max-points": "3",
+        "--search-seconds": "2",
         "--timeout": "20",
         "--max-client-lag-ms": "900",
         "--max-error-rate": "0.5",
@@ -53,6 +54,7 @@ def test_flags_reach_the_test(
     assert summary["points"][0]["offered_rate"] == pytest.approx(5.0)
     expected = {
         **{"trace_speed": 2, "max_points": 3, "request_timeout_seconds": 20, "seed": 7},
+        "search_seconds": 2,
         **{"max_client_lag_ms": 900, "max_error_rate": 0.5, "host": "127.0.0.1"},
         **{"num_warmup": 1, "num_clients": 1, "ttft_slo_ms": 800},
     }

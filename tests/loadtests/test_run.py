@@ -224,6 +224,7 @@ def test_searches_end_where_the_service_does(
             e2el_slo_ms=300.0,
             arrivals="constant",
             search_precision=0.5,
+            search_seconds=0.5,
             max_points=8,
             max_client_lag_ms=5000.0,  # others may use this machine, too
         )
@@ -252,10 +253,38 @@ def test_searches_end_where_the_service_does(
             rate=[4.0],
             find="slo",
             num_requests=2,
-            options=LoadtestOptions(num_warmup=0, num_clients=1, e2el_slo_ms=1.0, max_points=2),
+            options=LoadtestOptions(
+                num_warmup=0, num_clients=1, e2el_slo_ms=1.0, max_points=2, search_seconds=0.5
+            ),
             address=ray_cluster,
         )
     assert json.loads((tmp_path / "none" / "summary.json").read_text())["search"]["rate"] is None
+
+
+def test_a_search_lasts_as_long_as_answers_need(
+    service: FakeService, tmp_path: Path, ray_cluster: str
+) -> None:
+    summary = loadtest(
+        service.url,
+        prompts=write_prompts(tmp_path, "tokens=1 wait=0.6"),  # however many ask
+        output=tmp_path / "out",
+        rate=[20.0],
+        find="saturation",
+        num_requests=10,
+        options=LoadtestOptions(
+            num_warmup=0,
+            num_clients=1,
+            arrivals="constant",
+            max_points=1,
+            search_seconds=0.5,
+            max_client_lag_ms=5000.0,
+        ),
+        address=ray_cluster,
+    )
+    short, long = summary["points"]
+    assert (short["num_requests"], short["keeps_up"]) == (10, None)
+    assert (long["num_requests"] > 40, long["keeps_up"]) == (True, True)
+    assert summary["search"]["load"]["rate"] == 20.0
 
 
 def test_searches_that_make_no_sense(service: FakeService, tmp_path: Path) -> None:

@@ -71,6 +71,28 @@ def test_a_client_at_its_end_is_no_saturation_of_the_service() -> None:
     assert result["reason"] == "the client could not keep up: late"
 
 
+def test_nor_is_it_the_highest_rate_within_the_objectives() -> None:
+    void = {"client_saturated": lambda load: load > 20, "void_reasons": lambda load: ["late"]}
+    result = find_highest_rate(Service(1e9, **void), 10.0, OPTIONS)
+    assert (result["rate"], result["found"]) == (20.0, False)
+    assert "the client could not keep up: late" in result["reason"]
+    # A service that fails below that bounds its rate by itself.
+    result = find_highest_rate(Service(15.0, **void), 10.0, OPTIONS)
+    assert (result["found"], result["rate"] <= 15.0 < result["failed_rate"]) == (True, True)
+
+
+@pytest.mark.parametrize("search", ["saturation", "slo"])
+def test_a_load_of_which_nothing_can_be_told_ends_the_search_without_a_find(search: str) -> None:
+    service = Service(1e9, keeps_up=lambda load: None if load > 20 else True)
+    if search == "slo":
+        result = find_highest_rate(service, 10.0, OPTIONS)
+    else:
+        result = find_saturation(service, [Load(rate=10.0)], OPTIONS)
+        assert service.asked == [10, 20, 40]
+    assert result["found"] is False
+    assert "answers took too long" in result["reason"]
+
+
 def test_errors_end_the_sweep() -> None:
     failing = {"failed": lambda load: 2 * (load > 20), "errors": lambda load: {"http_503": 2}}
     result = find_saturation(Service(1e9, **failing), [Load(rate=10.0)], OPTIONS)

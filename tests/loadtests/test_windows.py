@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from expo_ray.loadtests.metrics import summarize_point
 from expo_ray.loadtests.options import LoadtestOptions
+from expo_ray.loadtests.records import RequestRecord
 from expo_ray.loadtests.windows import (
     Window,
     completions,
@@ -80,3 +82,28 @@ def test_a_backlog_that_grows_is_not_kept_up_with() -> None:
     assert keeps_up(steady)
     slow = [request(i * 0.1, i * 0.2 + 1.0, i * 0.2 + 1.0) for i in range(100)]
     assert not keeps_up(slow)
+
+
+@pytest.mark.parametrize(("rate", "takes"), [(40, 3.0), (64, 1.0), (64, 2.0)])
+def test_a_backlog_of_constant_size_is_no_saturation(rate: int, takes: float) -> None:
+    def arrivals(num: int) -> list[RequestRecord]:
+        due = [i / rate for i in range(num)]
+        return [request(t, t + takes, t + takes) for t in due]
+
+    # A hundred requests are due before the first has ended: nothing can be told.
+    assert keeps_up(arrivals(100)) is None
+    assert keeps_up(arrivals(int(4 * takes * rate))) is True
+
+
+def test_answers_of_all_lengths_are_no_saturation() -> None:
+    random = np.random.default_rng(0)
+    due, takes = np.cumsum(random.exponential(1 / 64, 1000)), random.gamma(2, 1.5, 1000)
+    every = [request(t, t + s, t + s) for t, s in zip(due.tolist(), takes.tolist(), strict=True)]
+    assert keeps_up(every[:100]) is None
+    assert keeps_up(every) is True
+
+
+def test_an_overload_that_holds_up_the_first_answers_is_told_by_the_others() -> None:
+    # Sixteen at a time, 50 seconds each: at 5 a second the last wait for six of such rounds.
+    held = [request(i / 5, 51.0 * (i // 16 + 1), 51.0 * (i // 16 + 1)) for i in range(100)]
+    assert keeps_up(held) is False
