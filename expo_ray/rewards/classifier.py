@@ -67,9 +67,7 @@ class ClassifierRewardModel:
         self._device = device
         self.name = name
         self.revision = weights_digest(checkpoint)
-        self.settings = (
-            f"{self._chats.template_digest} {config_digest(checkpoint)} {self._model.dtype}"
-        )
+        self.settings = f"{self._chats.digest} {config_digest(checkpoint)} {self._model.dtype}"
         self.max_tokens = max_chat_tokens(self._model)
         self._num_token_ids = num_token_ids(self._model)
 

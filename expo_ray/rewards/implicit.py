@@ -20,6 +20,7 @@ from expo_ray.rewards.batching import MAX_PADDING, TokenRow, pad_right, score_ro
 from expo_ray.rewards.interface import Chat, References, RewardScore, read_chats
 from expo_ray.rewards.pretrained import (
     ChatTokenizer,
+    config_digest,
     load_pretrained,
     load_tokenizer,
     max_chat_tokens,
@@ -91,7 +92,8 @@ class ImplicitRewardModel:
         self.max_tokens = min((limit for limit in limits if limit is not None), default=None)
         self.name = f"implicit:beta={beta:g}"
         self.revision = "/".join(weights_digest(side) for side in pair)
-        self.settings = f"beta {beta!r} {self._chats.template_digest} {self._aligned.dtype}"
+        configs = "/".join(map(config_digest, pair))
+        self.settings = f"beta {beta!r} {self._chats.digest} {configs} {self._aligned.dtype}"
 
     def score(
         self, chats: Sequence[Chat], references: References | None = None

@@ -41,7 +41,8 @@ class RewardModel(Protocol):
     revision: str
     """What pins it: a weights digest, a commit, a digest of the judge's prompt."""
     settings: str
-    """What else decides a score: chat template, dtype, address of a judge. Part of cache keys."""
+    """What else decides a score: tokenizer, chat template, config, dtype, address and sampling of a
+    judge. Part of cache keys, and of the identity of a rewards table."""
     needs_reference: bool
     """Whether it compares each response with another one to the same prompt."""
 

@@ -21,7 +21,7 @@ API_KEY_ENV = "EXPO_RAY_JUDGE_API_KEY"
 _NUM_THREADS = 8
 _NUM_ATTEMPTS = 3
 _TIMEOUT_SECONDS = 120.0
-_MAX_TOKENS = 512
+_SAMPLING = {"temperature": 0, "max_tokens": 512}
 _RETRIED_STATUSES = {408, 409, 429, 500, 502, 503, 504}
 
 _INSTRUCTIONS = (
@@ -47,7 +47,7 @@ class JudgeRewardModel:
         self._model = model
         self.name = f"judge:{model}"
         self.revision = "prompt-" + hashlib.sha256(_INSTRUCTIONS.encode()).hexdigest()[:16]
-        self.settings = f"{url}#{model}"
+        self.settings = f"{url}#{model} {_SAMPLING}"
         key = os.environ.get(API_KEY_ENV)
         self._client = httpx.Client(
             base_url=url,
@@ -75,8 +75,7 @@ class JudgeRewardModel:
                 {"role": "system", "content": _INSTRUCTIONS},
                 {"role": "user", "content": f"<conversation>\n{conversation}\n</conversation>"},
             ],
-            "temperature": 0,
-            "max_tokens": _MAX_TOKENS,
+            **_SAMPLING,
         }
         try:
             answer = self._post(body)

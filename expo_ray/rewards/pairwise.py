@@ -23,7 +23,12 @@ from expo_ray.errors import CheckpointError
 from expo_ray.rewards.batching import MAX_PADDING, TokenRow, pad_right, score_rows
 from expo_ray.rewards.interface import Chat, References, RewardScore
 from expo_ray.rewards.own_head import load_with_head
-from expo_ray.rewards.pretrained import config_digest, load_tokenizer, num_token_ids
+from expo_ray.rewards.pretrained import (
+    config_digest,
+    load_tokenizer,
+    num_token_ids,
+    tokenizer_digest,
+)
 
 # The published limits: 1224 tokens of prompt and 412 of each candidate.
 MAX_TOKENS = 1224 + 2 * 412
@@ -90,7 +95,8 @@ class PairwiseRewardModel:
         self._num_token_ids = num_token_ids(self._model)
         self.name = name
         self.revision = weights_digest(checkpoint)
-        self.settings = f"both orders {config_digest(checkpoint)} {self._model.dtype}"
+        reading = f"both orders {tokenizer_digest(self._tokenizer)}"
+        self.settings = f"{reading} {config_digest(checkpoint)} {self._model.dtype}"
 
     def score(
         self, chats: Sequence[Chat], references: References | None = None

@@ -36,6 +36,14 @@ def load_tokenizer(checkpoint: Checkpoint) -> Any:
         ) from error
 
 
+def tokenizer_digest(tokenizer: Any) -> str:
+    """Return a digest of a tokenizer and its chat template: texts to token ids."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    rules = sorted(tokenizer.get_vocab().items()) if backend is None else backend.to_str()
+    what = (type(tokenizer).__name__, rules, tokenizer.special_tokens_map, tokenizer.chat_template)
+    return hashlib.sha256(repr(what).encode()).hexdigest()[:16]
+
+
 def load_pretrained(
     auto_class: Any,
     checkpoint: Checkpoint,
@@ -130,7 +138,8 @@ class ChatTokenizer:
         self._where = where
         self._bos = tokenizer.bos_token_id
         plain = tokenizer("a").input_ids
-        self.template_digest = hashlib.sha256(str(tokenizer.chat_template).encode()).hexdigest()
+        self.digest = tokenizer_digest(tokenizer)
+        """Of all that decides how a chat is read."""
         self._adds_bos = self._bos is not None and plain[:1] == [self._bos]
 
     def ids(self, messages: Sequence[Message], *, add_generation_prompt: bool = False) -> list[int]:

@@ -67,7 +67,12 @@ class RewardJob:
 
     @cached_property
     def _identity(self) -> dict[str, Any]:
-        made_by = {"reward_model": self.scorer.name, "revision": self.scorer.revision}
+        scorer = self.scorer
+        made_by = {
+            "reward_model": scorer.name,
+            "revision": scorer.revision,
+            "settings": scorer.settings,
+        }
         compared = {} if self._references is None else {"reference": self._references.digest}
         return {**made_by, **compared}
 

@@ -32,6 +32,8 @@ class Scored:
     name: str
     revision: str
     scores: list[RewardScore]
+    settings: str = ""
+    """What else decides its scores."""
     needs_reference: bool = False
     num_cached: int = 0
     """Scores that were known already."""
@@ -99,6 +101,7 @@ class Rewarder:
             name=model.name,
             revision=model.revision,
             scores=scores,
+            settings=model.settings,
             needs_reference=model.needs_reference,
             num_cached=self._cached.num_cached - before if self._cached else 0,
         )

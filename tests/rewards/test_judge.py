@@ -58,6 +58,12 @@ def test_ratings_come_back_in_order_and_failures_are_null(
     assert malformed.reward is None
 
 
+def test_the_sampling_of_a_judge_is_part_of_what_its_ratings_are_kept_under() -> None:
+    settings = load_reward_model("judge:http://127.0.0.1:1/v1#big").settings
+    assert "'temperature': 0" in settings
+    assert "'max_tokens': 512" in settings
+
+
 @pytest.mark.parametrize(
     ("text", "rating"),
     [

@@ -1,4 +1,6 @@
+import json
 import logging
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -6,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from expo_ray.rewards import CachedRewardModel, RewardScore
+from expo_ray.rewards import CachedRewardModel, RewardScore, load_reward_model
 from expo_ray.rewards.interface import Chat, References
 from expo_ray.rewards.score_cache import ScoreCache
 from expo_ray.tables import Message
+from tests.pico import pico_tokenizer
 
 
 class Counting:
@@ -56,6 +59,41 @@ def test_nothing_is_scored_twice_and_scores_come_back_to_the_bit(tmp_path: Path)
         setattr(other, changed, "2")
         CachedRewardModel(other, ScoreCache(path)).score([chat("one")])
         assert other.num_scored == 1, changed
+
+
+@pytest.mark.parametrize("file", ["tokenizer.json", "chat_template.jinja"])
+def test_whatever_decides_how_a_text_is_read_is_part_of_the_key(
+    pico_reward_model: Path, tmp_path: Path, file: str
+) -> None:
+    usual = load_reward_model(str(pico_reward_model))
+    again = load_reward_model(str(pico_reward_model))
+    folder = shutil.copytree(pico_reward_model, tmp_path / "rm")
+    text = (folder / file).read_text()
+    numbers = pico_tokenizer().get_vocab()
+    a, b = (f'"{letter}": {numbers[letter]}' for letter in "ab")
+    swapped = text.replace(a, f'"a": {numbers["b"]}').replace(b, f'"b": {numbers["a"]}')
+    changed = swapped.replace("'role'", "'content'")
+    assert changed != text
+    (folder / file).write_text(changed)
+    other = load_reward_model(str(folder))
+    assert other.revision == usual.revision
+    assert other.settings != usual.settings == again.settings
+
+
+def test_the_implicit_reward_names_both_configs(
+    pico_pair: tuple[Path, Path], tmp_path: Path
+) -> None:
+    initial, aligned = pico_pair
+    usual = load_reward_model("implicit:beta=1", initial=str(initial), aligned=str(aligned))
+    for side in (0, 1):
+        pair = [str(initial), str(aligned)]
+        folder = shutil.copytree(pair[side], tmp_path / str(side))
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps({**config, "rms_norm_eps": 1e-3}))
+        pair[side] = str(folder)
+        other = load_reward_model("implicit:beta=1", initial=pair[0], aligned=pair[1])
+        assert other.revision == usual.revision
+        assert other.settings != usual.settings
 
 
 def test_a_reference_counts_where_it_is_looked_at(tmp_path: Path) -> None:

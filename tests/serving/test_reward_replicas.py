@@ -1,6 +1,7 @@
 """Reward replicas: self-test, cache, references, and tables that are streamed."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pyarrow as pa
@@ -62,8 +63,14 @@ def test_self_test_and_cache_around_a_table(
     assert measured_spread([tmp_path / "untested.parquet"]) is None
 
     untested = tmp_path / "untested.parquet"
-    with RewardReplicas(str(pico_reward_model), self_test=False, use_cache=False) as replicas:
+    other = shutil.copytree(pico_reward_model, tmp_path / "other")
+    template = other / "chat_template.jinja"
+    template.write_text(template.read_text() + "!")
+    with RewardReplicas(str(other), self_test=False, use_cache=False) as replicas:
         three = replicas.write_rewards(responses, untested)
+        with pytest.raises(ConfigError, match="other settings"):
+            replicas.write_rewards(responses, first)
+    assert three["reward_model_revision"] == one["reward_model_revision"]
     assert (three["num_cached"], three["spread"]) == (0, None)
     assert not self_test_file(untested).exists()
 
