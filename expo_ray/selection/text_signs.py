@@ -7,24 +7,29 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from expo_ray.selection.repetition import NUM_WORDS
+from expo_ray.selection.repetition import (
+    NUM_CHARACTERS,
+    NUM_WORDS,
+    lacks_words,
+    sequences,
+)
 
 if TYPE_CHECKING:
     from py3langid.langid import LanguageIdentifier
 
 ECHOED_SHARE = 0.5
-"""A response restates its prompt from this share of its word sequences on."""
+"""A response restates its prompt from this share of its sequences on."""
 MIN_LETTERS = 40
 """Shorter texts, below about eight words, do not tell their language."""
 MIN_PROBABILITY = 0.9
 _MAX_CHARACTERS = 2000
 
 _MARKERS = re.compile(
-    r"""<\|[A-Za-z0-9_ ]{1,40}\|>            # <|im_end|>, <|eot_id|>
+    r"""<\|[A-Za-z0-9_ -]{1,40}\|>           # <|im_end|>, <|eot_id|>
       | <\uff5c[^<>\n]{1,40}\uff5c>          # the same with full-width bars
       | </?s> | <unk> | <pad> | <bos> | <eos>
-      | <(?:start|end)_of_turn>
-      | \[/?INST\] | <</?SYS>>
+      | <(?:start|end)_of_turn> | <(?:unused|extra_id_|reserved_)\d+>
+      | \[/?INST\] | <</?SYS>> | \[(?:PAD|BOS|EOS|TOOL_CALLS|TOOL_RESULTS|AVAILABLE_TOOLS)\]
       | ^\#\#\#\ (?:Instruction|Response):
     """,
     re.VERBOSE | re.MULTILINE,
@@ -36,13 +41,16 @@ def echoes(prompt: str, response: str) -> bool:
 
     Args:
         prompt: The last turn of the user.
-        response: The answer; one of fewer than eight words echoes nothing.
+        response: The answer; one of fewer than eight words (sixteen characters, where words are
+            not told apart) echoes nothing.
     """
-    sequences = _sequences(response)
-    if len(sequences) <= NUM_WORDS:
+    words = _words(response)
+    by_character = lacks_words(words)
+    found = sequences(words, by_character=by_character)
+    if len(found) <= (NUM_CHARACTERS if by_character else NUM_WORDS):
         return False
-    asked = set(_sequences(prompt))
-    return sum(s in asked for s in sequences) >= ECHOED_SHARE * len(sequences)
+    asked = set(sequences(_words(prompt), by_character=by_character))
+    return sum(s in asked for s in found) >= ECHOED_SHARE * len(found)
 
 
 def leaks_markers(prompt: str, response: str) -> bool:
@@ -83,6 +91,5 @@ def _identifier() -> LanguageIdentifier:
     return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
 
 
-def _sequences(text: str) -> list[tuple[str, ...]]:
-    words = re.findall(r"\w+", text.lower())
-    return [tuple(words[i : i + NUM_WORDS]) for i in range(len(words) - NUM_WORDS + 1)]
+def _words(text: str) -> list[str]:
+    return re.findall(r"\w+", text.lower())

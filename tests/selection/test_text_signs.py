@@ -17,6 +17,17 @@ GERMAN = (
     "staerker umher als den Rest, und so kommt er von ueberall in dein Auge."
 )
 
+# PROMPT and ANSWER in Chinese.
+CHINESE_PROMPT = (
+    "\u8bf7\u7528\u7b80\u5355\u7684\u8bed\u8a00\u5411\u5b69\u5b50\u89e3\u91ca\u4e3a\u4ec0"
+    "\u4e48\u767d\u5929\u7684\u5929\u7a7a\u662f\u84dd\u8272\u7684\u3002"
+)
+CHINESE_ANSWER = (
+    "\u9633\u5149\u91cc\u6709\u5f69\u8679\u7684\u6240\u6709\u989c\u8272\u3002\u7a7a\u6c14"
+    "\u4e2d\u7684\u5fae\u7c92\u628a\u84dd\u5149\u6563\u5c04\u5f97\u6700\u591a\uff0c\u6240"
+    "\u4ee5\u5230\u5904\u90fd\u80fd\u770b\u5230\u84dd\u5149\u3002"
+)
+
 
 def test_echoes() -> None:
     assert echoes(PROMPT, PROMPT)
@@ -27,11 +38,19 @@ def test_echoes() -> None:
     assert not echoes("", "")
 
 
+def test_an_echo_needs_no_spaces() -> None:
+    assert echoes(CHINESE_PROMPT, CHINESE_PROMPT)
+    assert echoes(CHINESE_PROMPT, f"Sure! {CHINESE_PROMPT}")
+    assert not echoes(CHINESE_PROMPT, CHINESE_ANSWER)
+    assert not echoes(CHINESE_PROMPT, CHINESE_PROMPT[-13:] + CHINESE_ANSWER)
+    assert not echoes(CHINESE_PROMPT, CHINESE_PROMPT[-13:])  # too short to count
+
+
 @pytest.mark.parametrize(
     "marker",
     [
         *("<|im_end|>", "<|eot_id|>", "[INST]", "<</SYS>>", "</s>", "<start_of_turn>", "<unk>"),
-        *("<\uff5cend\uff5c>", "### Instruction:"),
+        *("<\uff5cend\uff5c>", "### Instruction:", "[TOOL_CALLS]", "<unused12>", "<|fim-end|>"),
     ],
 )
 def test_markers_leak(marker: str) -> None:
