@@ -202,7 +202,12 @@ def loadtest(
         ),
     ] = None,
     rounds: Annotated[
-        int, typer.Option(min=1, help="Turns of each alpha.", rich_help_panel=_SERVED)
+        int,
+        typer.Option(
+            min=1,
+            help="Turns of each alpha or, in a scaling test, with and without the proxy.",
+            rich_help_panel=_SERVED,
+        ),
     ] = 3,
     one_at_a_time: Annotated[
         bool,
@@ -322,7 +327,12 @@ def loadtest(
 
             pair: dict[str, Any] = {"initial": initial, "alpha": alpha}
             scaled = loadtest_scaling(
-                target, replicas=numbers, concurrency=flights[0], **pair, **common
+                target,
+                replicas=numbers,
+                concurrency=flights[0],
+                rounds=rounds,
+                **pair,
+                **common,
             )
             session.emit(scaled, lambda console: render_scaling(console, scaled))
         elif versus_alpha is not None:

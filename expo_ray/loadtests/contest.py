@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from collections import defaultdict
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from expo_ray.loadtests.options import LoadtestOptions
 from expo_ray.loadtests.paired import compare_requests
 from expo_ray.loadtests.plan import LoadPlan, make_plan
 from expo_ray.loadtests.stream import Endpoint
-from expo_ray.loadtests.target import open_target
+from expo_ray.loadtests.target import is_url, open_target
 from expo_ray.progress import NullProgress, Progress
 
 
@@ -120,6 +121,7 @@ class _Turns:
         self._salt = secrets.token_hex(8)
         self._stack = ExitStack()
         self._open: dict[str, Endpoint] = {}
+        self._seen: defaultdict[str, set[bytes]] = defaultdict(set)
         self.taken: dict[str, list[Measured]] = {name: [] for name in sides}
 
     def __enter__(self) -> _Turns:
@@ -136,6 +138,8 @@ class _Turns:
         with ExitStack() as stack:
             endpoint = self._open.get(name) or self._serve(name, stack)
             side, found = self._sides[name], self.taken[name]
+            # Replicas that start for each turn have no cache of the one before.
+            lives_on = self._together or is_url(side.target)
             measured = measure(
                 endpoint,
                 self._plan,
@@ -144,6 +148,7 @@ class _Turns:
                 progress=self._progress,
                 # The same letters on both sides, others in every round.
                 salt=f"{self._plan.options.prompt_salt or self._salt}-{len(found)}",
+                seen=self._seen[endpoint.url] if lives_on else None,
             )
         found.append(measured)
         return measured

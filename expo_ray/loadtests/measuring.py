@@ -53,6 +53,7 @@ def measure(
     alpha: float | None,
     progress: Progress,
     salt: str | None = None,
+    seen: set[bytes] | None = None,
     direct: bool = False,
 ) -> Measured:
     """Offer every load of a plan to a service.
@@ -64,6 +65,7 @@ def measure(
         alpha: Its alpha, where known.
         progress: Where to report.
         salt: Of unique prompts; None takes that of the options, or draws one.
+        seen: What this service was sent by earlier calls, noted here; None: nothing is known.
         direct: Reach the replicas through their handle, without proxy and HTTP.
 
     Raises:
@@ -73,7 +75,7 @@ def measure(
     options = plan.options
     salt = salt or options.prompt_salt or secrets.token_hex(8)
     salt = salt if options.unique_prompts else None
-    source = PromptSource(plan.prompts, salt)
+    source = PromptSource(plan.prompts, salt, seen)
     runner = Runner(
         endpoint=endpoint,
         prompts=source,

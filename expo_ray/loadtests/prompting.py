@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Sequence
 
 from expo_ray.loadtests.loads import Load
@@ -16,23 +17,28 @@ class PromptSource:
     Args:
         prompts: At least one.
         salt: Makes each prompt unique by letters before it; None leaves prompts alone.
+        seen: What the service was sent before, as an earlier source left it here; None: nothing.
     """
 
-    def __init__(self, prompts: Sequence[Prompt], salt: str | None = None) -> None:
+    def __init__(
+        self, prompts: Sequence[Prompt], salt: str | None = None, seen: set[bytes] | None = None
+    ) -> None:
         self._prompts = prompts
         self._salt = salt
         self._num_taken = 0
         self._num_jobs = 0
+        self._seen = set() if seen is None else seen
+        self._repeats = False
 
     @property
     def prefix_cache(self) -> str:
         """What a prefix cache could know of the prompts: `unique`, `once` or `reused`.
 
-        `once`: each prompt was sent once, yet prompts may share their beginnings.
+        `once`: no prompt was sent twice, yet prompts may share their beginnings.
         """
-        if self._salt is not None:
-            return "unique"
-        return "reused" if self._num_taken > len(self._prompts) else "once"
+        if self._repeats:
+            return "reused"
+        return "once" if self._salt is None else "unique"
 
     def take(self, num: int, phase: Phase) -> list[Job]:
         """Return the next requests."""
@@ -59,13 +65,20 @@ class PromptSource:
             prompt = self._prompts[self._num_taken % len(self._prompts)]
             self._num_taken += 1
             prompt_id, messages = prompt.prompt_id, prompt.messages
+        messages = self._unique(messages, request_id)
+        self._note(messages)
         return Job(
             request_id=request_id,
             prompt_id=prompt_id,
-            messages=self._unique(messages, request_id),
+            messages=messages,
             phase=phase,
             max_tokens=max_tokens,
         )
+
+    def _note(self, messages: tuple[Message, ...]) -> None:
+        digest = hashlib.sha256(json.dumps(messages).encode()).digest()
+        self._repeats = self._repeats or digest in self._seen
+        self._seen.add(digest)
 
     def _unique(self, messages: tuple[Message, ...], request_id: int) -> tuple[Message, ...]:
         if self._salt is None:

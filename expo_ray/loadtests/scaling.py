@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import secrets
+import statistics
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +18,10 @@ from expo_ray.loadtests.plan import make_plan
 from expo_ray.loadtests.target import open_target
 from expo_ray.progress import NullProgress, Progress
 
+WAYS = ("proxy", "direct")
 Point = Mapping[str, Any]
+Round = tuple[Point, Point]
+"""What one round found through the proxy, and through the handle."""
 
 
 def loadtest_scaling(
@@ -27,6 +33,7 @@ def loadtest_scaling(
     concurrency: int = 8,
     initial: str | None = None,
     alpha: float | None = None,
+    rounds: int = 3,
     num_requests: int = 100,
     max_tokens: int = 256,
     options: LoadtestOptions | None = None,
@@ -35,8 +42,9 @@ def loadtest_scaling(
 ) -> dict[str, Any]:
     """Serve a model on more and more replicas and load each number alike, per replica.
 
-    Each number is measured twice: through Serve's HTTP proxy, and through the handle of the
-    replicas; the difference is what the proxy and HTTP cost.
+    Each number is measured through Serve's HTTP proxy and through the handle of the replicas, by
+    turns (proxy, handle, handle, proxy, ...); the difference is what the proxy and HTTP cost.
+    Prompts are made unique, otherwise a prefix cache would help whichever comes later.
 
     Args:
         model: A checkpoint.
@@ -46,7 +54,8 @@ def loadtest_scaling(
         concurrency: Requests in flight per replica.
         initial: theta0, to serve `model` extrapolated by `alpha`.
         alpha: See `initial`.
-        num_requests: Measured requests per replica.
+        rounds: How often each way is measured; medians are reported.
+        num_requests: Measured requests per replica and round.
         max_tokens: Longest answer.
         options: As for `loadtest`.
         address: Ray cluster.
@@ -64,11 +73,15 @@ def loadtest_scaling(
         raise ConfigError(
             "not an ascending list of replicas", where="replicas", got=replicas, expected="1, 2, 4"
         )
+    if rounds < 1:
+        raise ConfigError("too few rounds", where="rounds", got=rounds, expected="1 or more")
     output = Path(output)
-    found = []
+    base = (options or LoadtestOptions()).model_copy(update={"unique_prompts": True})
+    salt = base.prompt_salt or secrets.token_hex(8)
+    found: list[tuple[int, list[Round]]] = []
     with ray_session(address):
         for number in replicas:
-            served = (options or LoadtestOptions()).model_copy(update={"num_replicas": number})
+            served = base.model_copy(update={"num_replicas": number})
             plan = make_plan(
                 prompts=prompts,
                 concurrency=[concurrency * number],
@@ -79,53 +92,78 @@ def loadtest_scaling(
                 max_tokens=max_tokens,
                 options=served,
             )
-            ways: dict[str, dict[str, Any]] = {}
+            turns: list[Round] = []
             with open_target(model, initial=initial, alpha=alpha, options=served) as endpoint:
-                for way in ("proxy", "direct"):
-                    measured = measure(
-                        endpoint,
-                        plan,
-                        target=model,
-                        alpha=alpha,
-                        progress=progress or NullProgress(),
-                        direct=way == "direct",
-                    )
-                    folder = output / f"replicas-{number}-{way}"
-                    measured.write(folder)
-                    check_outcome(measured.summary, served, folder)
-                    [ways[way]] = measured.summary["points"]
-            found.append((number, ways["proxy"], ways["direct"]))
+                for turn in range(rounds):
+                    ways: dict[str, Point] = {}
+                    for way in WAYS if turn % 2 == 0 else WAYS[::-1]:
+                        measured = measure(
+                            endpoint,
+                            plan,
+                            target=model,
+                            alpha=alpha,
+                            progress=progress or NullProgress(),
+                            salt=f"{salt}-{number}-{turn}-{way}",
+                            direct=way == "direct",
+                        )
+                        folder = output / f"replicas-{number}-{way}" / f"round-{turn}"
+                        measured.write(folder)
+                        check_outcome(measured.summary, served, folder)
+                        [ways[way]] = measured.summary["points"]
+                    turns.append((ways["proxy"], ways["direct"]))
+            found.append((number, turns))
     scaling = {
         "schema_version": SCHEMA_VERSION,
         "target": model,
         "alpha": alpha,
         "concurrency_per_replica": concurrency,
+        "rounds": rounds,
         "points": scaling_points(found),
     }
     atomic_write_json(output / "scaling.json", scaling)
     return scaling
 
 
-def scaling_points(found: Sequence[tuple[int, Point, Point]]) -> list[dict[str, Any]]:
-    """Return what each number of replicas came to.
+def scaling_points(found: Sequence[tuple[int, Sequence[Round]]]) -> list[dict[str, Any]]:
+    """Return what each number of replicas came to: medians over its rounds.
 
     Args:
-        found: Number of replicas, its point through the proxy, its point through the handle.
+        found: Number of replicas; per round its point through the proxy and through the handle.
     """
-    fewest, first, _ = found[0]
+    proxied = [(number, _middle([proxy for proxy, _ in rounds])) for number, rounds in found]
+    fewest, first = proxied[0]
     return [
         {
             "num_replicas": number,
-            "concurrency": proxied["concurrency"],
-            "void": bool(proxied["client_saturated"] or direct["client_saturated"]),
-            "output_throughput": _best(proxied, "output_throughput"),
-            "request_throughput": _best(proxied, "request_throughput"),
-            "efficiency": _scaled(_speed(proxied, first), fewest / number),
-            **balance(proxied["replicas"], number),
-            "proxy": proxy_cost(proxied, direct),
+            "concurrency": point["concurrency"],
+            "void": any(p["client_saturated"] for pair in rounds for p in pair),
+            "output_throughput": point["output_throughput"],
+            "request_throughput": point["request_throughput"],
+            "efficiency": _scaled(_speed(point, first), fewest / number),
+            **balance(point["replicas"], number),
+            "proxy": _median_cost(rounds),
         }
-        for number, proxied, direct in found
+        for (number, point), (_, rounds) in zip(proxied, found, strict=True)
     ]
+
+
+def _middle(points: Sequence[Point]) -> dict[str, Any]:
+    """Return one point for several rounds: median speeds, requests of all rounds by replica."""
+    by_replica: Counter[str] = Counter()
+    for point in points:
+        by_replica.update(point["replicas"] or {})
+    speeds = ("output_throughput", "request_throughput")
+    return {
+        "concurrency": points[0]["concurrency"],
+        **{name: _median([_best(point, name) for point in points]) for name in speeds},
+        "replicas": dict(sorted(by_replica.items())) or None,
+        "steady": None,
+    }
+
+
+def _median_cost(rounds: Sequence[Round]) -> dict[str, float | None]:
+    costs = [proxy_cost(proxied, direct) for proxied, direct in rounds]
+    return {name: _median([cost[name] for cost in costs]) for name in costs[0]}
 
 
 def balance(replicas: Mapping[str, int] | None, num_replicas: int) -> dict[str, Any]:
@@ -175,6 +213,11 @@ def _best(point: Point, name: str) -> float | None:
     value: float | None = steady.get(name)
     whole: float | None = point[name]
     return whole if value is None else value
+
+
+def _median(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return statistics.median(known) if known else None
 
 
 def _scaled(value: float | None, factor: float) -> float | None:

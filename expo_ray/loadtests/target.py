@@ -35,7 +35,7 @@ def open_target(
         ConfigError: A pair was given with a URL, or the API key or model name is missing.
         ServingError: The service does not answer, or replicas did not start.
     """
-    if target.startswith(("http://", "https://")):
+    if is_url(target):
         if initial is not None or alpha is not None:
             raise ConfigError(
                 "a running service already has its weights",
@@ -65,6 +65,11 @@ def open_target(
             api_key=key,
             app_name=served.app_name,
         )
+
+
+def is_url(target: str) -> bool:
+    """Say whether a target is a running service rather than a model."""
+    return target.startswith(("http://", "https://"))
 
 
 def _reachable(url: str) -> str:

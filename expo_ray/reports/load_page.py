@@ -136,11 +136,12 @@ def _scaling(folder: Path) -> Page:
     scaling = read_json(folder / SCALING)
     points = scaling["points"]
     summaries = {
-        f"{p['num_replicas']} replicas, {way}": read_json(
-            folder / f"replicas-{p['num_replicas']}-{way}" / SUMMARY
+        f"{p['num_replicas']} replicas, {way}, round {number + 1}": read_json(
+            folder / f"replicas-{p['num_replicas']}-{way}" / f"round-{number}" / SUMMARY
         )
         for p in points
         for way in ("proxy", "direct")
+        for number in range(scaling["rounds"])
     }
     first, last = points[0], points[-1]
     sentence = f"{last['num_replicas']} replicas: efficiency not known."

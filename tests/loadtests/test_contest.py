@@ -44,6 +44,30 @@ def test_two_services_take_turns_on_the_same_requests(tmp_path: Path, ray_cluste
     assert (tmp_path / "out" / "candidate" / "round-1" / "requests.parquet").exists()
 
 
+def test_later_rounds_say_that_their_prompts_were_sent_before(
+    tmp_path: Path, ray_cluster: str
+) -> None:
+    with running_service() as before, running_service() as after:
+        compare_targets(
+            Contender(target=before.url),
+            Contender(target=after.url),
+            prompts=write_prompts(tmp_path, *[f"tokens=2 number={i}" for i in range(4)]),
+            output=tmp_path / "out",
+            concurrency=[2],
+            rounds=2,
+            together=False,  # yet running services go on
+            num_requests=4,
+            options=LoadtestOptions(num_warmup=0, num_clients=1),
+            address=ray_cluster,
+        )
+    for side in ("baseline", "candidate"):
+        states = [
+            json.loads((tmp_path / "out" / side / f"round-{i}" / "summary.json").read_text())
+            for i in range(2)
+        ]
+        assert [state["prefix_cache"] for state in states] == ["once", "reused"]
+
+
 def test_replicas_share_and_are_reached_with_and_without_the_proxy(
     pico_pair: tuple[Path, Path], tmp_path: Path, ray_cluster: str
 ) -> None:
@@ -56,6 +80,7 @@ def test_replicas_share_and_are_reached_with_and_without_the_proxy(
         output=tmp_path / "out",
         replicas=[2],
         concurrency=2,
+        rounds=2,
         num_requests=8,
         max_tokens=8,
         options=LoadtestOptions(num_warmup=0, num_clients=1, max_client_lag_ms=1000.0),
@@ -64,14 +89,21 @@ def test_replicas_share_and_are_reached_with_and_without_the_proxy(
     [point] = result["points"]
     assert point["num_replicas"] == 2
     assert point["efficiency"] == 1.0
-    assert sum(point["requests_by_replica"].values()) <= 16
+    assert sum(point["requests_by_replica"].values()) <= 2 * 16
     assert 1 <= len(point["requests_by_replica"]) <= 2
     assert point["busiest_over_mean"] >= 1
     assert point["proxy"]["throughput_ratio"] > 0
-    for way in ("proxy", "direct"):
-        summary = json.loads((tmp_path / "out" / f"replicas-2-{way}" / "summary.json").read_text())
+    assert result["rounds"] == 2
+    started = []
+    for way, turn in (("proxy", 0), ("direct", 0), ("direct", 1), ("proxy", 1)):
+        folder = tmp_path / "out" / f"replicas-2-{way}" / f"round-{turn}"
+        summary = json.loads((folder / "summary.json").read_text())
         assert summary["direct"] is (way == "direct")
+        # Whichever comes later must not find its prompts in a cache.
+        assert summary["prefix_cache"] == "unique"
+        started.append(summary["points"][0]["started_at"])
         [load] = summary["points"]
         assert load["num_requests"] == 16
         assert set(load["errors"]) <= {"empty"}
         assert load["total_output_tokens"] > 0
+    assert started == sorted(started)

@@ -94,13 +94,26 @@ def point(tokens_per_second: float, **fields: Any) -> dict[str, Any]:
 def test_scaling_by_hand() -> None:
     direct = point(125.0, median_ttft_ms=15.0, median_tpot_ms=4.5)
     two = point(90.0, steady={"output_throughput": 150.0}, replicas={"a": 30, "b": 10})
-    [first, second] = scaling_points([(1, point(100.0), direct), (2, two, two)])
+    [first, second] = scaling_points([(1, [(point(100.0), direct)]), (2, [(two, two)])])
     assert (first["efficiency"], first["busiest_over_mean"]) == (1.0, 1.0)
     assert first["proxy"]["throughput_ratio"] == 0.8
     assert first["proxy"]["added_median_ttft_ms"] == 5.0
     assert first["proxy"]["added_microseconds_per_token"] == 500.0
     assert second["efficiency"] == 0.75  # of the steady part where there is one
     assert (second["busiest_over_mean"], second["idle_replicas"]) == (1.5, 0)
+
+
+def test_one_odd_round_does_not_decide() -> None:
+    rounds = [
+        (point(100.0), point(125.0)),
+        (point(10.0, replicas={"a": 2, "b": 8}), point(125.0)),  # the machine was busy
+        (point(90.0, client_saturated=True), point(100.0)),
+    ]
+    [found] = scaling_points([(2, rounds)])
+    assert (found["output_throughput"], found["request_throughput"]) == (90.0, 9.0)
+    assert found["proxy"]["throughput_ratio"] == 0.8  # the median of 0.8, 0.08 and 0.9
+    assert found["requests_by_replica"] == {"a": 22, "b": 8}
+    assert found["void"] is True
 
 
 def test_what_is_not_known_of_replicas_stays_unknown() -> None:

@@ -11,8 +11,8 @@ from expo_ray.errors import TableError
 from expo_ray.loadtests.loads import Load
 from expo_ray.loadtests.prompting import PromptSource
 from expo_ray.loadtests.records import REQUESTS_SCHEMA
-from expo_ray.loadtests.trace import read_trace
-from expo_ray.tables import Prompt
+from expo_ray.loadtests.trace import TraceRequest, read_trace
+from expo_ray.tables import Message, Prompt
 from tests.loadtests.test_metrics import record
 
 PROMPTS = [
@@ -90,3 +90,28 @@ def test_prompts_are_taken_in_turn_and_made_unique() -> None:
     assert len({*first, *other}) == 8
     assert [text.split("] ")[1] for text in first] == ["a", "b", "a", "b"]
     assert PromptSource(PROMPTS, "x").prefix_cache == "unique"
+
+
+def test_prompts_that_repeat_are_told_wherever_they_come_from() -> None:
+    same = (Message(role="user", content="same"),)
+    trace = tuple(TraceRequest(due_seconds=i, messages=same) for i in range(2))
+    replayed = PromptSource(PROMPTS)
+    replayed.replay(Load(trace=trace[:1]))
+    assert replayed.prefix_cache == "once"
+    replayed.replay(Load(trace=trace[1:]))
+    assert replayed.prefix_cache == "reused"
+
+    twice = PromptSource([PROMPTS[0], PROMPTS[0]])
+    twice.take(2, "measured")
+    assert twice.prefix_cache == "reused"
+
+    # A service that lives on knows what an earlier source has sent.
+    seen: set[bytes] = set()
+    for expected in ("once", "reused"):
+        source = PromptSource(PROMPTS, seen=seen)
+        source.take(2, "measured")
+        assert source.prefix_cache == expected
+    for expected in ("unique", "reused"):
+        source = PromptSource(PROMPTS, "the same letters", seen=seen)
+        source.take(2, "measured")
+        assert source.prefix_cache == expected

@@ -38,9 +38,10 @@ def main(model: str, prompts: str, output: str) -> None:
             folder = f"{output}/{name}"
             summary = loadtest(model, output=folder, concurrency=[3], options=options, **load)
             found[name] = {**summary["clients"], "completed": summary["points"][0]["completed"]}
-        loadtest_scaling(model, output=f"{output}/scaling", replicas=[1], concurrency=2, **load)
+        scaling = {"replicas": [1], "concurrency": 2, "rounds": 1, **load}
+        loadtest_scaling(model, output=f"{output}/scaling", **scaling)
         for way in ("proxy", "direct"):
-            file = Path(output) / "scaling" / f"replicas-1-{way}" / "summary.json"
+            file = Path(output) / "scaling" / f"replicas-1-{way}" / "round-0" / "summary.json"
             found[way] = json.loads(file.read_text())["clients"]
     finally:
         ray.shutdown()

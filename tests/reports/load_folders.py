@@ -164,14 +164,14 @@ def write_void(folder: Path) -> None:
 def write_scaling(folder: Path, *, replicas: Sequence[int] = (1, 2, 4)) -> None:
     found = []
     for number in replicas:
-        ways = []
+        ways: list[dict[str, Any]] = []
         for way in ("proxy", "direct"):
             first = 0.033 if way == "proxy" else 0.03
             service = Service(number, name=way, first_token_seconds=first)
             ways.append(service.offer(Load(concurrency=8 * number), 160 * number))
-            service.write(folder / f"replicas-{number}-{way}", model="expo")
-        found.append((number, *ways))
-    scaling = {"target": "expo", "alpha": None, "points": scaling_points(found)}
+            service.write(folder / f"replicas-{number}-{way}" / "round-0", model="expo")
+        found.append((number, [(ways[0], ways[1])]))
+    scaling = {"target": "expo", "alpha": None, "rounds": 1, "points": scaling_points(found)}
     (folder / "scaling.json").write_text(json.dumps({"schema_version": 1, **scaling}))
 
 

@@ -100,7 +100,7 @@ def test_replica_scaling(tmp_path: Path) -> None:
     last = json.loads((tmp_path / "scaling.json").read_text())["points"][-1]
     assert figures_of(tmp_path) == {"scaling"}
     assert f"an efficiency of {last['efficiency']:.0%}" in page.text
-    assert "4 replicas, direct" in page.text
+    assert "4 replicas, direct, round 1" in page.text
 
 
 def test_a_comparison_shows_ratios_with_their_intervals(tmp_path: Path) -> None:
