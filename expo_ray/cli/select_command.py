@@ -174,6 +174,8 @@ def render_result(console: Console, result: dict[str, Any]) -> None:
     console.print(table)
     console.print()
     console.print(verdict_sentence(result["selection"]), markup=False)
+    for warning in result["selection"]["warnings"]:
+        console.print(f"warning: {warning}", markup=False)
     by_part = parts_sentence(result["selection"])
     if by_part is not None:
         console.print(by_part, markup=False)

@@ -26,7 +26,12 @@ from expo_ray.selection.candidates import (
     is_gain,
     measure_candidates,
 )
-from expo_ray.selection.explanations import explain_none, explain_tried, warn_of_edge
+from expo_ray.selection.explanations import (
+    explain_none,
+    explain_tried,
+    warn_of_circle,
+    warn_of_edge,
+)
 from expo_ray.selection.first_order import check_first_order
 from expo_ray.selection.guards import Guard, check_guards
 from expo_ray.selection.samples import SplitSamples, join_tables
@@ -98,9 +103,15 @@ def choose_alpha(
         "first_order": check_first_order(tuning, settings, dropped),
         "search": None if search is None else search.as_dict(),
         "measurement_spread": measurement_spread,
-        "warnings": warn_of_edge(candidates),
+        "warnings": [*_warn_of_circle(rewards, guard_rewards or {}), *warn_of_edge(candidates)],
         "settings": settings.model_dump(),
     }
+
+
+def _warn_of_circle(rewards: pa.Table, guard_rewards: Mapping[str, pa.Table]) -> list[str]:
+    tables = (rewards, *guard_rewards.values())
+    scoring, *guards = (str(table["reward_model"][0]) for table in tables if table.num_rows)
+    return warn_of_circle(scoring, guards)
 
 
 def _require_baseline(samples: SplitSamples, split: str, settings: SelectionSettings) -> None:

@@ -76,6 +76,22 @@ def explain_none(
     return f"no candidate holds up on {num_prompts} tuning prompts: {'; '.join(parts)}"
 
 
+def warn_of_circle(scoring: str, guards: Sequence[str]) -> list[str]:
+    """Return a warning when nobody but the pair itself says that a candidate is better.
+
+    Args:
+        scoring: The reward model that scores, as `--reward-model` or the rewards table names it.
+        guards: The others.
+    """
+    if not all(name.startswith("implicit:") for name in (scoring, *guards)):
+        return []
+    return [
+        f"the reward is the log-ratio of the pair itself ({scoring}), which rises along the very "
+        "step that is extrapolated, and no other reward model guards: the verdict comes close to "
+        "going in a circle; give a reward model that was not made from this pair"
+    ]
+
+
 def warn_of_edge(candidates: Sequence[Candidate]) -> list[str]:
     """Return a warning when the reward is highest at the end of the grid."""
     best = highest_gain(candidates)

@@ -27,6 +27,7 @@ from expo_ray.progress import CombinedProgress, Progress
 from expo_ray.reports import render_model_card, write_report
 from expo_ray.reports.wording import headline
 from expo_ray.selection import choose_alpha
+from expo_ray.selection.explanations import warn_of_circle
 from expo_ray.selection.search import SearchResult
 from expo_ray.serving import GeneratorReplicas, ModelSource, RewardReplicas
 from expo_ray.serving.alpha_setting import AlphaSetting
@@ -144,6 +145,8 @@ def prepare_models(run: Run) -> None:
             rewards = [str(lab.reward_model), *guards, *rewards]
             atomic_write_json(run.directory.lab_file, read_json(lab.record))
     run.reward_models = {reward_label(i, spec): spec for i, spec in enumerate(rewards)}
+    for warning in warn_of_circle(rewards[0], rewards[1:]):
+        run.progress.message(f"warning: {warning}")
     run.prompts = read_prompts(run.prompts_path, **recipe.prompts.reading(recipe.seed))
     _record_inputs(run, pair_address=[run.initial, run.aligned])
 

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 
 import pytest
 import yaml
+from rich.console import Console
 from typer.testing import CliRunner
 
 from expo_ray.cli.main import app
+from expo_ray.cli.select_command import render_result
 from expo_ray.errors import ConfigError
+from tests.reports.run_directory import RunDirectory
 
 RUNNER = CliRunner()
 
@@ -72,3 +76,13 @@ def test_a_race_from_the_command_line(
     assert selection["num_tuning"] <= 20
     assert not {"length-ratio"} & {guard["name"] for guard in selection["guards"]}
     assert f"serve deploy {output / 'serve_config.yaml'}" in result.stdout
+
+
+def test_what_speaks_against_the_verdict_is_printed_with_it(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path / "run", num_prompts=20)
+    warning = "the verdict comes close to going in a circle"
+    selection = run.write_selection(verdict="extrapolate", best_alpha=2.0, warnings=[warning])
+    console = Console(file=io.StringIO(), width=200)
+    result = {"output": str(run.path), "report": "r.html", "selection": selection, "next": []}
+    render_result(console, result)
+    assert f"warning: {warning}" in console.file.getvalue()  # type: ignore[attr-defined]

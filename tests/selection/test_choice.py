@@ -375,6 +375,24 @@ def test_the_edge_of_the_grid_is_pointed_out() -> None:
     assert choose(rows)["warnings"] == []
 
 
+def test_a_verdict_of_the_pair_on_itself_is_pointed_out() -> None:
+    rows = make_rows(noisy_rewards({1.0: 3.0, 2.0: 1.0}), num_tuning=60)
+
+    def named(name: str) -> pa.Table:
+        return rewards_of([{**row, "reward_model": name} for row in rows])
+
+    implicit, other = named("implicit:beta=0.1"), named("rm")
+    for scoring, guards, warned in (
+        (implicit, {}, True),
+        (implicit, {"g": named("implicit:beta=1")}, True),
+        (implicit, {"g": other}, False),
+        (other, {"g": implicit}, False),
+        (other, {}, False),
+    ):
+        chosen = choose_alpha(responses_of(rows), scoring, guard_rewards=guards)
+        assert any("circle" in warning for warning in chosen["warnings"]) is warned
+
+
 def test_length_controlled_gain_removes_what_length_explains() -> None:
     # The reward rises by 0.1 a token and by nothing else.
     rng = np.random.default_rng(0)
