@@ -23,6 +23,7 @@ def cautions(
         *_about_the_grid(run.selection),
         *_about_length(run.selection),
         *_about_errors(run.selection),
+        *_about_too_long(run),
         *_about_numbers(run.selection),
     ]
     if throughput is not None and throughput.void:
@@ -49,7 +50,7 @@ def _about_the_grid(selection: Mapping[str, Any]) -> Iterator[str]:
     warnings = selection.get("warnings", ())
     yield from (f"{text[:1].upper()}{text[1:].rstrip('.')}." for text in warnings)
     measured = [c for c in selection["candidates"] if c["mean_reward"] is not None]
-    if len(measured) < 2 or warnings:
+    if len(measured) < 2 or any("largest alpha" in text for text in warnings):
         return
     edge = max(measured, key=lambda c: float(c["alpha"]))
     best = max(measured, key=lambda c: float(c["mean_reward"]))
@@ -90,6 +91,24 @@ def _about_errors(selection: Mapping[str, Any]) -> Iterator[str]:
             for c in failed
         )
         yield f"Some responses could not be produced or scored: {parts}. They are left out."
+
+
+def _about_too_long(run: RunFiles) -> Iterator[str]:
+    """Chats longer than the reward model reads, by alpha: longer answers meet that more often."""
+    counts = {
+        alpha: [row["reward"] is None for row in rows if row["truncated"]]
+        for alpha, rows in run.scoring_rewards.items()
+    }
+    parts = ", ".join(
+        f"{len(refused)} at alpha {format_alpha(alpha)} ({sum(refused)} refused)"
+        for alpha, refused in counts.items()
+        if refused
+    )
+    if parts:
+        yield (
+            f"Some chats are longer than the reward model reads: {parts}; of those that were not "
+            "refused it saw the end alone."
+        )
 
 
 def _about_numbers(selection: Mapping[str, Any]) -> Iterator[str]:

@@ -97,6 +97,7 @@ def _page(run: RunFiles) -> tuple[dict[str, Any], list[Drawing]]:
         "search_sentence": costs.search_sentence(selection),
         "parts": parts_page(selection),
         "first_order": wording.first_order(selection),
+        "batching_spread": wording.batching_spread(selection),
         "recipe": run.recipe,
         "timings": run.timings,
         "figures": {drawing.name: drawing for drawing in drawings},

@@ -184,6 +184,27 @@ def standing(selection: Selection, candidate: Mapping[str, Any]) -> str:
     return "eligible"
 
 
+def batching_spread(selection: Selection) -> str | None:
+    """Say how far batching alone moves a score; None where the selection does not say.
+
+    Args:
+        selection: The content of selection.json.
+    """
+    if "measurement_spread" not in selection:
+        return None
+    spread = selection["measurement_spread"]
+    if spread is None:
+        return (
+            "How far batching alone moves a score was not measured: the self-test was switched off."
+        )
+    if spread == 0:
+        return "Batching moves no score (self-test of the reward model)."
+    return (
+        f"Batching alone moves a score by up to {spread:.2g} (self-test of the reward model); "
+        "gains up to that are not called gains."
+    )
+
+
 def first_order(selection: Selection) -> str | None:
     """Say how steep the reward is at alpha 0 and how far that slope predicts it; None if unknown.
 

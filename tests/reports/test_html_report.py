@@ -9,10 +9,13 @@ import sys
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from expo_ray.errors import ConfigError, TableError
 from expo_ray.reports import write_report
+from expo_ray.tables import REWARDS_SCHEMA
 from tests.reports.page import Page
 from tests.reports.run_directory import ALPHAS, RunDirectory
 
@@ -225,6 +228,27 @@ def test_a_choice_at_the_edge_of_the_grid_is_flagged(tmp_path: Path) -> None:
         run = RunDirectory(tmp_path / str(peak), peak=peak)
         run.write_selection(verdict="extrapolate", best_alpha=peak)
         assert (edge in Page(write_report(run.path)).text) == expected
+
+
+def test_what_the_reward_model_does_not_see_is_said(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path / "run", num_prompts=40, peak=12.0)
+    run.write_rewards("0-reward-model", noise=1.0, bend=1.0)
+    run.write_selection(
+        verdict="extrapolate",
+        best_alpha=12.0,
+        measurement_spread=0.00312,
+        warnings=["the reward is the log-ratio of the pair itself"],
+    )
+    file = run.path / "rewards/0-reward-model/alpha-3.parquet"
+    rows = pq.read_table(file, schema=REWARDS_SCHEMA).to_pylist()
+    rows[0]["truncated"] = rows[1]["truncated"] = True
+    rows[1]["reward"] = None
+    pq.write_table(pa.Table.from_pylist(rows, schema=REWARDS_SCHEMA), file)
+    text = Page(write_report(run.path)).text
+    assert "2 at alpha 3 (1 refused)" in text
+    assert "Batching alone moves a score by up to 0.0031 (self-test" in text
+    assert "The reward is the log-ratio of the pair itself." in text
+    assert "the edge of the grid" in text, "another warning does not silence this one"
 
 
 def test_reads_what_the_selection_room_writes(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from expo_ray.reports import summary_rows, verdict_sentence
 from expo_ray.reports.wording import (
+    batching_spread,
     decimals_for,
     format_alpha,
     number,
@@ -149,3 +150,11 @@ def test_numbers() -> None:
     ]  # fmt: skip
     assert [p_value(v) for v in (0.0001, 0.0304, None)] == ["p < 0.001", "p = 0.030", ""]
     assert [format_alpha(a) for a in (0.3, 12.0, -0.5, -0.0)] == ["0.3", "12", "-0.5", "0"]
+
+
+def test_the_spread_that_batching_causes_is_said_beside_the_gains() -> None:
+    kept = selection("extrapolate", measured(0.25, 0.05, 0.45))
+    assert batching_spread(kept) is None
+    assert "up to 0.0031 (" in str(batching_spread({**kept, "measurement_spread": 0.00312}))
+    assert "switched off" in str(batching_spread({**kept, "measurement_spread": None}))
+    assert "no score" in str(batching_spread({**kept, "measurement_spread": 0.0}))
