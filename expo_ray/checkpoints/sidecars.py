@@ -9,37 +9,35 @@ from __future__ import annotations
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
 
-CARRIED = (
-    "generation_config.json",
-    "tokenizer*",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab*",
-    "merges.txt",
-    "*.tiktoken",
-    "*.model",
-    "*.vocab",
-    "chat_template*",
-    "additional_chat_templates/*.jinja",
-    "preprocessor_config.json",
-    "processor_config.json",
-    "image_processor_config.json",
-    "video_preprocessor_config.json",
-    "feature_extractor_config.json",
-    "*.py",
-)
 TOKENIZER = (
     "tokenizer*",
     "special_tokens_map.json",
     "added_tokens.json",
     "vocab*",
+    "*vocab.json",
     "merges.txt",
+    "dict.txt",
+    "bpe.codes",
+    "normalizer.json",
+    "tekken.json",
     "*.tiktoken",
     "*.model",
+    "*.spm",
     "*.vocab",
     "chat_template*",
-    "additional_chat_templates/*",
+    "additional_chat_templates/*.jinja",
 )
+CARRIED = (
+    *TOKENIZER,
+    "generation_config.json",
+    "*processor_config.json",
+    "feature_extractor_config.json",
+    "SYSTEM_PROMPT.txt",
+    "custom_generate/requirements.txt",
+    "*.py",
+)
+# What training keeps beside a model; code in other folders is imported by that of the model.
+_LEFTOVERS = ("checkpoint-*", "global_step*", "runs", "wandb", "mlruns", "logs", "__pycache__")
 LEGAL = ("*LICENSE*", "*LICENCE*", "*NOTICE*", "*USE_POLICY*")
 WEIGHT_SUFFIXES = (
     ".safetensors",
@@ -66,12 +64,16 @@ def is_sidecar(name: str) -> bool:
     """Tell whether a file is carried from aligned to the output beside weights and config."""
     if is_weight_file(name):
         return False
-    folder, _, base = name.rpartition("/")
-    if folder not in ("", "additional_chat_templates"):
+    *folders, base = name.split("/")
+    if any(fnmatchcase(folder, pattern) for folder in folders for pattern in _LEFTOVERS):
         return False
-    if any(fnmatchcase(base.upper(), pattern) for pattern in LEGAL):
+    if not folders and any(fnmatchcase(base.upper(), pattern) for pattern in LEGAL):
         return True
-    return any(fnmatchcase(name, pattern) for pattern in CARRIED)
+    # A `*` passes slashes, so that whole patterns would carry files of any folder.
+    patterns = (
+        pattern for pattern in CARRIED if "/" in pattern or pattern == "*.py" or not folders
+    )
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
 def belongs_to_tokenizer(name: str) -> bool:

@@ -224,7 +224,7 @@ def _check_headers(plan: Plan, folder: AnyPath) -> None:
 
 def _write(folder: AnyPath, name: str, data: bytes, kind: str) -> dict[str, str | int]:
     path = folder / name
-    path.parent.mkdir(exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     atomic_write_bytes(path, data)
     return _entry(name, len(data), hashlib.sha256(data).hexdigest(), kind)
 

@@ -18,7 +18,7 @@ from expo_ray.extrapolation.alpha_rules import (
 )
 from expo_ray.extrapolation.assembly import Attachments, assemble, read_attachments
 from expo_ray.extrapolation.fanout import run_tasks
-from expo_ray.extrapolation.loading import LoadingCheck
+from expo_ray.extrapolation.loading import LoadingCheck, LoadingRequest, loading_request
 from expo_ray.extrapolation.mergekit_export import write_mergekit
 from expo_ray.extrapolation.node_check import plan_check
 from expo_ray.extrapolation.pair import refuse_equal_weights
@@ -31,6 +31,7 @@ from expo_ray.extrapolation.publishing import push, push_targets
 from expo_ray.extrapolation.record import read_record
 from expo_ray.extrapolation.results import ExtrapolationResult, OutputResult
 from expo_ray.extrapolation.summaries import (
+    carrying_notes,
     described_cluster,
     dry_result,
     loading_notes,
@@ -165,6 +166,7 @@ def extrapolate(
                 plan,
                 targets,
                 tasks,
+                loading_request(plan, attachments.config),
                 address=address,
                 overwrite=overwrite,
                 progress=progress or NullProgress(),
@@ -191,6 +193,7 @@ def extrapolate(
         seconds=time.monotonic() - started,
         notes=(
             *plan.pair.notes,
+            *carrying_notes(plan),
             *loading_notes(loading),
             *unmoved_notes(targets),
             *rounding_notes(plan, targets),
@@ -204,6 +207,7 @@ def _run(
     plan: Plan,
     targets: Sequence[Target],
     tasks: Sequence[ShardTask],
+    loading: LoadingRequest,
     *,
     address: str | None,
     overwrite: bool,
@@ -217,7 +221,7 @@ def _run(
         return run_tasks(
             tasks,
             address=address,
-            loading_of=plan.pair.base.uri,
+            loading=loading,
             check=plan_check(plan, [target.folder for target in pending]),
             begin=lambda: begin(plan, pending, overwrite=overwrite),
             advance=bar.advance,

@@ -31,6 +31,8 @@ from expo_ray.extrapolation.work_folder import (
     read_receipt,
 )
 
+_NUM_NAMED = 5
+
 
 def described_cluster(
     nodes: int | None, node_bandwidth: str | int | None, *, dry_run: bool
@@ -73,7 +75,7 @@ def dry_result(
         bytes_read=0,
         bytes_written=0,
         seconds=time.monotonic() - started,
-        notes=plan.pair.notes,
+        notes=(*plan.pair.notes, *carrying_notes(plan)),
         dry_run=True,
         plan={
             **plan_summary(plan, targets),
@@ -124,6 +126,15 @@ def loading_notes(loading: LoadingCheck | None) -> list[str]:
     names = [*loading.missing, *loading.unexpected]
     detail = loading.note or f"{len(names)} names missing or unexpected, first {names[0]}"
     return [f"trial load by transformers, as for the input itself: {loading.status} ({detail})"]
+
+
+def carrying_notes(plan: Plan) -> list[str]:
+    """Return in words which files beside the weights stay behind."""
+    names = plan.pair.base.other_files
+    if not names:
+        return []
+    more = f" and {len(names) - _NUM_NAMED} more" if len(names) > _NUM_NAMED else ""
+    return [f"not carried to the output: {', '.join(names[:_NUM_NAMED])}{more}"]
 
 
 def unmoved_notes(targets: Sequence[Target]) -> list[str]:

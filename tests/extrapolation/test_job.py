@@ -65,12 +65,15 @@ def test_layout_record_and_sidecars(pair: Pair, tmp_path: Path) -> None:
     (aligned / "LICENSE").write_text("free")
     (aligned / "optimizer.pt").write_bytes(b"big")
     (aligned / "README.md").write_text("card of aligned")
+    (aligned / "layers" / "fast").mkdir(parents=True)
+    (aligned / "layers" / "fast" / "attention.py").write_text("code")
     result = run(pair, tmp_path / "out", max_shard_size="20KB")
     out = tmp_path / "out"
-    names = sorted(p.name for p in out.iterdir())
+    names = sorted(p.relative_to(out).as_posix() for p in out.rglob("*") if p.is_file())
     shards = [n for n in names if n.endswith(".safetensors")]
     assert shards == [f"model-{i:05d}-of-00003.safetensors" for i in (1, 2, 3)]
-    for name in ("LICENSE", "tokenizer.json", "chat_template.jinja", "generation_config.json"):
+    carried = ("LICENSE", "tokenizer.json", "chat_template.jinja", "generation_config.json")
+    for name in (*carried, "layers/fast/attention.py"):
         assert (out / name).read_bytes() == (aligned / name).read_bytes()
     # The dtype did not change, so the config is the very same file.
     assert (out / "config.json").read_bytes() == (aligned / "config.json").read_bytes()
@@ -80,6 +83,7 @@ def test_layout_record_and_sidecars(pair: Pair, tmp_path: Path) -> None:
     assert {e["name"] for e in record["files"]} == set(names) - {"expo_ray.json"}
     assert all((out / e["name"]).stat().st_size == e["bytes"] for e in record["files"])
     assert record["files_not_carried"] == ["optimizer.pt"]
+    assert "not carried to the output: optimizer.pt" in result.notes
     assert record["initial"]["files"] == Checkpoint.open(initial).identity()
     assert record["alpha"] == 0.3
     assert record["weights_digest"] == weights_digest(Checkpoint.open(out))
