@@ -15,7 +15,7 @@ from expo_ray.extrapolation.plan import Plan, build_plan
 from expo_ray.extrapolation.results import SCHEMA_VERSION
 from expo_ray.extrapolation.tasks import MEASURE, shard_task
 from expo_ray.extrapolation.tensor_pair import Pair
-from expo_ray.extrapolation.vocabulary import token_table
+from expo_ray.extrapolation.token_tables import compare_tokenizers
 from expo_ray.progress import NullProgress, Progress
 
 # arXiv 2404.16792, zephyr-7b: Frobenius norm of the change and the same per element (our reading:
@@ -249,10 +249,9 @@ def _doubts(pair: Pair, total: Row, rows: dict[str, Row], identical: tuple[str, 
         )
     if 0 < len(identical) < len(rows):
         doubts.append(f"{len(identical)} of {len(rows)} tensors did not move: frozen in training?")
-    first, second = token_table(pair.initial), token_table(pair.aligned)
-    if first is not None and second is not None and first != second:
-        num_different = len(set(first.items()) ^ set(second.items()))
-        doubts.append(f"the tokenizers differ in {num_different} entries")
+    difference = compare_tokenizers(pair.initial, pair.aligned)
+    if difference is not None:
+        doubts.append(f"the tokenizers differ in {difference.num_entries or 'unknown'} entries")
     return doubts
 
 

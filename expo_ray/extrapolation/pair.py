@@ -13,13 +13,14 @@ from expo_ray.checkpoints.storage import split_address
 from expo_ray.errors import CheckpointError, ConfigError, PairError
 from expo_ray.extrapolation.tensor_pair import Pair, TensorPair
 from expo_ray.extrapolation.ties import same_bytes, tied_partner
+from expo_ray.extrapolation.token_tables import compare_tokenizers, were_compared
 from expo_ray.extrapolation.vocabulary import (
     VOCAB_POLICIES,
     RowRun,
     Vocabulary,
     match_vocabularies,
     refused_sizes,
-    vocabulary_size,
+    unplaced_tokens,
 )
 
 # Samples of all tensors first: equal tensors of frozen layers are not read whole then.
@@ -67,6 +68,8 @@ def match_pair(
         refuse_quantized(checkpoint)
     check_architecture(initial.config, aligned.config, sides=("initial", "aligned"))
     notes = _adapter_notes(initial, aligned)
+    if not were_compared(initial, aligned):
+        notes.append("the tokenizers are of two kinds and were not compared: rows go by their ids")
     for name in initial.tensors:
         if name not in aligned.tensors:
             partner = tied_partner(initial, name, other=aligned, is_left_out=True)
@@ -79,6 +82,9 @@ def match_pair(
         for ref in aligned.tensors.values()
     ]
     if vocabulary is not None and not any(pair.runs for pair in pairs):
+        difference = compare_tokenizers(initial, aligned)
+        if difference is not None and difference.contradicts:
+            raise unplaced_tokens(initial, aligned)
         vocabulary = None
     if not any(pair.num_extrapolated for pair in pairs):
         raise PairError("the pair has no floating-point tensor to extrapolate", where=aligned.uri)
@@ -151,15 +157,18 @@ def _match_tensor(
     num_extrapolated = ref.num_elements if is_float else 0
     blocks = aligned.block_formats.get(ref.name) if output_dtype is None else None
     runs: tuple[RowRun, ...] = ()
-    if is_float and vocabulary and vocabulary.covers(ref.name, partner.shape, ref.shape):
+    matching = None
+    if is_float and vocabulary:
+        matching = vocabulary.matching_of(ref.name, partner.shape, ref.shape)
+    if matching is not None:
         if blocks is not None:
             raise _quantized_table(ref)
-        runs = vocabulary.runs
+        runs = matching.runs
         row = ref.num_elements // max(1, ref.shape[0])
-        num_extrapolated = vocabulary.num_extrapolated * row
+        num_extrapolated = matching.num_extrapolated * row
         notes.append(
-            f"{ref.name}: {vocabulary.num_extrapolated} of {ref.shape[0]} rows extrapolated "
-            f"({vocabulary.num_moved} from another row of initial), rest copied"
+            f"{ref.name}: {matching.num_extrapolated} of {ref.shape[0]} rows extrapolated "
+            f"({matching.num_moved} from another row of initial), rest copied"
         )
     elif partner.shape != ref.shape:
         raise _two_shapes(initial, aligned, ref, partner)
@@ -202,9 +211,9 @@ def _two_shapes(
     initial: Checkpoint, aligned: Checkpoint, ref: TensorRef, partner: TensorRef
 ) -> PairError:
     got = f"initial {list(partner.shape)}, aligned {list(ref.shape)}"
-    sizes = tuple(vocabulary_size(checkpoint.config) for checkpoint in (initial, aligned))
-    if partner.shape[1:] == ref.shape[1:] and (*partner.shape[:1], *ref.shape[:1]) == sizes:
-        error = refused_sizes(initial, aligned, tensor=ref.name, shapes=got)
+    if partner.shape and ref.shape and partner.shape[1:] == ref.shape[1:]:
+        sizes = (partner.shape[0], ref.shape[0])
+        error = refused_sizes(initial, aligned, tensor=ref.name, sizes=sizes, shapes=got)
         if error is not None:
             return error
     return PairError(

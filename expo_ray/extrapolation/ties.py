@@ -12,8 +12,8 @@ from expo_ray.checkpoints.checkpoint import Checkpoint
 from expo_ray.checkpoints.header import TensorRef
 from expo_ray.errors import CheckpointError
 
-_HEADS = ("lm_head.weight", "embed_out.weight", "output.weight")
-_EMBEDDINGS = (
+HEADS = ("lm_head.weight", "embed_out.weight", "output.weight")
+EMBEDDINGS = (
     "embed_tokens.weight",
     "wte.weight",
     "word_embeddings.weight",
@@ -21,6 +21,7 @@ _EMBEDDINGS = (
     "shared.weight",
     "embeddings.weight",
     "embedding.weight",
+    "tok_embeddings.weight",
 )
 _PIECE_BYTES = 1024 * 1024
 
@@ -49,10 +50,10 @@ def tied_partner(
         and other_ref.shape[1:] == ref.shape[1:]
         and present.tensors[other_ref.name].shape == ref.shape
     ]
-    is_head = name.endswith(_HEADS) and _is_tied(other)
+    is_head = name.endswith(HEADS) and _is_tied(other)
     if is_head and (_is_tied(present) or not is_left_out):
         for twin in twins:
-            if twin.endswith(_EMBEDDINGS):
+            if twin.endswith(EMBEDDINGS):
                 return twin
     for twin in twins:
         if present.tensors[twin].dtype == ref.dtype and same_bytes(

@@ -10,21 +10,27 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from expo_ray.checkpoints.checkpoint import Checkpoint
-from expo_ray.errors import CheckpointError, PairError
+from expo_ray.errors import PairError
 from expo_ray.extrapolation.modules import layer_index
+from expo_ray.extrapolation.ties import EMBEDDINGS, HEADS
+from expo_ray.extrapolation.token_tables import TokenizerDifference, compare_tokenizers
 
 REFUSE, COMMON_ROWS, COPY_ALIGNED = "refuse", "common-rows", "copy-aligned"
 VOCAB_POLICIES = (REFUSE, COMMON_ROWS, COPY_ALIGNED)
-_TOKENIZER = "tokenizer.json"
-_NUM_NAMED = 5
 _HINT = (
     "--vocab-policy common-rows extrapolates the rows of tokens that both have, "
     "copy-aligned copies these tensors"
 )
+_UNPLACED_HINT = (
+    "save both tokenizers with a tokenizer.json, which states ids; or give both the same files, if "
+    "the ids mean the same tokens; or --vocab-policy copy-aligned copies tables of tokens"
+)
+# The embedding and the head of a model, whatever its config says of their rows.
+_TABLE_ENDS = tuple(f".{end}" for end in (*EMBEDDINGS, *HEADS, "embed_tokens_per_layer.weight"))
 # Sizes tell a table of tokens where they differ; where they agree, its name must.
 _TABLE_NAME = re.compile(
     r"embed|wte|(^|[._])head\.|(^|\.)shared\.|output(_layer)?\.weight$|proj_out|predictions"
@@ -51,6 +57,8 @@ class Vocabulary:
     """tokens, ids, or policy (nothing had to be matched)."""
     runs: tuple[RowRun, ...]
     """All rows of aligned, in order."""
+    others: tuple[Vocabulary, ...] = ()
+    """The same for tables with other numbers of rows."""
 
     @property
     def num_extrapolated(self) -> int:
@@ -65,7 +73,11 @@ class Vocabulary:
 
     def digest(self) -> str:
         """Return what two plans with the same matching have in common."""
-        rows = [(run.start, run.num_rows, run.initial_start) for run in self.runs]
+        rows = [
+            (run.start, run.num_rows, run.initial_start)
+            for matching in (self, *self.others)
+            for run in matching.runs
+        ]
         return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
 
     def as_dict(self) -> dict[str, Any]:
@@ -79,16 +91,20 @@ class Vocabulary:
             "rows_copied": self.sizes[1] - self.num_extrapolated,
         }
 
-    def covers(self, name: str, initial: tuple[int, ...], aligned: tuple[int, ...]) -> bool:
-        """Tell whether a tensor of these shapes on the two sides has a row per token.
+    def matching_of(
+        self, name: str, initial: tuple[int, ...], aligned: tuple[int, ...]
+    ) -> Vocabulary | None:
+        """Return the matching for a tensor of these shapes; None where it has no row per token.
 
         Raises:
             PairError: Neither its shape nor its name tells.
         """
-        if not aligned or initial[1:] != aligned[1:] or (initial[0], aligned[0]) != self.sizes:
-            return False
-        if self.sizes[0] != self.sizes[1] or _TABLE_NAME.search(name):
-            return True
+        if not aligned or initial[1:] != aligned[1:]:
+            return None
+        sizes = (initial[0], aligned[0])
+        found = next((m for m in (self, *self.others) if m.sizes == sizes), None)
+        if found is None or sizes[0] != sizes[1] or _TABLE_NAME.search(name):
+            return found
         if len(aligned) > 1 and layer_index(name) is None:
             raise PairError(
                 "whether the rows of a tensor belong to tokens cannot be told",
@@ -97,15 +113,15 @@ class Vocabulary:
                 expected="a name with embed or head in it, or a layer's number",
                 hint="give initial the tokenizer of aligned, if the rows are the same tokens",
             )
-        return False
+        return None
 
 
 def match_vocabularies(initial: Checkpoint, aligned: Checkpoint, policy: str) -> Vocabulary | None:
     """Match the rows of two vocabularies; None where they are the same, row by row.
 
-    Under `common-rows`, where both tokenizers are at hand: a token of aligned takes initial's row
-    of the same token; a token that initial lacks is copied from aligned; a row without a token on
-    either side (padding) keeps its id. Without tokenizers, rows of one id belong together.
+    Under `common-rows`, where both tokenizers state their ids: a token of aligned takes initial's
+    row of the same token; a token that initial lacks is copied from aligned; a row without a token
+    on either side (padding) keeps its id. Without tokenizers, rows of one id belong together.
 
     Args:
         initial: The model before alignment.
@@ -114,28 +130,42 @@ def match_vocabularies(initial: Checkpoint, aligned: Checkpoint, policy: str) ->
             tensor that shows it is named by the caller.
 
     Raises:
-        PairError: Tokenizers disagree about an id, under `refuse`.
+        PairError: Tokenizers disagree about an id, under `refuse`; or they do, and which rows that
+            concerns cannot be told.
         CheckpointError: A tokenizer is malformed.
     """
     if policy == REFUSE:
         refuse_other_tokens(initial, aligned)
         return None
-    sizes = (vocabulary_size(initial.config), vocabulary_size(aligned.config))
-    if sizes[0] is None or sizes[1] is None:
-        return None
-    known = (sizes[0], sizes[1])
-    tables = _different_tables(initial, aligned)
-    if sizes[0] == sizes[1] and not tables:
+    difference = compare_tokenizers(initial, aligned)
+    contradicts = difference is not None and difference.contradicts
+    if policy == COMMON_ROWS and difference and contradicts and not difference.states_ids:
+        raise _other_tokens(initial, aligned, difference, hint=_UNPLACED_HINT)
+    num_tokens = difference.num_tokens if difference else 0
+    # A model of two modalities may have tables of another kind of tokens, which are far fewer.
+    sizes = [s for s in table_sizes(initial, aligned) if 2 * s[1] > num_tokens]
+    if contradicts and not sizes:
+        raise unplaced_tokens(initial, aligned)
+    matched = [m for s in sizes if (m := _match(s, difference, policy)) is not None]
+    return replace(matched[0], others=tuple(matched[1:])) if matched else None
+
+
+def _match(
+    sizes: tuple[int, int], difference: TokenizerDifference | None, policy: str
+) -> Vocabulary | None:
+    if sizes[0] == sizes[1] and difference is None:
         return None
     if policy == COPY_ALIGNED:
-        if sizes[0] == sizes[1] and not (tables and _other_tokens(*tables)):
+        if sizes[0] == sizes[1] and not (difference and difference.contradicts):
             return None
-        whole = RowRun(start=0, num_rows=known[1], initial_start=None)
-        return Vocabulary(sizes=known, by="policy", runs=(whole,))
-    if tables:
-        rows = _rows_by_token(*tables, sizes=known)
-        return Vocabulary(sizes=known, by="tokens", runs=_runs(rows))
-    return Vocabulary(sizes=known, by="ids", runs=_runs(_rows_by_id(known)))
+        whole = RowRun(start=0, num_rows=sizes[1], initial_start=None)
+        return Vocabulary(sizes=sizes, by="policy", runs=(whole,))
+    if difference and difference.tables and difference.states_ids:
+        rows = _rows_by_token(*difference.tables, sizes=sizes)
+        return Vocabulary(sizes=sizes, by="tokens", runs=_runs(rows))
+    if sizes[0] == sizes[1]:
+        return None
+    return Vocabulary(sizes=sizes, by="ids", runs=_runs(_rows_by_id(sizes)))
 
 
 def refuse_other_tokens(
@@ -151,31 +181,83 @@ def refuse_other_tokens(
         PairError: They disagree.
         CheckpointError: A tokenizer is malformed.
     """
-    tables = _different_tables(first, second)
-    if tables and _other_tokens(*tables):
-        raise PairError(
-            "the tokenizers give the same rows to other tokens",
-            where=f"{first.uri} and {second.uri}, {_TOKENIZER}",
-            got=name_differences(*tables, sides=sides),
-            expected="the same tokens",
-            hint=hint,
-        )
+    difference = compare_tokenizers(first, second)
+    if difference is not None and difference.contradicts:
+        if hint == _HINT and not difference.states_ids:
+            hint = _UNPLACED_HINT
+        raise _other_tokens(first, second, difference, sides=sides, hint=hint)
+
+
+def _other_tokens(
+    first: Checkpoint,
+    second: Checkpoint,
+    difference: TokenizerDifference,
+    *,
+    sides: tuple[str, str] = ("initial", "aligned"),
+    hint: str,
+) -> PairError:
+    known = difference.tables is not None
+    return PairError(
+        "the tokenizers give the same rows to other tokens"
+        if known
+        else "the tokenizers differ, and which rows belong to the same tokens cannot be told",
+        where=f"{first.uri} and {second.uri}, {difference.file}",
+        got=difference.describe(sides),
+        expected="the same tokens",
+        hint=hint,
+    )
+
+
+def unplaced_tokens(initial: Checkpoint, aligned: Checkpoint) -> PairError:
+    """Return the error for tokenizers that disagree where no tensor has a row per token."""
+    difference = compare_tokenizers(initial, aligned)
+    return PairError(
+        "the tokenizers give the same rows to other tokens, and no tensor is known to have them",
+        where=f"{initial.uri} and {aligned.uri}, config.json and names of tensors",
+        got=difference.describe() if difference else "no difference",
+        expected="a vocab_size in config.json that is the number of rows of a tensor, or a tensor "
+        "named like embed_tokens.weight or lm_head.weight",
+    )
 
 
 def refused_sizes(
-    initial: Checkpoint, aligned: Checkpoint, *, tensor: str, shapes: str
+    initial: Checkpoint, aligned: Checkpoint, *, tensor: str, sizes: tuple[int, int], shapes: str
 ) -> PairError | None:
     """Return the error for a tensor whose two shapes come from two vocabularies, else None."""
-    if vocabulary_size(initial.config) == vocabulary_size(aligned.config):
+    if sizes not in table_sizes(initial, aligned):
         return None
-    tables = _different_tables(initial, aligned)
+    difference = compare_tokenizers(initial, aligned)
     return PairError(
         "the vocabularies have two sizes",
         where=f"tensor {tensor!r}",
-        got=f"{shapes}; {name_differences(*tables)}" if tables else shapes,
+        got=f"{shapes}; {difference.describe()}" if difference else shapes,
         expected="the same vocabulary on both sides",
         hint=_HINT,
     )
+
+
+def table_sizes(initial: Checkpoint, aligned: Checkpoint) -> list[tuple[int, int]]:
+    """Return the numbers of rows that tables of tokens have on the two sides.
+
+    First what the configs state, if a tensor has so many rows, then those of tensors that are named
+    as a table of tokens: configs leave out defaults, and some tables have rows of their own (an
+    image token, padding).
+    """
+    rows = {}
+    for name, ref in aligned.tensors.items():
+        partner = initial.tensors.get(name)
+        if partner and partner.shape and ref.shape and partner.shape[1:] == ref.shape[1:]:
+            rows[name] = (partner.shape[0], ref.shape[0])
+    stated = (vocabulary_size(initial.config), vocabulary_size(aligned.config))
+    found = [sizes for sizes in rows.values() if sizes == stated][:1]
+    found += [
+        sizes
+        for name, sizes in rows.items()
+        if len(aligned.tensors[name].shape) == 2
+        and f".{name}".endswith(_TABLE_ENDS)
+        and layer_index(name) is None
+    ]
+    return list(dict.fromkeys(found))
 
 
 def vocabulary_size(config: Mapping[str, Any]) -> int | None:
@@ -185,66 +267,6 @@ def vocabulary_size(config: Mapping[str, Any]) -> int | None:
     if size is None and isinstance(section, Mapping):
         size = section.get("vocab_size")
     return size if isinstance(size, int) else None
-
-
-def token_table(checkpoint: Checkpoint) -> dict[int, str] | None:
-    """Return token strings by id from tokenizer.json, None where there is none."""
-    if _TOKENIZER not in checkpoint.sidecars:
-        return None
-    return _parse(checkpoint, checkpoint.storage.read_bytes(_TOKENIZER))
-
-
-def name_differences(
-    first: Mapping[int, str],
-    second: Mapping[int, str],
-    *,
-    sides: tuple[str, str] = ("initial", "aligned"),
-) -> str:
-    """Return in words the first ids whose tokens differ, and how many there are."""
-    ids = sorted(i for i in first.keys() | second.keys() if first.get(i) != second.get(i))
-    named = [
-        f"id {i}: {sides[0]} {_quoted(first.get(i))}, {sides[1]} {_quoted(second.get(i))}"
-        for i in ids[:_NUM_NAMED]
-    ]
-    more = [f"{len(ids)} in all"] if len(ids) > _NUM_NAMED else []
-    return "; ".join([*named, *more])
-
-
-def _quoted(token: str | None) -> str:
-    return "none" if token is None else repr(token)
-
-
-def _different_tables(
-    initial: Checkpoint, aligned: Checkpoint
-) -> tuple[dict[int, str], dict[int, str]] | None:
-    """Return both token tables; None where one is missing or they are the same."""
-    if not all(_TOKENIZER in checkpoint.sidecars for checkpoint in (initial, aligned)):
-        return None
-    contents = [c.storage.read_bytes(_TOKENIZER) for c in (initial, aligned)]
-    if contents[0] == contents[1]:
-        return None  # the usual case, without parsing megabytes twice
-    first, second = (_parse(c, d) for c, d in zip((initial, aligned), contents, strict=True))
-    return None if first == second else (first, second)
-
-
-def _parse(checkpoint: Checkpoint, data: bytes) -> dict[int, str]:
-    try:
-        table = json.loads(data)
-        vocabulary = table["model"]["vocab"]
-        if isinstance(vocabulary, list):  # unigram: [[token, score], ...]
-            tokens = {i: str(row[0]) for i, row in enumerate(vocabulary)}
-        else:
-            tokens = {int(i): token for token, i in vocabulary.items()}
-        tokens.update({int(row["id"]): row["content"] for row in table.get("added_tokens") or []})
-    except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
-        raise CheckpointError(
-            "tokenizer.json is malformed", where=f"{checkpoint.uri}/{_TOKENIZER}", got=error
-        ) from error
-    return tokens
-
-
-def _other_tokens(initial: Mapping[int, str], aligned: Mapping[int, str]) -> bool:
-    return any(initial.get(i, token) != token for i, token in aligned.items())
 
 
 def _rows_by_token(

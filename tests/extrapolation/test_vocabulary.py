@@ -179,6 +179,73 @@ def test_tokens_that_moved_are_refused_where_no_config_states_a_size(tmp_path: P
         extrapolate(*sides, tmp_path / "out", alpha=1, address="inline")
 
 
+def sizes_unstated(folder: Path, **settings: object) -> None:
+    """Say nothing of the vocabulary's size, as a config that leaves out a default."""
+    config = json.loads((folder / "config.json").read_text())
+    del config["vocab_size"]
+    (folder / "config.json").write_text(json.dumps({**config, **settings}))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"llm_config": {"vocab_size": 6}}, {"vocab_size": 4}, {"text_config": {"vocab_size": 99}}],
+    ids=["left out", "elsewhere", "wrong", "wrong inside"],
+)
+@pytest.mark.parametrize("policy", ["common-rows", "copy-aligned"])
+def test_rows_are_matched_whatever_the_config_says_of_their_number(
+    tmp_path: Path, policy: str, settings: dict
+) -> None:
+    initial, aligned = side(tmp_path / "i", "abcdef", 1), side(tmp_path / "a", "fedcba", 9)
+    for folder in (initial, aligned):
+        sizes_unstated(folder, **settings)
+    extrapolate(initial, aligned, tmp_path / "out", alpha=1, vocab_policy=policy, address="inline")
+    before, after, written = load(initial), load(aligned), load(tmp_path / "out")
+    rows: list[int | None] = [5, 4, 3, 2, 1, 0] if policy == "common-rows" else [None] * 6
+    for name in (EMBEDDING, HEAD, "lm_head.bias"):
+        assert same_bits(written[name], expected_table(before[name], after[name], rows, 1)), name
+
+
+def test_tables_of_two_sizes_each_have_their_own_rows(tmp_path: Path) -> None:
+    """As Mllama: the embedding has rows for images, the head has none."""
+    folders = []
+    for name, tokens, seed in (("i", "abcdef", 1), ("a", "fedcba", 9)):
+        folder = side(tmp_path / name, tokens, seed)
+        more = noise((8, 8), torch.bfloat16, seed + 7)
+        folders.append(write(folder, load(folder) | {EMBEDDING: more}, vocab_size=6))
+    options = {"alpha": 1, "vocab_policy": "common-rows", "address": "inline"}
+    extrapolate(*folders, tmp_path / "out", **options)
+    before, after, written = (load(folder) for folder in (*folders, tmp_path / "out"))
+    rows: list[int | None] = [5, 4, 3, 2, 1, 0]
+    assert same_bits(written[HEAD], expected_table(before[HEAD], after[HEAD], rows, 1))
+    expected = expected_table(before[EMBEDDING], after[EMBEDDING], [*rows, 6, 7], 1)
+    assert same_bits(written[EMBEDDING], expected)
+
+
+@pytest.mark.parametrize("policy", ["common-rows", "copy-aligned"])
+def test_moved_tokens_without_a_table_to_match_are_refused(tmp_path: Path, policy: str) -> None:
+    folders = []
+    for name, tokens, seed in (("i", "abcdef", 1), ("a", "fedcba", 9)):
+        folder = side(tmp_path / name, tokens, seed)
+        table = {"model.lookup.weight": noise((6, 8), torch.bfloat16, seed)}
+        folders.append(write(folder, table))
+    with pytest.raises(PairError, match="no tensor is known to have them") as caught:
+        build_plan(*folders, vocab_policy=policy)
+    assert "id 0: initial 'a', aligned 'f'" in str(caught.value.got)
+    # Equal tokens need no table.
+    (folders[1] / "tokenizer.json").write_bytes((folders[0] / "tokenizer.json").read_bytes())
+    assert build_plan(*folders, vocab_policy=policy).pair.vocabulary is None
+
+
+def test_small_tables_of_another_modality_are_no_tables_of_these_tokens(tmp_path: Path) -> None:
+    audio = "audio_tower.embed_tokens.weight"
+    folders = []
+    for name, tokens, seed in (("i", "abcdef", 1), ("a", "fedcba", 9)):
+        folder = side(tmp_path / name, tokens, seed)
+        folders.append(write(folder, load(folder) | {audio: noise((3, 8), torch.bfloat16, seed)}))
+    plan = build_plan(*folders, vocab_policy="common-rows")
+    assert [p.name for p in plan.pair.tensors if p.runs] == ["lm_head.bias", HEAD, EMBEDDING]
+
+
 def test_two_sizes_are_refused_with_the_tokens_that_only_one_side_has(tmp_path: Path) -> None:
     initial, aligned = side(tmp_path / "i", "abcd", 1), side(tmp_path / "a", "abcdXY", 9)
     with pytest.raises(PairError, match="two sizes") as caught:
