@@ -37,5 +37,12 @@ def fit_rows(
             refusals[i] = refused(f"the prompt has {len(ids)} tokens, {context}", len(ids))
         else:
             limit = min(row.params.max_tokens, room)
-            fitting[i] = Row(prompt_ids=ids, params=row.params, seed=row.seed, max_tokens=limit)
+            fitting[i] = Row(
+                prompt_ids=ids,
+                params=row.params,
+                seed=row.seed,
+                max_tokens=limit,
+                # What a candidate writes out of place is for guards and reward models to see.
+                keep_special_tokens=True,
+            )
     return fitting, refusals

@@ -8,16 +8,43 @@ from typing import Any
 _INCOMPLETE = "\ufffd"
 
 
+def special_ids(tokenizer: Any) -> frozenset[int]:
+    """Return the ids of a tokenizer's special tokens."""
+    return frozenset(i for i, token in tokenizer.added_tokens_decoder.items() if token.special)
+
+
+def response_text(
+    tokenizer: Any, ids: Sequence[int], *, ended: bool, kept: frozenset[int] | None = None
+) -> str:
+    """Decode a whole response.
+
+    Args:
+        tokenizer: A transformers tokenizer.
+        ids: The generated tokens.
+        ended: Whether the last one ends the text; it is left out.
+        kept: `special_ids` where special tokens in mid-text are part of it; None hides them.
+    """
+    content = list(ids[:-1] if ended else ids)
+    # A turn may end in two of them, of which only the last one ends the text.
+    while ended and kept and content and content[-1] in kept:
+        content.pop()
+    return str(tokenizer.decode(content, skip_special_tokens=kept is None))
+
+
 class TextStream:
     """Decodes one response as its tokens come.
 
     Args:
         tokenizer: A transformers tokenizer.
         stop: Texts that end the response; they and what follows are left out.
+        keep_special_tokens: Whether special tokens are part of the text.
     """
 
-    def __init__(self, tokenizer: Any, stop: Sequence[str] = ()) -> None:
+    def __init__(
+        self, tokenizer: Any, stop: Sequence[str] = (), *, keep_special_tokens: bool = False
+    ) -> None:
         self._tokenizer = tokenizer
+        self._skips_special = not keep_special_tokens
         self._stop = stop
         self._ids: list[int] = []
         self._prefix = 0
@@ -45,7 +72,7 @@ class TextStream:
         return after[len(before) :]
 
     def _decode(self, ids: list[int]) -> str:
-        text: str = self._tokenizer.decode(ids, skip_special_tokens=True)
+        text: str = self._tokenizer.decode(ids, skip_special_tokens=self._skips_special)
         return text
 
     def _emit(self, new: str, *, flush: bool) -> str:

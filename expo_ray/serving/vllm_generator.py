@@ -28,6 +28,7 @@ from expo_ray.serving.engines.vllm_config import source_fields
 from expo_ray.serving.loaded import NOTHING_LOADED, Answered, ChatRow, Loaded
 from expo_ray.serving.row_fitting import fit_rows
 from expo_ray.serving.source import ModelSource
+from expo_ray.serving.text_stream import response_text, special_ids
 from expo_ray.serving.weights_gate import WeightsGate
 
 _ERRORS = {kind.kind: kind for kind in (CheckpointError, ConfigError, PairError, ShardError)}
@@ -50,6 +51,7 @@ class VLLMGenerator(LLMServer):  # type: ignore[misc]
         self._loaded = NOTHING_LOADED
         checkpoint = source.open()
         self._tokenizer = load_tokenizer(checkpoint)
+        self._special = special_ids(self._tokenizer)
         self._chats = ChatTokenizer(self._tokenizer, where=source.model)
         # The folder that the driver named may be on another machine.
         llm_config.get_engine_config().hf_model_id = str(local_folder(checkpoint))
@@ -136,26 +138,30 @@ class VLLMGenerator(LLMServer):  # type: ignore[misc]
             presence_penalty=row.params.presence_penalty,
             frequency_penalty=row.params.frequency_penalty,
             seed=row.seed,
+            skip_special_tokens=not row.keep_special_tokens,
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
         prompt = {"prompt_token_ids": row.prompt_ids}
         async for output in self._client.generate(prompt, params, secrets.token_hex(12)):
             made = output.outputs[0]
         return Generated(
-            text=self._text(made),
+            text=self._text(made, keeps_special=row.keep_special_tokens),
             finish_reason="stop" if made.finish_reason == "stop" else "length",
             prompt_tokens=len(row.prompt_ids),
             completion_tokens=len(made.token_ids),
             error=None if made.finish_reason in ("stop", "length") else made.finish_reason,
         )
 
-    def _text(self, made: Any) -> str:
+    def _text(self, made: Any, *, keeps_special: bool) -> str:
         if isinstance(made.stop_reason, str):
             return str(made.text)
         # vLLM drops a character that the limit on tokens has cut, the other engine does not.
-        ids = list(made.token_ids)
-        content = ids[:-1] if made.finish_reason == "stop" else ids
-        return str(self._tokenizer.decode(content, skip_special_tokens=True))
+        return response_text(
+            self._tokenizer,
+            made.token_ids,
+            ended=made.finish_reason == "stop",
+            kept=self._special if keeps_special else None,
+        )
 
 
 def _rebuilt(fields: dict[str, str | None]) -> ExpoError:

@@ -14,7 +14,7 @@ from expo_ray.serving.engines.transformers_engine import TransformersEngine
 from expo_ray.serving.sampling import SamplingParams
 from expo_ray.serving.source import ModelSource
 from expo_ray.tables import Message
-from tests.pico import pico_config, save_model, save_pair
+from tests.pico import pico_config, pico_tokenizer, save_model, save_pair
 
 PROMPTS = ["hi", "a much longer question, twice " * 2, "x", "List three fruits.", "?" * 90]
 
@@ -32,6 +32,18 @@ def engine(folder: Path) -> TransformersEngine:
     engine = TransformersEngine()
     engine.load(ModelSource(model=str(folder)))
     return engine
+
+
+def save_fixed_odds(folder: Path, letters: str, *, stray: int, eos: int) -> Path:
+    """Save a model that writes letters and a special token, whatever it reads, until it ends."""
+    model = LlamaForCausalLM(pico_config(tie_word_embeddings=False))
+    likely = {**dict.fromkeys(pico_tokenizer().convert_tokens_to_ids([*letters]), 9.0)}
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            weight.fill_(1.0 if "embed" in name or "norm" in name else 0.0)
+        for token, logit in (likely | {stray: 9.0, eos: 6.5}).items():
+            model.lm_head.weight[token, 0] = logit
+    return save_model(model, folder)
 
 
 def rows(engine: TransformersEngine, max_tokens: int = 24, **settings: object) -> list[Row]:
@@ -123,6 +135,36 @@ def test_the_end_of_text_token_ends_a_row(tmp_path: Path) -> None:
         both = engine.generate([heeding, ignoring])
         assert [result.completion_tokens for result in both] == [tokens, 4]
         assert both[1].finish_reason == "length"
+
+
+def test_special_tokens_in_mid_text_are_kept_for_tables_and_hidden_from_clients(
+    tmp_path: Path,
+) -> None:
+    engine = TransformersEngine()
+    engine.load(ModelSource(model=str(save_fixed_odds(tmp_path / "m", "ab", stray=5, eos=2))))
+    batch = [row for seed in range(4) for row in rows(engine, temperature=1, top_k=0, top_p=1)]
+    for seed, row in enumerate(batch):
+        row.seed = seed
+    shown = engine.generate(batch)
+    for row in batch:
+        row.keep_special_tokens = True
+    kept = engine.generate(batch)
+    for row in batch:
+        row.params = row.params.model_copy(update={"stop": ("never",)})
+    streamed = engine.generate(batch)
+    assert streamed == kept
+    assert [made.text.replace("<|system|>", "") for made in kept] == [m.text for m in shown]
+    num_kept = sum("<|system|>" in made.text for made in kept)
+    assert num_kept > len(kept) // 2
+    ended = [made for made in kept if made.finish_reason == "stop"]
+    assert len(ended) > 4
+    assert not any(made.text.endswith((">", "</s>")) for made in ended)
+    cut = [made for made in kept if made.finish_reason == "length"]
+    assert any(made.text.endswith("<|system|>") for made in cut), "a loop of them is no clean end"
+    for row in batch:
+        row.params = row.params.model_copy(update={"stop": ("<|system|>",)})
+    stopped = engine.generate(batch)
+    assert [made.text for made in stopped] == [m.text.partition("<|system|>")[0] for m in kept]
 
 
 def test_weights_that_give_no_numbers_give_an_error(tmp_path: Path) -> None:

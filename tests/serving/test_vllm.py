@@ -262,6 +262,7 @@ def candidates_answer_as_the_embedded_engine(
                 assert tables[0].equals(tables[1])
                 texts += tables[0].column("response").to_pylist()
     assert len(set(texts)) > len(texts) // 4, "texts that say nothing would be equal, too"
+    assert any("<|" in text for text in texts), "special tokens in mid-text are seen"
 
 
 def test_candidates_on_the_same_vllm_replicas(

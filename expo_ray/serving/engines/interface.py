@@ -38,6 +38,10 @@ class Row:
     """At least 1; with the prompt no more than the engine's context."""
     ignore_eos: bool = False
     """Whether an end-of-text token is a token like any other."""
+    keep_special_tokens: bool = False
+    """Whether special tokens in mid-text are part of the text, as tables have it that are scored
+    and guarded; clients of a service are not shown them. Never the one that ends the response, or
+    any directly before it."""
     on_text: Callable[[str], None] | None = None
     """Called with each new piece of text."""
     on_done: Callable[[Generated], None] | None = None

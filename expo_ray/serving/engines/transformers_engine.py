@@ -17,7 +17,7 @@ from expo_ray.serving.engines.interface import Generated, Row
 from expo_ray.serving.engines.loading import LoadedModel, load_model, refill
 from expo_ray.serving.row_sampling import RowSampler
 from expo_ray.serving.source import ModelSource
-from expo_ray.serving.text_stream import TextStream
+from expo_ray.serving.text_stream import TextStream, response_text, special_ids
 from expo_ray.tables.prompts import Message
 
 
@@ -109,6 +109,7 @@ class _Watcher:
         self._rows = rows
         self._sampler = sampler
         self._tokenizer = loaded.tokenizer
+        self._special = special_ids(loaded.tokenizer)
         self._prompt_width = prompt_width
         self._eos = torch.tensor(loaded.eos_ids, dtype=torch.int64, device=device)
         self._heeds_eos_b = torch.tensor([not row.ignore_eos for row in rows], device=device)
@@ -117,7 +118,9 @@ class _Watcher:
         self._results: list[Generated | None] = [None] * len(rows)
         # Text is decoded on the way only for those who need it on the way.
         self._streams = {
-            i: TextStream(self._tokenizer, row.params.stop)
+            i: TextStream(
+                self._tokenizer, row.params.stop, keep_special_tokens=row.keep_special_tokens
+            )
             for i, row in enumerate(rows)
             if row.on_text is not None or row.params.stop
         }
@@ -157,13 +160,15 @@ class _Watcher:
 
     def _finish(self, i: int, ids: list[int], *, ended_by_eos: bool) -> None:
         row, stream = self._rows[i], self._streams.get(i)
-        if stream is None:
-            content = ids[:-1] if ended_by_eos else ids
-            text = self._tokenizer.decode(content, skip_special_tokens=True)
-        else:
+        cut = stream is not None and stream.stopped
+        if stream is not None:
             self._hand_out(i, stream.finish())
+        if cut or row.on_text is not None:
             text = self._texts[i]
-        stopped = ended_by_eos or (stream is not None and stream.stopped)
+        else:
+            kept = self._special if row.keep_special_tokens else None
+            text = response_text(self._tokenizer, ids, ended=ended_by_eos, kept=kept)
+        stopped = ended_by_eos or cut
         result = Generated(
             text=text,
             finish_reason="stop" if stopped else "length",
