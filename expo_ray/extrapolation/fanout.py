@@ -25,7 +25,7 @@ from expo_ray.cluster import (
 from expo_ray.errors import ExpoError, ShardError
 from expo_ray.extrapolation.attempts import attempt_shard
 from expo_ray.extrapolation.batches import Batch, batch_tasks, max_batches
-from expo_ray.extrapolation.loading import LoadingCheck, check_loading
+from expo_ray.extrapolation.loading import LoadingCheck, LoadingRequest, check_loading
 from expo_ray.extrapolation.node_check import (
     NodeCheck,
     leave_token,
@@ -61,7 +61,7 @@ def run_tasks(
     tasks: Sequence[ShardTask],
     *,
     address: str | None,
-    loading_of: str | None = None,
+    loading: LoadingRequest | None = None,
     check: NodeCheck | None = None,
     begin: Callable[[], None] = lambda: None,
     advance: Callable[[float], None] = lambda _: None,
@@ -72,7 +72,7 @@ def run_tasks(
     Args:
         tasks: The work; the reports come back in the same order.
         address: `inline`, or where Ray is; see `ray_session`.
-        loading_of: A checkpoint whose names and shapes transformers shall try to load meanwhile.
+        loading: What transformers shall try to load meanwhile.
         check: What every node must see before the work starts.
         begin: Called when the nodes passed the check, before the first task.
         advance: Called with numbers of input bytes that are done.
@@ -93,14 +93,14 @@ def run_tasks(
         for task in tasks:
             reports.append(_run_here(task, done, base))
             base += task.shard.input_bytes
-        return reports, check_loading(loading_of) if loading_of else None
-    if not tasks and not loading_of:
+        return reports, check_loading(loading) if loading else None
+    if not tasks and not loading:
         return [], None
     with ray_session(address):
         if check is not None and not is_one_node():
             refuse_problems(check_nodes(check))
         begin()
-        return _run_on_ray(tasks, loading_of, Advance(advance), running_bytes)
+        return _run_on_ray(tasks, loading, Advance(advance), running_bytes)
 
 
 def check_nodes(check: NodeCheck) -> dict[str, list[str]]:
@@ -172,7 +172,7 @@ def _run_here(task: ShardTask, done: Advance | None = None, base: int = 0) -> Sh
 
 def _run_on_ray(
     tasks: Sequence[ShardTask],
-    loading_of: str | None,
+    loading: LoadingRequest | None,
     done: Advance,
     running_bytes: Callable[[], int],
 ) -> tuple[list[ShardReport], LoadingCheck | None]:
@@ -181,15 +181,13 @@ def _run_on_ray(
 
     # Ray would try the same again, and out of memory without end: see `next_attempt`.
     remote = ray.remote(num_cpus=1, max_retries=0, scheduling_strategy="SPREAD")(run_batch)
-    loading = None
-    if loading_of:
-        loading = ray.remote(check_loading).options(num_cpus=0, max_retries=1).remote(loading_of)
     sizes = [task.shard.input_bytes for task in tasks]
     limit = max_batches(tasks)
     # Big batches first: a big one that starts last would keep the others waiting.
     batches = sorted(batch_tasks(tasks), key=lambda batch: -sum(sizes[i] for i in batch))
     queue = deque(Batch(batch, tuple(tasks[i] for i in batch)) for batch in batches)
     pending: dict[Any, Batch] = {}
+    trial: Any = None
     reports: dict[int, ShardReport] = {}
     finished_bytes = 0
     try:
@@ -200,6 +198,7 @@ def _run_on_ray(
                     pending[_submit(remote, batch)] = batch
                 else:
                     queue.append(batch)
+            trial = trial or _submit_trial(loading)
             ready = _wait(list(pending))
             for ref in ready:
                 batch = pending.pop(ref)
@@ -213,9 +212,8 @@ def _run_on_ray(
                 reports.update(zip(batch.indices, outcome, strict=True))
                 finished_bytes += sum(sizes[i] for i in batch.indices)
             done.to(finished_bytes + running_bytes())
-        check = None
-        if loading is not None:
-            check = _loading_outcome(loading)
+        trial = trial or _submit_trial(loading)
+        check = None if trial is None else _loading_outcome(trial)
     except RayError as error:
         raise ShardError(
             "Ray could not finish a task",
@@ -223,7 +221,7 @@ def _run_on_ray(
             hint="run the same command again, it continues where it stopped",
         ) from error
     finally:
-        cancel_unfinished([*pending, *([loading] if loading is not None else [])])
+        cancel_unfinished([*pending, *([] if trial is None else [trial])])
     return [reports[i] for i in range(len(tasks))], check
 
 
@@ -235,6 +233,15 @@ def _submit(remote: Any, batch: Batch) -> Any:
         largest = max(known, default=0)
         memory_bytes = max(memory_bytes, int(min(largest, memory_bytes << batch.num_out_of_memory)))
     return remote.options(memory=memory_bytes).remote(batch.tasks)
+
+
+def _submit_trial(loading: LoadingRequest | None) -> Any:
+    """Start the trial load after the batches: a core that has no shard left is free for it."""
+    import ray
+
+    if loading is None:
+        return None
+    return ray.remote(num_cpus=1, max_retries=1)(check_loading).remote(loading)
 
 
 def _wait(refs: list[Any]) -> list[Any]:

@@ -1,4 +1,4 @@
-"""Whether transformers would load tensors of these names and shapes, without their values.
+"""Whether transformers would load the output: its names and shapes, without their values.
 
 Everything happens on torch's meta device: a 70B model is checked in seconds and no memory.
 """
@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import json
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from expo_ray.checkpoints.checkpoint import CONFIG_NAME, Checkpoint
+from expo_ray.checkpoints.checkpoint import CONFIG_NAME
 from expo_ray.checkpoints.tensors import TORCH_DTYPES
+from expo_ray.extrapolation.plan import Plan
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,34 +37,75 @@ class LoadingCheck:
         }
 
 
-def check_loading(uri: str) -> LoadingCheck:
-    """Load a checkpoint's names and shapes into the model class that its config names.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LoadingRequest:
+    """What is to be loaded: the config and the tensors of the output, before it is written."""
+
+    config: Mapping[str, Any]
+    tensors: Mapping[str, tuple[str, tuple[int, ...]]]
+    """Dtype, as safetensors writes it, and shape by name."""
+
+
+def loading_request(plan: Plan, config: bytes) -> LoadingRequest:
+    """Return the trial load of what a plan writes.
 
     Args:
-        uri: The checkpoint; an unfinished output is accepted.
+        plan: The plan.
+        config: config.json of the output.
+    """
+    if plan.is_requantized:
+        # A quantizer of transformers wants a GPU: its names and shapes are tried without it.
+        base = plan.pair.base
+        plain = {ref.name: (ref.dtype, ref.shape) for ref in base.tensors.values()}
+        return LoadingRequest(config=base.config, tensors=plain)
+    return LoadingRequest(
+        config=json.loads(config),
+        tensors={
+            name: (dtype, shape)
+            for pair in plan.pair.tensors
+            for name, dtype, shape in pair.outputs
+        },
+    )
+
+
+def check_loading(request: LoadingRequest) -> LoadingCheck:
+    """Load names and shapes into the model class that a config names.
+
+    Args:
+        request: The config and the tensors.
 
     Returns:
-        The finding; custom code is never run, such models are skipped.
+        The finding; custom code is never run, such models are skipped. It is advice, so nothing
+        that a library raises over a strange config ends the work.
     """
-    checkpoint = Checkpoint.open(uri, allow_unfinished=True)
-    names = checkpoint.config.get("architectures") or []
+    try:
+        return _check(request)
+    except Exception as error:  # noqa: BLE001  # validators of configs raise what they like
+        text = str(error).strip() or type(error).__name__
+        return LoadingCheck(status="fails", note=text[:500])
+
+
+def _check(request: LoadingRequest) -> LoadingCheck:
     import transformers  # seconds to import: only here
 
-    model_type = checkpoint.config.get("model_type")
+    model_type = request.config.get("model_type")
     if model_type not in transformers.CONFIG_MAPPING:
         return LoadingCheck(
             status="skipped", note=f"transformers does not know model type {model_type!r}"
         )
+    names = request.config.get("architectures") or []
     model_class = getattr(transformers, str(names[0]), None) if names else None
     if model_class is None:
         return LoadingCheck(status="skipped", note=f"transformers has no class {names}")
-    return _load(transformers, model_class, checkpoint)
+    return _load(transformers, model_class, request)
 
 
-def _load(transformers: Any, model_class: Any, checkpoint: Checkpoint) -> LoadingCheck:
+def _load(transformers: Any, model_class: Any, request: LoadingRequest) -> LoadingCheck:
+    import torch
+
     state = {
-        ref.name: torch.empty(ref.shape, dtype=TORCH_DTYPES[ref.dtype], device="meta")
-        for ref in checkpoint.tensors.values()
+        name: torch.empty(shape, dtype=TORCH_DTYPES[dtype], device="meta")
+        for name, (dtype, shape) in request.tensors.items()
     }
     logging = transformers.utils.logging
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
@@ -73,7 +114,7 @@ def _load(transformers: Any, model_class: Any, checkpoint: Checkpoint) -> Loadin
     try:
         with tempfile.TemporaryDirectory() as folder:
             # A bucket is no place that transformers knows.
-            text = json.dumps(checkpoint.config)
+            text = json.dumps(request.config)
             Path(folder, CONFIG_NAME).write_text(text, encoding="utf-8")
             config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
         _, info = model_class.from_pretrained(
@@ -83,9 +124,6 @@ def _load(transformers: Any, model_class: Any, checkpoint: Checkpoint) -> Loadin
             device_map={"": "meta"},
             output_loading_info=True,
         )
-    except (RuntimeError, ValueError, KeyError, TypeError, AttributeError, OSError) as error:
-        # ImportError of an optional package is a RuntimeError or ValueError in transformers.
-        return LoadingCheck(status="fails", note=str(error).strip()[:500])
     finally:
         logging.set_verbosity(verbosity)
         if bars:
