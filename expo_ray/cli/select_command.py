@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from expo_ray.cli.reward_commands import CacheFlag, SelfTestFlag
+from expo_ray.cli.reward_commands import AnchorsOption, CacheFlag, SelfTestFlag
 from expo_ray.cli.serving_commands import NumPrompts, PromptColumn, Prompts
 from expo_ray.cli.session import (
     AddressOption,
@@ -104,6 +104,7 @@ def select(
     replicas: Annotated[int, typer.Option(min=1, help="Replicas of each model.")] = 1,
     seed: Annotated[int, typer.Option(min=0)] = 42,
     self_test: SelfTestFlag = True,
+    anchors: AnchorsOption = None,
     cache: CacheFlag = True,
     address: AddressOption = None,
     json_output: JsonFlag = False,
@@ -131,6 +132,7 @@ def select(
             prompts=prompts,
             output=output,
             reward_models=reward_model or ("implicit:beta=0.1",),
+            anchors=anchors,
             alphas=alpha,
             heldout_fraction=heldout_fraction,
             keep=keep,

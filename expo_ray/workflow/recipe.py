@@ -152,7 +152,18 @@ class RewarderSettings(ReplicaSettings):
     self_test: bool = Field(
         True, description="Test each reward model before it scores; its spread bounds gains."
     )
+    anchors: str | None = Field(
+        None,
+        description="Preference file whose pairs the self-test must see rank right, all of them; "
+        "without it, general ones that only warn.",
+    )
     cache: bool = Field(True, description="Remember scores on each node, and look them up there.")
+
+    @model_validator(mode="after")
+    def _anchors_are_for_the_self_test(self) -> Self:
+        if self.anchors is not None and not self.self_test:
+            raise ValueError("anchors are read by the self-test, which is switched off")
+        return self
 
 
 class LoadtestSettings(BaseModel):
@@ -394,5 +405,8 @@ def _resolve_paths(recipe: Recipe, folder: Path) -> Recipe:
             "aligned": resolve(recipe.aligned),
             "reward_models": tuple(str(resolve(spec)) for spec in recipe.reward_models),
             "prompts": recipe.prompts.model_copy(update={"path": resolve(recipe.prompts.path)}),
+            "rewarders": recipe.rewarders.model_copy(
+                update={"anchors": resolve(recipe.rewarders.anchors)}
+            ),
         }
     )

@@ -98,6 +98,7 @@ def select(
     prompts: str,
     output: str | Path,
     reward_models: Sequence[str] = ("implicit:beta=0.1",),
+    anchors: str | None = None,
     alphas: Sequence[float] | None = None,
     heldout_fraction: float = 0.5,
     keep: str = "chosen",
@@ -126,6 +127,7 @@ def select(
             `hf://datasets/OWNER/NAME[@REVISION][/FILE][#split=NAME]`.
         output: Run directory.
         reward_models: The first scores, the others guard.
+        anchors: A preference file whose pairs every reward model must rank right.
         alphas: Candidates besides 0; None takes the paper's 0.1 to 0.5.
         heldout_fraction: Share of prompts that only confirm the choice.
         keep: `chosen` or `all` candidate checkpoints.
@@ -169,6 +171,8 @@ def select(
         "loadtest": None,
         **(settings or {}),
     }
+    if anchors is not None:
+        document["rewarders"] = {**document.get("rewarders", {}), "anchors": _absolute(anchors)}
     if alphas:
         document["extrapolation"]["alphas"] = list(alphas)
     if adaptive is not None:

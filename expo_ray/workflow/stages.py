@@ -26,6 +26,7 @@ from expo_ray.loadtests import LoadtestOptions, loadtest
 from expo_ray.progress import CombinedProgress, Progress
 from expo_ray.reports import render_model_card, write_report
 from expo_ray.reports.wording import headline
+from expo_ray.rewards.anchors import AnchorPair, read_anchors
 from expo_ray.selection import choose_alpha
 from expo_ray.selection.explanations import warn_of_circle
 from expo_ray.selection.search import SearchResult
@@ -56,6 +57,8 @@ class Run:
     initial: str = ""
     aligned: str = ""
     reward_models: dict[str, str] = field(default_factory=dict)
+    anchors: list[AnchorPair] | None = None
+    """Pairs that every reward model must rank right before it scores."""
     prompts: list[Prompt] = field(default_factory=list)
     prompts_path: str = ""
     search: SearchResult | None = None
@@ -96,6 +99,7 @@ class Run:
             initial=self.initial,
             aligned=self.aligned,
             self_test=settings.self_test,
+            anchors=self.anchors,
             use_cache=settings.cache,
         )
 
@@ -147,6 +151,8 @@ def prepare_models(run: Run) -> None:
     run.reward_models = {reward_label(i, spec): spec for i, spec in enumerate(rewards)}
     for warning in warn_of_circle(rewards[0], rewards[1:]):
         run.progress.message(f"warning: {warning}")
+    anchors = recipe.rewarders.anchors
+    run.anchors = None if anchors is None else read_anchors(anchors)
     run.prompts = read_prompts(run.prompts_path, **recipe.prompts.reading(recipe.seed))
     _record_inputs(run, pair_address=[run.initial, run.aligned])
 

@@ -1,0 +1,80 @@
+"""What a recipe says of its reward models reaches them, or is refused before hours are spent."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from expo_ray.cli.main import app
+from expo_ray.errors import ConfigError, TableError
+from expo_ray.progress import NullProgress
+from expo_ray.rewards.anchors import read_anchors
+from expo_ray.workflow import run, stages
+from expo_ray.workflow.recipe import Recipe, load_recipe
+from expo_ray.workflow.run_dir import RunDir
+from tests.workflow.test_run import write_recipe
+
+ANCHORS = '{"prompt": "2 + 2?", "chosen": "4", "rejected": "5"}\n'
+
+
+@pytest.fixture
+def anchors(tmp_path: Path) -> Path:
+    path = tmp_path / "anchors.jsonl"
+    path.write_text(ANCHORS)
+    return path
+
+
+def prepared(recipe: Recipe, stack: ExitStack) -> stages.Run:
+    directory = RunDir(recipe.output)
+    stack.enter_context(directory.claim(recipe_text="", digest=recipe.digest()))
+    this = stages.Run(
+        recipe=recipe, directory=directory, address=None, progress=NullProgress(), stack=stack
+    )
+    stages.prepare_models(this)
+    return this
+
+
+def test_anchors_reach_every_reward_model(
+    pico_pair: tuple[Path, Path], pico_reward_model: Path, anchors: Path, tmp_path: Path
+) -> None:
+    recipe = load_recipe(
+        write_recipe(tmp_path, pico_pair, pico_reward_model, rewarders={"anchors": anchors.name})
+    )
+    assert recipe.rewarders.anchors == str(anchors)
+    plain = load_recipe(write_recipe(tmp_path, pico_pair, pico_reward_model))
+    assert recipe.digest() == plain.digest(), "they stop a run, they change none"
+    with ExitStack() as stack:
+        this = prepared(recipe, stack)
+        for label in this.reward_models:
+            assert this.reward_replicas(label)._anchors == read_anchors(anchors)
+
+
+def test_anchors_that_nobody_would_read_are_refused(
+    pico_pair: tuple[Path, Path], pico_reward_model: Path, anchors: Path, tmp_path: Path
+) -> None:
+    settings = {"anchors": anchors.name, "self_test": False}
+    with pytest.raises(ConfigError, match="self-test"):
+        load_recipe(write_recipe(tmp_path, pico_pair, pico_reward_model, rewarders=settings))
+    missing = write_recipe(tmp_path, pico_pair, pico_reward_model, rewarders={"anchors": "no.json"})
+    with ExitStack() as stack, pytest.raises(TableError):
+        prepared(load_recipe(missing), stack)
+
+
+def test_the_flags_of_select_reach_the_recipe(
+    monkeypatch: pytest.MonkeyPatch, anchors: Path, tmp_path: Path
+) -> None:
+    seen: list[Recipe] = []
+
+    def stop(recipe: Recipe, **_: Any) -> None:
+        seen.append(recipe)
+        raise ConfigError("enough")
+
+    monkeypatch.setattr(run, "run_recipe", stop)
+    monkeypatch.chdir(tmp_path)
+    flags = ["--prompts", "p.jsonl", "--output", "run", "--anchors", anchors.name]
+    CliRunner().invoke(app, ["select", "sft", "dpo", *flags])
+    assert seen[0].rewarders.anchors == str(anchors)
