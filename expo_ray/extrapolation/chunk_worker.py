@@ -41,7 +41,9 @@ class ChunkWorker:
         self._inputs = inputs
         self._files = files
         self._local = threading.local()
-        self._kernel = fused_kernel() if task.may_compile and not task.transforms else None
+        self._kernel = None
+        if task.may_compile and not task.transforms:
+            self._kernel = fused_kernel(len(task.outputs), measures=task.needs_statistics)
         self._stages: list[Stage] = []
         self._lock = threading.Lock()
         # Of tensors that are not whole yet, per output.

@@ -76,14 +76,20 @@ class FusedKernel:
         return sums
 
 
-def fused_kernel() -> FusedKernel | None:
-    """Return the kernel of this process; None where numba is missing or gives other bits."""
+def fused_kernel(num_outputs: int, *, measures: bool = True) -> FusedKernel | None:
+    """Return the kernel of this process; None where numba is missing or gives other bits.
+
+    Args:
+        num_outputs: How many targets it will fill.
+        measures: Whether it will measure the inputs. A variant that is not asked for is not
+            compiled: each takes a worker a third of a second.
+    """
     with _lock:
-        return _build()
+        return _build(min(num_outputs, 2), measures)
 
 
 @functools.cache
-def _build() -> FusedKernel | None:
+def _build(num_targets: int, measures: bool) -> FusedKernel | None:
     try:
         kernel = FusedKernel(
             measure=_compile(measures=True, writes=False),
@@ -93,13 +99,13 @@ def _build() -> FusedKernel | None:
     except ImportError:
         _logger.info("numba is not installed: the plain arithmetic is used")
         return None
-    if _gives_other_bits(kernel):
+    if num_targets and _gives_other_bits(kernel, num_targets, measures):
         _logger.warning("the compiled arithmetic differs on this processor and is not used")
         return None
     return kernel
 
 
-def _gives_other_bits(kernel: FusedKernel) -> bool:
+def _gives_other_bits(kernel: FusedKernel, num_targets: int, measures: bool) -> bool:
     generator = np.random.Generator(np.random.PCG64(0))
     # All bit patterns up to 1e16 (the sum of squares of all larger ones overflows), and the
     # neighbourhoods that real pairs have.
@@ -108,8 +114,9 @@ def _gives_other_bits(kernel: FusedKernel) -> bool:
     near = (every + generator.integers(0, 3, every.size)).astype(np.uint16)
     for initial in (generator.permutation(every), near):
         for alpha in (0.3, -1.0, 7.7):
-            targets = [np.empty_like(every), np.empty_like(every)]
-            if kernel.run(initial, every, targets, [alpha, alpha]) is None:
+            targets = [np.empty_like(every) for _ in range(num_targets)]
+            alphas = [alpha] * num_targets
+            if kernel.run(initial, every, targets, alphas, measures=measures) is None:
                 return True
             block = Workspace(torch.float32).load(_bfloat16(initial), _bfloat16(every))
             expected = torch.empty(every.size, dtype=torch.bfloat16)

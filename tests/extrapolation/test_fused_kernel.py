@@ -20,7 +20,7 @@ pytest.importorskip("numba")
 
 @pytest.fixture(scope="module")
 def kernel() -> FusedKernel:
-    found = fused_kernel()
+    found = fused_kernel(2)
     assert found is not None
     return found
 
