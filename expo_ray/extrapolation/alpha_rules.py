@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 from pydantic import BaseModel, ConfigDict, StrictFloat, StrictInt, ValidationError
 
-from expo_ray.errors import ConfigError
+from expo_ray.errors import ConfigError, PairError
 from expo_ray.extrapolation.alpha import format_alpha, parse_alpha
 from expo_ray.extrapolation.modules import layer_position
 
@@ -211,6 +211,7 @@ def resolve(
 
     Raises:
         ConfigError: A tensor has no rule, a rule has no tensor, or a ramp meets no layer.
+        PairError: Tied tensors have two alphas.
     """
     rules = read_alpha_rules(source).with_default(default)
     stacks = _stacks(tensors)
@@ -238,8 +239,22 @@ def resolve(
     for index, count in enumerate(counts):
         if not count:
             raise _unused(rules, index, tensors)
+    for pair in tensors:
+        if pair.name in alphas and alphas[pair.name] != alphas.get(pair.tied_to or pair.name):
+            raise _untied(pair, alphas)
     num_default = len(names) - sum(counts)
     return Resolution(rules=rules, alphas=alphas, counts=tuple(counts), num_default=num_default)
+
+
+def _untied(pair: TensorPair, alphas: Mapping[str, float]) -> PairError:
+    names = [str(pair.tied_to), pair.name]
+    return PairError(
+        "two tensors that are tied have two alphas: the output would not be tied",
+        where=f"{FLAG}, tensors {names[0]!r} and {names[1]!r}",
+        got=" and ".join(format_alpha(alphas[name]) for name in names),
+        expected="one alpha",
+        hint="let one rule match both, or none",
+    )
 
 
 def _stacks(tensors: Sequence[TensorPair]) -> Stack:

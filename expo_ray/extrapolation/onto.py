@@ -19,6 +19,7 @@ from expo_ray.extrapolation.pair import (
     OUTPUT_DTYPES,
     check_architecture,
     check_dtypes,
+    mark_ties,
     missing_tensor,
 )
 from expo_ray.extrapolation.tensor_pair import Pair, TensorPair
@@ -75,7 +76,8 @@ def add_onto(pair: Pair, base: Checkpoint, *, output_dtype: str = "auto") -> Pai
             found = by_name[partner]
             notes.append(f"{ref.name} is tied to {partner} in aligned")
         tensors.append(_lay(found, ref, base, OUTPUT_DTYPES[output_dtype]))
-    return replace(pair, onto=base, tensors=tuple(tensors), notes=tuple(notes))
+    marked = mark_ties(tensors, base, {"initial": pair.initial, "aligned": pair.aligned})
+    return replace(pair, onto=base, tensors=marked, notes=tuple(notes))
 
 
 def _lay(pair: TensorPair, ref: TensorRef, base: Checkpoint, dtype: str | None) -> TensorPair:

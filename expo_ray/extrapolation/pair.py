@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from expo_ray.checkpoints.checkpoint import Checkpoint
@@ -12,7 +13,7 @@ from expo_ray.checkpoints.quantization import refuse_quantized
 from expo_ray.checkpoints.storage import split_address
 from expo_ray.errors import CheckpointError, ConfigError, PairError
 from expo_ray.extrapolation.tensor_pair import Pair, TensorPair
-from expo_ray.extrapolation.ties import same_bytes, tied_partner
+from expo_ray.extrapolation.ties import is_one_matrix, same_bytes, stored_ties, tied_partner
 from expo_ray.extrapolation.token_tables import compare_tokenizers, were_compared
 from expo_ray.extrapolation.vocabulary import (
     VOCAB_POLICIES,
@@ -91,10 +92,40 @@ def match_pair(
     return Pair(
         initial=initial,
         aligned=aligned,
-        tensors=tuple(pairs),
+        tensors=mark_ties(pairs, aligned, {"initial": initial}),
         notes=tuple(notes),
         vocabulary=vocabulary,
     )
+
+
+def mark_ties(
+    tensors: Sequence[TensorPair], base: Checkpoint, inputs: Mapping[str, Checkpoint]
+) -> tuple[TensorPair, ...]:
+    """Return the tensors with what is one matrix in the base marked as such.
+
+    Args:
+        tensors: All tensors of the base.
+        base: What delta is added to.
+        inputs: The other sides, by the name of their role.
+
+    Raises:
+        CheckpointError: A file cannot be read.
+        PairError: Another side has two matrices there: the output would not be tied.
+    """
+    ties = stored_ties(base)
+    by_name = {pair.name: pair for pair in tensors}
+    for name, first in ties.items():
+        for side, checkpoint in inputs.items():
+            refs = [getattr(by_name[n], side) for n in (first, name)]
+            if None not in refs and not is_one_matrix(checkpoint, *refs):
+                raise PairError(
+                    f"two tensors are one in the output, and are not in {side}",
+                    where=f"tensors {first!r} and {name!r}",
+                    got=f"tied in {base.uri}, two matrices in {checkpoint.uri}",
+                    expected="the same tie on all sides",
+                    hint=_PARENT_HINT,
+                )
+    return tuple(replace(pair, tied_to=ties.get(pair.name)) for pair in tensors)
 
 
 def refuse_equal_weights(pair: Pair) -> None:

@@ -39,6 +39,8 @@ class TensorPair:
     """Of FP8 codes that are written with block scales; None for plain weights."""
     onto: TensorRef | None = None
     """What delta is added to, where that is not aligned."""
+    tied_to: str | None = None
+    """Where the base stores this matrix under several names: the first, which is keyed by."""
 
     @property
     def base(self) -> TensorRef:

@@ -2,15 +2,19 @@
 
 A name that only one side has is fine if that side stores it as a copy of another tensor which
 both sides have, or if the config of the side without it says that the head is the embedding.
+Where a checkpoint stores both, they must come out as one: transformers loads two different tensors
+under a config that ties them as untied.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
 
 from expo_ray.checkpoints.checkpoint import Checkpoint
 from expo_ray.checkpoints.header import TensorRef
 from expo_ray.errors import CheckpointError
+from expo_ray.extrapolation.modules import layer_index
 
 HEADS = ("lm_head.weight", "embed_out.weight", "output.weight")
 EMBEDDINGS = (
@@ -24,6 +28,8 @@ EMBEDDINGS = (
     "tok_embeddings.weight",
 )
 _PIECE_BYTES = 1024 * 1024
+# Two matrices that differ show it in their first rows.
+_SAMPLE_BYTES = 64 * 1024
 
 
 def tied_partner(
@@ -104,6 +110,52 @@ def same_bytes(
             if views[0] != views[1]:
                 return False
     return True
+
+
+def is_named(name: str, ends: Iterable[str]) -> bool:
+    """Tell whether the last parts of a name are one of these."""
+    return f".{name}".endswith(tuple(f".{end}" for end in ends))
+
+
+def stored_ties(checkpoint: Checkpoint) -> dict[str, str]:
+    """Return the names that stand for one matrix, each with the first of them.
+
+    That is a storage that files of torch name twice, or what the config says of head and embedding
+    where the first rows agree.
+
+    Raises:
+        CheckpointError: A file cannot be read.
+    """
+    places: dict[object, list[TensorRef]] = defaultdict(list)
+    tables: dict[object, list[TensorRef]] = defaultdict(list)
+    for ref in checkpoint.tensors.values():
+        if ref.num_bytes:
+            places[(ref.file, ref.offset_bytes, ref.dtype, ref.shape)].append(ref)
+        if is_named(ref.name, (*HEADS, *EMBEDDINGS)) and layer_index(ref.name) is None:
+            tables[(ref.dtype, ref.shape)].append(ref)
+    groups = [group for group in places.values() if len(group) > 1]
+    for refs in tables.values() if _is_tied(checkpoint) else ():
+        same = [ref for ref in refs if is_one_matrix(checkpoint, refs[0], ref)]
+        if len(same) > 1:
+            groups.append(same)
+    first_names: dict[str, str] = {}
+    for group in groups:
+        names = {first_names.get(ref.name, ref.name) for ref in group}
+        members = {ref.name for ref in group} | {n for n, f in first_names.items() if f in names}
+        first_names.update(dict.fromkeys(members, min(members)))
+    return first_names
+
+
+def is_one_matrix(checkpoint: Checkpoint, first: TensorRef, second: TensorRef) -> bool:
+    """Tell whether two tensors of a checkpoint are the same, by their first rows.
+
+    Raises:
+        CheckpointError: A file cannot be read.
+    """
+    if (first.dtype, first.shape) != (second.dtype, second.shape):
+        return False
+    is_one = (first.file, first.offset_bytes) == (second.file, second.offset_bytes)
+    return is_one or same_bytes(checkpoint, first, checkpoint, second, limit_bytes=_SAMPLE_BYTES)
 
 
 def _is_tied(checkpoint: Checkpoint) -> bool:

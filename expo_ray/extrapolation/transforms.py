@@ -11,20 +11,22 @@ import hashlib
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from expo_ray.errors import ConfigError
 from expo_ray.extrapolation.tensor_pair import TensorPair
 
+if TYPE_CHECKING:  # a driver plans without it: torch takes 200 MB and seconds
+    import torch
+
 FLAG = "--transform"
 
-Blocks = Callable[[], Iterator[tuple[int, torch.Tensor]]]
+Blocks = Callable[[], Iterator[tuple[int, "torch.Tensor"]]]
 """Starts a pass: (first element, delta in the compute dtype) in order."""
-Stage = Callable[[torch.Tensor, int], None]
+Stage = Callable[["torch.Tensor", int], None]
 """Changes a part of delta in place, given its first element."""
 
 
@@ -76,6 +78,8 @@ class Magnitude(Transform):
 
     def prepare(self, pair: TensorPair, blocks: Blocks) -> Stage:
         """Find the threshold exactly, digit by digit, from counts alone."""
+        import torch
+
         rank = max(1, round(self.keep * pair.num_extrapolated))
         prefix, shift = 0, 0
         while True:
@@ -99,7 +103,7 @@ class Dare(Transform):
     """Drop entries at random and divide the others by the share that stays.
 
     DARE (Yu et al. 2024, arXiv:2311.03099). The noise of an entry depends on seed, tensor name and
-    position in the tensor, on nothing else.
+    position in the tensor, on nothing else; tied tensors share that of one name.
     """
 
     name: ClassVar[str] = "dare"
@@ -112,7 +116,9 @@ class Dare(Transform):
 
     def prepare(self, pair: TensorPair, blocks: Blocks) -> Stage:
         """Derive the key of the tensor's noise."""
-        text = f"{self.seed}\n{pair.name}".encode()
+        import torch
+
+        text = f"{self.seed}\n{pair.tied_to or pair.name}".encode()
         key = int.from_bytes(hashlib.sha256(text).digest()[:16], "little")
         threshold = np.uint64(int(self.drop * 2**64))
         scale = 1 / (1 - self.drop)
@@ -147,6 +153,8 @@ class Clip(Transform):
 
     def prepare(self, pair: TensorPair, blocks: Blocks) -> Stage:
         """Measure the norm, in float64 over fixed blocks."""
+        import torch
+
         squares = [float(torch.dot(d, d)) for d in (delta.double() for _, delta in blocks())]
         norm = math.sqrt(math.fsum(squares))
         scale = self.norm / norm if norm > self.norm else None
@@ -187,6 +195,8 @@ class Svd(Transform):
 
     def prepare(self, pair: TensorPair, blocks: Blocks) -> Stage:
         """Project on the leading singular vectors of the shorter side."""
+        import torch
+
         shape = self._shape(pair)
         if shape is None:
             return _leave

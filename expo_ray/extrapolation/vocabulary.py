@@ -16,7 +16,7 @@ from typing import Any
 from expo_ray.checkpoints.checkpoint import Checkpoint
 from expo_ray.errors import PairError
 from expo_ray.extrapolation.modules import layer_index
-from expo_ray.extrapolation.ties import EMBEDDINGS, HEADS
+from expo_ray.extrapolation.ties import EMBEDDINGS, HEADS, is_named
 from expo_ray.extrapolation.token_tables import TokenizerDifference, compare_tokenizers
 
 REFUSE, COMMON_ROWS, COPY_ALIGNED = "refuse", "common-rows", "copy-aligned"
@@ -30,7 +30,7 @@ _UNPLACED_HINT = (
     "the ids mean the same tokens; or --vocab-policy copy-aligned copies tables of tokens"
 )
 # The embedding and the head of a model, whatever its config says of their rows.
-_TABLE_ENDS = tuple(f".{end}" for end in (*EMBEDDINGS, *HEADS, "embed_tokens_per_layer.weight"))
+_TABLE_ENDS = (*EMBEDDINGS, *HEADS, "embed_tokens_per_layer.weight")
 # Sizes tell a table of tokens where they differ; where they agree, its name must.
 _TABLE_NAME = re.compile(
     r"embed|wte|(^|[._])head\.|(^|\.)shared\.|output(_layer)?\.weight$|proj_out|predictions"
@@ -254,7 +254,7 @@ def table_sizes(initial: Checkpoint, aligned: Checkpoint) -> list[tuple[int, int
         sizes
         for name, sizes in rows.items()
         if len(aligned.tensors[name].shape) == 2
-        and f".{name}".endswith(_TABLE_ENDS)
+        and is_named(name, _TABLE_ENDS)
         and layer_index(name) is None
     ]
     return list(dict.fromkeys(found))
