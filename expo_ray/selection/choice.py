@@ -69,10 +69,7 @@ def choose_alpha(
         TableError: The tables are malformed or do not belong together.
         EvaluationError: Too many rewards of the aligned model itself are null.
     """
-    settings = settings or SelectionSettings()
-    if measurement_spread is not None:
-        smallest = max(settings.min_gain, measurement_spread)
-        settings = settings.model_copy(update={"min_gain": smallest})
+    settings = (settings or SelectionSettings()).above(measurement_spread)
     dropped = {} if search is None else search.dropped
     splits = join_tables(responses, rewards, guard_rewards or {})
     tuning, heldout = splits["tuning"], splits["heldout"]

@@ -134,3 +134,13 @@ class SelectionSettings(BaseModel):
         if "racing" in self.strategy and self.rank_by != "reward":
             raise ValueError("rank_by all-judges does not go with a racing strategy")
         return self
+
+    def above(self, spread: float | None) -> Self:
+        """Return rules under which no gain up to `spread` is called one.
+
+        Args:
+            spread: How far batching alone moves a score; None where it was not measured.
+        """
+        if spread is None or spread <= self.min_gain:
+            return self
+        return self.model_copy(update={"min_gain": spread})

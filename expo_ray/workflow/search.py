@@ -10,8 +10,10 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 
 from expo_ray.lab import write_truth
+from expo_ray.selection import SelectionSettings
 from expo_ray.selection.measured_tables import measure_tables
 from expo_ray.selection.search import Measured, search_alphas
+from expo_ray.serving.self_test_file import measured_spread
 from expo_ray.tables.seeds import shuffled
 from expo_ray.workflow import stages
 from expo_ray.workflow.live_replicas import LiveReplicas
@@ -32,10 +34,13 @@ def search_candidates(run: stages.Run) -> None:
         )
         for split in ("tuning", "heldout")
     )
-    settings = run.recipe.selection
     with ExitStack() as stack:
         tables = LiveTables(run, LiveReplicas(run, stack))
-        answers = _Answers(run, tables)
+        # The self-test runs with the first scores: a race is to drop by the rule that chooses.
+        tables.fill((0.0,), tuning[:1])
+        spread = measured_spread([run.directory.rewards(next(iter(run.reward_models)), 0.0)])
+        settings = run.recipe.selection.above(spread)
+        answers = _Answers(run, tables, settings)
         run.search = search_alphas(
             answers, tuning, alphas=run.recipe.extrapolation.alphas, settings=settings
         )
@@ -52,9 +57,10 @@ def search_candidates(run: stages.Run) -> None:
 class _Answers:
     """The callback of the search."""
 
-    def __init__(self, run: stages.Run, tables: LiveTables) -> None:
+    def __init__(self, run: stages.Run, tables: LiveTables, settings: SelectionSettings) -> None:
         self._run = run
         self._tables = tables
+        self._settings = settings
 
     def __call__(self, alphas: Sequence[float], prompts: Sequence[str]) -> Measured:
         self._run.progress.message(
@@ -69,6 +75,6 @@ class _Answers:
             rewards[scoring],
             alphas=alphas,
             prompts=prompts,
-            settings=self._run.recipe.selection,
+            settings=self._settings,
             guard_rewards={label: rewards[label] for label in guards},
         )
