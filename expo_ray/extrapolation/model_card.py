@@ -5,8 +5,6 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from huggingface_hub import ModelCard, ModelCardData
-
 from expo_ray.checkpoints.storage import split_address
 from expo_ray.extrapolation.alpha import format_alpha
 from expo_ray.extrapolation.plan import FORMULA, ONTO_FORMULA
@@ -81,6 +79,8 @@ def render_card(
         equation = "theta2 = base + alpha * (theta1 - theta0)"
     # The Hub takes any name here for a model of its own: a folder's would point at a stranger.
     ids = [public_name(uri) for uri in reversed(parents.values()) if is_on_hub(uri)]
+    from huggingface_hub import ModelCard, ModelCardData  # half a second to import
+
     data = ModelCardData(
         base_model=ids or None,
         base_model_relation="merge" if ids else None,
