@@ -28,6 +28,7 @@ from expo_ray.tables.streamed import parquet_files
 
 _DEFAULT_SAMPLING = SamplingParams()
 _NO_OPTIONS = EngineOptions()
+_SCHEMA_VERSION = 1
 
 
 def generate(
@@ -94,6 +95,7 @@ def score(
     self_test: bool = True,
     anchors: str | Path | None = None,
     use_cache: bool = True,
+    allow_truncation: bool = False,
     num_replicas: int = 1,
     address: str | None = None,
     progress: Progress | None = None,
@@ -110,6 +112,8 @@ def score(
         self_test: Whether the reward model tests itself before it scores.
         anchors: A preference file whose pairs the self-test must see rank right.
         use_cache: Whether scores are remembered on each node, and looked up there.
+        allow_truncation: Whether chats longer than the reward model reads lose their beginning and
+            are marked, instead of getting no reward.
         num_replicas: Replicas of the reward model.
         address: Ray cluster; None means `RAY_ADDRESS` where set, else a local Ray.
         progress: Where progress is shown.
@@ -130,6 +134,7 @@ def score(
         self_test=self_test,
         anchors=None if anchors is None else read_anchors(anchors),
         use_cache=use_cache,
+        allow_truncation=allow_truncation,
     )
     for table in (responses, *(() if reference is None else (reference,))):
         count_rows(parquet_files(table))
@@ -177,7 +182,7 @@ def serve(
         port: Port to listen on.
         api_key_env: Environment variable that holds the key clients must send.
         address: Ray cluster; None means `RAY_ADDRESS` where set, else a local Ray.
-        on_event: Called with `{"event": "starting" | "ready" | "stopping", ...}`.
+        on_event: Called with `{"schema_version", "event": "starting" | "ready" | "stopping", ...}`.
 
     Raises:
         RequestError: A flag, the checkpoint or the pair is wrong, or the port is in use.
@@ -200,25 +205,26 @@ def serve(
     if resolve_address(address) == LOCAL:
         require_free_port(host, port)
         require_support(resolve_engine(engine), source)
+
+    def tell(event: str, **facts: object) -> None:
+        on_event({"schema_version": _SCHEMA_VERSION, "event": event, **facts})
+
     with ray_session(address):
         picked, reason = pick_engine(engine)
-        starting = {"event": "starting", "model": source.name, "engine": picked}
-        on_event({**starting, "engine_reason": reason})
+        tell("starting", model=source.name, engine=picked, engine_reason=reason)
         with ServedModel(source, engine=picked, **settings) as served:
             try:
-                on_event(
-                    {
-                        "event": "ready",
-                        "url": served.url,
-                        "model": served.model,
-                        "engine": picked,
-                        "weights_digest": served.weights_digest,
-                    }
+                tell(
+                    "ready",
+                    url=served.url,
+                    model=served.model,
+                    engine=picked,
+                    weights_digest=served.weights_digest,
                 )
                 while True:
                     time.sleep(3600)
             finally:
-                on_event({"event": "stopping"})
+                tell("stopping")
 
 
 def model_source(

@@ -13,19 +13,7 @@ from expo_ray.errors import CheckpointError, ConfigError, TableError
 from expo_ray.serving import SamplingParams, generate, score, serve
 from expo_ray.tables import REWARDS_SCHEMA, read_table
 
-SERVE = """
-import json, signal, sys
-from expo_ray.serving import serve
-
-def leave(signum, frame):
-    raise SystemExit(128 + signum)
-
-signal.signal(signal.SIGTERM, leave)
-serve(
-    sys.argv[1], port=int(sys.argv[2]), api_key_env="PICO_KEY", address="local",
-    on_event=lambda event: print(json.dumps(event), flush=True),
-)
-"""
+EXPO_RAY = Path(sys.executable).with_name("expo-ray")
 
 
 def free_port() -> int:
@@ -109,25 +97,31 @@ def test_serve_says_ready_when_it_answers_and_a_signal_ends_it(
     port = free_port()
     environment = {**os.environ, "PICO_KEY": "sk-1"}
     environment.pop("RAY_ADDRESS", None)
+    initial, aligned = map(str, pico_pair)
+    command = [str(EXPO_RAY), "serve", aligned, "--initial", initial, "--alpha", "0.5", "--json"]
     with subprocess.Popen(
-        [sys.executable, "-c", SERVE, str(pico_pair[1]), str(port)],
+        [*command, "--port", str(port), "--api-key-env", "PICO_KEY", "--address", "local"],
         stdout=subprocess.PIPE,
         env=environment,
         text=True,
     ) as process:
         try:
             assert process.stdout is not None
-            events = [json.loads(process.stdout.readline()) for _ in range(2)]
-            assert [event["event"] for event in events] == ["starting", "ready"]
-            ready = events[1]
-            assert (ready["url"], ready["model"]) == (f"http://127.0.0.1:{port}", "aligned")
-            body = {"model": "aligned", "prompt": "x", "max_tokens": 2}
+            starting, ready = (json.loads(process.stdout.readline()) for _ in range(2))
+            assert [starting["event"], ready["event"]] == ["starting", "ready"]
+            assert [starting["schema_version"], ready["schema_version"]] == [1, 1]
+            assert ready["url"] == f"http://127.0.0.1:{port}"
+            assert ready["model"] == starting["model"] == "aligned@alpha=0.5"
+            body = {"model": ready["model"], "prompt": "x", "max_tokens": 2}
             url = f"{ready['url']}/v1/completions"
             headers = {"Authorization": "Bearer sk-1"}
-            assert httpx.post(url, json=body, headers=headers, timeout=30).status_code == 200
+            answer = httpx.post(url, json=body, headers=headers, timeout=30)
+            assert answer.json()["system_fingerprint"] == ready["weights_digest"]
             process.send_signal(signal.SIGTERM)
-            assert json.loads(process.stdout.readline()) == {"event": "stopping"}
+            stopping = {"schema_version": 1, "event": "stopping"}
+            assert json.loads(process.stdout.readline()) == stopping
             assert process.wait(timeout=60) == 128 + signal.SIGTERM
+            assert process.stdout.read() == ""
         finally:
             process.kill()
     with socket.socket() as probe:
