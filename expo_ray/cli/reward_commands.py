@@ -54,6 +54,14 @@ CacheFlag = Annotated[
         "$EXPO_RAY_SCORE_CACHE, else ~/.cache/expo_ray/scores.sqlite.",
     ),
 ]
+TruncationFlag = Annotated[
+    bool,
+    typer.Option(
+        "--allow-truncation",
+        help="Leave out the beginning of chats that are longer than the reward model reads, and "
+        "mark them (column truncated); otherwise they get no reward.",
+    ),
+]
 Replicas = Annotated[int, typer.Option(min=1, help="Replicas of the reward model.")]
 
 
@@ -76,6 +84,7 @@ def score(
     self_test: SelfTestFlag = True,
     anchors: AnchorsOption = None,
     cache: CacheFlag = True,
+    allow_truncation: TruncationFlag = False,
     replicas: Replicas = 1,
     address: AddressOption = None,
     json_output: JsonFlag = False,
@@ -102,6 +111,7 @@ def score(
             self_test=self_test,
             anchors=anchors,
             use_cache=cache,
+            allow_truncation=allow_truncation,
             num_replicas=replicas,
             address=address,
             progress=session.progress,

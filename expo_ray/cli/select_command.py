@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from expo_ray.cli.reward_commands import AnchorsOption, CacheFlag, SelfTestFlag
+from expo_ray.cli.reward_commands import AnchorsOption, CacheFlag, SelfTestFlag, TruncationFlag
 from expo_ray.cli.serving_commands import NumPrompts, PromptColumn, Prompts
 from expo_ray.cli.session import (
     AddressOption,
@@ -106,6 +106,7 @@ def select(
     self_test: SelfTestFlag = True,
     anchors: AnchorsOption = None,
     cache: CacheFlag = True,
+    allow_truncation: TruncationFlag = False,
     address: AddressOption = None,
     json_output: JsonFlag = False,
     verbose: VerboseFlag = False,
@@ -148,7 +149,8 @@ def select(
                 "seed": seed,
                 "sampling": sampling,
                 "generators": replica_settings,
-                "rewarders": replica_settings | {"self_test": self_test, "cache": cache},
+                "rewarders": replica_settings
+                | {"self_test": self_test, "cache": cache, "allow_truncation": allow_truncation},
             },
             address=address,
             progress=session.progress,

@@ -26,6 +26,16 @@ class TokenRow:
     ids: list[int]
     start: int = 0
     """Where the part begins that a model looks at in particular; what that is, it says."""
+    truncated: bool = False
+    """Whether tokens were left out to make it fit."""
+
+    def cut(self, max_tokens: int) -> TokenRow:
+        """Return the row as a model of so many tokens reads it: its first token and its end."""
+        left_out = len(self.ids) - max_tokens
+        if left_out <= 0:
+            return self
+        ids = [self.ids[0], *self.ids[left_out + 1 :]]
+        return TokenRow(ids, start=max(self.start - left_out, 1), truncated=True)
 
 
 def length_buckets(
@@ -84,6 +94,7 @@ def score_rows(
     *,
     max_tokens: int | None,
     num_token_ids: int | None = None,
+    truncates: bool = False,
     max_batch_tokens: int = MAX_BATCH_TOKENS,
     max_batch_rows: int = MAX_BATCH_ROWS,
     max_padding: float = MAX_PADDING,
@@ -93,9 +104,10 @@ def score_rows(
     Args:
         rows: What can be read, or why it cannot.
         rewards_of: Computes one batch.
-        max_tokens: How many tokens the model reads; longer rows are refused, not cut.
+        max_tokens: How many tokens the model reads; longer rows are refused.
         num_token_ids: How many tokens have an embedding; a row with any other is refused, because
             one look-up of it breaks a GPU for the whole process.
+        truncates: Cut the beginning of longer rows instead, and say so in their scores.
         max_batch_tokens: Most tokens of a batch.
         max_batch_rows: Most rows of a batch.
         max_padding: Most of a batch's tokens that are padding.
@@ -103,6 +115,8 @@ def score_rows(
     scores: dict[int, RewardScore] = {}
     readable: list[tuple[int, TokenRow]] = []
     for i, row in enumerate(rows):
+        if truncates and isinstance(row, TokenRow) and max_tokens is not None:
+            row = row.cut(max_tokens)
         if isinstance(row, RewardScore):
             scores[i] = row
         elif not row.ids:
@@ -122,7 +136,7 @@ def score_rows(
         batch = [readable[position] for position in bucket]
         rewards = _fitting([row for _, row in batch], rewards_of)
         for (i, row), reward in zip(batch, rewards, strict=True):
-            scores[i] = _finite_score(reward, num_tokens=len(row.ids))
+            scores[i] = _finite_score(reward, row)
     return [scores[i] for i in range(len(rows))]
 
 
@@ -161,9 +175,9 @@ def _unknown_token(row: TokenRow, num_token_ids: int) -> RewardScore:
     )
 
 
-def _finite_score(reward: float | str, *, num_tokens: int) -> RewardScore:
+def _finite_score(reward: float | str, row: TokenRow) -> RewardScore:
     if isinstance(reward, str):
-        return RewardScore.failed(reward, tokens=num_tokens)
+        return RewardScore.failed(reward, tokens=len(row.ids))
     if math.isfinite(reward):
-        return RewardScore(reward=reward, tokens=num_tokens)
-    return RewardScore.failed(f"the reward is {reward}", tokens=num_tokens)
+        return RewardScore(reward=reward, tokens=len(row.ids), truncated=row.truncated)
+    return RewardScore.failed(f"the reward is {reward}", tokens=len(row.ids))

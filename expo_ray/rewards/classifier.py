@@ -42,6 +42,7 @@ class ClassifierRewardModel:
 
     needs_reference = False
     max_padding = MAX_PADDING
+    truncates = False
 
     def __init__(
         self,
@@ -86,6 +87,7 @@ class ClassifierRewardModel:
             self._rewards,
             max_tokens=self.max_tokens,
             num_token_ids=self._num_token_ids,
+            truncates=self.truncates,
             max_padding=self.max_padding,
         )
 

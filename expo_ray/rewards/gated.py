@@ -86,6 +86,7 @@ class GatedRewardModel:
 
     needs_reference = False
     max_padding = MAX_PADDING
+    truncates = False
 
     def __init__(
         self,
@@ -123,6 +124,7 @@ class GatedRewardModel:
             self._rewards,
             max_tokens=self.max_tokens,
             num_token_ids=self._num_token_ids,
+            truncates=self.truncates,
             max_padding=self.max_padding,
         )
 

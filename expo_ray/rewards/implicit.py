@@ -49,6 +49,7 @@ class ImplicitRewardModel:
 
     needs_reference = False
     max_padding = MAX_PADDING
+    truncates = False
 
     def __init__(
         self,
@@ -109,6 +110,7 @@ class ImplicitRewardModel:
             self._rewards,
             max_tokens=self.max_tokens,
             num_token_ids=self._num_token_ids,
+            truncates=self.truncates,
             max_padding=self.max_padding,
             max_batch_tokens=_MAX_BATCH_LOGITS // self._vocab_size,
             max_batch_rows=_MAX_BATCH_ROWS,

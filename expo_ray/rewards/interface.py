@@ -23,7 +23,8 @@ class RewardScore:
     tokens: int
     """Tokens of the chat as the reward model reads it; 0 where that is not known."""
     truncated: bool = False
-    """Whether the chat is longer than the reward model can read (refused, not cut)."""
+    """Whether the chat is longer than the reward model can read: refused, or, where there is a
+    reward, read without its beginning, because that was asked for."""
     error: str | None = None
     """Why there is no reward."""
 

@@ -21,6 +21,7 @@ def load_reward_model(
     aligned: str | None = None,
     device: str = "cpu",
     dtype: str | None = None,
+    truncate: bool = False,
 ) -> RewardModel:
     """Load a reward model.
 
@@ -31,6 +32,8 @@ def load_reward_model(
         device: "cpu" or "cuda".
         dtype: Compute in `float32`, `bfloat16` or `float16`; None takes float32 on the CPU, else
             the checkpoint's. The head stays in float32.
+        truncate: Leave out the beginning of chats that are too long, instead of refusing them, and
+            mark their scores. A judge decides for itself what it reads.
 
     Raises:
         ConfigError: The spec cannot be parsed, or the pair is missing.
@@ -49,15 +52,21 @@ def load_reward_model(
             "unknown dtype", where="dtype", got=dtype, expected="float32, bfloat16 or float16"
         )
     how: dict[str, Any] = {"device": device, "dtype": dtype and getattr(torch, dtype)}
+    model: Any
     if spec.kind == "classifier":
         checkpoint = Checkpoint.open(spec.model)
-        model: RewardModel = _checkpoint_class(checkpoint)(checkpoint, name=spec.text, **how)
-        return model
-    if initial is None or aligned is None:
+        model = _checkpoint_class(checkpoint)(checkpoint, name=spec.text, **how)
+    elif initial is None or aligned is None:
         raise _lacks_its_pair(spec)
-    from expo_ray.rewards.implicit import ImplicitRewardModel
+    else:
+        from expo_ray.rewards.implicit import ImplicitRewardModel
 
-    return ImplicitRewardModel(initial=initial, aligned=aligned, beta=spec.beta, **how)
+        model = ImplicitRewardModel(initial=initial, aligned=aligned, beta=spec.beta, **how)
+    if truncate:
+        model.truncates = True
+        model.settings += " truncates"
+    loaded: RewardModel = model
+    return loaded
 
 
 def _checkpoint_class(checkpoint: Checkpoint) -> Any:

@@ -30,8 +30,9 @@ from expo_ray.rewards.pretrained import (
     tokenizer_digest,
 )
 
-# The published limits: 1224 tokens of prompt and 412 of each candidate.
-MAX_TOKENS = 1224 + 2 * 412
+_MAX_PART_TOKENS = (1224, 412, 412)
+"""The published limits: of the prompt and of each candidate."""
+MAX_TOKENS = sum(_MAX_PART_TOKENS)
 _MARKERS = {
     "<|source|>": "source_prefix_id",
     "<|candidate1|>": "cand1_prefix_id",
@@ -76,6 +77,7 @@ class PairwiseRewardModel:
     needs_reference = True
     max_padding = MAX_PADDING
     max_tokens = MAX_TOKENS
+    truncates = False
 
     def __init__(
         self,
@@ -138,8 +140,11 @@ class PairwiseRewardModel:
 
     def _row(self, source: str, first: str, second: str) -> TokenRow:
         texts = zip(_MARKERS, (source, first, second), strict=True)
-        ids = [self._tokenizer.encode(marker + text) for marker, text in texts]
-        return TokenRow(list(chain.from_iterable(ids)))
+        parts = [self._tokenizer.encode(marker + text) for marker, text in texts]
+        too_long = sum(map(len, parts)) > self.max_tokens
+        if too_long and self.truncates:
+            parts = list(map(_cut_part, parts, self._marker_ids, _MAX_PART_TOKENS))
+        return TokenRow(list(chain.from_iterable(parts)), truncated=too_long and self.truncates)
 
     def _rewards(self, rows: list[TokenRow]) -> list[float]:
         ids_bt, mask_bt = pad_right([row.ids for row in rows], pad_id=0, device=self._device)
@@ -156,7 +161,14 @@ class PairwiseRewardModel:
 def _mean(one: RewardScore, other: RewardScore) -> RewardScore:
     if one.reward is None or other.reward is None:
         return one if one.reward is None else other
-    return RewardScore(reward=(one.reward - other.reward) / 2, tokens=one.tokens)
+    reward = (one.reward - other.reward) / 2
+    return RewardScore(reward=reward, tokens=one.tokens, truncated=one.truncated)
+
+
+def _cut_part(ids: list[int], marker_id: int, max_tokens: int) -> list[int]:
+    """Leave out what follows the marker, as much as it takes: the end of a text stays."""
+    start = ids.index(marker_id) + 1
+    return [*ids[:start], *ids[start + max(0, len(ids) - max_tokens) :]]
 
 
 def _source_text(turns: Chat) -> str:

@@ -2,8 +2,8 @@
 
 One SQLite file of this machine, written by any number of processes. A key is a digest of all that
 decides a score: reward model, revision, tokenizer, chat template, config, dtype, prompt, response,
-reference. Failures are not remembered. The cache is a convenience: where it is damaged, scoring
-goes on without it.
+reference. Failures and scores of cut chats are not remembered. The cache is a convenience: where
+it is damaged, scoring goes on without it.
 """
 
 from __future__ import annotations
@@ -62,8 +62,9 @@ class ScoreCache:
         return found
 
     def remember(self, scores: Mapping[str, RewardScore]) -> None:
-        """Keep scores; those that failed are left out."""
-        rows = [(k, s.reward, s.tokens) for k, s in scores.items() if s.reward is not None]
+        """Keep scores, but those that failed or are of a part of the chat."""
+        whole = {k: s for k, s in scores.items() if s.reward is not None and not s.truncated}
+        rows = [(key, score.reward, score.tokens) for key, score in whole.items()]
         if not rows:
             return
         with self._going_on("written"), self._connection() as connection:

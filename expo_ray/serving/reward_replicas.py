@@ -19,12 +19,11 @@ from expo_ray.rewards.interface import Chat, References
 from expo_ray.serving.chunked_calls import call_in_chunks, split
 from expo_ray.serving.launching import application, ensure_serve, replica_options
 from expo_ray.serving.reward_job import RewardJob
-from expo_ray.serving.reward_rows import num_chars
+from expo_ray.serving.reward_rows import CHUNK_ROWS, num_chars
 from expo_ray.serving.rewarder import Rewarder, Scored
 from expo_ray.serving.self_test_file import self_test_file
 
 _SCHEMA_VERSION = 1
-_CHUNK_ROWS = 64
 
 
 class RewardReplicas:
@@ -38,6 +37,8 @@ class RewardReplicas:
         self_test: Whether the reward model is tested before it scores a table.
         anchors: Pairs that the self-test must see rank right; None takes general ones, which warn.
         use_cache: Whether scores are remembered on each node, and looked up there.
+        allow_truncation: Whether chats longer than the reward model reads are cut at their
+            beginning, scored and marked, instead of refused.
 
     Raises:
         ConfigError: The spec cannot be parsed, or an implicit reward lacks its pair.
@@ -54,12 +55,14 @@ class RewardReplicas:
         self_test: bool = True,
         anchors: Sequence[AnchorPair] | None = None,
         use_cache: bool = True,
+        allow_truncation: bool = False,
     ) -> None:
         asked = RewardModelSpec.parse(spec) if isinstance(spec, str) else spec
         self._label = asked.short_name
         self._num_replicas = num_replicas
         self._pinned = pin_reward_model(asked, initial=initial, aligned=aligned)
-        self._wants_test, self._anchors, self._use_cache = self_test, anchors, use_cache
+        self._wants_test, self._anchors = self_test, anchors
+        self._how = {"use_cache": use_cache, "truncate": allow_truncation}
         self._tested: SelfTest | None = None
         self._stack = ExitStack()
         self._handle: Any = None
@@ -157,7 +160,7 @@ class RewardReplicas:
             compared = None if references is None else [references[i] for i in chunk]
             return self._handle.score.remote([chats[i] for i in chunk], compared)
 
-        chunks = split(order, max_rows=_CHUNK_ROWS, num_replicas=self._num_replicas)
+        chunks = split(order, max_rows=CHUNK_ROWS, num_replicas=self._num_replicas)
         return call_in_chunks(send, chunks, num_in_flight=2 * self._num_replicas)
 
     def start(self, progress: Progress) -> Scored:
@@ -168,7 +171,7 @@ class RewardReplicas:
             deployment = serve.deployment(Rewarder).options(
                 max_ongoing_requests=8, **replica_options(self._num_replicas)
             )
-            bound = deployment.bind(*self._pinned, use_cache=self._use_cache)
+            bound = deployment.bind(*self._pinned, **self._how)
             self._handle, _ = self._stack.enter_context(application(bound, label="rewarder"))
         [(_, scorer)] = call_in_chunks(self._handle.score.remote, [[]], num_in_flight=1)
         if scorer.error is not None:

@@ -15,6 +15,8 @@ from expo_ray.tables.schemas import require_schema
 from expo_ray.tables.streamed import iter_batches, parquet_files
 
 KEY = ("prompt_id", "sample", "weights_digest")
+CHUNK_ROWS = 64
+"""Most responses that a replica is handed at once; it makes batches of them."""
 
 
 @dataclass(frozen=True, slots=True)

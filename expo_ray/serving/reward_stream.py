@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from expo_ray.errors import TableError
 from expo_ray.rewards import RewardScore
 from expo_ray.serving.chunked_calls import call_in_chunks, split
 from expo_ray.serving.reward_rows import (
+    CHUNK_ROWS,
     KEY,
     ReferenceTable,
     chat_of,
@@ -35,7 +37,6 @@ from expo_ray.tables.streamed import Digests, iter_batches, key_digests
 
 _BLOCK_ROWS = 1024
 _BLOCK_BYTES = 2**20
-_CHUNK_ROWS = 64
 _NUM_BLOCKS_AT_ONCE = 2
 
 
@@ -72,28 +73,48 @@ def stream_rewards(
     Raises:
         TableError: The files cannot be read.
     """
-    logging.getLogger("ray.data._internal.execution").setLevel(logging.WARNING)
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False  # we show our own
-    # A worker keeps what it scored until a block is full, and a killed run loses it.
-    context.target_max_block_size = _BLOCK_BYTES
-    context.target_min_block_size = _BLOCK_BYTES // 2
+    log = logging.getLogger("ray.data._internal.execution")
+    level = log.level
+    log.setLevel(logging.WARNING)
     try:
-        dataset = ray.data.read_parquet(
-            [str(file.absolute()) for file in files], num_cpus=0
-        ).map_batches(
-            _BlockScorer,
-            fn_constructor_args=(app_name, ray.put(done), ray.put(references), name, revision),
-            batch_size=_BLOCK_ROWS,
-            batch_format="pyarrow",
-            # They wait for replicas; CPUs are for those.
-            num_cpus=0,
-            compute=ray.data.ActorPoolStrategy(min_size=1, max_size=_NUM_BLOCKS_AT_ONCE),
-        )
+        # A data set keeps the settings under which it was made; those of the process stay.
+        with _settings():
+            dataset = ray.data.read_parquet(
+                [str(file.absolute()) for file in files], num_cpus=0
+            ).map_batches(
+                _BlockScorer,
+                fn_constructor_args=(app_name, ray.put(done), ray.put(references), name, revision),
+                batch_size=_BLOCK_ROWS,
+                batch_format="pyarrow",
+                # They wait for replicas; CPUs are for those.
+                num_cpus=0,
+                compute=ray.data.ActorPoolStrategy(min_size=1, max_size=_NUM_BLOCKS_AT_ONCE),
+            )
         for block in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
             yield block.cast(REWARDS_SCHEMA)
     except pa.ArrowException as error:
         raise TableError("the responses cannot be read", where=files[0], got=error) from error
+    finally:
+        log.setLevel(level)
+
+
+@contextmanager
+def _settings() -> Iterator[None]:
+    context = ray.data.DataContext.get_current()
+    ours = {
+        "enable_progress_bars": False,  # we show our own
+        # A worker keeps what it scored until a block is full, and a killed run loses it.
+        "target_max_block_size": _BLOCK_BYTES,
+        "target_min_block_size": _BLOCK_BYTES // 2,
+    }
+    before = {name: getattr(context, name) for name in ours}
+    try:
+        for name, value in ours.items():
+            setattr(context, name, value)
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(context, name, value)
 
 
 def count_rewards(path: Path) -> dict[str, Any]:
@@ -135,7 +156,7 @@ class _BlockScorer:
             compared = None if references is None else [references.of(rows[i]) for i in chunk]
             return self._handle.score.remote([chats[i] for i in chunk], compared)
 
-        chunks = split(order, max_rows=_CHUNK_ROWS, num_replicas=1)
+        chunks = split(order, max_rows=CHUNK_ROWS, num_replicas=1)
         for chunk, scored in call_in_chunks(send, chunks, num_in_flight=2):
             scores: list[RewardScore] = scored.scores
             found += reward_rows([rows[i] for i in chunk], scores, **self._who)

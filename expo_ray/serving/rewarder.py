@@ -49,6 +49,7 @@ class Rewarder:
         initial: For an implicit reward: the checkpoint before alignment.
         aligned: For an implicit reward: the aligned one.
         use_cache: Whether scores are remembered on this machine, and looked up there.
+        truncate: Whether chats that are too long are cut instead of refused.
     """
 
     def __init__(
@@ -58,6 +59,7 @@ class Rewarder:
         aligned: str | None = None,
         *,
         use_cache: bool = False,
+        truncate: bool = False,
     ) -> None:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="reward-model")
         self._plain: RewardModel | None = None
@@ -65,7 +67,7 @@ class Rewarder:
         self._cached: CachedRewardModel | None = None
         try:
             self._plain = load_reward_model(
-                spec, initial=initial, aligned=aligned, device=_device()
+                spec, initial=initial, aligned=aligned, device=_device(), truncate=truncate
             )
         except ExpoError as error:
             self._error = error

@@ -158,6 +158,11 @@ class RewarderSettings(ReplicaSettings):
         "without it, general ones that only warn.",
     )
     cache: bool = Field(True, description="Remember scores on each node, and look them up there.")
+    allow_truncation: bool = Field(
+        False,
+        description="Leave out the beginning of chats that are longer than a reward model reads, "
+        "and mark them; otherwise they get no reward.",
+    )
 
     @model_validator(mode="after")
     def _anchors_are_for_the_self_test(self) -> Self:
@@ -247,6 +252,8 @@ class Recipe(BaseModel):
         if self.generators.max_model_len is not None:
             # The one setting of an engine that is meant to change answers: it cuts them off.
             what["max_model_len"] = self.generators.max_model_len
+        if self.rewarders.allow_truncation:
+            what["allow_truncation"] = True  # changes rewards
         return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
 
 

@@ -101,6 +101,7 @@ class Run:
             self_test=settings.self_test,
             anchors=self.anchors,
             use_cache=settings.cache,
+            allow_truncation=settings.allow_truncation,
         )
 
     @contextmanager

@@ -94,6 +94,15 @@ def test_a_broken_device_ends_the_work() -> None:
         score_rows([TokenRow([1]), TokenRow([2])], rewards_of, max_tokens=None)
 
 
+def test_a_cut_row_keeps_its_first_token_and_its_end() -> None:
+    row = TokenRow([1, 2, 3, 4, 5, 6], start=4)
+    assert row.cut(6) is row
+    assert row.cut(4) == TokenRow([1, 4, 5, 6], start=2, truncated=True)
+    assert row.cut(2) == TokenRow([1, 6], start=1, truncated=True)
+    scores = score_rows([row], lambda rows: [float(rows[0].ids[1])], max_tokens=4, truncates=True)
+    assert (scores[0].reward, scores[0].tokens, scores[0].truncated) == (4.0, 4, True)
+
+
 def test_token_ids_that_the_model_does_not_know_are_refused_before_it_sees_them() -> None:
     def rewards_of(rows: list[TokenRow]) -> list[float]:
         assert all(max(row.ids) < 10 for row in rows)

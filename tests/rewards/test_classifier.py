@@ -66,6 +66,24 @@ def test_a_chat_that_is_too_long_has_no_reward(pico_reward_model: Path) -> None:
     assert "256" in too_long.error
 
 
+def test_a_long_chat_is_cut_at_its_beginning_where_that_is_asked_for(
+    pico_reward_model: Path,
+) -> None:
+    model = load_reward_model(str(pico_reward_model), truncate=True)
+    usual = load_reward_model(str(pico_reward_model))
+    assert model.settings != usual.settings
+    chat = [Message(role="user", content="x" * 90), Message(role="assistant", content="y" * 200)]
+    short, cut = model.score([CHATS[0], chat])
+    assert short == usual.score([CHATS[0]])[0]
+    ids = ChatTokenizer(pico_tokenizer(), where="here").ids(chat)
+    read = [ids[0], *ids[len(ids) - 255 :]]
+    whole = AutoModelForSequenceClassification.from_pretrained(pico_reward_model).eval()
+    with torch.no_grad():
+        expected = float(whole(input_ids=torch.tensor([read])).logits[0, 0])
+    assert cut.reward == pytest.approx(expected, abs=1e-4)
+    assert (cut.tokens, cut.truncated, cut.error) == (256, True, None)
+
+
 def test_a_token_without_an_embedding_costs_its_own_row_alone(
     pico_reward_model: Path, tmp_path: Path
 ) -> None:

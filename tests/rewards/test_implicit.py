@@ -31,6 +31,22 @@ def log_prob_of_last_turn(folder: Path, chat: list[Message]) -> float:
     return sum(float(log_probs[t - 1, ids[0, t]]) for t in range(start, ids.shape[1]))
 
 
+def answer_ratio(pair: tuple[Path, Path], chat: list[Message]) -> float:
+    """The log-ratio of the answer behind the first and the last 255 tokens of the chat."""
+    tokenizer = AutoTokenizer.from_pretrained(pair[1])
+    ids = tokenizer(tokenizer.apply_chat_template(chat, tokenize=False)).input_ids
+    read = torch.tensor([[ids[0], *ids[-255:]]])
+    num_answered = len(tokenizer(chat[-1]["content"]).input_ids) + 1
+    sums = []
+    for folder in pair:
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+        with torch.no_grad():
+            log_probs = model(read).logits[0, :-1].log_softmax(dim=-1)
+        chosen = log_probs.gather(1, read[0, 1:, None])[:, 0]
+        sums.append(float(chosen[-num_answered:].sum()))
+    return sums[1] - sums[0]
+
+
 def test_implicit_reward_is_the_log_ratio_of_the_last_turn(pico_pair: tuple[Path, Path]) -> None:
     initial, aligned = pico_pair
     model = load_reward_model("implicit:beta=0.5", initial=str(initial), aligned=str(aligned))
@@ -56,3 +72,17 @@ def test_the_pair_is_needed_and_long_chats_have_no_reward(pico_pair: tuple[Path,
     chat = [Message(role="user", content="x"), Message(role="assistant", content="y" * 300)]
     [score] = model.score([chat])
     assert (score.reward, score.truncated) == (None, True)
+
+    cutting = load_reward_model(
+        "implicit:beta=0.5", initial=initial, aligned=aligned, truncate=True
+    )
+    longest = "z" * 100
+    chats = [
+        [Message(role="user", content="x" * count), Message(role="assistant", content=longest)]
+        for count in (300, 250)
+    ]
+    one, other = cutting.score(chats)
+    assert one.truncated and other.truncated
+    # What is read of both is the same: the answer and the end of the prompt.
+    assert one.reward == pytest.approx(other.reward, abs=1e-5)
+    assert one.reward == pytest.approx(0.5 * answer_ratio(pico_pair, chats[0]), abs=1e-4)

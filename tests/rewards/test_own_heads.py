@@ -141,6 +141,27 @@ def test_what_a_pairwise_model_cannot_compare_has_no_reward(tmp_path: Path) -> N
     assert model.score([CHATS[0]])[0].reward is None
 
 
+def test_what_is_too_long_to_compare_is_cut_where_that_is_asked_for(tmp_path: Path) -> None:
+    folder, tensors = save_pairwise(tmp_path / "rm")
+    model = load_reward_model(str(folder), truncate=True)
+    answer = "".join(chr(97 + i % 26) for i in range(1000))
+    prompt = "p" * 2000
+    chat = [Message(role="user", content=prompt), Message(role="assistant", content=answer)]
+    [score] = model.score([chat], ["short"])
+    # Two tokens stand before each text and one behind it.
+    kept = [prompt[-1221:], answer[-409:], "short"]
+    one, other = compare(folder, tensors, kept), compare(folder, tensors, [kept[0], *kept[:0:-1]])
+    assert score.reward == pytest.approx((one - other) / 2, abs=1e-4)
+    assert score.truncated
+
+    gated = load_reward_model(str(save_gated(tmp_path / "gated")[0]), truncate=True)
+    long = [*CHATS[0][:-1], Message(role="assistant", content="x" * 400)]
+    for chats in ([long], [[Message(role="user", content="y" * 400), *CHATS[0][1:]]]):
+        [score] = gated.score(chats)
+        assert score.reward is not None
+        assert score.truncated
+
+
 def test_a_tokenizer_without_the_markers_is_refused(tmp_path: Path) -> None:
     from tests.pico import pico_tokenizer
 

@@ -107,6 +107,13 @@ def test_a_reference_counts_where_it_is_looked_at(tmp_path: Path) -> None:
         assert (scores[0] == scores[1]) is not needs_reference
 
 
+def test_the_score_of_a_part_of_a_chat_is_not_remembered(tmp_path: Path) -> None:
+    cache = ScoreCache(tmp_path / "s.sqlite")
+    cache.remember({"whole": RewardScore(reward=1.0, tokens=2)})
+    cache.remember({"cut": RewardScore(reward=1.0, tokens=2, truncated=True)})
+    assert list(cache.find(["whole", "cut"])) == ["whole"]
+
+
 def test_a_damaged_cache_does_not_stop_the_work(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import ray
 
 from expo_ray.errors import ConfigError, EvaluationError
 from expo_ray.rewards import load_reward_model
@@ -66,11 +67,17 @@ def test_self_test_and_cache_around_a_table(
     other = shutil.copytree(pico_reward_model, tmp_path / "other")
     template = other / "chat_template.jinja"
     template.write_text(template.read_text() + "!")
-    with RewardReplicas(str(other), self_test=False, use_cache=False) as replicas:
+    long = write(tmp_path / "long.parquet", response_rows(2, text="quite long " * 20))
+    with RewardReplicas(
+        str(other), self_test=False, use_cache=False, allow_truncation=True
+    ) as replicas:
         three = replicas.write_rewards(responses, untested)
+        cut = replicas.write_rewards(long, tmp_path / "cut.parquet")
         with pytest.raises(ConfigError, match="other settings"):
             replicas.write_rewards(responses, first)
     assert three["reward_model_revision"] == one["reward_model_revision"]
+    assert (three["num_truncated"], cut["num_truncated"], cut["num_errors"]) == (0, 1, 0)
+    assert read_table(tmp_path / "cut.parquet")["truncated"].to_pylist() == [False, True]
     assert (three["num_cached"], three["spread"]) == (0, None)
     assert not self_test_file(untested).exists()
 
@@ -131,6 +138,8 @@ def test_a_folder_is_streamed_and_continues_by_row(
     folder = tmp_path / "responses"
     write(folder / "0.parquet", rows[:70])
     output = tmp_path / "streamed.parquet"
+    settings = ray.data.DataContext.get_current()
+    usual = (settings.target_max_block_size, settings.enable_progress_bars)
     with RewardReplicas(str(pico_reward_model), use_cache=False) as replicas:
         half = replicas.write_rewards(folder, output)
         write(folder / "1.parquet", rows[70:])
@@ -141,6 +150,8 @@ def test_a_folder_is_streamed_and_continues_by_row(
     assert (half["num_rows"], half["num_scored"], half["num_errors"]) == (70, 70, 3)
     # Rows with an error are tried again, the others are not.
     assert (rest["num_rows"], rest["num_scored"], rest["num_resumed"]) == (120, 53, 67)
+    now = ray.data.DataContext.get_current()
+    assert (now.target_max_block_size, now.enable_progress_bars) == usual, "others' data sets"
     streamed = {row["prompt_id"]: row for row in read_table(output).to_pylist()}
     in_memory = {
         row["prompt_id"]: row for row in read_table(tmp_path / "whole.parquet").to_pylist()

@@ -50,7 +50,9 @@ def test_anchors_reach_every_reward_model(
     with ExitStack() as stack:
         this = prepared(recipe, stack)
         for label in this.reward_models:
-            assert this.reward_replicas(label)._anchors == read_anchors(anchors)
+            replicas = this.reward_replicas(label)
+            assert replicas._anchors == read_anchors(anchors)
+            assert replicas._how["truncate"] is False
 
 
 def test_anchors_that_nobody_would_read_are_refused(
@@ -77,4 +79,8 @@ def test_the_flags_of_select_reach_the_recipe(
     monkeypatch.chdir(tmp_path)
     flags = ["--prompts", "p.jsonl", "--output", "run", "--anchors", anchors.name]
     CliRunner().invoke(app, ["select", "sft", "dpo", *flags])
-    assert seen[0].rewarders.anchors == str(anchors)
+    CliRunner().invoke(app, ["select", "sft", "dpo", *flags, "--allow-truncation"])
+    usual, cutting = (recipe.rewarders for recipe in seen)
+    assert usual.anchors == cutting.anchors == str(anchors)
+    assert (usual.allow_truncation, cutting.allow_truncation) == (False, True)
+    assert seen[0].digest() != seen[1].digest(), "it changes rewards"
