@@ -6,7 +6,9 @@
 A run is replayed once per seed, each time with another half of its prompts for tuning and in
 another order; nothing is generated or scored again. The defaults of racing were chosen by looking
 at simulated seeds below 200 alone. The full grid is the strategy `grid`: every candidate
-answers every prompt, held-out ones too.
+answers every prompt, held-out ones too, of which there are as many. Two shares are printed, because
+a race saves twice: it drops candidates on tuning prompts, and but two of all answer the held-out
+prompts.
 """
 
 from __future__ import annotations
@@ -77,8 +79,8 @@ def show(name: str, cases: list[Case]) -> None:
     tuning = np.mean([case.tuning_share for case in cases])
     share = np.mean([case.share for case in cases])
     print(
-        f"{name}: {len(cases)} races, same choice {same:.1%}, generations {share:.1%} of the full "
-        f"grid's, {tuning:.1%} on tuning prompts alone",
+        f"{name}: {len(cases)} races, same choice {same:.1%}, {share:.1%} of all generations of "
+        f"the full grid, {tuning:.1%} of those on tuning prompts",
         flush=True,
     )
 

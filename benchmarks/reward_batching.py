@@ -3,10 +3,11 @@
     python benchmarks/reward_batching.py ../shared/data/alpaca_eval/outputs/tulu-2-dpo-70b.json
 
 Scores published responses (AlpacaEval's output format) with a random classifier three ways: in the
-batches that `expo-ray score` makes; the same tokens cut into rows of equal length, where nothing is
-padding (the most that batching can reach); and the usual pipeline: unsorted, batches of 8, padded
-to the longest. Prints the share of padding, tokens per second and the two ratios, of the middle of
-several rounds in which the three take turns.
+batches that `expo-ray score` makes (chunks of the rows laid together by length, as one replica gets
+them, and batches of like length within each); the same tokens cut into rows of equal length, where
+nothing is padding (the most that batching can reach); and the usual pipeline: unsorted, batches of
+8, padded to the longest. Prints the share of padding, tokens per second and the two ratios, of the
+middle of several rounds in which the three take turns.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ from transformers import LlamaConfig
 from transformers.models.llama import LlamaForSequenceClassification
 
 from expo_ray.rewards.batching import MAX_BATCH_TOKENS, length_buckets, pad_right
+from expo_ray.serving.chunked_calls import split
+from expo_ray.serving.reward_rows import CHUNK_ROWS
 
 Batches = list[list[list[int]]]
 _CHARS_PER_TOKEN = 4  # of English text in the vocabularies of the published reward models
@@ -44,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
     mean = round(sum(map(len, rows)) / len(rows))
     lengths = [len(row) for row in rows]
     ways: dict[str, Batches] = {
-        "by length": [[rows[i] for i in batch] for batch in length_buckets(lengths)],
+        "by length": [[rows[i] for i in batch] for batch in served_batches(lengths)],
         "equal lengths": [*cut(equal_rows(rows, mean), max(1, MAX_BATCH_TOKENS // mean))],
         "usual": list(cut(rows, 8)),
     }
@@ -58,6 +61,14 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
     figures = report(ways, {way: statistics.median(some) for way, some in seconds.items()})
     sys.stdout.write(f"{flags.device}, {flags.rounds} rounds, {len(rows)} responses\n")
     return figures
+
+
+def served_batches(lengths: Sequence[int]) -> Iterable[list[int]]:
+    """Yield the row numbers of each batch, as a table is scored by one replica."""
+    order = sorted(range(len(lengths)), key=lambda row: -lengths[row])
+    for chunk in split(order, max_rows=CHUNK_ROWS, num_replicas=1):
+        for batch in length_buckets([lengths[row] for row in chunk]):
+            yield [chunk[place] for place in batch]
 
 
 def token_rows(path: Path, count: int) -> list[list[int]]:
