@@ -96,7 +96,7 @@ def _about_errors(selection: Mapping[str, Any]) -> Iterator[str]:
 def _about_too_long(run: RunFiles) -> Iterator[str]:
     """Chats longer than the reward model reads, by alpha: longer answers meet that more often."""
     counts = {
-        alpha: [row["reward"] is None for row in rows if row["truncated"]]
+        alpha: [row["reward"] is None for row in rows if row.get("truncated")]
         for alpha, rows in run.scoring_rewards.items()
     }
     parts = ", ".join(
