@@ -92,6 +92,22 @@ def summarize(lines: Sequence[Line]) -> dict[str, Any]:
     }
 
 
+def record(lines: Sequence[Line], *, num_expected: int) -> dict[str, Any]:
+    """Return what the report of a laboratory shows of the proof, JSON-able."""
+    found = summarize(lines)
+    runs = sorted((line for line in lines if line["kind"] == "run"), key=lambda line: line["seed"])
+    keys = ("seed", "fraction", *PICKS, "truth")
+    return {
+        **{k: found[k] for k in ("digest", "num_runs", "num_controls", "recovered", "promises")},
+        "significantly_worse": found["significantly_worse"],
+        "num_kept": sum(alone for alone, _, _ in found["kept"].values()),
+        "num_cases": len(lines),
+        "num_expected": num_expected,
+        "commits": sorted({line["commit"] for line in lines}),
+        "runs": [{key: run[key] for key in keys} for run in runs],
+    }
+
+
 def _kept(controls: Sequence[Line]) -> list[int]:
     """Count controls kept by the selection alone, kept by it or unfit to `diagnose`, and all."""
     kept = [line["verdict"] == "keep-aligned" for line in controls]

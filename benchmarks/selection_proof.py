@@ -41,9 +41,10 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.proof_case import CONTROLS, Case, Frozen, measure_case
-from benchmarks.proof_summary import render
-from expo_ray.checkpoints import atomic_write_text
+from benchmarks.proof_summary import record, render
+from expo_ray.checkpoints import atomic_write_json, atomic_write_text
 from expo_ray.lab import LabResult, LabSettings, prepare_lab
+from expo_ray.reports.proof import RECORD
 from expo_ray.selection import SelectionSettings
 from expo_ray.serving.sampling import SamplingParams
 
@@ -104,7 +105,9 @@ def main() -> None:
     )
     parser.add_argument("--summarize", type=Path, help="print the tables of recorded lines")
     parser.add_argument(
-        "--write", action="store_true", help=f"write them to benchmarks/results/{RESULT.name} too"
+        "--write",
+        action="store_true",
+        help=f"write them to benchmarks/results/{RESULT.name}, and for reports of laboratories too",
     )
     arguments = parser.parse_args()
     first, last = map(int, arguments.seeds.split("-"))
@@ -112,11 +115,13 @@ def main() -> None:
     if arguments.summarize:
         if not arguments.summarize.exists():
             parser.error(f"there are no results at {arguments.summarize}")
-        text = render(read_lines(arguments.summarize), num_expected=len(cases))
+        lines = read_lines(arguments.summarize)
+        text = render(lines, num_expected=len(cases))
         print(text)
         if arguments.write:
             RESULT.parent.mkdir(exist_ok=True)
             RESULT.write_text(text, encoding="utf-8")
+            atomic_write_json(RECORD, record(lines, num_expected=len(cases)))
         return
     if arguments.output is None:
         parser.error("one of --output and --summarize is needed")

@@ -16,6 +16,7 @@ from expo_ray.reports.load_panels import ratio_forest
 from expo_ray.reports.page_template import page_environment
 from expo_ray.reports.pairing import gain_curve, prompt_means
 from expo_ray.reports.parts import parts_page
+from expo_ray.reports.proof import proof_page
 from expo_ray.reports.run_files import RunFiles
 from expo_ray.reports.throughput import Throughput, compare_throughput
 from expo_ray.reports.truth import TruthVerdict, judge_by_truth
@@ -83,6 +84,7 @@ def _page(run: RunFiles) -> tuple[dict[str, Any], list[Drawing]]:
         ],
         "truth": truth,
         "truth_rows": _truth_rows(run, truth),
+        "proof": proof_page(),
         "fired": [g for g in selection.get("guards", ()) if g["fired"]],
         "throughput": throughput,
         "speed_rows": speed_rows(throughput.series) if throughput else [],

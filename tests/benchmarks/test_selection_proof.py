@@ -10,9 +10,16 @@ from typing import Any
 import pytest
 
 from benchmarks.proof_case import Case, prompts_of, truth_gain
-from benchmarks.proof_summary import recovered_share, render, significantly_worse, summarize
+from benchmarks.proof_summary import (
+    record,
+    recovered_share,
+    render,
+    significantly_worse,
+    summarize,
+)
 from benchmarks.selection_proof import FRACTIONS, FROZEN, list_cases, read_lines, run_cases
 from expo_ray.lab.data import requests_for
+from expo_ray.reports.proof import proof_page
 from expo_ray.selection import SelectionSettings
 
 
@@ -106,6 +113,20 @@ def test_the_report_lists_every_run_and_every_control_that_was_not_kept() -> Non
     assert "| random-direction x | 0.5 | +0.40 [+0.30, +0.50] | yes |" in text
     assert "all 24 cases" in text
     assert "the full grid in 100%, for 30% of its answers (50% of those" in text
+
+
+def test_the_report_of_a_laboratory_tells_what_was_measured(tmp_path: Path) -> None:
+    path = tmp_path / "proof.json"
+    assert proof_page(path) is None
+    lost = control("random-direction", "extrapolate", 0.5)
+    path.write_text(json.dumps(record([*RUNS, *CONTROLS, lost], num_expected=25)))
+    page = proof_page(path)
+    assert page is not None and [run["seed"] for run in page["runs"]] == [1, 2, 3]
+    text = " ".join(page["sentences"])
+    assert "24 of 25 cases" in text
+    assert "recovered 70% of the truth" in text
+    assert "in 0 of them, the highest reward alone in 2 (" in text
+    assert "Of 21 directions that mean nothing, it kept the aligned model on 20." in text
 
 
 def test_cases_are_what_was_promised() -> None:

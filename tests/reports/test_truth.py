@@ -12,6 +12,7 @@ from expo_ray.reports.deltas import summarize
 from expo_ray.reports.examples import MAX_CHARACTERS, count_outcomes, differences, readable
 from expo_ray.reports.html_report import write_report
 from expo_ray.reports.pairing import gain_curve, paired_gain
+from expo_ray.reports.proof import proof_page
 from expo_ray.reports.run_files import RunFiles
 from expo_ray.reports.throughput import compare_throughput
 from expo_ray.reports.truth import judge_by_truth
@@ -176,3 +177,31 @@ def test_deltas_are_added_up_by_module_and_layer() -> None:
     assert found.cells == pytest.approx({("mlp.up_proj", "0"): 1.0, ("mlp.up_proj", "10"): 5.0})
     assert found.others[0] == ("model.embed_tokens.weight", 0.0)
     assert summarize({}) is None and summarize({1.0: {"tensors": {}}}) is None
+
+
+def test_what_many_laboratories_showed_stands_beside_the_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gain = {"gain": 0.4, "ci_low": 0.2, "ci_high": 0.6, "p_value": 0.01}
+    picks = {"chosen": 1.0, "reward_only": 12.0, "oracle": 2.0}
+    record = {
+        "num_runs": 1,
+        "num_controls": 60,
+        "num_kept": 58,
+        "num_cases": 61,
+        "num_expected": 61,
+        "recovered": {"share": 0.8, "ci_low": 0.6, "ci_high": 0.9},
+        "significantly_worse": {"chosen": [0, 0], "reward_only": [1, 1]},
+        "commits": ["abc"],
+        "runs": [{"seed": 100, "fraction": 0.05, **picks, "truth": dict.fromkeys(picks, gain)}],
+    }
+    path = tmp_path / "proof.json"
+    path.write_text(json.dumps(record))
+    monkeypatch.setattr("expo_ray.reports.html_report.proof_page", lambda: proof_page(path))
+    directory = RunDirectory(tmp_path / "run")
+    directory.write_all()
+    text = Page(write_report(directory.path)).text
+    assert "And in other laboratories?" in text
+    assert "recovered 80% of the truth that an oracle would have gained" in text
+    assert "kept the aligned model on 58" in text and "not finished" not in text
+    assert "Every one of the 1 laboratories" in text
