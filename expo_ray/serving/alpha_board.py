@@ -4,6 +4,7 @@ A change has two phases. In "prepare" every replica stops admitting requests, wa
 inside, and loads the new weights; only when all who are to go on report the same digest does
 "steady" name the new generation and let requests in again. Replicas report what they hold and are
 told what to hold, so one that restarts, or comes later, ends at the current alpha by the same way.
+What is current is remembered outside, too: neither the board nor the replicas need live for it.
 Light: no torch, no vLLM.
 """
 
@@ -11,48 +12,24 @@ from __future__ import annotations
 
 import asyncio
 import time
+from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import ray
-from ray.exceptions import RayActorError, RayError
+from ray.exceptions import RayActorError
 
 from expo_ray.errors import ExpoError, ServingError
+from expo_ray.serving.alpha_memory import NAMESPACE, AlphaMemory, board_name
+from expo_ray.serving.alpha_orders import Report, Target, problem_of
 from expo_ray.serving.alpha_setting import AlphaSetting, setting_fields
+from expo_ray.serving.alpha_watch import patience_seconds
 
-NAMESPACE = "expo-ray"
 _POLL_SECONDS = 1.0
 _DOUBT_SECONDS = 3.0
 _SILENT_SECONDS = 30.0
 _RECOVERY_SECONDS = 3.0
 _WATCH_SECONDS = 2.0
-_ORPHAN_LOOKS = 3
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Target:
-    """What every replica shall hold."""
-
-    sequence: int
-    """Grows with every order."""
-    phase: Literal["prepare", "steady"]
-    generation: int
-    """Grows with every change of alpha."""
-    alpha: AlphaSetting
-    drain_seconds: float = 0.0
-    """How long requests inside may take to finish."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Report:
-    """What a replica holds, in answer to an order."""
-
-    sequence: int
-    generation: int
-    alpha: AlphaSetting
-    weights_digest: str | None
-    error: ExpoError | None = None
-    has_drained: bool = True
 
 
 @dataclass(kw_only=True, slots=True)
@@ -68,25 +45,36 @@ class AlphaBoard:
     Args:
         alpha: What the service was started with.
         app_name: The Serve application; the board ends itself when nobody there needs it.
+        version: Of what the application serves.
     """
 
-    def __init__(self, alpha: AlphaSetting, app_name: str) -> None:
-        self._app_name = app_name
-        self._watching: asyncio.Task[None] | None = None
-        self._target = Target(sequence=1, phase="steady", generation=1, alpha=alpha)
+    def __init__(self, alpha: AlphaSetting, app_name: str, version: str) -> None:
+        self._service = (app_name, version)
+        self._memory = AlphaMemory(board_name(app_name, version))
+        known = self._memory.recall()
+        generation, current = known or (1, alpha)
+        self._target = Target(sequence=1, phase="steady", generation=generation, alpha=current)
+        # Replicas that followed a board before this one report within a second.
+        self._ready_at = time.monotonic() + (_RECOVERY_SECONDS if known else 0)
+        if known is None:
+            self._memory.keep(generation, current)
         self._members: dict[str, _Member] = {}
+        self._dropped: set[str] = set()
         self._moved = asyncio.Condition()
-        restarted = ray.get_runtime_context().was_current_actor_reconstructed
-        # What was current before a crash is known from the replicas, which report within a second.
-        self._ready_at = time.monotonic() + (_RECOVERY_SECONDS if restarted else 0)
+        self._needed_at = time.monotonic()
+        self._watching: asyncio.Task[None] | None = None
+        self._changing: asyncio.Task[ExpoError | None] | None = None
 
     async def join(self) -> Target:
         """Return what a new replica shall load; waits while alpha is being changed."""
         self._keep_watch()
-        await asyncio.sleep(self._ready_at - time.monotonic())
+        self._needed_at = time.monotonic()
+        await self._until_steady()
+        return self._target
+
+    async def _until_steady(self) -> None:
         async with self._moved:
             await self._moved.wait_for(lambda: self._target.phase == "steady")
-        return self._target
 
     async def enter(self, name: str, report: Report, actor: Any) -> bool:
         """Take a replica in, if what it has loaded is still what is current."""
@@ -100,16 +88,21 @@ class AlphaBoard:
         """Take a report and return the next order, or the last one again after a second.
 
         Returns:
-            None for a replica that is no member: it has to join again before it answers.
+            None for a replica that was dropped: it must not answer again.
         """
         self._keep_watch()
+        if name in self._dropped:
+            return None
         if name not in self._members:
-            if time.monotonic() > self._ready_at:
-                return None
-            self._members[name] = _Member(actor=actor, report=report, seen=time.monotonic())
-            self._recover(report)
-        self._members[name].report = report
-        await self.beat(name)
+            # This actor was restarted. A change counts on those with whom it began.
+            await self._until_steady()
+            if report.sequence >= self._target.sequence:
+                # Some may wait for the end of a change that nobody leads any more.
+                self._target = replace(self._target, sequence=report.sequence + 1)
+        self._members[name] = _Member(actor=actor, report=report, seen=time.monotonic())
+        is_answer = self._target.phase == "steady" and report.sequence == self._target.sequence
+        if is_answer and report.error is not None:
+            self._drop([name])  # there is no other alpha that it could go back to
         async with self._moved:
             self._moved.notify_all()
             try:
@@ -118,14 +111,6 @@ class AlphaBoard:
             except TimeoutError:
                 pass
         return self._target if name in self._members else None
-
-    def _recover(self, report: Report) -> None:
-        """Learn from a replica what was current before this actor was restarted."""
-        target = self._target
-        if report.error is None and report.generation > target.generation:
-            target = replace(target, generation=report.generation, alpha=report.alpha)
-        # A new order for all: some may wait for the end of a change that nobody leads any more.
-        self._target = replace(target, sequence=max(target.sequence, report.sequence) + 1)
 
     async def beat(self, name: str) -> None:
         """Note that a replica lives, while it is busy with an order."""
@@ -138,7 +123,7 @@ class AlphaBoard:
         return {
             **setting_fields(self._target.alpha),
             "generation": self._target.generation,
-            "changing": self._target.phase != "steady",
+            "changing": self._changing is not None,
             "replicas": {
                 name: {
                     **setting_fields(member.report.alpha),
@@ -155,29 +140,24 @@ class AlphaBoard:
 
     async def _watch(self) -> None:
         """End this actor when its service is gone: a Serve config file has no one to do it."""
-        num_looks = 0
-        while num_looks < _ORPHAN_LOOKS:
+        while True:
             await asyncio.sleep(_WATCH_SECONDS)
-            num_looks = num_looks + 1 if await self._is_orphan() else 0
+            patience = await self._patience()
+            if patience is None:
+                self._needed_at = time.monotonic()
+            elif time.monotonic() - self._needed_at > patience:
+                break
+        self._memory.forget()
         ray.kill(ray.get_runtime_context().current_actor)
 
-    async def _is_orphan(self) -> bool:
-        """Say whether no replica is mine, though the application is gone or runs well."""
+    async def _patience(self) -> float | None:
         for member in [*self._members.values()]:
             if not await _is_dead(member):
-                return False
-        from ray import serve  # seconds to import: only here
-
-        try:
-            status = await asyncio.to_thread(serve.status)
-        except RayError:  # the controller is being restarted
-            return False
-        app = status.applications.get(self._app_name)
-        # Replicas that are all being started are none yet; a new version has a board of its own.
-        return app is None or app.status == "RUNNING"
+                return None
+        return await asyncio.to_thread(patience_seconds, *self._service)
 
     async def change(self, alpha: AlphaSetting, drain_seconds: float) -> ExpoError | None:
-        """Bring all replicas to another alpha.
+        """Bring all replicas to another alpha. Goes on to its end though the caller go away.
 
         Args:
             alpha: The new one.
@@ -186,8 +166,9 @@ class AlphaBoard:
         Returns:
             None when all hold it; else why the old alpha stays.
         """
+        await asyncio.sleep(self._ready_at - time.monotonic())
         before = self._target
-        if before.phase != "steady":
+        if self._changing is not None:
             return ServingError("alpha is being changed already")
         if before.alpha == alpha:
             return None
@@ -196,23 +177,38 @@ class AlphaBoard:
         after = replace(
             before, generation=before.generation + 1, alpha=alpha, drain_seconds=drain_seconds
         )
-        reports = await self._order(replace(after, phase="prepare"))
-        problem = _problem(reports)
-        await self._settle(before if problem else after)
+        # A client that goes away cancels this call; closed gates must not outlast it.
+        self._changing = asyncio.create_task(self._change(before, after))
+        return await asyncio.shield(self._changing)
+
+    async def _change(self, before: Target, after: Target) -> ExpoError | None:
+        target = before
+        try:
+            problem = problem_of(await self._order(replace(after, phase="prepare")))
+            if problem is None:
+                # From here on it is what comes back, whoever dies.
+                await asyncio.to_thread(self._memory.keep, after.generation, after.alpha)
+                target = after
+        finally:
+            # Whatever went wrong: gates that stay closed would be worse.
+            try:
+                await self._settle(target)
+            finally:
+                self._changing = None
         return problem
 
     async def _settle(self, target: Target) -> None:
         """Let requests in again; who does not hold the target's weights is replaced."""
         if target.alpha == self._target.alpha:
             self._drop([n for n, m in self._members.items() if m.report.error is not None])
-        reports = await self._order(replace(target, phase="steady"))
-        self._drop([name for name, report in reports.items() if report.error is not None])
+        await self._order(replace(target, phase="steady"))
 
     async def _order(self, target: Target) -> dict[str, Report]:
         """Publish a target and wait for all reports; replicas that fall silent are replaced."""
+        # Before anything is waited for: nobody else can take this number.
         sequence = self._target.sequence + 1
+        self._target = replace(target, sequence=sequence)
         async with self._moved:
-            self._target = replace(target, sequence=sequence)
             self._moved.notify_all()
         while any(m.report.sequence < sequence for m in self._members.values()):
             async with self._moved:
@@ -232,6 +228,7 @@ class AlphaBoard:
             # Killed, not asked: it must not answer again. Serve starts another in its place.
             member = self._members.pop(name, None)
             if member is not None:
+                self._dropped.add(name)
                 ray.kill(member.actor)
 
 
@@ -254,32 +251,12 @@ async def _is_dead(member: _Member) -> bool:
     return False
 
 
-def _problem(reports: dict[str, Report]) -> ExpoError | None:
-    """Return why a prepared change must not be made; a single failed replica is no reason."""
-    if not reports:
-        return ServingError("no replica is left", hint="they are being replaced: try again")
-    for report in reports.values():
-        if report.error is not None and not report.has_drained:
-            return report.error
-    good = [report for report in reports.values() if report.error is None]
-    if not good:
-        return next(iter(reports.values())).error
-    digests = {report.weights_digest for report in good}
-    if len(digests) > 1:
-        return ServingError("replicas report different weights", got=sorted(map(str, digests)))
-    return None
-
-
-def _board_name(app_name: str, version: str) -> str:
-    return f"expo-ray-alpha-{app_name}-{version}"
-
-
 def find_or_start_board(app_name: str, alpha: AlphaSetting, *, version: str = "") -> Any:
     """Return the board of a Serve application.
 
     Args:
         app_name: The application.
-        alpha: Current alpha where there is no board yet.
+        alpha: Current alpha where the service has never been brought to another.
         version: Of what the application serves: one that is deployed anew with another model or
             alpha starts there, and not where clients had brought its predecessor.
     """
@@ -287,21 +264,20 @@ def find_or_start_board(app_name: str, alpha: AlphaSetting, *, version: str = ""
     return (
         ray.remote(AlphaBoard)
         .options(
-            name=_board_name(app_name, version),
+            name=board_name(app_name, version),
             namespace=NAMESPACE,
             get_if_exists=True,
             lifetime="detached",
             num_cpus=0,
             max_restarts=-1,
         )
-        .remote(alpha, app_name)
+        .remote(alpha, app_name, version)
     )
 
 
 def stop_board(app_name: str, *, version: str = "") -> None:
-    """End the board of a Serve application, if it has one."""
-    try:
-        board = ray.get_actor(_board_name(app_name, version), namespace=NAMESPACE)
-    except ValueError:
-        return
-    ray.kill(board)
+    """End the board of a Serve application, if it has one, and forget its alpha."""
+    name = board_name(app_name, version)
+    with suppress(ValueError):
+        ray.kill(ray.get_actor(name, namespace=NAMESPACE))
+    AlphaMemory(name).forget()

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Any
 
-from ray.exceptions import RayActorError
+import ray
+from ray.exceptions import RayActorError, RayError
 
 from expo_ray.errors import ExpoError, ServingError
-from expo_ray.serving.alpha_board import Report, Target
+from expo_ray.serving.alpha_orders import Report, Target
 from expo_ray.serving.alpha_setting import AlphaSetting
 from expo_ray.serving.loaded import Loaded
 from expo_ray.serving.weights_gate import WeightsGate
@@ -22,7 +24,7 @@ class AlphaMember:
     """Keeps one replica at the current alpha.
 
     Args:
-        board: The service's `AlphaBoard`.
+        find_board: Returns the service's `AlphaBoard`, another one where the last has ended.
         name: Of the replica.
         actor: Handle of the replica, by which the board can end it.
         gate: Closed while the weights are replaced.
@@ -31,46 +33,45 @@ class AlphaMember:
 
     def __init__(
         self,
-        board: Any,
+        find_board: Callable[[], Any],
         *,
         name: str,
         actor: Any,
         gate: WeightsGate,
         load: Callable[[AlphaSetting], Awaitable[Loaded]],
     ) -> None:
-        self._board = board
+        self._find_board = find_board
+        self.board = find_board()
         self._name = name
         self._actor = actor
         self._gate = gate
         self._load = load
+        self.is_changing = False
+        """Whether the board leads a change, in which this replica may be without weights."""
         self._report: Report
         self._following: asyncio.Task[None]
 
     async def join(self) -> Loaded:
         """Load the current alpha, and follow the board from then on."""
-        loaded = await self._enter()
-        if loaded.error is None:
-            self._following = asyncio.create_task(self._follow())
-        return loaded
-
-    async def _enter(self) -> Loaded:
         while True:
             target: Target = await self._ask("join")
             loaded = await self._load(target.alpha)
-            self._report = _report(target, loaded.weights_digest, loaded.error)
             if loaded.error is not None:
                 return loaded
+            self._report = _report(target, loaded.weights_digest, None)
             if await self._ask("enter", self._name, self._report, self._actor):
+                self._following = asyncio.create_task(self._follow())
                 return loaded
 
     async def _follow(self) -> None:
         while True:
             target = await self._ask("follow", self._name, self._report, self._actor)
             if target is None:
-                await self._gate.close()
-                if (await self._enter()).error is None:
-                    self._gate.open()
-            elif target.sequence != self._report.sequence:
+                # The board has ended this replica, which must not answer again.
+                ray.kill(self._actor)
+                return
+            self.is_changing = target.phase == "prepare"
+            if target.sequence != self._report.sequence:
                 await self._obey(target)
 
     async def _obey(self, target: Target) -> None:
@@ -119,10 +120,12 @@ class AlphaMember:
     async def _ask(self, method: str, *args: object) -> Any:
         while True:
             try:
-                return await getattr(self._board, method).remote(*args)
+                return await getattr(self.board, method).remote(*args)
             except RayActorError:
-                # The board is being restarted; it learns the current alpha from its replicas.
+                # It is being restarted; or it has ended, and another takes its place.
                 await asyncio.sleep(_RETRY_SECONDS)
+                with suppress(RayError, ValueError):  # its name is neither free nor taken yet
+                    self.board = self._find_board()
 
 
 def _report(target: Target, digest: str | None, error: ExpoError | None) -> Report:

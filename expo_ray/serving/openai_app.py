@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 from typing import Any, Literal
 
 from fastapi import Request
@@ -67,6 +68,10 @@ class OpenAIServer(OpenAIService, Generator):
         """Put other weights in place while nobody is inside the gate."""
         return await self.load(source)
 
+    async def check_health(self) -> None:
+        """Raise an error where Serve shall start another replica in place of this one."""
+        self._require_weights()
+
     async def chat_completions(self, body: ChatBody, request: Request) -> Response:
         """Continue a chat."""
         self._authorize(request)
@@ -90,8 +95,10 @@ class OpenAIServer(OpenAIService, Generator):
             {**body, "stream": True, "stream_options": {"include_usage": True}}
         )
         yield f": {REPLICA_HEADER} {replica_name()}\n\n"
-        async for event in self._admit(asked.model, lambda: self._chat(asked)):
-            yield event
+        admitted = self._admit(asked.model, lambda: self._chat(asked))
+        async with aclosing(admitted) as events:  # type: ignore[type-var]
+            async for event in events:
+                yield event
 
     def _chat(self, body: ChatBody) -> AsyncIterator[Any]:
         wanted = body.max_completion_tokens or body.max_tokens

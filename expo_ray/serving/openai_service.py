@@ -13,6 +13,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import ray
@@ -21,9 +22,10 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from pydantic import ValidationError
 from ray import serve
+from ray.exceptions import RayActorError
 from starlette.exceptions import HTTPException
 
-from expo_ray.errors import ExpoError
+from expo_ray.errors import ExpoError, ServingError
 from expo_ray.serving.alpha_board import find_or_start_board
 from expo_ray.serving.alpha_member import AlphaMember
 from expo_ray.serving.alpha_setting import AlphaSetting, require_setting, setting_fields
@@ -37,6 +39,7 @@ from expo_ray.serving.weights_gate import WeightsGate
 REPLICA_HEADER = "x-expo-ray-replica"
 """Response header that names the replica, so that a load test sees how evenly they share."""
 
+_UNREADY_SECONDS = 60.0
 _ROUTES = {
     "health": ("GET", "/health"),
     "models": ("GET", "/v1/models"),
@@ -162,26 +165,52 @@ class OpenAIService:
         self._settings = settings
         self._rewarder = rewarder
         self._created = int(time.time())
-        self._board: Any = None
+        self._member: AlphaMember | None = None
         self._started = source
+        self._is_loading = False
         if not settings.allow_alpha_change or source.setting is None:
             await self.replace(source)
-            return
-        app_name = serve.get_replica_context().app_name
-        self._board = find_or_start_board(app_name, source.setting, version=source.digest)
+        else:
+            await self._join(source, source.setting)
+        self._healthy_until = time.monotonic() + _UNREADY_SECONDS
+
+    async def _join(self, source: ModelSource, setting: AlphaSetting) -> None:
+        find_board = partial(
+            find_or_start_board,
+            serve.get_replica_context().app_name,
+            setting,
+            version=source.digest,
+        )
 
         async def load(setting: AlphaSetting) -> Loaded:
             wanted = source.at(setting)
-            return self._loaded if wanted == self._source else await self.replace(wanted)
+            if wanted == self._source:
+                return self._loaded
+            self._is_loading = True
+            try:
+                return await self.replace(wanted)
+            finally:
+                self._is_loading = False
 
         self._member = AlphaMember(
-            self._board,
+            find_board,
             name=replica_name(),
             actor=ray.get_runtime_context().current_actor,
             gate=self._gate,
             load=load,
         )
         await self._member.join()
+
+    def _require_weights(self) -> None:
+        """Let Serve replace a replica that is without weights and will not get any by itself."""
+        is_busy = self._is_loading or (self._member is not None and self._member.is_changing)
+        if self._loaded.weights_digest is not None or is_busy:
+            return
+        # Whoever has just started it is told why there are none: an error that Serve would hide.
+        if time.monotonic() > self._healthy_until:
+            raise ServingError(
+                "the weights are not loaded", where=replica_name(), got=self._loaded.error
+            )
 
     async def health(self) -> Response:
         """Answer 200 when the weights are loaded."""
@@ -213,36 +242,51 @@ class OpenAIService:
     async def alpha(self, request: Request) -> dict[str, Any]:
         """Say what every replica holds."""
         self._authorize(request)
-        state: dict[str, Any] = await self._require_board().state.remote()
-        return {"object": "alpha", **state}
+        return await self._alpha_state()
 
     async def change_alpha(self, body: AlphaBody, request: Request) -> dict[str, Any]:
         """Bring all replicas to another alpha, or to rules; answers when they serve it."""
         self._authorize(request)
-        board = self._require_board()
+        self._require_member()
         setting = require_setting(body.alpha, body.alpha_rules)
         # Rules that do not fit this model are refused before anybody has to wait.
         await asyncio.to_thread(self._started.at(setting).check_rules)
-        problem = await board.change.remote(setting, body.drain_seconds)
+        problem = await self._ask_board("change", setting, body.drain_seconds)
         if problem is not None:
             # Nothing has changed: what was served before is served again.
             raise ApiError(409, str(problem), code="alpha_not_changed")
-        async with self._gate.reading():
-            entry = self._model_entry()
-        state = await board.state.remote()
+        return await self._alpha_state()
+
+    async def _alpha_state(self) -> dict[str, Any]:
+        state: dict[str, Any] = await self._ask_board("state")
+        setting = require_setting(state["alpha"], state["alpha_rules"])
+        digests = {replica["weights_digest"] for replica in state["replicas"].values()}
         return {
             "object": "alpha",
-            "model": entry["id"],
-            "weights_digest": entry["weights_digest"],
+            "model": self._started.at(setting).name,
+            "weights_digest": digests.pop() if len(digests) == 1 else None,
             **state,
         }
 
-    def _require_board(self) -> Any:
-        if self._board is None:
+    async def _ask_board(self, method: str, *args: object) -> Any:
+        board = self._require_member().board
+        try:
+            return await getattr(board, method).remote(*args)
+        except RayActorError as error:
+            raise ApiError(
+                503,
+                "what leads changes of alpha is being restarted; "
+                "ask by GET /v1/alpha which one is served",
+                code="restarting",
+                headers={"retry-after": "1"},
+            ) from error
+
+    def _require_member(self) -> AlphaMember:
+        if self._member is None:
             raise ApiError(
                 403, "this service was started without --allow-alpha-change", code="not_allowed"
             )
-        return self._board
+        return self._member
 
     def _authorize(self, request: Request) -> None:
         expected = self._settings.api_key_digest
@@ -289,8 +333,10 @@ class OpenAIService:
             )
         async with self._gate.reading():
             self._require_model(model)
-            async for event in events():
-                yield event
+            # The gate is left when what was abandoned has ended, not before.
+            async with aclosing(events()) as made:  # type: ignore[type-var]
+                async for event in made:
+                    yield event
 
     async def _respond(self, events: AsyncIterator[Any], *, is_stream: bool) -> Response:
         """Send what `_admit` yields: pieces of a stream, or one body."""

@@ -22,7 +22,7 @@ from expo_ray.errors import ConfigError, ServingError
 from expo_ray.extrapolation import extrapolate
 from expo_ray.extrapolation.alpha_rules import AlphaRules
 from expo_ray.serving import ModelSource, ServedModel, get_alpha, served_model, set_alpha
-from expo_ray.serving.alpha_board import NAMESPACE
+from expo_ray.serving.alpha_memory import NAMESPACE
 from expo_ray.serving.app import AppArguments, build_app
 from expo_ray.serving.launching import ensure_serve
 from tests.pico import save_pair
@@ -176,6 +176,30 @@ def test_a_replica_that_is_replaced_has_the_current_rules(served: ServedModel) -
     asyncio.run(ask_until_both_answer())
 
 
+def test_a_client_that_vanishes_amid_a_change(served: ServedModel) -> None:
+    """Serve cancels whatever its request had begun; the change goes on all the same."""
+    served.set_alpha(0.5)
+    old, digest = served.model, served.weights_digest
+
+    async def vanish() -> list[tuple[int, str, str]]:
+        async with httpx.AsyncClient(timeout=60, headers=HEADERS) as client:
+            inside = [asyncio.create_task(ask(client, served, old)) for _ in range(16)]
+            await asyncio.sleep(0.05)
+            with pytest.raises(httpx.ReadTimeout):
+                await client.post(f"{served.url}/v1/alpha", json={"alpha": 0.3}, timeout=0.05)
+            return await asyncio.gather(*inside)
+
+    assert {answer for answer in asyncio.run(vanish()) if answer[0] == 200} <= {(200, old, digest)}
+    deadline = time.monotonic() + 60
+    while get_alpha(url=served.url, api_key=KEY)["changing"]:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    state = served.set_alpha(0.25)
+    assert state["weights_digest"] not in (None, digest)
+    answered = asyncio.run(once(served, served.model))
+    assert answered == (200, "aligned@alpha=0.25", state["weights_digest"])
+
+
 def test_an_alpha_that_cannot_be_changes_nothing(served: ServedModel) -> None:
     model, digest = served.model, served.weights_digest
     with pytest.raises(ServingError, match="refuses") as caught:
@@ -232,8 +256,21 @@ def test_a_replica_that_the_autoscaler_adds_has_the_current_alpha(
     source = ModelSource(model=aligned, initial=initial, alpha=0.5)
     with ServedModel(source, allow_alpha_change=True, max_replicas=2) as scaled:
         scaled.set_alpha(0.3)
-        assert len(get_alpha(url=scaled.url)["replicas"]) == 1
-        deadline = time.monotonic() + 90
+        [only] = get_alpha(url=scaled.url)["replicas"]
+        # Serve needs seconds to see that the only one is dead; nobody else knows this alpha.
+        ray.kill(ray.get_actor(replica_names(scaled)[0], namespace="serve"))
+        deadline = time.monotonic() + 150
+        while True:
+            answer = httpx.get(f"{scaled.url}/v1/alpha", timeout=60)
+            if answer.status_code == 200 and {*answer.json()["replicas"]} - {only}:
+                break
+            assert time.monotonic() < deadline
+            time.sleep(0.5)
+        assert asyncio.run(once(scaled, scaled.model)) == (
+            200,
+            "aligned@alpha=0.3",
+            scaled.weights_digest,
+        )
 
         async def load_until_there_are_two() -> set[tuple[int, str, str]]:
             seen: set[tuple[int, str, str]] = set()

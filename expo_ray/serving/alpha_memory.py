@@ -1,0 +1,44 @@
+"""What outlives the board and all replicas of a service: its current alpha, in Ray's own store."""
+
+from __future__ import annotations
+
+import json
+
+from ray.experimental.internal_kv import _internal_kv_del, _internal_kv_get, _internal_kv_put
+
+from expo_ray.serving.alpha_setting import AlphaSetting, require_setting, setting_fields
+
+NAMESPACE = "expo-ray"
+
+
+def board_name(app_name: str, version: str) -> str:
+    """Return the name of a service's board."""
+    return f"expo-ray-alpha-{app_name}-{version}"
+
+
+class AlphaMemory:
+    """Remembers alpha as long as the cluster's head node lives, or its Redis.
+
+    Args:
+        name: Of the board: another version of the application remembers for itself.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def recall(self) -> tuple[int, AlphaSetting] | None:
+        """Return what was kept last: the generation and its alpha."""
+        kept = _internal_kv_get(self._name, namespace=NAMESPACE)
+        if kept is None:
+            return None
+        fields = json.loads(kept)
+        return fields["generation"], require_setting(fields["alpha"], fields["alpha_rules"])
+
+    def keep(self, generation: int, alpha: AlphaSetting) -> None:
+        """Remember this instead."""
+        fields = {"generation": generation, **setting_fields(alpha)}
+        _internal_kv_put(self._name, json.dumps(fields), namespace=NAMESPACE)
+
+    def forget(self) -> None:
+        """Let a service that starts later begin with the alpha that it is given."""
+        _internal_kv_del(self._name, namespace=NAMESPACE)
