@@ -121,6 +121,7 @@ class ServedModel:
         self._api_key = api_key
         self._stack = ExitStack()
         self.model = self._source.name
+        self.app_name = ""
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:
@@ -128,15 +129,16 @@ class ServedModel:
             self._source.check()
             app = self.bind()  # refuses what it can before Serve is started
             root = ensure_serve(host=host, port=port)
+            # Ends after the replicas, which would look for another one.
+            stack.callback(self._stop_board)
             handle, route = stack.enter_context(application(app, label="server", route=self._route))
+            self.app_name = str(handle.app_name)
             [(_, loaded)] = call_in_chunks(
                 lambda _: handle.describe.remote(), [self._source], num_in_flight=1
             )
             if loaded.error is not None:
                 raise loaded.error
             self.weights_digest = loaded.weights_digest
-            self.app_name = str(handle.app_name)
-            stack.callback(self._stop_board)
             self.url = f"{root}{route or ''}".rstrip("/")
             self._wait_for_an_answer()
             self._stack = stack.pop_all()
@@ -203,7 +205,10 @@ class ServedModel:
                 # More than a batch means waiting: that is when another replica helps.
                 "target_ongoing_requests": self._batch_size,
             }
-        # The replica refuses what is too much, with Retry-After; Serve's own limits lie above.
+        # The replica refuses what is too much, in OpenAI's words; Serve's own limits lie above.
+        # Not in the oldest Ray that is supported.
+        if hasattr(ray.serve.config, "BackpressureConfig"):
+            deployment["backpressure_config"] = {"retry_after_s": 1}
         return {
             **deployment,
             "max_ongoing_requests": max_requests + _REFUSAL_SLOTS,
@@ -211,7 +216,7 @@ class ServedModel:
         }
 
     def _stop_board(self) -> None:
-        if self._allow_alpha_change and ray.is_initialized():
+        if self._allow_alpha_change and self.app_name and ray.is_initialized():
             stop_board(self.app_name, version=self._source.digest)
 
     def _wait_for_an_answer(self) -> None:

@@ -68,6 +68,9 @@ def test_overload_is_refused_at_once_and_passes(served: ServedModel) -> None:
     refused = [a for a in answers if a.status_code == 503]
     assert all(a.headers["retry-after"] == "1" for a in refused)
     assert {a.json()["error"]["code"] for a in refused} == {"overloaded"}
+    # Serve itself refuses what thousands send at once, in its own words but with the same header.
+    deployment = served.bind()._bound_deployment
+    assert deployment.backpressure_config.retry_after_s == 1
     assert works(served)
 
 
