@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import httpx
 
-from expo_ray.errors import ConfigError, ServingError
+from expo_ray.errors import ConfigError, ExpoError, ServingError
 from expo_ray.serving.alpha_setting import RulesLike, require_setting, setting_fields
 
 DRAIN_SECONDS = 300.0
 _LOAD_SECONDS = 3600.0
+_SILENT_SECONDS = 60.0
+_LOOK_SECONDS = 0.5
+
+
+class _LostError(ServingError):
+    """What became of the request is not known."""
 
 
 def set_alpha(
@@ -43,13 +50,24 @@ def set_alpha(
             the change.
         ServingError: The change failed; the old alpha is served on.
     """
-    return _ask(
-        "POST",
-        url,
-        api_key,
-        {**setting_fields(require_setting(alpha, alpha_rules)), "drain_seconds": drain_seconds},
-        timeout_seconds=drain_seconds + _LOAD_SECONDS,
-    )
+    wanted = setting_fields(require_setting(alpha, alpha_rules))
+    seconds = drain_seconds + _LOAD_SECONDS
+    body = {**wanted, "drain_seconds": drain_seconds}
+    try:
+        return _ask("POST", url, api_key, body, timeout_seconds=seconds)
+    except _LostError as error:
+        # The replica that led the change for this client may be dead; the change goes on.
+        state = _state_at_the_end(url, api_key, seconds)
+        if state is None:
+            raise
+        if {name: state[name] for name in wanted} == wanted:
+            return state
+        raise ServingError(
+            "alpha was not changed",
+            where=error.where,
+            got=error.got,
+            hint=f"{state['model']} is served on: try again",
+        ) from error
 
 
 def get_alpha(*, url: str, api_key: str | None = None) -> dict[str, Any]:
@@ -64,6 +82,22 @@ def get_alpha(*, url: str, api_key: str | None = None) -> dict[str, Any]:
         ServingError: The service does not answer.
     """
     return _ask("GET", url, api_key, None, timeout_seconds=60)
+
+
+def _state_at_the_end(url: str, api_key: str | None, seconds: float) -> dict[str, Any] | None:
+    """Return the state when no change is going on; None where the service stays silent."""
+    heard = started = time.monotonic()
+    while time.monotonic() < min(heard + _SILENT_SECONDS, started + seconds):
+        try:
+            state = get_alpha(url=url, api_key=api_key)
+        except ServingError:
+            pass  # the replica that is asked may be the dead one still
+        else:
+            heard = time.monotonic()
+            if not state["changing"]:
+                return state
+        time.sleep(_LOOK_SECONDS)
+    return None
 
 
 def _ask(
@@ -81,7 +115,8 @@ def _ask(
     except (httpx.InvalidURL, httpx.UnsupportedProtocol) as error:
         raise ConfigError("not a URL", where="--url", got=url, hint=str(error)) from error
     except httpx.HTTPError as error:
-        raise ServingError(
+        was_sent = not isinstance(error, httpx.ConnectError | httpx.ConnectTimeout)
+        raise (_LostError if was_sent else ServingError)(
             "the service does not answer", where=endpoint, got=f"{type(error).__name__}: {error}"
         ) from error
     if answer.status_code == 200:
@@ -91,5 +126,9 @@ def _ask(
         message = str(answer.json()["error"]["message"])
     except (ValueError, KeyError, TypeError):
         message = answer.text[:300]
-    kind = ServingError if answer.status_code in (409, *range(500, 600)) else ConfigError
+    kind: type[ExpoError] = ConfigError
+    if answer.status_code >= 500:
+        kind = _LostError
+    elif answer.status_code == 409:
+        kind = ServingError
     raise kind("the service refuses", where=endpoint, got=f"{answer.status_code}: {message}")
