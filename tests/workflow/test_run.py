@@ -12,13 +12,17 @@ import sys
 import time
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
 import yaml
 
 from expo_ray.errors import ConfigError, VerifyError
+from expo_ray.extrapolation import extrapolate
 from expo_ray.progress import NullProgress
+from expo_ray.serving import generator_replicas
+from expo_ray.serving.launching import application
 from expo_ray.workflow import stages
 from expo_ray.workflow.recipe import load_recipe
 from expo_ray.workflow.run import run
@@ -162,10 +166,29 @@ def test_candidates_served_live_leave_only_the_chosen_checkpoint(
     ray_cluster: str,
     pico_pair: tuple[Path, Path],
     pico_reward_model: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     changes = {"extrapolation": {"alphas": [0.5, 2.0], "max_shard_size": "20KB"}, "loadtest": None}
     path = write_recipe(tmp_path, pico_pair, pico_reward_model, **changes)
-    directory = RunDir(run(path, address=ray_cluster)["output"])
+    started: list[str] = []
+    written: list[str] = []
+
+    def start(app: Any, *, label: str, route: str | None = None) -> Any:
+        started.append(label)
+        return application(app, label=label, route=route)
+
+    def write(initial: Any, aligned: Any, output: str, **more: Any) -> Any:
+        written.append(output)
+        return extrapolate(initial, aligned, output, **more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(generator_replicas, "application", start)
+        patch.setattr(stages, "extrapolate", write)
+        directory = RunDir(run(path, address=ray_cluster)["output"])
+    # Three candidates, the aligned model among them, on replicas that were started once.
+    assert started == ["generator"]
+    best = json.loads(directory.selection_file.read_text())["best_alpha"]
+    assert written == ([str(directory.checkpoint(best))] if best else [])
     for alpha in (0.5, 2.0):
         record = finished.parent / "run" / "checkpoints" / f"alpha-{alpha:g}" / "expo_ray.json"
         responses = pq.read_table(directory.responses(alpha))
