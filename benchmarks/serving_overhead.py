@@ -119,10 +119,8 @@ def main() -> int:
     if arguments.size == "tiny":
         print(f"ratio {ratio:.3f} (median of the pairs), not judged")
         return 0
-    print(
-        f"{'PASS' if ratio >= LIMIT else 'MISS'}: ratio {ratio:.3f} (median of the pairs), ", end=""
-    )
-    print(f"limit {LIMIT:g}")
+    verdict = "PASS" if ratio >= LIMIT else "MISS"
+    print(f"{verdict}: ratio {ratio:.3f} (median of the pairs), limit {LIMIT:g}")
     return 0 if ratio >= LIMIT else 1
 
 

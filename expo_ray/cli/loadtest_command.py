@@ -184,6 +184,16 @@ def loadtest(
             rich_help_panel=_LIMITS,
         ),
     ] = None,
+    max_empty_rate: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            max=1,
+            help="Exit 1 where a larger share of the answers ends properly, but without any text "
+            "(0.5); these count as failed, and not in --max-error-rate.",
+            rich_help_panel=_LIMITS,
+        ),
+    ] = None,
     initial: Annotated[
         str | None,
         typer.Option(
@@ -192,12 +202,24 @@ def loadtest(
     ] = None,
     alpha: Annotated[
         float | None,
-        typer.Option(help="alpha of the live extrapolation.", rich_help_panel=_SERVED),
+        typer.Option(
+            help="alpha of the live extrapolation; beside --alpha-rules, for tensors without a "
+            "rule.",
+            rich_help_panel=_SERVED,
+        ),
+    ] = None,
+    alpha_rules: Annotated[
+        str | None,
+        typer.Option(
+            help="YAML file that gives parts of the model their own alpha, as for extrapolate.",
+            rich_help_panel=_SERVED,
+        ),
     ] = None,
     versus_alpha: Annotated[
         float | None,
         typer.Option(
-            help="Compare --alpha with this one on the same requests, by turns (0: TARGET itself).",
+            help="Compare --alpha (or --alpha-rules) with this one on the same requests, by turns "
+            "(0: TARGET itself).",
             rich_help_panel=_SERVED,
         ),
     ] = None,
@@ -270,7 +292,9 @@ def loadtest(
 
     Latency counts from when a request was due, so that a service that stalls cannot hide it
     (TTFT: first text; TPOT: per further token of the server's usage; E2E: last text). A point at
-    which the client itself could not keep up is void. Failures are counted by class.
+    which the client itself could not keep up is void: it is marked, `void` is true in summary.json,
+    and the exit code stays 0. Failures are counted by class; too many of them exit 1, after
+    everything is written.
 
     Examples:
     expo-ray loadtest ./expo --prompts p.jsonl --output lt --concurrency 1,4,16
@@ -303,6 +327,7 @@ def loadtest(
         "e2el_slo_ms": e2el_slo_ms,
         "slo_share": slo_share,
         "max_error_rate": max_error_rate,
+        "max_empty_rate": max_empty_rate,
         "engine": engine,
         "engine_options": _engine_options(max_model_len, tensor_parallel_size, engine_arg),
         "model": model,
@@ -320,12 +345,12 @@ def loadtest(
         "address": address,
         "options": _options(given, numbers[0]),
     }
+    pair: dict[str, Any] = {"initial": initial, "alpha": alpha, "alpha_rules": alpha_rules}
     with Session(json_output=json_output, verbose=verbose, quiet=quiet) as session:
         common["progress"] = session.progress
         if len(numbers) > 1:
             from expo_ray.loadtests import loadtest_scaling
 
-            pair: dict[str, Any] = {"initial": initial, "alpha": alpha}
             scaled = loadtest_scaling(
                 target,
                 replicas=numbers,
@@ -338,11 +363,9 @@ def loadtest(
         elif versus_alpha is not None:
             from expo_ray.loadtests import Contender, compare_targets
 
-            sides = (
-                Contender(target=target, initial=initial, alpha=a) for a in (versus_alpha, alpha)
-            )
             compared = compare_targets(
-                *sides,
+                Contender(target=target, initial=initial, alpha=versus_alpha),
+                Contender(target=target, **pair),
                 concurrency=flights,
                 rate=rates,
                 rounds=rounds,
@@ -359,8 +382,7 @@ def loadtest(
                 rate=rates,
                 trace=trace,
                 find=find,  # type: ignore[arg-type]
-                initial=initial,
-                alpha=alpha,
+                **pair,
                 **common,
             )
             session.emit(result, lambda console: render_points(console, result))

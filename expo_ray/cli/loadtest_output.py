@@ -10,7 +10,10 @@ from expo_ray.cli.session import new_table
 
 
 def _cell(value: object) -> str:
-    return f"{value:,.4g}" if isinstance(value, int | float) else "-"
+    if not isinstance(value, int | float):
+        return "-"
+    # Short, so that a line fits a terminal: 12,346 and not 1.235e+04.
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
 def render_points(console: Console, result: dict[str, Any]) -> None:
@@ -23,12 +26,15 @@ def render_points(console: Console, result: dict[str, Any]) -> None:
         "request_throughput": "req/s",
         "output_throughput": "tok/s",
         "median_ttft_ms": "TTFT",
+        "p99_ttft_ms": "p99",
         "median_tpot_ms": "TPOT",
         "median_e2el_ms": "E2E",
-        "p99_e2el_ms": "E2E p99",
-        "goodput_share": "good",
+        "p99_e2el_ms": "p99",
     }
-    table = new_table(*columns.values(), title=f"{result['target']} (medians, ms)")
+    if any(point["goodput_share"] is not None for point in result["points"]):
+        columns["goodput_share"] = "good"
+    title = f"{result['target']} (medians and p99 of those done, ms)"
+    table = new_table(*columns.values(), title=title)
     for point in result["points"]:
         table.add_row(*(_cell(point.get(key)) for key in columns))
     console.print(table)
@@ -40,6 +46,13 @@ def render_points(console: Console, result: dict[str, Any]) -> None:
             console.print(f"failed: {classes}", markup=False, highlight=False)
         for one in point["interruptions"]:
             console.print("interrupted:", one["text"], markup=False, highlight=False)
+    answerers = {
+        f"{who['model']} {who['system_fingerprint'] or ''}".strip()
+        for point in result["points"]
+        for who in point["answered_by"]
+    }
+    if len(answerers) > 1:
+        console.print("several models answered:", ", ".join(sorted(answerers)), markup=False)
     if result["search"] is not None:
         search = result["search"]
         load = search["load"] if search["kind"] == "saturation" else f"{search['rate']} requests/s"

@@ -9,6 +9,7 @@ from typing import Any
 from expo_ray.loadtests.records import Job, RequestRecord
 
 _MAX_DETAIL_CHARACTERS = 300
+_FINGERPRINT = "system_fingerprint"
 
 
 class StreamError(Exception):
@@ -33,6 +34,8 @@ class Answer:
     output_tokens: int | None = None
     cached_tokens: int | None = None
     replica: str | None = None
+    model: str | None = None
+    system_fingerprint: str | None = None
     finish_reason: str | None = None
     ended: bool = False
 
@@ -57,6 +60,8 @@ class Answer:
     def _read(self, event: dict[str, Any], seconds: float) -> None:
         if event.get("error"):
             raise StreamError("mid_stream", json.dumps(event["error"]))
+        if self.model is None:
+            self.model, self.system_fingerprint = event.get("model"), event.get(_FINGERPRINT)
         usage = event.get("usage")
         if usage:
             self.input_tokens = usage.get("prompt_tokens")
@@ -69,14 +74,26 @@ class Answer:
                 self.finish_reason = choice["finish_reason"]
                 self.ended = True
 
-    def check(self) -> None:
-        """Check that the stream came to its end and held text.
+    def check(self, *, model: str, weights_digest: str | None) -> None:
+        """Check that the stream came to its end, from the weights that are measured, and held text.
+
+        Args:
+            model: The one that was asked.
+            weights_digest: Of the weights that are measured. None, of a service that tells none,
+                leaves unchecked who answered: there a name may stand for another.
 
         Raises:
-            StreamError: One of the two is missing.
+            StreamError: It did not.
         """
         if not self.ended:
             raise StreamError("truncated", "the stream stopped without finish_reason or [DONE]")
+        told = {self.model: model, self.system_fingerprint: weights_digest}
+        if weights_digest is not None and any(t not in (None, e) for t, e in told.items()):
+            raise StreamError(
+                "other_weights",
+                f"{self.model} with weights {self.system_fingerprint} answered instead of {model} "
+                f"with {weights_digest}",
+            )
         if not self.token_seconds:
             raise StreamError("empty", "the answer has no text")
 
@@ -110,6 +127,8 @@ class Answer:
             output_tokens=self.output_tokens,
             cached_tokens=self.cached_tokens,
             replica=self.replica,
+            model=self.model,
+            system_fingerprint=self.system_fingerprint,
             finish_reason=self.finish_reason,
             error=failure and failure[0],
             error_detail=failure and failure[1][:_MAX_DETAIL_CHARACTERS],

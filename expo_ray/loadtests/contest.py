@@ -20,6 +20,7 @@ from expo_ray.loadtests.plan import LoadPlan, make_plan
 from expo_ray.loadtests.stream import Endpoint
 from expo_ray.loadtests.target import is_url, open_target
 from expo_ray.progress import NullProgress, Progress
+from expo_ray.serving.alpha_setting import RulesLike
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -29,6 +30,7 @@ class Contender:
     target: str
     initial: str | None = None
     alpha: float | None = None
+    alpha_rules: RulesLike | None = None
 
 
 def compare_targets(
@@ -144,7 +146,6 @@ class _Turns:
                 endpoint,
                 self._plan,
                 target=side.target,
-                alpha=side.alpha,
                 progress=self._progress,
                 # The same letters on both sides, others in every round.
                 salt=f"{self._plan.options.prompt_salt or self._salt}-{len(found)}",
@@ -156,13 +157,17 @@ class _Turns:
     def _serve(self, name: str, stack: ExitStack) -> Endpoint:
         side = self._sides[name]
         target = open_target(
-            side.target, initial=side.initial, alpha=side.alpha, options=self._plan.options
+            side.target,
+            initial=side.initial,
+            alpha=side.alpha,
+            alpha_rules=side.alpha_rules,
+            options=self._plan.options,
         )
         return stack.enter_context(target)
 
 
 def _identity(side: Contender, measured: Measured) -> dict[str, Any]:
-    names = ("target", "model", "alpha", "weights_digest")
+    names = ("target", "model", "alpha", "alpha_rules", "weights_digest")
     return {name: measured.summary[name] for name in names} | {"initial": side.initial}
 
 

@@ -55,7 +55,7 @@ class HandleSender:
                             answer.add(line[len("data:") :].strip().encode(), stamp)
                         elif line.startswith(_REPLICA_COMMENT):
                             answer.replica = line[len(_REPLICA_COMMENT) :].strip()
-            answer.check()
+            answer.check(model=self._endpoint.model, weights_digest=self._endpoint.weights_digest)
         except StreamError as error:
             failure = error.kind, str(error)
         except TimeoutError:

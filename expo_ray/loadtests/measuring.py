@@ -17,7 +17,7 @@ import ray
 from expo_ray.checkpoints import atomic_write_json
 from expo_ray.errors import EvaluationError
 from expo_ray.loadtests.loads import Load
-from expo_ray.loadtests.metrics import num_service_errors
+from expo_ray.loadtests.metrics import over_budget
 from expo_ray.loadtests.options import LoadtestOptions
 from expo_ray.loadtests.plan import LoadPlan
 from expo_ray.loadtests.prompting import PromptSource
@@ -50,7 +50,6 @@ def measure(
     plan: LoadPlan,
     *,
     target: str,
-    alpha: float | None,
     progress: Progress,
     salt: str | None = None,
     seen: set[bytes] | None = None,
@@ -62,7 +61,6 @@ def measure(
         endpoint: The service.
         plan: What to offer.
         target: Name of the service in the summary.
-        alpha: Its alpha, where known.
         progress: Where to report.
         salt: Of unique prompts; None takes that of the options, or draws one.
         seen: What this service was sent by earlier calls, noted here; None: nothing is known.
@@ -113,7 +111,8 @@ def measure(
         "schema_version": SCHEMA_VERSION,
         "target": target,
         "model": endpoint.model,
-        "alpha": alpha,
+        "alpha": endpoint.alpha,
+        "alpha_rules": endpoint.alpha_rules,
         "weights_digest": endpoint.weights_digest,
         "void": any(point["client_saturated"] for point in points),
         "num_prompts": len(plan.prompts),
@@ -147,7 +146,8 @@ def check_outcome(summary: Mapping[str, Any], options: LoadtestOptions, output: 
     A search offers loads in order to see them fail: it only has to find something.
 
     Raises:
-        EvaluationError: It failed more, or completed none at some point, or no load passed.
+        EvaluationError: It failed more, or answered more without text, or completed none at some
+            point, or no load passed.
     """
     search = summary["search"]
     if search is None:
@@ -163,14 +163,15 @@ def check_outcome(summary: Mapping[str, Any], options: LoadtestOptions, output: 
 
 def _check_errors(points: Sequence[dict[str, Any]], options: LoadtestOptions, output: Path) -> None:
     for point in points:
-        budget = options.max_error_rate * point["num_requests"]
-        if point["completed"] and num_service_errors(point) <= budget:
+        problem = over_budget(point, options)
+        if problem is None and point["completed"]:
             continue
         load = Load(concurrency=point["concurrency"], rate=point["offered_rate"])
         classes = ", ".join(f"{kind} {count}" for kind, count in point["errors"].items())
         raise EvaluationError(
-            f"{point['failed']} of {point['num_requests']} requests failed at {load}",
+            f"{problem or 'no request completed'} at {load}",
             where=output / "requests.parquet",
             got=classes,
-            expected=f"at most {options.max_error_rate:.1%} failed by the service",
+            expected=f"at most {options.max_error_rate:.1%} failed by the service, and at most "
+            f"{options.max_empty_rate:.1%} without text",
         )

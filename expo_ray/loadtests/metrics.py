@@ -9,7 +9,7 @@ counted beside them and count against the goodput.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -90,9 +90,10 @@ def summarize_point(
         "longest_gap_ms": None if gap is None else gap.duration * _MS,
         "longest_gap_at_seconds": None if gap is None else gap.start_seconds,
         "interruptions": find_interruptions(records),
+        "answered_by": _answered_by(measured),
         "replicas": dict(sorted(Counter(r.replica for r in good if r.replica).items())) or None,
         **_latencies(good),
-        "steady": _steady(records, options),
+        "steady": _steady(records, options, concurrency),
     }
 
 
@@ -113,12 +114,27 @@ def describe(values: Sequence[float], name: str) -> dict[str, float | None]:
     return {**count, **named}
 
 
-def num_service_errors(point: dict[str, Any]) -> int:
-    """Return how many requests of a point the service failed.
+def over_budget(point: Mapping[str, Any], options: LoadtestOptions) -> str | None:
+    """Say what a service did more often than it may: fail requests, or answer without text.
 
-    Answers that ended properly but without text are the model's doing.
+    A model may have nothing to say, so that answers which ended properly, but without text, have a
+    budget of their own.
     """
-    return int(point["failed"]) - int(point["errors"].get("empty", 0))
+    sent, empty = point["num_requests"], point["errors"].get("empty", 0)
+    if point["failed"] - empty > options.max_error_rate * sent:
+        return f"{point['failed']} of {sent} requests failed"
+    if empty > options.max_empty_rate * sent:
+        return f"{empty} of {sent} answers have no text"
+    return None
+
+
+def _answered_by(records: Sequence[RequestRecord]) -> list[dict[str, Any]]:
+    """Return who answered how many requests: more than one where a service mixes models."""
+    told = Counter((r.model, r.system_fingerprint) for r in records if r.model is not None)
+    return [
+        {"model": model, "system_fingerprint": fingerprint, "num_requests": number}
+        for (model, fingerprint), number in told.most_common()
+    ]
 
 
 def _latencies(good: Sequence[RequestRecord]) -> dict[str, float | None]:
@@ -168,8 +184,10 @@ def _client_figures(
     }
 
 
-def _steady(records: Sequence[RequestRecord], options: LoadtestOptions) -> dict[str, Any] | None:
-    window = steady_window(records, ramp_seconds=options.ramp_seconds)
+def _steady(
+    records: Sequence[RequestRecord], options: LoadtestOptions, concurrency: int | None
+) -> dict[str, Any] | None:
+    window = steady_window(records, ramp_seconds=options.ramp_seconds, concurrency=concurrency)
     if window is None:
         return None
     due = [

@@ -71,8 +71,11 @@ class LoadtestOptions(BaseModel):
 
     max_error_rate: float = Field(default=0.01, ge=0, le=1)
     """Share of measured requests that the service may fail; above it the load test fails, after
-    everything is written. Answers without text are counted as failed, yet are the model's doing
-    and do not count here."""
+    everything is written. Answers without text are counted as failed and have their own limit."""
+
+    max_empty_rate: float = Field(default=0.5, ge=0, le=1)
+    """Share of measured requests whose answers may end properly and without any text, as a model
+    does that has nothing to say; above it the load test fails too."""
 
     max_client_lag_ms: float = Field(default=50.0, gt=0)
     """99th percentile of the client's own delay above which it counts as saturated and its

@@ -47,10 +47,15 @@ class RequestRecord:
     """Tokens of the prompt that came from a prefix cache, where the server tells."""
     replica: str | None = None
     """Which replica answered, where the server tells."""
+    model: str | None = None
+    """Who answered, as the response says it, like `system_fingerprint`."""
+    system_fingerprint: str | None = None
+    """Of `expo-ray serve` the digest of the weights."""
     finish_reason: str | None = None
     error: str | None = None
     """Class of the failure, None when fine: connect, timeout, http_NNN, mid_stream, malformed,
-    truncated (the stream stopped without an end), empty (it ended without any text)."""
+    truncated (the stream stopped without an end), other_weights (an answer by others than those
+    measured), empty (it ended without any text)."""
     error_detail: str | None = None
 
     @property
@@ -89,6 +94,8 @@ REQUESTS_SCHEMA = pa.schema(
         ("output_tokens", pa.int64()),
         ("cached_tokens", pa.int64()),
         ("replica", pa.string()),
+        ("model", pa.string()),
+        ("system_fingerprint", pa.string()),
         ("finish_reason", pa.string()),
         ("error", pa.string()),
         ("error_detail", pa.string()),

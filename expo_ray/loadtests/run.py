@@ -12,6 +12,7 @@ from expo_ray.loadtests.options import LoadtestOptions
 from expo_ray.loadtests.plan import Find, make_plan
 from expo_ray.loadtests.target import open_target
 from expo_ray.progress import NullProgress, Progress
+from expo_ray.serving.alpha_setting import RulesLike
 
 
 def loadtest(
@@ -25,6 +26,7 @@ def loadtest(
     find: Find | None = None,
     initial: str | None = None,
     alpha: float | None = None,
+    alpha_rules: RulesLike | None = None,
     num_requests: int = 100,
     max_tokens: int = 256,
     options: LoadtestOptions | None = None,
@@ -45,7 +47,8 @@ def loadtest(
             grows no more; `slo` searches the highest rate at which the limits of the options are
             met, from the one rate given. None offers the given loads and no other.
         initial: theta0, to serve `target` extrapolated by `alpha`.
-        alpha: See `initial`.
+        alpha: See `initial`; beside rules, for tensors without one.
+        alpha_rules: Alpha by part of the model: a YAML file as for `extrapolate`, or its table.
         num_requests: Measured requests per point.
         max_tokens: Longest answer.
         options: Everything else; defaults where None.
@@ -73,11 +76,11 @@ def loadtest(
     )
     with (
         ray_session(address),
-        open_target(target, initial=initial, alpha=alpha, options=plan.options) as endpoint,
+        open_target(
+            target, initial=initial, alpha=alpha, alpha_rules=alpha_rules, options=plan.options
+        ) as endpoint,
     ):
-        measured = measure(
-            endpoint, plan, target=target, alpha=alpha, progress=progress or NullProgress()
-        )
+        measured = measure(endpoint, plan, target=target, progress=progress or NullProgress())
     measured.write(Path(output))
     check_outcome(measured.summary, plan.options, Path(output))
     return measured.summary

@@ -17,6 +17,7 @@ from expo_ray.loadtests.options import LoadtestOptions
 from expo_ray.loadtests.plan import make_plan
 from expo_ray.loadtests.target import open_target
 from expo_ray.progress import NullProgress, Progress
+from expo_ray.serving.alpha_setting import RulesLike
 
 WAYS = ("proxy", "direct")
 Point = Mapping[str, Any]
@@ -33,6 +34,7 @@ def loadtest_scaling(
     concurrency: int = 8,
     initial: str | None = None,
     alpha: float | None = None,
+    alpha_rules: RulesLike | None = None,
     rounds: int = 3,
     num_requests: int = 100,
     max_tokens: int = 256,
@@ -53,7 +55,8 @@ def loadtest_scaling(
         replicas: Numbers of replicas, ascending.
         concurrency: Requests in flight per replica.
         initial: theta0, to serve `model` extrapolated by `alpha`.
-        alpha: See `initial`.
+        alpha: See `initial`; beside rules, for tensors without one.
+        alpha_rules: Alpha by part of the model, as for `loadtest`.
         rounds: How often each way is measured; medians are reported.
         num_requests: Measured requests per replica and round.
         max_tokens: Longest answer.
@@ -93,7 +96,9 @@ def loadtest_scaling(
                 options=served,
             )
             turns: list[Round] = []
-            with open_target(model, initial=initial, alpha=alpha, options=served) as endpoint:
+            with open_target(
+                model, initial=initial, alpha=alpha, alpha_rules=alpha_rules, options=served
+            ) as endpoint:
                 for turn in range(rounds):
                     ways: dict[str, Point] = {}
                     for way in WAYS if turn % 2 == 0 else WAYS[::-1]:
@@ -101,7 +106,6 @@ def loadtest_scaling(
                             endpoint,
                             plan,
                             target=model,
-                            alpha=alpha,
                             progress=progress or NullProgress(),
                             salt=f"{salt}-{number}-{turn}-{way}",
                             direct=way == "direct",
@@ -115,7 +119,8 @@ def loadtest_scaling(
     scaling = {
         "schema_version": SCHEMA_VERSION,
         "target": model,
-        "alpha": alpha,
+        "alpha": endpoint.alpha,
+        "alpha_rules": endpoint.alpha_rules,
         "concurrency_per_replica": concurrency,
         "rounds": rounds,
         "points": scaling_points(found),

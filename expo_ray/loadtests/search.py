@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from expo_ray.loadtests.loads import Load
-from expo_ray.loadtests.metrics import num_service_errors
+from expo_ray.loadtests.metrics import over_budget
 from expo_ray.loadtests.options import LoadtestOptions
 
 Point = dict[str, Any]
@@ -120,11 +120,8 @@ def _doubt(point: Point) -> str | None:
 
 
 def _failing(point: Point, options: LoadtestOptions) -> str | None:
-    if num_service_errors(point) > options.max_error_rate * point["num_requests"]:
-        return f"{point['failed']} of {point['num_requests']} requests failed"
-    if point["keeps_up"] is False:
-        return "completions fell behind arrivals"
-    return None
+    behind = "completions fell behind arrivals" if point["keeps_up"] is False else None
+    return over_budget(point, options) or behind
 
 
 def _no_gain(before: Point, point: Point, options: LoadtestOptions) -> str | None:

@@ -6,7 +6,7 @@ what the load test is there to see.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Self
 
@@ -31,6 +31,12 @@ class Endpoint:
     """Address of the service, with or without a trailing `/v1`."""
     model: str
     weights_digest: str | None = None
+    """Of the weights that are measured; an answer by others counts as failed. None where the
+    service tells none."""
+    alpha: float | None = None
+    """Of the extrapolation that it serves, where there is one and it tells."""
+    alpha_rules: Mapping[str, Any] | None = None
+    """Alpha by part of the model, instead of one number."""
     api_key: str | None = field(default=None, repr=False)
     app_name: str | None = None
     """Ray Serve application behind it, where it is one of this cluster."""
@@ -120,7 +126,7 @@ class HttpSender:
                 answering = True
                 async for data, stamp in _events(response, clock):
                     answer.add(data, stamp)
-            answer.check()
+            answer.check(model=self._endpoint.model, weights_digest=self._endpoint.weights_digest)
         except StreamError as error:
             failure = error.kind, str(error)
         except TimeoutError:

@@ -6,6 +6,7 @@ import contextlib
 import os
 import secrets
 from collections.abc import Iterator
+from dataclasses import replace
 from urllib.parse import urlsplit
 
 import httpx
@@ -15,13 +16,19 @@ from expo_ray.errors import ConfigError, ServingError
 from expo_ray.loadtests.options import LoadtestOptions
 from expo_ray.loadtests.placement import is_loopback
 from expo_ray.loadtests.stream import Endpoint
+from expo_ray.serving.alpha_setting import RulesLike, setting_fields
 
 _TIMEOUT_SECONDS = 30.0
 
 
 @contextlib.contextmanager
 def open_target(
-    target: str, *, initial: str | None, alpha: float | None, options: LoadtestOptions
+    target: str,
+    *,
+    initial: str | None,
+    alpha: float | None,
+    alpha_rules: RulesLike | None = None,
+    options: LoadtestOptions,
 ) -> Iterator[Endpoint]:
     """Yield where to send requests; a model is served until the block ends.
 
@@ -29,25 +36,28 @@ def open_target(
         target: URL of an OpenAI-compatible service, or a model.
         initial: theta0, for a model that is extrapolated while it loads.
         alpha: Its alpha.
+        alpha_rules: Alpha by part of the model: a YAML file as for `extrapolate`, or its table.
         options: Model name and API key of a service.
 
     Raises:
-        ConfigError: A pair was given with a URL, or the API key or model name is missing.
+        ConfigError: A pair was given with a URL, the rules do not fit the pair, or the API key or
+            model name is missing.
         ServingError: The service does not answer, or replicas did not start.
     """
     if is_url(target):
-        if initial is not None or alpha is not None:
+        if (initial, alpha, alpha_rules) != (None, None, None):
             raise ConfigError(
                 "a running service already has its weights",
-                where="--initial, --alpha",
+                where="--initial, --alpha, --alpha-rules",
                 got=target,
                 hint="give a model instead of a URL to serve it extrapolated",
             )
         yield _resolve(Endpoint(url=target, model=options.model or "", api_key=_api_key(options)))
         return
-    from expo_ray.serving import ModelSource, ServedModel
+    from expo_ray.serving import ServedModel
+    from expo_ray.serving.commands import model_source
 
-    source = ModelSource(model=target, initial=initial, alpha=alpha)
+    source = model_source(target, initial, alpha, alpha_rules)
     is_private = is_loopback(options.host)
     key = None if is_private else secrets.token_urlsafe(32)
     with ServedModel(
@@ -62,6 +72,7 @@ def open_target(
             url=served.url if is_private else _reachable(served.url),
             model=served.model,
             weights_digest=served.weights_digest,
+            **setting_fields(source.setting),
             api_key=key,
             app_name=served.app_name,
         )
@@ -81,7 +92,7 @@ def _reachable(url: str) -> str:
 
 
 def _resolve(endpoint: Endpoint) -> Endpoint:
-    """Ask a service for its models: that it answers, the name, the digest of the weights."""
+    """Ask a service for its models: that it answers, the name, the weights and their alpha."""
     url = f"{endpoint.api_url}/models"
     try:
         answer = httpx.get(url, headers=endpoint.headers, timeout=_TIMEOUT_SECONDS)
@@ -106,12 +117,14 @@ def _resolve(endpoint: Endpoint) -> Endpoint:
             expected="the name of one of them",
         )
     model = endpoint.model or next(iter(models))
-    digest = models.get(model, {}).get("weights_digest")
-    return Endpoint(
-        url=endpoint.url,
+    entry = models.get(model, {})
+    digest, alpha, rules = (entry.get(n) for n in ("weights_digest", "alpha", "alpha_rules"))
+    return replace(
+        endpoint,
         model=model,
         weights_digest=digest if isinstance(digest, str) else None,
-        api_key=endpoint.api_key,
+        alpha=float(alpha) if isinstance(alpha, int | float) else None,
+        alpha_rules=rules if isinstance(rules, dict) else None,
     )
 
 

@@ -55,17 +55,25 @@ def mean_in_flight(records: Sequence[RequestRecord]) -> float | None:
     return busy / duration if duration > 0 else None
 
 
-def steady_window(records: Sequence[RequestRecord], *, ramp_seconds: float = 0.0) -> Window | None:
+def steady_window(
+    records: Sequence[RequestRecord], *, ramp_seconds: float = 0.0, concurrency: int | None = None
+) -> Window | None:
     """Return the span in which load is on and neither the start nor the drain distorts it.
 
     It begins with the first completion after the ramp and ends when the last request is due:
-    afterwards the service only empties. None where nothing is left.
+    afterwards the service only empties. A closed loop's ends sooner where one of its clients was
+    through with its share before the others: the rest had fewer in flight. None where nothing is
+    left.
     """
-    last_due = max(r.intended_seconds for r in records)
+    end = max(r.intended_seconds for r in records)
+    if concurrency is not None:
+        steps = in_flight(records)
+        full = [after for (_, number), (after, _) in pairwise(steps) if number >= concurrency]
+        end = min([end, *full[-1:]])
     ended = [r.done_seconds for r in records if r.done_seconds >= ramp_seconds]
-    if not ended or min(ended) >= last_due:
+    if not ended or min(ended) >= end:
         return None
-    return Window(start_seconds=min(ended), end_seconds=last_due)
+    return Window(start_seconds=min(ended), end_seconds=end)
 
 
 def completions(records: Sequence[RequestRecord], window: Window) -> int:

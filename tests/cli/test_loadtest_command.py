@@ -40,6 +40,7 @@ def test_flags_reach_the_test(
         "--timeout": "20",
         "--max-client-lag-ms": "900",
         "--max-error-rate": "0.5",
+        "--max-empty-rate": "0.4",
         "--host": "127.0.0.1",
         "--warmup": "1",
         "--clients": "1",
@@ -54,7 +55,7 @@ def test_flags_reach_the_test(
     assert summary["points"][0]["offered_rate"] == pytest.approx(5.0)
     expected = {
         **{"trace_speed": 2, "max_points": 3, "request_timeout_seconds": 20, "seed": 7},
-        "search_seconds": 2,
+        **{"search_seconds": 2, "max_empty_rate": 0.4},
         **{"max_client_lag_ms": 900, "max_error_rate": 0.5, "host": "127.0.0.1"},
         **{"num_warmup": 1, "num_clients": 1, "ttft_slo_ms": 800},
     }
@@ -69,13 +70,13 @@ def test_the_table_and_failures_on_the_terminal(
     assert command(service, tmp_path, "--concurrency", "2") == 0
     shown = capsys.readouterr()
     text = shown.out + shown.err
-    assert all(word in text for word in ("in flight", "req/s", "tok/s", "TTFT", "E2E p99"))
+    assert all(word in text for word in ("in flight", "req/s", "tok/s", "TTFT", "E2E", "p99"))
     assert command(service, tmp_path, "--concurrency", "2", prompt="http_500") == 1
     shown = capsys.readouterr()
     assert "6 of 6 requests failed" in shown.err and "http_500 6" in shown.err
 
 
-def test_labels(
+def test_labels_and_alphas_that_do_not_fit(
     service: FakeService, tmp_path: Path, ray_cluster: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     load = ("--concurrency", "1")
@@ -83,4 +84,6 @@ def test_labels(
     assert "key=value" in capsys.readouterr().err
     assert command(service, tmp_path, *load, "--client-label", "role=load") == 2
     assert "{'role': 'load'}" in capsys.readouterr().err
+    assert command(service, tmp_path, *load, "--alpha-rules", "rules.yaml") == 2
+    assert "already has its weights" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()

@@ -28,6 +28,7 @@ class FakeService:
     most_in_flight: int = 0
     one_at_a_time: bool = False
     usage: bool = True
+    names_itself: dict[str, str] = field(default_factory=dict)
     extra_tokens: int = 0
     _lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
@@ -54,8 +55,8 @@ class FakeService:
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
         await response.prepare(request)
 
-        async def event(data: object) -> None:
-            text = data if isinstance(data, str) else json.dumps(data)
+        async def event(data: str | dict[str, Any]) -> None:
+            text = data if isinstance(data, str) else json.dumps({**self.names_itself, **data})
             await response.write(f"data: {text}\n\n".encode())
 
         await event({"choices": [{"delta": {"role": "assistant", "content": ""}}]})

@@ -73,6 +73,29 @@ def test_failures_are_classified(service: FakeService, order: str, kind: str) ->
     assert good.error is None
 
 
+@pytest.mark.parametrize(
+    ("names_itself", "measured", "error"),
+    [
+        ({"model": "fake", "system_fingerprint": "d1"}, "d1", None),
+        ({"model": "fake", "system_fingerprint": "d2"}, "d1", "other_weights"),
+        ({"model": "fake@alpha=0.5", "system_fingerprint": "d1"}, "d1", "other_weights"),
+        ({}, "d1", None),  # it does not say
+        ({"model": "fake-2025", "system_fingerprint": "fp"}, None, None),  # a name for another
+    ],
+)
+def test_an_answer_by_other_weights_than_those_measured_has_failed(
+    service: FakeService, names_itself: dict[str, str], measured: str | None, error: str | None
+) -> None:
+    service.names_itself = names_itself
+    endpoint = Endpoint(url=service.url, model="fake", weights_digest=measured)
+    client = LoadClient(endpoint, {}, 20.0)
+    sent = asyncio.run(client.run_closed(jobs("tokens=1"), concurrency=1, start_at=time.time()))
+    [record] = sent.records
+    assert record.error == error
+    told = {"model": record.model, "system_fingerprint": record.system_fingerprint}
+    assert {name: value for name, value in told.items() if value is not None} == names_itself
+
+
 def test_time_limit(service: FakeService) -> None:
     [record] = send(service.url, "hang", timeout=0.3)
     assert record.error == "timeout"

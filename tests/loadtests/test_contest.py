@@ -73,13 +73,16 @@ def test_replicas_share_and_are_reached_with_and_without_the_proxy(
 ) -> None:
     with pytest.raises(ConfigError, match="ascending"):
         loadtest_scaling("m", prompts="p", output=tmp_path, replicas=[2, 1])
-    _, aligned = pico_pair
+    initial, aligned = pico_pair
     result = loadtest_scaling(
         str(aligned),
         prompts=write_prompts(tmp_path, *[f"Hello {i}." for i in range(8)]),
         output=tmp_path / "out",
         replicas=[2],
         concurrency=2,
+        initial=str(initial),
+        alpha=0.5,
+        alpha_rules=[{"match": "*norm*", "alpha": 0}],
         rounds=2,
         num_requests=8,
         max_tokens=8,
@@ -93,7 +96,8 @@ def test_replicas_share_and_are_reached_with_and_without_the_proxy(
     assert 1 <= len(point["requests_by_replica"]) <= 2
     assert point["busiest_over_mean"] >= 1
     assert point["proxy"]["throughput_ratio"] > 0
-    assert result["rounds"] == 2
+    assert (result["rounds"], result["alpha"]) == (2, None)
+    assert "*norm*" in json.dumps(result["alpha_rules"])
     started = []
     for way, turn in (("proxy", 0), ("direct", 0), ("direct", 1), ("proxy", 1)):
         folder = tmp_path / "out" / f"replicas-2-{way}" / f"round-{turn}"
@@ -101,6 +105,8 @@ def test_replicas_share_and_are_reached_with_and_without_the_proxy(
         assert summary["direct"] is (way == "direct")
         # Whichever comes later must not find its prompts in a cache.
         assert summary["prefix_cache"] == "unique"
+        assert summary["model"].startswith("aligned@rules=")
+        assert [who["model"] for who in summary["points"][0]["answered_by"]] == [summary["model"]]
         started.append(summary["points"][0]["started_at"])
         [load] = summary["points"]
         assert load["num_requests"] == 16

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from expo_ray.loadtests.metrics import describe, num_service_errors, summarize_point
+from expo_ray.loadtests.metrics import describe, over_budget, summarize_point
 from expo_ray.loadtests.options import LoadtestOptions
 from expo_ray.loadtests.records import RequestRecord
 
@@ -61,7 +61,11 @@ def test_a_point_by_hand() -> None:
     assert (point["concurrency"], point["offered_rate"]) == (2, None)
     assert (point["num_requests"], point["completed"], point["failed"]) == (4, 2, 2)
     assert point["errors"] == {"empty": 1, "http_503": 1}
-    assert num_service_errors(point) == 1
+    assert over_budget(point, LoadtestOptions(max_error_rate=0.25, max_empty_rate=0.25)) is None
+    strict = LoadtestOptions(max_error_rate=0.2)
+    assert over_budget(point, strict) == "2 of 4 requests failed"
+    mute = LoadtestOptions(max_error_rate=0.25, max_empty_rate=0.2)
+    assert over_budget(point, mute) == "1 of 4 answers have no text"
     assert point["duration"] == 5.0  # first intended send to last end, failures included
     assert (point["total_input_tokens"], point["total_output_tokens"]) == (16, 5)
     assert point["request_throughput"] == 2 / 5

@@ -93,6 +93,16 @@ def test_a_load_of_which_nothing_can_be_told_ends_the_search_without_a_find(sear
     assert "answers took too long" in result["reason"]
 
 
+def test_answers_without_text_end_the_sweep() -> None:
+    silent = {
+        "failed": lambda load: 60 * (load > 20),
+        "errors": lambda load: {"empty": 60} if load > 20 else {},
+    }
+    result = find_saturation(Service(1e9, **silent), [Load(rate=10.0)], OPTIONS)
+    assert (result["found"], result["load"]["rate"]) == (True, 20.0)
+    assert result["reason"] == "60 of 100 answers have no text"
+
+
 def test_errors_end_the_sweep() -> None:
     failing = {"failed": lambda load: 2 * (load > 20), "errors": lambda load: {"http_503": 2}}
     result = find_saturation(Service(1e9, **failing), [Load(rate=10.0)], OPTIONS)

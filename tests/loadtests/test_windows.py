@@ -56,6 +56,14 @@ def test_the_steady_part_leaves_out_start_and_drain() -> None:
     assert steady_window([A, B, C], ramp_seconds=2.5) is None
 
 
+def test_the_steady_part_ends_when_the_first_client_has_nothing_left_to_send() -> None:
+    # Two clients with one request in flight each: one is through at 4, the other goes on to 10.
+    quick = [request(t, t + 1.0, t + 1.0) for t in (0.0, 1.0, 2.0, 3.0)]
+    slow = [request(t, t + 2.5, t + 2.5) for t in (0.0, 2.5, 5.0, 7.5)]
+    window = steady_window([*quick, *slow], concurrency=2)
+    assert window == Window(start_seconds=1.0, end_seconds=4.0)
+
+
 def test_cool_down_counts_as_load_and_not_as_measured() -> None:
     cool = request(4.0, 8.0, 8.0, phase="cooldown")
     point = summarize_point([A, B, C, cool], options=LoadtestOptions(), concurrency=2)
