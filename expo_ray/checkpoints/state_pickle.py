@@ -150,8 +150,17 @@ class _RebuildTensor:
     __slots__ = ()
 
     def __call__(
-        self, storage: object, offset: object, shape: object, stride: object, *_: object
+        self,
+        storage: object,
+        offset: object,
+        shape: object,
+        stride: object,
+        requires_grad: object = False,
+        hooks: object = None,
+        metadata: object = None,
     ) -> StoredTensor:
+        if metadata:  # such as neg: what is stored is not what is meant
+            raise ValueError(f"a tensor with metadata {str(metadata)[:100]}")
         if not isinstance(storage, _Storage) or not _is_size(offset):
             raise ValueError("a tensor without a storage")
         if not _are_sizes(shape) or not _are_sizes(stride):

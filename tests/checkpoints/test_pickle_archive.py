@@ -80,6 +80,12 @@ def test_views_with_gaps_are_refused_by_name(tmp_path: Path, view) -> None:
     assert "safetensors" in str(error.hint)
 
 
+def test_a_tensor_that_negates_what_is_stored_is_refused(tmp_path: Path) -> None:
+    values = torch.ones(3)
+    error = refused(save(tmp_path, {"w": torch._neg_view(values)}), "malformed")
+    assert "neg" in str(error.got)
+
+
 def sharded(folder: Path, state: dict[str, torch.Tensor]) -> Path:
     names = [f"pytorch_model-{i:05d}-of-00002.bin" for i in (1, 2)]
     weight_map = {name: names[i % 2] for i, name in enumerate(sorted(state))}
