@@ -82,7 +82,9 @@ def output_config(plan: Plan) -> bytes:
     config = json.loads(original)
     dtype = written_dtype(plan)
     sections = [config]
-    sections += [v for k, v in config.items() if k.endswith("_config") and isinstance(v, dict)]
+    floats = {p.output_dtype for p in plan.pair.tensors if p.output_dtype in FLOAT_DTYPES}
+    if len(floats) == 1:  # of several, which part of the model has which is not told here
+        sections += [v for k, v in config.items() if k.endswith("_config") and isinstance(v, dict)]
     changed = False
     for section in sections:
         keys = [key for key in ("dtype", "torch_dtype") if isinstance(section.get(key), str)]
