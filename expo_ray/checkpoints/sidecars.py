@@ -36,6 +36,8 @@ CARRIED = (
     "custom_generate/requirements.txt",
     "*.py",
 )
+# Of another model they change what this one does: transformers looks for an adapter beside weights.
+_ADAPTER = ("adapter_config.json",)
 # What training keeps beside a model; code in other folders is imported by that of the model.
 _LEFTOVERS = ("checkpoint-*", "global_step*", "runs", "wandb", "mlruns", "logs", "__pycache__")
 LEGAL = ("*LICENSE*", "*LICENCE*", "*NOTICE*", "*USE_POLICY*")
@@ -74,6 +76,15 @@ def is_sidecar(name: str) -> bool:
         pattern for pattern in CARRIED if "/" in pattern or pattern == "*.py" or not folders
     )
     return any(fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def is_found_by_name(name: str) -> bool:
+    """Tell whether loaders take a file beside any weights for its name alone.
+
+    Code is not: the config names it.
+    """
+    patterns = (*CARRIED, *_ADAPTER) if is_sidecar(name) else _ADAPTER
+    return any(fnmatchcase(name, pattern) for pattern in patterns if pattern != "*.py")
 
 
 def belongs_to_tokenizer(name: str) -> bool:

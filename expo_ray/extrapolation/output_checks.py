@@ -11,11 +11,12 @@ from expo_ray.checkpoints.digests import BUFFER_BYTES
 from expo_ray.checkpoints.remote_path import AnyPath
 from expo_ray.errors import CheckpointError
 from expo_ray.extrapolation.tasks import Problem, ShardReceipt
+from expo_ray.extrapolation.work_folder import names_found_by_loaders
 from expo_ray.progress import Progress
 
 
 def check_files(folder: AnyPath, record: dict[str, Any]) -> list[Problem]:
-    """Sizes of all files; contents of those that are no weights; weights nobody recorded."""
+    """Sizes of all files; contents of those that are no weights; files nobody recorded."""
     problems = []
     for entry in record["files"]:
         path = folder / entry["name"]
@@ -40,6 +41,11 @@ def check_files(folder: AnyPath, record: dict[str, Any]) -> list[Problem]:
             for name in names
             if name not in recorded
         ]
+    problems += [
+        file_problem(name, "a file that nobody recorded, which loaders take", "a file", "none")
+        for name in names_found_by_loaders(folder)
+        if name not in recorded
+    ]
     return problems
 
 

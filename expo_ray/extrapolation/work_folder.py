@@ -20,6 +20,7 @@ from typing import Any
 
 from expo_ray.checkpoints.atomic_io import atomic_write_json
 from expo_ray.checkpoints.remote_path import AnyPath, RemotePath
+from expo_ray.checkpoints.sidecars import is_found_by_name
 from expo_ray.checkpoints.storage import RECORD_NAME, WORK_FOLDER
 from expo_ray.checkpoints.unfinished_uploads import (
     Upload,
@@ -31,6 +32,7 @@ from expo_ray.extrapolation.shard_files import RECEIPT_FOLDER, RUN_FILE, receipt
 from expo_ray.extrapolation.tasks import ShardReceipt
 
 LOCK_FILE = "lock"
+_TEMPLATES = "additional_chat_templates"
 _NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
 
 
@@ -240,14 +242,34 @@ def _read_json(path: AnyPath) -> dict[str, Any]:
 
 
 def _remove_old_result(folder: AnyPath) -> None:
+    recorded = _recorded_files(folder)
     # The record first: from here on the folder is not a complete checkpoint.
     (folder / RECORD_NAME).unlink(missing_ok=True)
     (folder / "config.json").unlink(missing_ok=True)
-    # A stale weight file beside new ones is what a loader might pick up.
+    # A stale weight file beside new ones is what a loader might pick up, and so is a tokenizer.
     for pattern in ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin*"):
         for path in folder.glob(pattern):
             path.unlink()
+    for name in (*recorded, *names_found_by_loaders(folder)):
+        (folder / name).unlink(missing_ok=True)
     _remove_tree(folder / WORK_FOLDER / RECEIPT_FOLDER)
+
+
+def _recorded_files(folder: AnyPath) -> list[str]:
+    """Return what an old record lists, if it is one, and nothing outside the folder."""
+    try:
+        table = json.loads((folder / RECORD_NAME).read_text(encoding="utf-8"))
+        names = [str(entry["name"]) for entry in table["files"]]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+    return [name for name in names if name and not {"", ".", ".."} & set(name.split("/"))]
+
+
+def names_found_by_loaders(folder: AnyPath) -> list[str]:
+    """Return the files beside the weights that change what a loaded model does."""
+    names = [path.name for path in folder.iterdir()]
+    names += [f"{_TEMPLATES}/{path.name}" for path in (folder / _TEMPLATES).glob("*.jinja")]
+    return sorted(n for n in names if is_found_by_name(n) and (folder / n).is_file())
 
 
 @contextlib.contextmanager

@@ -119,6 +119,15 @@ def test_missing_truncated_and_foreign_files_are_found(copy: Path) -> None:
     (copy / "model.safetensors").write_bytes(content)
     with pytest.raises(VerifyError, match="nobody recorded"):
         verify(copy, address="inline")
+    (copy / "model.safetensors").unlink()
+    for name in ("adapter_config.json", "chat_template.json", "notes.txt"):
+        (copy / name).write_text("{}")
+        if name == "notes.txt":
+            verify(copy, address="inline")
+        else:
+            with pytest.raises(VerifyError, match=f"{name}: a file that nobody recorded"):
+                verify(copy, address="inline")
+        (copy / name).unlink()
 
 
 def test_moved_inputs_are_given_by_hand(copy: Path, pico_pair: Pair, tmp_path: Path) -> None:
