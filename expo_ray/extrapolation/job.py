@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from expo_ray.errors import ConfigError, ShardError
+from expo_ray.errors import ConfigError, RequestError, ShardError
 from expo_ray.extrapolation.alpha import parse_alphas
 from expo_ray.extrapolation.alpha_rules import (
     AlphaRules,
@@ -19,7 +19,7 @@ from expo_ray.extrapolation.alpha_rules import (
 from expo_ray.extrapolation.assembly import Attachments, assemble, read_attachments
 from expo_ray.extrapolation.fanout import run_tasks
 from expo_ray.extrapolation.loading import LoadingCheck, LoadingRequest, loading_request
-from expo_ray.extrapolation.mergekit_export import write_mergekit
+from expo_ray.extrapolation.mergekit_export import MergekitFile
 from expo_ray.extrapolation.node_check import plan_check
 from expo_ray.extrapolation.pair import refuse_equal_weights
 from expo_ray.extrapolation.plan import (
@@ -147,31 +147,36 @@ def extrapolate(
     targets = find_targets(
         plan, output, alphas, attachments, overwrite=overwrite, resolution=resolution
     )
+    exported = None
     if export_mergekit is not None:
-        write_mergekit(export_mergekit, plan, alphas[0] if not rules and len(alphas) == 1 else None)
+        only = alphas[0] if not rules and len(alphas) == 1 else None
+        exported = MergekitFile.of(export_mergekit, plan, only)
     repos = push_targets(targets, push_to, private=private)
     if dry_run:
+        if exported is not None:
+            exported.write()
         return dry_result(plan, targets, started, cluster)
     if not all(target.is_done for target in targets):
         refuse_equal_weights(plan.pair)
         check_space(plan, targets)
     allow = {"allow_nonfinite": allow_nonfinite, "allow_overflow": allow_overflow}
     with contextlib.ExitStack() as stack:
-        for target in targets:
-            if not target.is_done:
-                claim(stack, plan, target, overwrite=overwrite)
-        tasks = plan_tasks(plan, targets, **allow)
         try:
+            for target in targets:
+                if not target.is_done:
+                    claim(stack, plan, target, overwrite=overwrite)
+            tasks = plan_tasks(plan, targets, **allow)
             reports, loading = _run(
                 plan,
                 targets,
                 tasks,
                 loading_request(plan, attachments.config),
+                exported,
                 address=address,
                 overwrite=overwrite,
                 progress=progress or NullProgress(),
             )
-        except ConfigError:
+        except RequestError:
             release(targets)
             raise
         for report in reports:
@@ -208,13 +213,21 @@ def _run(
     targets: Sequence[Target],
     tasks: Sequence[ShardTask],
     loading: LoadingRequest,
+    exported: MergekitFile | None,
     *,
     address: str | None,
     overwrite: bool,
     progress: Progress,
 ) -> tuple[list[ShardReport], LoadingCheck | None]:
     pending = [target for target in targets if not target.is_done]
+
+    def begin_all() -> None:
+        if exported is not None:
+            exported.write()
+        begin(plan, pending, overwrite=overwrite)
+
     if not pending:
+        begin_all()
         return [], None
     bar = progress.start("Extrapolating shards", sum(task.shard.input_bytes for task in tasks), "B")
     try:
@@ -223,7 +236,7 @@ def _run(
             address=address,
             loading=loading,
             check=plan_check(plan, [target.folder for target in pending]),
-            begin=lambda: begin(plan, pending, overwrite=overwrite),
+            begin=begin_all,
             advance=bar.advance,
             running_bytes=_running_bytes(plan, pending),
         )

@@ -8,6 +8,8 @@ last bits may differ. Onto another base it is task arithmetic with that base, al
 
 from __future__ import annotations
 
+import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -62,30 +64,53 @@ def mergekit_config(plan: Plan, alpha: float) -> dict[str, Any]:
     }
 
 
-def write_mergekit(path: str | Path, plan: Plan, alpha: float | None) -> None:
-    """Write the configuration as YAML.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MergekitFile:
+    """A configuration and where it goes: made with the plan, written when all else was accepted."""
 
-    Args:
-        path: The file; replaced where it exists.
-        plan: The plan.
-        alpha: Its only alpha; None under alpha rules, which are refused.
+    path: Path
+    text: str
 
-    Raises:
-        ConfigError: The plan is not plain, or the file cannot be written.
-    """
-    if alpha is None:
-        raise _refusal("alpha rules, or several alphas", "no single alpha")
-    config = mergekit_config(plan, alpha)
-    text = _HEADER + yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
-    try:
-        atomic_write_text(Path(path).expanduser(), text)
-    except OSError as error:
-        raise ConfigError(
+    @classmethod
+    def of(cls, path: str | Path, plan: Plan, alpha: float | None) -> MergekitFile:
+        """Return the configuration of a plan as YAML.
+
+        Args:
+            path: The file; replaced where it exists.
+            plan: The plan.
+            alpha: Its only alpha; None under alpha rules, which are refused.
+
+        Raises:
+            ConfigError: The plan is not plain, or no file can be written there.
+        """
+        if alpha is None:
+            raise _refusal("alpha rules, or several alphas", "no single alpha")
+        config = mergekit_config(plan, alpha)
+        text = _HEADER + yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
+        found = cls(path=Path(path).expanduser(), text=text)
+        if not os.access(found.path.parent, os.W_OK) or found.path.is_dir():
+            raise found.refusal("a folder" if found.path.is_dir() else "no folder to write to")
+        return found
+
+    def write(self) -> None:
+        """Write the file.
+
+        Raises:
+            ConfigError: It cannot be written.
+        """
+        try:
+            atomic_write_text(self.path, self.text)
+        except OSError as error:
+            raise self.refusal(error.strerror or error) from error
+
+    def refusal(self, got: object) -> ConfigError:
+        """Return the error for a file that cannot be written."""
+        return ConfigError(
             "the mergekit configuration cannot be written",
-            where=f"{FLAG} {path}",
-            got=error.strerror or error,
+            where=f"{FLAG} {self.path}",
+            got=got,
             expected="a file in a folder that exists and can be written to",
-        ) from error
+        )
 
 
 def _reference(uri: str) -> str:

@@ -219,7 +219,8 @@ def begin(plan: Plan, targets: Sequence[Target], *, overwrite: bool) -> None:
 def release(targets: Sequence[Target]) -> None:
     """Undo the claims of a request that was refused before its work began."""
     for target in targets:
-        if target.state is OutputState.FRESH:
+        # Without a token the folder is another run's, or was not reached.
+        if target.run_token and target.state is OutputState.FRESH:
             leave_folder(target.folder)
 
 

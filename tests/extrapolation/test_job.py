@@ -168,6 +168,36 @@ def test_another_plan_is_refused_and_replaced_on_demand(pico_pair: Pair, tmp_pat
     assert file_digests(out) == file_digests(tmp_path / "fresh")
 
 
+def test_nothing_of_another_model_stays_beside_the_new_weights(
+    pair: Pair, pico_pair: Pair, tmp_path: Path
+) -> None:
+    (pair[1] / "tokenizer.model").write_bytes(b"pieces")
+    (pair[1] / "code").mkdir()
+    (pair[1] / "code" / "model.py").write_text("code")
+    out = tmp_path / "out"
+    run(pair, out)
+    stale = ["adapter_config.json", "tekken.json", "additional_chat_templates/tool.jinja"]
+    (out / "additional_chat_templates").mkdir()
+    for name in stale:
+        (out / name).write_text("{}")
+    kept = ["notes.txt", "train.py"]
+    for name in kept:
+        (out / name).write_text("by hand")
+    run(pico_pair, out, overwrite=True)
+    run(pico_pair, tmp_path / "fresh")
+    assert file_digests(out).keys() == {*file_digests(tmp_path / "fresh"), *kept}
+
+
+def test_a_record_cannot_name_files_elsewhere(pico_pair: Pair, tmp_path: Path) -> None:
+    out, outside = tmp_path / "out", tmp_path / "outside"
+    outside.write_text("not ours")
+    out.mkdir()
+    names = ["../outside", str(outside), "", "a/../../outside"]
+    (out / "expo_ray.json").write_text(json.dumps({"files": [{"name": n} for n in names]}))
+    run(pico_pair, out, overwrite=True)
+    assert outside.read_text() == "not ours"
+
+
 def test_an_unfinished_result_of_another_plan_says_which(
     pico_pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -331,6 +361,23 @@ def test_two_runs_cannot_share_an_output(pico_pair: Pair, tmp_path: Path) -> Non
     run(pico_pair, tmp_path / "out")
 
 
+def test_a_refusal_gives_back_the_folders_that_were_claimed_before(
+    pico_pair: Pair, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    work = out / "alpha-0.5" / ".expo_ray"
+    work.mkdir(parents=True)
+    with (work / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(ConfigError, match="another run is writing"):
+            run(pico_pair, out, alpha=[0.3, 0.5, 0.7])
+        assert [p.relative_to(out).as_posix() for p in out.rglob("*")] == [
+            "alpha-0.5",
+            "alpha-0.5/.expo_ray",
+            "alpha-0.5/.expo_ray/lock",
+        ]
+
+
 def test_an_old_result_stays_whole_until_the_work_begins(pico_pair: Pair, tmp_path: Path) -> None:
     from expo_ray.extrapolation.work_folder import begin_output, claimed_folder, leave_folder
 
@@ -393,6 +440,16 @@ def test_config_states_what_was_written(tmp_path: Path) -> None:
     assert config["torch_dtype"] == config["text_config"]["dtype"] == "float32"
     assert list(config) == list(original)
     assert config["text_config"]["x"] is None
+    # Where every tensor keeps its own dtype, parts of two dtypes keep what is said of them.
+    parts = [
+        {**t, "vision_tower.w": noise((2, 2), torch.float32, 3 + i)} for i, t in enumerate(tensors)
+    ]
+    settings["vision_config"] = {"torch_dtype": "float32"}
+    mixed = [write(tmp_path / f"m{i}", part, **settings) for i, part in enumerate(parts)]
+    run((mixed[0], mixed[1]), tmp_path / "out1")
+    config = json.loads((tmp_path / "out1" / "config.json").read_text())
+    assert config["vision_config"]["torch_dtype"] == "float32"
+    assert config["torch_dtype"] == config["text_config"]["dtype"] == "bfloat16"
     # A config that says another thing than the weights is corrected too.
     wide = write(tmp_path / "wide", {"w": tensors[1]["w"].float()}, torch_dtype="bfloat16")
     run((initial, wide), tmp_path / "out2")

@@ -83,3 +83,15 @@ def test_a_file_that_cannot_be_written_is_a_wrong_request(
     with pytest.raises(ConfigError, match="cannot be written"):
         extrapolate(*pico_pair, tmp_path / "out", alpha=0.3, export_mergekit=tmp_path / "no" / "m")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_refused_request_exports_nothing(
+    pico_pair: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = {"alpha": 0.3, "export_mergekit": tmp_path / "m.yaml", "address": "inline"}
+    with pytest.raises(ConfigError, match="not a name"):
+        extrapolate(*pico_pair, tmp_path / "out", push_to="no name", **options)
+    monkeypatch.setattr("expo_ray.extrapolation.targets.SPARE_BYTES", 2**62)
+    with pytest.raises(ConfigError, match="not enough room"):
+        extrapolate(*pico_pair, tmp_path / "out", **options)
+    assert not list(tmp_path.iterdir())
