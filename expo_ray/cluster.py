@@ -6,21 +6,64 @@ import contextlib
 import logging
 import os
 import signal
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
+from urllib.parse import urlsplit
 
 from expo_ray.errors import ConfigError
 
 LOCAL = "local"
 INLINE = "inline"
 NODE_TIMEOUT_SECONDS = 120
+PROBE_SECONDS = 5
+_CLIENT_PORT = 10001
 
 
 def resolve_address(address: str | None) -> str:
     """Return the address a command uses: the flag, else `RAY_ADDRESS`, else `local`."""
     return address or os.environ.get("RAY_ADDRESS") or LOCAL
+
+
+def require_cluster(address: str | None) -> None:
+    """Check that Ray can be had at an address; starts none and writes nothing.
+
+    Args:
+        address: As for `ray_session`.
+
+    Raises:
+        ConfigError: It is `inline`, or a host and port where nobody listens.
+    """
+    resolved = resolve_address(address)
+    if resolved == INLINE:
+        raise ConfigError(
+            "this command needs Ray",
+            where="--address",
+            got=INLINE,
+            expected="local, auto or the address of a cluster",
+            hint="leave --address out to start a local Ray",
+        )
+    is_client = resolved.startswith("ray://")
+    if not is_client and ("://" in resolved or ":" not in resolved):
+        return  # Ray itself finds it, or says why not
+    try:
+        parts = urlsplit(resolved if is_client else f"ray://{resolved}")
+        port = parts.port or (_CLIENT_PORT if is_client else 0)
+        # Ray goes on trying for minutes where nobody answers.
+        socket.create_connection((parts.hostname or "", port), timeout=PROBE_SECONDS).close()
+    except (OSError, ValueError) as error:
+        raise _unreachable(resolved, error) from error
+
+
+def _unreachable(address: str, error: Exception) -> ConfigError:
+    return ConfigError(
+        "cannot connect to the Ray cluster",
+        where="--address",
+        got=f"{address} ({error})",
+        hint="start one with `ray start --head`, or leave --address out for a local Ray",
+    )
 
 
 @contextlib.contextmanager
@@ -41,18 +84,13 @@ def ray_session(address: str | None, *, num_cpus: int | None = None) -> Iterator
     """
     resolved = resolve_address(address)
     if resolved == INLINE:
-        raise ConfigError(
-            "this command needs Ray",
-            where="--address",
-            got=INLINE,
-            expected="local, auto or the address of a cluster",
-            hint="leave --address out to start a local Ray",
-        )
+        require_cluster(resolved)  # refuses it
     import ray
 
     if ray.is_initialized():
         yield
         return
+    require_cluster(resolved)
     # Ray warns about a future default on every start; the new behaviour is the one we want.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     sigterm_handler = signal.getsignal(signal.SIGTERM)
@@ -66,12 +104,7 @@ def ray_session(address: str | None, *, num_cpus: int | None = None) -> Iterator
             include_dashboard=False if resolved == LOCAL else None,
         )
     except (ConnectionError, RuntimeError, ValueError) as error:
-        raise ConfigError(
-            "cannot connect to the Ray cluster",
-            where="--address",
-            got=f"{resolved} ({error})",
-            hint="start one with `ray start --head`, or leave --address out for a local Ray",
-        ) from error
+        raise _unreachable(resolved, error) from error
     # Ray's own handler prints a native stack and aborts the process three seconds later, before
     # replicas and temporary files are cleaned up.
     if sigterm_handler is not None and threading.current_thread() is threading.main_thread():
