@@ -230,6 +230,11 @@ def _heading(title: str, folder: Path, summaries: Sequence[Mapping[str, Any]]) -
                     words = one if isinstance(one, str) else one["text"]
                     where = f"{summary['model']}, {load_label(point)}"
                     cautions.append(text.format(where, words))
+    for summary in summaries:
+        told = [who for point in summary["points"] for who in point.get("answered_by") or ()]
+        names = sorted({f"{w['model']} {w['system_fingerprint'] or ''}".strip() for w in told})
+        if len(names) > 1:
+            cautions.append(f"{summary['target']}: several models answered ({', '.join(names)}).")
     if any(summary.get("prefix_cache") == "reused" for summary in summaries):
         cautions.append("Prompts repeat: a prefix cache may have helped (--unique-prompts).")
     if any((summary.get("clients") or {}).get("beside_replicas") for summary in summaries):

@@ -94,6 +94,18 @@ def test_void_points_are_marked_and_are_no_best(tmp_path: Path) -> None:
     assert "the client could not keep up at any point" in page_of(tmp_path / "all").text
 
 
+def test_a_service_whose_answers_come_from_several_models_is_told(tmp_path: Path) -> None:
+    write_sweep(tmp_path)
+    path = tmp_path / "summary.json"
+    summary = json.loads(path.read_text())
+    for name in ("a", "b"):
+        answered = [{"model": "expo", "system_fingerprint": name, "num_requests": 80}]
+        summary["points"][0]["answered_by"] += answered
+        path.write_text(json.dumps(summary))
+        assert ("expo: several models answered" in page_of(tmp_path).text) is (name == "b")
+    assert "several models answered (expo a, expo b)" in page_of(tmp_path).text
+
+
 def test_replica_scaling(tmp_path: Path) -> None:
     write_scaling(tmp_path)
     page = page_of(tmp_path)
