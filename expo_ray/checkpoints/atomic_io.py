@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import secrets
+from collections.abc import Iterable
 from pathlib import Path
 
 from expo_ray.checkpoints.remote_path import AnyPath, RemotePath
@@ -21,8 +22,19 @@ def atomic_write_bytes(path: str | AnyPath, data: bytes) -> None:
     Raises:
         OSError: The folder is missing or cannot be written to; the target is untouched.
     """
+    atomic_write_parts(path, (data,))
+
+
+def atomic_write_parts(path: str | AnyPath, parts: Iterable[bytes]) -> None:
+    """Write parts one after the other; see `atomic_write_bytes`.
+
+    Args:
+        path: The target; its folder must exist.
+        parts: The content; what goes to a disk is never held whole.
+    """
     if isinstance(path, RemotePath):
-        path.write_bytes(data)  # an object appears whole or not at all
+        # An object appears whole or not at all, and a request that failed is sent again.
+        path.write_bytes(b"".join(parts))
         return
     target = Path(path)
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(6)}.tmp")
@@ -30,7 +42,7 @@ def atomic_write_bytes(path: str | AnyPath, data: bytes) -> None:
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
     try:
         with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
+            file.writelines(parts)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(target)

@@ -11,6 +11,7 @@ import json
 import math
 import re
 import struct
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -267,8 +268,8 @@ def _parse_entry(name: str, entry: object, file: str, path: str, base: int) -> T
             expected=f"{expected} bytes for {dtype} {shape}"[:200],
         )
     return TensorRef(
-        name=name,
-        dtype=dtype,
+        name=sys.intern(name),  # the sides of a pair share it
+        dtype=sys.intern(dtype),
         shape=tuple(shape),
         file=file,
         offset_bytes=base + offsets[0],

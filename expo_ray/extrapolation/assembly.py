@@ -6,12 +6,12 @@ import hashlib
 import json
 import platform
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from typing import Any
 
-from expo_ray.checkpoints.atomic_io import atomic_write_bytes
+from expo_ray.checkpoints.atomic_io import atomic_write_bytes, atomic_write_parts
 from expo_ray.checkpoints.checkpoint import CONFIG_NAME, Checkpoint
 from expo_ray.checkpoints.digests import WeightsDigest
 from expo_ray.checkpoints.header import FLOAT_DTYPES
@@ -24,8 +24,8 @@ from expo_ray.extrapolation.alpha_rules import Resolution
 from expo_ray.extrapolation.loading import LoadingCheck
 from expo_ray.extrapolation.model_card import render_card
 from expo_ray.extrapolation.plan import Plan
-from expo_ray.extrapolation.record import sealed
-from expo_ray.extrapolation.requantization import requantization_loss
+from expo_ray.extrapolation.record import sealed_parts
+from expo_ray.extrapolation.requantization_costs import requantization_loss
 from expo_ray.extrapolation.tasks import ShardReceipt
 
 RECORD_VERSION = 1
@@ -130,7 +130,6 @@ def assemble(
         ShardError: The headers on disk are not those of the plan.
     """
     digest = _weights_digest(receipts)
-    facts_by_name = {name: facts for r in receipts for name, facts in sorted(r.tensors.items())}
     alphas = resolution.alphas if resolution else {}
     files = [_entry(r.name, r.num_bytes, r.sha256, "weights") for r in receipts]
     if len(receipts) > 1:
@@ -180,14 +179,11 @@ def assemble(
         "files_not_carried": list(plan.pair.base.other_files),
         "notes": list(plan.pair.notes),
         "vocabulary": _vocabulary(plan),
-        "requantization": requantization_loss(facts_by_name) if plan.is_requantized else None,
+        "requantization": _rounding(receipts) if plan.is_requantized else None,
         "loading": loading.as_dict() if loading else None,
-        "tensors": {
-            name: {**facts, "alpha": alphas.get(name)} if alphas else facts
-            for name, facts in facts_by_name.items()
-        },
     }
-    atomic_write_bytes(folder / RECORD_NAME, sealed(record))
+    tensors = _facts(receipts, alphas)
+    atomic_write_parts(folder / RECORD_NAME, sealed_parts(record, tensors))
     return digest
 
 
@@ -200,6 +196,18 @@ def versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue
     return found
+
+
+def _facts(
+    receipts: Sequence[ShardReceipt], alphas: Mapping[str, float]
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    for receipt in receipts:
+        for name, facts in sorted(receipt.tensors.items()):
+            yield name, {**facts, "alpha": alphas.get(name)} if alphas else facts
+
+
+def _rounding(receipts: Sequence[ShardReceipt]) -> dict[str, Any]:
+    return requantization_loss(facts for _, facts in _facts(receipts, {}))
 
 
 def _weights_digest(receipts: Sequence[ShardReceipt]) -> str:

@@ -5,16 +5,12 @@ An error of our own (wrong input, overflow, full disk) is never tried again.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
-from dataclasses import replace
 
 from expo_ray.checkpoints.retries import retry_io
-from expo_ray.errors import ShardError
-from expo_ray.extrapolation.engine import MIN_CHUNK_BYTES, run_shard
+from expo_ray.extrapolation.batches import with_less_memory
+from expo_ray.extrapolation.engine import run_shard
 from expo_ray.extrapolation.tasks import ShardReport, ShardTask
-
-logger = logging.getLogger(__name__)
 
 IO_ATTEMPTS = 3
 # What torch and the interpreter say instead of raising MemoryError.
@@ -53,29 +49,6 @@ def attempt_shard(task: ShardTask, on_total: Callable[[int], None]) -> ShardRepo
                 raise
             what = str(error).splitlines()[0] if str(error) else type(error).__name__
             task = with_less_memory(task, what)
-
-
-def with_less_memory(task: ShardTask, what: str) -> ShardTask:
-    """Return a task with a quarter of the buffers and one thread, for the next attempt.
-
-    Args:
-        task: The task that ran out of memory.
-        what: What happened, in words.
-
-    Raises:
-        ShardError: Its chunks are the smallest already.
-    """
-    if task.chunk_bytes <= MIN_CHUNK_BYTES:
-        raise ShardError(
-            "there is not enough memory, even for the smallest chunks",
-            where=task.shard.name,
-            got=what,
-            hint="give the workers more memory, or write fewer alphas at a time; the same command "
-            "continues",
-        )
-    smaller = max(MIN_CHUNK_BYTES, task.chunk_bytes // 4)
-    logger.warning("out of memory: chunks of %d bytes from here on", smaller)
-    return replace(task, chunk_bytes=smaller, num_threads=1)
 
 
 def _run(task: ShardTask, on_total: Callable[[int], None]) -> ShardReport:

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from expo_ray.checkpoints.hub_storage import SCHEME as HUB_SCHEME
-from expo_ray.extrapolation.attempts import with_less_memory
-from expo_ray.extrapolation.tasks import ShardTask
+from expo_ray.errors import ShardError
+from expo_ray.extrapolation.tasks import MIN_CHUNK_BYTES, ShardTask
 
 # A worker needs seconds to import torch: less work than this is not worth one of its own.
 MIN_BATCH_BYTES = 128 * 1024 * 1024
@@ -64,6 +64,29 @@ def batch_tasks(tasks: Sequence[ShardTask]) -> list[tuple[int, ...]]:
         batches[-1].append(index)
         filled += task.shard.input_bytes
     return [tuple(batch) for batch in batches]
+
+
+def with_less_memory(task: ShardTask, what: str) -> ShardTask:
+    """Return a task with a quarter of the buffers and one thread, for the next attempt.
+
+    Args:
+        task: The task that ran out of memory.
+        what: What happened, in words.
+
+    Raises:
+        ShardError: Its chunks are the smallest already.
+    """
+    if task.chunk_bytes <= MIN_CHUNK_BYTES:
+        raise ShardError(
+            "there is not enough memory, even for the smallest chunks",
+            where=task.shard.name,
+            got=what,
+            hint="give the workers more memory, or write fewer alphas at a time; the same command "
+            "continues",
+        )
+    smaller = max(MIN_CHUNK_BYTES, task.chunk_bytes // 4)
+    logger.warning("out of memory: chunks of %d bytes from here on", smaller)
+    return replace(task, chunk_bytes=smaller, num_threads=1)
 
 
 def max_batches(tasks: Sequence[ShardTask]) -> int:

@@ -21,7 +21,7 @@ from expo_ray.extrapolation.chunk_worker import ChunkWorker
 from expo_ray.extrapolation.chunks import Chunk, Slot, split_chunks
 from expo_ray.extrapolation.input_files import InputFiles
 from expo_ray.extrapolation.remote_shard import RemoteShardWriter
-from expo_ray.extrapolation.requantization import block_row_bytes
+from expo_ray.extrapolation.requantization_costs import block_row_bytes
 from expo_ray.extrapolation.shard_files import ShardComparer, ShardFile, ShardWriter
 from expo_ray.extrapolation.statistics import (
     DeltaSums,
@@ -31,13 +31,13 @@ from expo_ray.extrapolation.tasks import (
     BUFFER_BUDGET_BYTES,
     COMPARE,
     MEASURE,
+    MIN_CHUNK_BYTES,
     ShardOutput,
     ShardReport,
     ShardTask,
 )
 from expo_ray.extrapolation.tensor_pair import TensorPair
 
-MIN_CHUNK_BYTES = 64 * 1024
 # Chunks that wait for their digests while others are computed.
 SPARE_SLOTS = 4
 MAX_LANES = 8

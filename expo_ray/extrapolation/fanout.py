@@ -23,7 +23,6 @@ from expo_ray.cluster import (
     worker_nodes,
 )
 from expo_ray.errors import ExpoError, ShardError
-from expo_ray.extrapolation.attempts import attempt_shard
 from expo_ray.extrapolation.batches import Batch, batch_tasks, max_batches
 from expo_ray.extrapolation.loading import LoadingCheck, LoadingRequest, check_loading
 from expo_ray.extrapolation.node_check import (
@@ -163,6 +162,9 @@ def _run_here(task: ShardTask, done: Advance | None = None, base: int = 0) -> Sh
     def on_total(num_bytes: int) -> None:
         if done is not None:
             done.to(base + num_bytes)
+
+    # A driver without tasks of its own needs no torch, which takes 200 MB and seconds.
+    from expo_ray.extrapolation.attempts import attempt_shard
 
     try:
         return attempt_shard(task, on_total)

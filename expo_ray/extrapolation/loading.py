@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from expo_ray.checkpoints.checkpoint import CONFIG_NAME
-from expo_ray.checkpoints.tensors import TORCH_DTYPES
 from expo_ray.extrapolation.plan import Plan
 
 
@@ -102,6 +101,8 @@ def _check(request: LoadingRequest) -> LoadingCheck:
 
 def _load(transformers: Any, model_class: Any, request: LoadingRequest) -> LoadingCheck:
     import torch
+
+    from expo_ray.checkpoints.tensors import TORCH_DTYPES
 
     state = {
         name: torch.empty(shape, dtype=TORCH_DTYPES[dtype], device="meta")

@@ -10,7 +10,7 @@ from expo_ray.checkpoints.checkpoint import Checkpoint
 from expo_ray.checkpoints.digests import BUFFER_BYTES
 from expo_ray.checkpoints.remote_path import AnyPath
 from expo_ray.errors import CheckpointError
-from expo_ray.extrapolation.tasks import Problem, ShardReceipt
+from expo_ray.extrapolation.tasks import Problem, ShardReceipt, pack_tensors
 from expo_ray.extrapolation.work_folder import names_found_by_loaders
 from expo_ray.progress import Progress
 
@@ -98,7 +98,7 @@ def hash_files(
                     plan_digest="",
                     num_bytes=entry["bytes"],
                     sha256=_hash_range(file, 0, entry["bytes"]),
-                    tensors=facts,
+                    packed_tensors=pack_tensors(facts),
                 )
             )
         bar.advance(entry["bytes"])

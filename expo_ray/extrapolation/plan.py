@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from expo_ray.errors import ConfigError
 from expo_ray.extrapolation.alpha import round_alpha
 from expo_ray.extrapolation.onto import add_onto
 from expo_ray.extrapolation.pair import match_pair
-from expo_ray.extrapolation.requantization import REQUANTIZATION
+from expo_ray.extrapolation.requantization_costs import REQUANTIZATION
 from expo_ray.extrapolation.tensor_pair import Pair, TensorPair
 from expo_ray.extrapolation.transforms import Transform, parse_transforms
 
@@ -32,9 +33,9 @@ _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 _UNITS |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True)
 class OutputShard:
-    """One output file."""
+    """One output file. Sums are cached: plans of 90,000 tensors ask for them again and again."""
 
     name: str
     tensors: tuple[TensorPair, ...]
@@ -45,12 +46,17 @@ class OutputShard:
         """The header of the file, the same for every alpha."""
         return build_header([output for p in self.tensors for output in p.outputs])
 
-    @property
+    @cached_property
+    def file_bytes(self) -> int:
+        """Bytes of the file, header included."""
+        return self.data_bytes + len(self.header)
+
+    @cached_property
     def data_bytes(self) -> int:
         """Bytes of the tensors, without the header."""
         return sum(p.output_bytes for p in self.tensors)
 
-    @property
+    @cached_property
     def input_bytes(self) -> int:
         """Bytes that one pass over the inputs reads."""
         return sum(used_bytes(p) for p in self.tensors)
@@ -80,7 +86,7 @@ class Plan:
     @property
     def file_bytes(self) -> int:
         """Bytes of all output weight files, for one alpha."""
-        return self.data_bytes + sum(len(shard.header) for shard in self.shards)
+        return sum(shard.file_bytes for shard in self.shards)
 
     @property
     def input_bytes(self) -> int:
@@ -90,6 +96,8 @@ class Plan:
     def transform_bytes(self, tensors: Sequence[TensorPair]) -> int:
         """Return the bytes that the passes of the transforms read in addition."""
         total = 0
+        if not self.transforms:
+            return total
         for pair in tensors:
             item_bytes = 8 if computes_float64(pair) else 4
             passes = sum(t.num_passes(pair, item_bytes) for t in self.transforms)

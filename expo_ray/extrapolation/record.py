@@ -1,14 +1,15 @@
 """Reading `expo_ray.json`, the record that makes a checkpoint complete, and sealing it.
 
 Its last field is the sha256 of its own text, with zeros in the place of that field: so a flipped
-bit shows in the record too.
+bit shows in the record too. The facts of all tensors, one a line, pass by one after the other: of
+a model with 90,000 tensors they take 60 MB as text and several times that as objects.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from expo_ray.checkpoints.header import parse_strict_json
@@ -17,6 +18,7 @@ from expo_ray.checkpoints.storage import RECORD_NAME, WORK_FOLDER
 from expo_ray.errors import CheckpointError
 
 _SEAL = "record_sha256"
+_TENSORS = "tensors"
 _BLANK = "0" * 64
 _NEEDED = ("alpha", "weights_digest", "initial", "aligned", "options", "files", "tensors")
 
@@ -27,9 +29,37 @@ def sealed(record: Mapping[str, Any]) -> bytes:
     Raises:
         ValueError: A number is not finite, which JSON has no word for.
     """
-    text = json.dumps({**record, _SEAL: _BLANK}, indent=2, ensure_ascii=False, allow_nan=False)
-    head, _, tail = (text + "\n").encode().rpartition(_BLANK.encode())
-    return head + _seal_of(head, tail) + tail
+    return b"".join(sealed_parts(record, record["tensors"].items()))
+
+
+def sealed_parts(
+    record: Mapping[str, Any], tensors: Iterable[tuple[str, Mapping[str, Any]]]
+) -> Iterator[bytes]:
+    """Yield the content of the file that holds a record, in parts.
+
+    Args:
+        record: All but the tensors.
+        tensors: Name and facts of each.
+
+    Raises:
+        ValueError: A number is not finite, which JSON has no word for.
+    """
+    others = {key: value for key, value in record.items() if key not in (_TENSORS, _SEAL)}
+    digest = hashlib.sha256()
+    separator = _json(others, indent=2).removesuffix("\n}") + f',\n  "{_TENSORS}": {{'
+    for name, facts in tensors:
+        part = f"{separator}\n    {_json(name)}: {_json(facts)}".encode()
+        digest.update(part)
+        yield part
+        separator = ","
+    head = f'{"" if separator == "," else separator}\n  }},\n  "{_SEAL}": "'.encode()
+    tail = b'"\n}\n'
+    digest.update(head + _BLANK.encode() + tail)
+    yield head + digest.hexdigest().encode() + tail
+
+
+def _json(value: object, indent: int | None = None) -> str:
+    return json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False)
 
 
 def is_as_sealed(data: bytes, record: Mapping[str, Any]) -> bool:

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import secrets
-
-import torch
+from typing import TYPE_CHECKING
 
 from expo_ray.checkpoints.atomic_io import atomic_write_json
 from expo_ray.checkpoints.remote_path import RemotePath
@@ -17,6 +16,9 @@ from expo_ray.checkpoints.storage import WORK_FOLDER
 from expo_ray.errors import ShardError
 from expo_ray.extrapolation.shard_files import ShardFile, check_token, receipt_path
 from expo_ray.extrapolation.tasks import ShardOutput, ShardReceipt
+
+if TYPE_CHECKING:
+    import torch
 
 # The most that S3 moves in one request; larger shards are refused before the work.
 MAX_OBJECT_BYTES = 5 * 1024**3
@@ -37,6 +39,8 @@ class RemoteShardWriter(ShardFile):
 
     def put(self, offset_bytes: int, computed: torch.Tensor, name: str) -> memoryview:
         """Return the bytes; they are sent when their turn in the file comes."""
+        import torch
+
         return computed.view(torch.uint8).numpy().data
 
     def hash_file(self, data: memoryview) -> None:

@@ -11,17 +11,17 @@ import secrets
 import threading
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from expo_ray.checkpoints.atomic_io import atomic_write_json, fsync_folder
 from expo_ray.checkpoints.remote_path import AnyPath
 from expo_ray.checkpoints.storage import WORK_FOLDER, open_storage
 from expo_ray.errors import ShardError
-from expo_ray.extrapolation.statistics import count_different
-from expo_ray.extrapolation.tasks import Problem, ShardOutput, ShardReceipt
+from expo_ray.extrapolation.tasks import Problem, ShardOutput, ShardReceipt, pack_tensors
 from expo_ray.extrapolation.write_behind import start_writing
+
+if TYPE_CHECKING:
+    import torch
 
 RECEIPT_FOLDER = "receipts"
 RUN_FILE = "run.json"
@@ -82,7 +82,7 @@ class ShardFile:
             plan_digest=self.output.plan_digest,
             num_bytes=self.num_bytes,
             sha256=self.file_sha256.hexdigest(),
-            tensors=tensors,
+            packed_tensors=pack_tensors(tensors),
             problems=tuple(self.problems),
         )
 
@@ -124,6 +124,8 @@ class ShardWriter(ShardFile):
 
     def put(self, offset_bytes: int, computed: torch.Tensor, name: str) -> memoryview:
         """Write the bytes at their place."""
+        import torch
+
         data = computed.view(torch.uint8).numpy().data
         self._write(offset_bytes, data)
         start_writing(self._descriptor, offset_bytes, len(data))
@@ -199,6 +201,10 @@ class ShardComparer(ShardFile):
 
     def put(self, offset_bytes: int, computed: torch.Tensor, name: str) -> memoryview:
         """Read the bytes at this place and count elements that differ."""
+        import torch
+
+        from expo_ray.extrapolation.statistics import count_different
+
         # One allocation per chunk: comparing is the rare path and the chunk is small.
         found = torch.empty(computed.numel() * computed.element_size(), dtype=torch.uint8)
         view = found.numpy().data

@@ -15,7 +15,7 @@ from expo_ray.extrapolation.plan import (
     Plan,
     parse_size,
 )
-from expo_ray.extrapolation.requantization import describe_loss, requantization_loss
+from expo_ray.extrapolation.requantization_costs import describe_loss, requantization_loss
 from expo_ray.extrapolation.results import ExtrapolationResult, OutputResult
 from expo_ray.extrapolation.schedule import estimate
 from expo_ray.extrapolation.targets import (
@@ -142,9 +142,10 @@ def unmoved_notes(targets: Sequence[Target]) -> list[str]:
 
     Sides of two dtypes, or an adapter that was never trained, are not equal byte by byte.
     """
-    facts = [f for t in targets for r in t.receipts.values() for f in r.tensors.values()]
-    moved = [f["statistics"]["num_moved"] for f in facts if "statistics" in f]
-    if not moved or any(moved):
+    facts = (f for t in targets for r in t.receipts.values() for f in r.tensors.values())
+    moved = (f["statistics"]["num_moved"] > 0 for f in facts if "statistics" in f)
+    # The search ends at the first tensor that moved, as a rule the very first one.
+    if next(moved, True) or any(moved):
         return []
     return ["warning: initial and aligned hold the same values: the output is aligned itself"]
 
@@ -155,9 +156,9 @@ def rounding_notes(plan: Plan, targets: Sequence[Target]) -> list[str]:
         return []
     notes = []
     for target in targets:
-        tensors = {n: facts for r in target.receipts.values() for n, facts in r.tensors.items()}
-        if tensors:
-            notes.append(f"{target.folder.name}: {describe_loss(requantization_loss(tensors))}")
+        facts = (f for r in target.receipts.values() for f in r.tensors.values())
+        if target.receipts:
+            notes.append(f"{target.folder.name}: {describe_loss(requantization_loss(facts))}")
     return notes
 
 

@@ -29,7 +29,7 @@ from expo_ray.checkpoints.unfinished_uploads import (
 )
 from expo_ray.errors import ConfigError
 from expo_ray.extrapolation.shard_files import RECEIPT_FOLDER, RUN_FILE, receipt_path
-from expo_ray.extrapolation.tasks import ShardReceipt
+from expo_ray.extrapolation.tasks import ShardReceipt, pack_tensors
 
 LOCK_FILE = "lock"
 _TEMPLATES = "additional_chat_templates"
@@ -150,7 +150,7 @@ def read_receipt(folder: AnyPath, name: str, plan_digest: str) -> ShardReceipt |
             plan_digest=table["plan_digest"],
             num_bytes=table["bytes"],
             sha256=table["sha256"],
-            tensors=table["tensors"],
+            packed_tensors=pack_tensors(table["tensors"]),
         )
     except (OSError, ValueError, KeyError, TypeError):
         return None

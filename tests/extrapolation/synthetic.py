@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
+
+from expo_ray.checkpoints.header import build_header, tensor_bytes
 
 IDENTITY_FILES = ("expo_ray.json", "README.md")
 
@@ -81,3 +84,32 @@ def noise(
 ) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
     return (torch.randn(shape, generator=generator, dtype=torch.float64) * scale).to(dtype)
+
+
+def write_experts(
+    folder: Path, *, num_tensors: int, num_files: int, element: bytes = b"", num_elements: int = 128
+) -> Path:
+    """Write a mixture of experts with very many bf16 tensors.
+
+    All elements have the same two bytes; without them the weights are holes in the files.
+    """
+    shape = (num_elements // 16, 16)
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps({"model_type": "synthetic"}))
+    matrices = ("gate", "up", "down")
+    names = [
+        f"model.layers.{i // 768}.mlp.experts.{i // 3 % 256}.{matrices[i % 3]}_proj.weight"
+        for i in range(num_tensors)
+    ]
+    weight_map: dict[str, str] = {}
+    for i in range(num_files):
+        part = names[i * num_tensors // num_files : (i + 1) * num_tensors // num_files]
+        file = f"model-{i + 1:05d}-of-{num_files:05d}.safetensors"
+        header = build_header([(name, "BF16", shape) for name in part])
+        num_bytes = len(part) * tensor_bytes("BF16", shape)
+        (folder / file).write_bytes(header + element * (num_bytes // 2))
+        os.truncate(folder / file, len(header) + num_bytes)
+        weight_map |= dict.fromkeys(part, file)
+    index = {"metadata": {}, "weight_map": weight_map}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    return folder

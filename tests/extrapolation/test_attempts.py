@@ -17,9 +17,8 @@ from expo_ray.checkpoints import retries
 from expo_ray.checkpoints.retries import is_passing, retry_io
 from expo_ray.errors import ShardError
 from expo_ray.extrapolation import batches, extrapolate, fanout, shard_files
-from expo_ray.extrapolation.engine import MIN_CHUNK_BYTES
 from expo_ray.extrapolation.plan import OutputShard
-from expo_ray.extrapolation.tasks import ShardTask
+from expo_ray.extrapolation.tasks import MIN_CHUNK_BYTES, ShardTask
 from tests.extrapolation.synthetic import file_digests, noise, write
 
 Pair = tuple[Path, Path]
