@@ -8,7 +8,7 @@ from typing import Any
 
 from expo_ray.extrapolation import extrapolate
 from expo_ray.lab import find_lab
-from expo_ray.tables import read_prompts
+from expo_ray.workflow.inputs import check_settings, find_prompts, pin_reward_models
 from expo_ray.workflow.recipe import Recipe, load_recipe
 
 
@@ -19,12 +19,13 @@ def plan_run(recipe: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any
     of the checkpoints are not known yet and the note says so.
 
     Raises:
-        ConfigError: The recipe is wrong.
-        CheckpointError: An input checkpoint is wrong.
+        ConfigError: The recipe is wrong, or its output cannot be written.
+        CheckpointError: An input checkpoint is wrong, or no reward model.
         PairError: The pair does not belong together.
         TableError: The prompts file is wrong.
     """
     parsed = load_recipe(recipe, overrides)
+    check_settings(parsed)
     stages: list[dict[str, Any]] = []
     initial, aligned, prompts = parsed.initial, parsed.aligned, parsed.prompts.path
     num_rewards = len(parsed.reward_models)
@@ -45,11 +46,13 @@ def plan_run(recipe: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any
         if lab is not None:
             initial, aligned, prompts = str(lab.initial), str(lab.aligned), str(lab.prompts)
     if prompts is not None:
-        num_prompts = len(read_prompts(prompts, **parsed.prompts.reading(parsed.seed)))
+        num_prompts = len(find_prompts(parsed, prompts))
     elif num_prompts is not None:
         bounds = (parsed.prompts.limit, parsed.prompts.sample)
         num_prompts = min(n for n in (num_prompts, *bounds) if n is not None)
     extrapolation = _extrapolation_stage(parsed, initial, aligned)
+    if initial is not None and aligned is not None:
+        pin_reward_models(parsed.reward_models, initial, aligned)
     stages.append(
         {
             "stage": "diagnosis",

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from expo_ray.errors import ConfigError
+from expo_ray.checkpoints.local_output import require_writable_folder
 from expo_ray.extrapolation import parse_alpha
 from expo_ray.progress import NullProgress, Progress
 from expo_ray.reports.provenance import next_steps
@@ -18,7 +18,8 @@ from expo_ray.reports.run_files import RunFiles
 from expo_ray.selection.adaptive import require_optuna
 from expo_ray.workflow import stages
 from expo_ray.workflow.adaptive import search_parts
-from expo_ray.workflow.recipe import Recipe, is_remote, load_recipe, validate_recipe
+from expo_ray.workflow.inputs import check_request, prepare_models
+from expo_ray.workflow.recipe import Recipe, load_recipe, validate_recipe
 from expo_ray.workflow.run_dir import RunDir
 from expo_ray.workflow.search import search_candidates
 
@@ -53,17 +54,10 @@ def run_recipe(
     recipe: Recipe, *, recipe_text: str, address: str | None, progress: Progress | None = None
 ) -> dict[str, Any]:
     """Execute a parsed recipe; see `run`."""
-    if is_remote(recipe.output):
-        raise ConfigError(
-            "a run directory lies on a file system that all nodes share",
-            where="output",
-            got=recipe.output,
-            expected="a local or mounted path",
-        )
     if recipe.adaptive is not None:
         require_optuna()
     directory = RunDir(recipe.output)
-    with directory.claim(recipe_text=recipe_text, digest=recipe.digest()), ExitStack() as stack:
+    with ExitStack() as stack:
         this = stages.Run(
             recipe=recipe,
             directory=directory,
@@ -71,7 +65,10 @@ def run_recipe(
             progress=progress or NullProgress(),
             stack=stack,
         )
-        stages.prepare_models(this)
+        check_request(this)
+        # Left last, after Ray.
+        stack.enter_context(directory.claim(recipe_text=recipe_text, digest=recipe.digest()))
+        prepare_models(this)
         stages.check_pair(this)
         if recipe.selection.strategy == "grid":
             stages.write_candidates(this)
@@ -151,7 +148,7 @@ def select(
         parse_alpha(alpha)
     document: dict[str, Any] = {
         "name": "select",
-        "output": str(Path(output).absolute()),
+        "output": str(require_writable_folder(output).absolute()),
         "initial": _absolute(initial),
         "aligned": _absolute(aligned),
         "reward_models": [_absolute(spec) for spec in reward_models],

@@ -68,7 +68,9 @@ class RunDir:
         Raises:
             ConfigError: The folder holds another recipe's result, something else, or is in use.
         """
-        found = self.read_resolved().get("recipe_digest")
+        foreign = _foreign(self.path) if self.path.is_dir() else []
+        # Of a request that ended before its work began nothing is worth keeping.
+        found = self.read_resolved().get("recipe_digest") if foreign else None
         if found is not None and found != digest:
             raise ConfigError(
                 "the output folder holds the result of another request",
@@ -77,11 +79,11 @@ class RunDir:
                 expected=f"recipe digest {digest[:12]}",
                 hint="give another output folder, or remove this one",
             )
-        if found is None and self.path.is_dir() and any(_foreign(self.path)):
+        if found is None and foreign:
             raise ConfigError(
                 "the output folder is not empty and is no run directory",
                 where=self.path,
-                got=", ".join(sorted(_foreign(self.path))[:5]),
+                got=", ".join(sorted(foreign)[:5]),
                 expected="a new or empty folder",
                 hint="give another output folder",
             )
@@ -96,7 +98,8 @@ class RunDir:
                     hint="wait for it, or give another output folder",
                 ) from error
             atomic_write_text(self.recipe_file, recipe_text)
-            if found is None:
+            if found is None and self.read_resolved().get("recipe_digest") != digest:
+                self.resolved_file.unlink(missing_ok=True)
                 self.update_resolved({"recipe_digest": digest})
             yield
 
@@ -121,8 +124,9 @@ def _table_name(alpha: float | AlphaRules) -> str:
 
 
 def _foreign(path: Path) -> list[str]:
-    # A run that was killed before its first record leaves only these two.
-    return [file.name for file in path.iterdir() if file.name not in {".lock", "recipe.yaml"}]
+    """Return what lies there besides the marks of a run that has done no work yet."""
+    marks = {".lock", "recipe.yaml", "resolved.json"}
+    return [file.name for file in path.iterdir() if file.name not in marks]
 
 
 def read_json(path: Path) -> dict[str, Any]:

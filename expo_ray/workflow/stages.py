@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
-import os
-import platform
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,32 +13,28 @@ from typing import Any
 import pyarrow as pa
 
 from expo_ray.checkpoints import Checkpoint, atomic_write_json
-from expo_ray.checkpoints.checkpoint import open_aligned
 from expo_ray.cluster import ray_session
-from expo_ray.errors import ConfigError, VerifyError
+from expo_ray.errors import VerifyError
 from expo_ray.extrapolation import checkpoint_name, diagnose, extrapolate
 from expo_ray.extrapolation.alpha_rules import AlphaRules
-from expo_ray.lab import prepare_lab, write_truth
+from expo_ray.lab import write_truth
 from expo_ray.loadtests import LoadtestOptions, loadtest
 from expo_ray.progress import CombinedProgress, Progress
 from expo_ray.reports import render_model_card, write_report
 from expo_ray.reports.wording import headline
-from expo_ray.rewards.anchors import AnchorPair, read_anchors
+from expo_ray.rewards import RewardModelSpec
+from expo_ray.rewards.anchors import AnchorPair
 from expo_ray.selection import choose_alpha
-from expo_ray.selection.explanations import warn_of_circle
 from expo_ray.selection.search import SearchResult
 from expo_ray.serving import GeneratorReplicas, ModelSource, RewardReplicas
 from expo_ray.serving.alpha_setting import AlphaSetting
 from expo_ray.serving.self_test_file import measured_spread
-from expo_ray.tables import Prompt, assign_splits, read_prompts, read_table
-from expo_ray.tables.prompt_files import pin_prompts
+from expo_ray.tables import Prompt, assign_splits, read_table
 from expo_ray.tables.prompts import write_prompts
 from expo_ray.tables.seeds import Split
 from expo_ray.workflow.recipe import Recipe
-from expo_ray.workflow.run_dir import TRUTH, RunDir, read_json, reward_label
+from expo_ray.workflow.run_dir import TRUTH, RunDir, read_json
 from expo_ray.workflow.serve_config import write_serve_config
-
-_VERSIONED = ("expo-ray", "ray", "torch", "transformers", "safetensors", "pyarrow")
 
 
 @dataclass(slots=True, kw_only=True)
@@ -56,7 +49,11 @@ class Run:
     """Closed at the end of the run; holds the connection to Ray."""
     initial: str = ""
     aligned: str = ""
-    reward_models: dict[str, str] = field(default_factory=dict)
+    pair_address: list[str] = field(default_factory=list)
+    """Initial and aligned as they were asked for, before they were pinned."""
+    sides: dict[str, Checkpoint] = field(default_factory=dict)
+    """The headers of both."""
+    reward_models: dict[str, RewardModelSpec] = field(default_factory=dict)
     anchors: list[AnchorPair] | None = None
     """Pairs that every reward model must rank right before it scores."""
     prompts: list[Prompt] = field(default_factory=list)
@@ -127,92 +124,6 @@ class Run:
         seconds = time.monotonic() - start
         self.directory.add_timing(name, seconds)
         self.progress.message(f"{name}: {seconds:.1f} s")
-
-
-def prepare_models(run: Run) -> None:
-    """Find the pair, the reward models and the prompts; train the laboratory if it is asked for.
-
-    Raises:
-        ConfigError: An input is not what it was when this run began.
-    """
-    recipe = run.recipe
-    rewards = list(recipe.reward_models)
-    if recipe.lab is None:
-        run.initial, run.aligned = str(recipe.initial), str(recipe.aligned)
-        run.prompts_path = _pinned_prompts(run, str(recipe.prompts.path))
-    else:
-        cache = Path(recipe.lab_cache or run.directory.path / "lab")
-        with run.stage("laboratory", done=run.directory.lab_file.exists()):
-            lab = prepare_lab(cache, recipe.lab, address=run.address, progress=run.progress)
-            run.initial, run.aligned = str(lab.initial), str(lab.aligned)
-            run.prompts_path = str(lab.prompts)
-            guards = [] if lab.guard_reward_model is None else [str(lab.guard_reward_model)]
-            rewards = [str(lab.reward_model), *guards, *rewards]
-            atomic_write_json(run.directory.lab_file, read_json(lab.record))
-    run.reward_models = {reward_label(i, spec): spec for i, spec in enumerate(rewards)}
-    for warning in warn_of_circle(rewards[0], rewards[1:]):
-        run.progress.message(f"warning: {warning}")
-    anchors = recipe.rewarders.anchors
-    run.anchors = None if anchors is None else read_anchors(anchors)
-    run.prompts = read_prompts(run.prompts_path, **recipe.prompts.reading(recipe.seed))
-    _record_inputs(run, pair_address=[run.initial, run.aligned])
-
-
-def _pinned_prompts(run: Run, address: str) -> str:
-    """Return the address with the commit that this run began with."""
-    before = run.directory.read_resolved()
-    if before.get("prompts_address") == address:
-        return str(before["prompts"])
-    return pin_prompts(address)
-
-
-def _pin_pair(run: Run, pair_address: list[str]) -> None:
-    """Name both sides by what this run began with: absolute paths, commits of the Hub."""
-    before = run.directory.read_resolved()
-    if before.get("pair_address") == pair_address:
-        run.initial, run.aligned = before["initial"]["uri"], before["aligned"]["uri"]
-        return
-    initial = Checkpoint.open(run.initial)
-    run.initial, run.aligned = initial.uri, open_aligned(run.aligned, initial).uri
-
-
-def _record_inputs(run: Run, *, pair_address: list[str]) -> None:
-    """Write what the run resolved to, or compare with what it resolved to before."""
-    _pin_pair(run, pair_address)
-    inputs = {
-        name: {"uri": uri, "files": Checkpoint.open(uri).identity()}
-        for name, uri in (("initial", run.initial), ("aligned", run.aligned))
-    }
-    before = run.directory.read_resolved()
-    for name, now in inputs.items():
-        if name in before and _digests(before[name]) != _digests(now):
-            raise ConfigError(
-                f"the {name} checkpoint has changed since this run began",
-                where=now["uri"],
-                hint="start again in another output folder",
-            )
-    run.directory.update_resolved(
-        {
-            **inputs,
-            "pair_address": pair_address,
-            "recipe": run.recipe.model_dump(mode="json"),
-            "alphas": list(run.alphas),
-            "num_prompts": len(run.prompts),
-            "prompts": run.prompts_path,
-            "prompts_address": run.recipe.prompts.path,
-            "reward_models": run.reward_models,
-            "generators": run.recipe.generators.model_dump(mode="json"),
-            "engine": run.recipe.generators.engine,
-            "sampling": run.recipe.sampling.model_dump(mode="json"),
-            "seed": run.recipe.seed,
-            "versions": {name: importlib.metadata.version(name) for name in _VERSIONED},
-            "hardware": {"machine": platform.machine(), "num_cpus": os.cpu_count()},
-        }
-    )
-
-
-def _digests(identity: Mapping[str, Any]) -> list[tuple[object, object]]:
-    return [(file["bytes"], file["header_sha256"]) for file in identity["files"]]
 
 
 def check_pair(run: Run) -> None:

@@ -11,6 +11,7 @@ import pytest
 from expo_ray.errors import WorkError
 from expo_ray.progress import NullProgress
 from expo_ray.workflow import stages
+from expo_ray.workflow.inputs import prepare_models
 from expo_ray.workflow.recipe import load_recipe
 from expo_ray.workflow.run import run
 from expo_ray.workflow.run_dir import RunDir
@@ -54,7 +55,7 @@ def test_they_may_be_asked_for_and_are_read_once(
             progress=NullProgress(),
             stack=stack,
         )
-        stages.prepare_models(this)
+        prepare_models(this)
         stages.check_pair(this)
         written = directory.diagnosis_file.stat().st_mtime_ns
         stages.check_pair(this)

@@ -11,9 +11,12 @@ from typer.testing import CliRunner
 
 from expo_ray.cli.main import app
 from expo_ray.errors import ConfigError, TableError
+from expo_ray.lab import LabSettings
+from expo_ray.lab.result import lab_paths
 from expo_ray.progress import NullProgress
 from expo_ray.rewards.anchors import read_anchors
 from expo_ray.workflow import run, stages
+from expo_ray.workflow.inputs import check_request, prepare_models
 from expo_ray.workflow.recipe import Recipe, load_recipe
 from expo_ray.workflow.run_dir import RunDir
 from tests.workflow.test_run import write_recipe
@@ -34,7 +37,7 @@ def prepared(recipe: Recipe, stack: ExitStack) -> stages.Run:
     this = stages.Run(
         recipe=recipe, directory=directory, address=None, progress=NullProgress(), stack=stack
     )
-    stages.prepare_models(this)
+    prepare_models(this)
     return this
 
 
@@ -84,3 +87,42 @@ def test_the_flags_of_select_reach_the_recipe(
     assert usual.anchors == cutting.anchors == str(anchors)
     assert (usual.allow_truncation, cutting.allow_truncation) == (False, True)
     assert seen[0].digest() != seen[1].digest(), "it changes rewards"
+
+
+def test_a_laboratory_brings_its_own_before_those_of_the_recipe(
+    pico_pair: tuple[Path, Path], pico_reward_model: Path, tmp_path: Path
+) -> None:
+    recipe = load_recipe(
+        write_recipe(
+            tmp_path,
+            pico_pair,
+            pico_reward_model,
+            **{"lab": {}, "lab_cache": "labs", "initial": None, "aligned": None, "prompts": {}},
+        )
+    )
+    lab = lab_paths(tmp_path / "labs", LabSettings())
+    lab.folder.mkdir(parents=True)
+    models = (lab.initial, lab.aligned, lab.reward_model, lab.guard_reward_model)
+    origins = (*pico_pair, pico_reward_model, pico_reward_model)
+    for model, origin in zip(models, origins, strict=True):
+        assert model is not None
+        model.symlink_to(origin)
+    lab.prompts.write_text('{"prompt": "one"}\n{"prompt": "two"}\n')
+    lab.record.write_text("{}")
+    directory = RunDir(recipe.output)
+    directory.path.mkdir()
+    directory.lab_file.write_text("{}")  # it was trained: no Ray is started
+    with ExitStack() as stack:
+        this = stages.Run(
+            recipe=recipe, directory=directory, address=None, progress=NullProgress(), stack=stack
+        )
+        check_request(this)
+        prepare_models(this)
+    assert list(this.reward_models) == [
+        "0-reward-model",
+        "1-guard-reward-model",
+        "2-reward-model",
+        "3-implicit-beta-0.1",
+    ]
+    assert len(this.prompts) == 2
+    assert directory.read_resolved()["prompts"] == str(lab.prompts)

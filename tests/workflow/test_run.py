@@ -24,6 +24,7 @@ from expo_ray.progress import NullProgress
 from expo_ray.serving import generator_replicas
 from expo_ray.serving.launching import application
 from expo_ray.workflow import stages
+from expo_ray.workflow.inputs import prepare_models
 from expo_ray.workflow.recipe import load_recipe
 from expo_ray.workflow.run import run
 from expo_ray.workflow.run_dir import RunDir
@@ -202,7 +203,7 @@ def test_candidates_served_live_leave_only_the_chosen_checkpoint(
             progress=NullProgress(),
             stack=stack,
         )
-        stages.prepare_models(this)
+        prepare_models(this)
         stages.keep_chosen(this, {"best_alpha": 0.5})
         assert [p.name for p in directory.checkpoints.iterdir()] == ["alpha-0.5"]
         shutil.copy(directory.responses(2.0), directory.responses(0.5))
@@ -221,7 +222,7 @@ def test_a_run_keeps_the_commits_that_it_began_with(
 
     def pair() -> tuple[str, str]:
         with ExitStack() as stack:
-            stack.enter_context(directory.claim(recipe_text="", digest="same"))
+            stack.enter_context(directory.claim(recipe_text="", digest=recipe.digest()))
             this = stages.Run(
                 recipe=recipe,
                 directory=directory,
@@ -229,7 +230,7 @@ def test_a_run_keeps_the_commits_that_it_began_with(
                 progress=NullProgress(),
                 stack=stack,
             )
-            stages.prepare_models(this)
+            prepare_models(this)
         return this.initial, this.aligned
 
     with hub_server(monkeypatch) as hub:

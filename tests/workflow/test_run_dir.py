@@ -16,7 +16,7 @@ def test_a_directory_is_claimed_once_per_recipe(tmp_path: Path) -> None:
             with RunDir(run.path).claim(recipe_text="name: a\n", digest="d1"):
                 pass
     with run.claim(recipe_text="name: a\n", digest="d1"):
-        pass
+        run.diagnosis_file.write_text("{}")  # its first result
     before = sorted(p.name for p in run.path.iterdir())
     with pytest.raises(ConfigError, match="another request") as caught:
         with run.claim(recipe_text="name: b\n", digest="d2"):

@@ -1,0 +1,203 @@
+"""What a run works on: found and checked before its folder is touched, recorded when it is.
+
+A request that is wrong shows here, from headers and prompts alone: nothing is written, no Ray is
+started. Only the models of a laboratory are not there yet.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from expo_ray.checkpoints import Checkpoint, atomic_write_json
+from expo_ray.checkpoints.checkpoint import open_aligned
+from expo_ray.checkpoints.local_output import require_writable_folder
+from expo_ray.cluster import LOCAL, require_cluster, resolve_address
+from expo_ray.errors import ConfigError
+from expo_ray.extrapolation.plan import build_plan
+from expo_ray.lab import LabSettings, prepare_lab
+from expo_ray.rewards import RewardModelSpec, pin_reward_model
+from expo_ray.rewards.anchors import read_anchors
+from expo_ray.selection.explanations import warn_of_circle
+from expo_ray.serving import GeneratorReplicas, ModelSource
+from expo_ray.serving.engines import resolve_engine
+from expo_ray.serving.replica_apps import require_support
+from expo_ray.tables import Prompt, assign_splits, read_prompts
+from expo_ray.tables.prompt_files import pin_prompts
+from expo_ray.workflow.recipe import Recipe
+from expo_ray.workflow.run_dir import read_json, reward_label
+from expo_ray.workflow.stages import Run
+
+_VERSIONED = ("expo-ray", "ray", "torch", "transformers", "safetensors", "pyarrow")
+
+
+def check_request(run: Run) -> None:
+    """Refuse what can be known to be wrong before anything is written, and find the inputs.
+
+    Raises:
+        RequestError: Address, output, engine, pair, prompts or a reward model are wrong.
+    """
+    require_cluster(run.address)
+    check_settings(run.recipe)
+    if run.recipe.lab is not None:
+        return
+    _find_inputs(run, run.recipe.reward_models)
+    if resolve_address(run.address) == LOCAL:
+        engine = resolve_engine(run.recipe.generators.engine)
+        require_support(engine, ModelSource(model=run.aligned))
+
+
+def check_settings(recipe: Recipe) -> None:
+    """Check the output, the engine and what a laboratory does not bring itself.
+
+    Raises:
+        RequestError: One of them is wrong.
+    """
+    require_writable_folder(recipe.output, where="output")
+    settings = recipe.generators
+    GeneratorReplicas(settings.num_replicas, settings.engine, options=settings.options)
+    for spec in map(RewardModelSpec.parse, recipe.reward_models):
+        if spec.kind == "classifier" and recipe.lab is not None:
+            pin_reward_model(spec, initial=None, aligned=None)
+
+
+def find_prompts(recipe: Recipe, path: str) -> list[Prompt]:
+    """Return the prompts of a run.
+
+    Raises:
+        RequestError: They are missing or malformed, or too few to choose and to confirm.
+    """
+    prompts = read_prompts(path, **recipe.prompts.reading(recipe.seed))
+    assign_splits(
+        [prompt.prompt_id for prompt in prompts],
+        heldout_fraction=recipe.prompts.heldout_fraction,
+        seed=recipe.seed,
+    )
+    return prompts
+
+
+def pin_reward_models(
+    specs: Iterable[str], initial: str, aligned: str, *, addresses: Mapping[str, str] | None = None
+) -> dict[str, RewardModelSpec]:
+    """Return reward models by their folder names, each at an address that means the same later.
+
+    Args:
+        specs: As recipes have them.
+        initial: theta0, for an implicit reward.
+        aligned: theta1, for an implicit reward.
+        addresses: What specs were pinned to when the run began.
+
+    Raises:
+        RequestError: One cannot be parsed, is missing, or is no reward model.
+    """
+    pinned = {}
+    for index, text in enumerate(specs):
+        spec = RewardModelSpec.parse(text)
+        spec = replace(spec, model=(addresses or {}).get(text, spec.model))
+        pinned[reward_label(index, text)] = pin_reward_model(
+            spec, initial=initial, aligned=aligned
+        )[0]
+    return pinned
+
+
+def prepare_models(run: Run) -> None:
+    """Record the pair, the reward models and the prompts; train a laboratory that is asked for.
+
+    Raises:
+        RequestError: An input is wrong, or not what it was when this run began.
+    """
+    if run.recipe.lab is not None:
+        _prepare_lab(run, run.recipe.lab)
+    elif not run.prompts:  # a check of the request has found them otherwise
+        _find_inputs(run, run.recipe.reward_models)
+    specs = [spec.text for spec in run.reward_models.values()]
+    for warning in warn_of_circle(specs[0], specs[1:]):
+        run.progress.message(f"warning: {warning}")
+    _record_inputs(run)
+
+
+def _prepare_lab(run: Run, settings: LabSettings) -> None:
+    cache = Path(run.recipe.lab_cache or run.directory.path / "lab")
+    with run.stage("laboratory", done=run.directory.lab_file.exists()):
+        lab = prepare_lab(cache, settings, address=run.address, progress=run.progress)
+        run.initial, run.aligned = str(lab.initial), str(lab.aligned)
+        run.prompts_path = str(lab.prompts)
+        guards = [] if lab.guard_reward_model is None else [str(lab.guard_reward_model)]
+        _find_inputs(run, [str(lab.reward_model), *guards, *run.recipe.reward_models])
+        atomic_write_json(run.directory.lab_file, read_json(lab.record))
+
+
+def _find_inputs(run: Run, rewards: Iterable[str]) -> None:
+    """Read headers, prompts and anchors; what a resumed run began with keeps its commits."""
+    recipe, before = run.recipe, run.directory.read_resolved()
+    if before.get("recipe_digest") != recipe.digest():
+        before = {}
+    if recipe.lab is None:
+        run.initial, run.aligned = str(recipe.initial), str(recipe.aligned)
+        run.prompts_path = str(recipe.prompts.path)
+    run.pair_address = [run.initial, run.aligned]
+    if before.get("pair_address") == run.pair_address:
+        run.initial, run.aligned = before["initial"]["uri"], before["aligned"]["uri"]
+    initial = Checkpoint.open(run.initial)
+    aligned = open_aligned(run.aligned, initial)
+    run.initial, run.aligned = initial.uri, aligned.uri
+    run.sides = {"initial": initial, "aligned": aligned}
+    settings = recipe.extrapolation
+    build_plan(
+        initial,
+        aligned,
+        output_dtype=settings.output_dtype,
+        max_shard_size=settings.max_shard_size,
+        vocab_policy=settings.vocab_policy,
+    )
+    run.reward_models = pin_reward_models(
+        rewards, run.initial, run.aligned, addresses=before.get("reward_addresses")
+    )
+    anchors = recipe.rewarders.anchors
+    run.anchors = None if anchors is None else read_anchors(anchors)
+    if before.get("prompts_address") == run.prompts_path:
+        run.prompts_path = str(before["prompts"])
+    run.prompts_path = pin_prompts(run.prompts_path)
+    run.prompts = find_prompts(recipe, run.prompts_path)
+
+
+def _record_inputs(run: Run) -> None:
+    """Write what the run resolved to, or compare with what it resolved to before."""
+    inputs = {name: {"uri": side.uri, "files": side.identity()} for name, side in run.sides.items()}
+    before = run.directory.read_resolved()
+    for name, now in inputs.items():
+        if name in before and _digests(before[name]) != _digests(now):
+            raise ConfigError(
+                f"the {name} checkpoint has changed since this run began",
+                where=now["uri"],
+                hint="start again in another output folder",
+            )
+    recipe, models = run.recipe, run.reward_models
+    run.directory.update_resolved(
+        {
+            **inputs,
+            "pair_address": run.pair_address,
+            "recipe": recipe.model_dump(mode="json"),
+            "alphas": list(run.alphas),
+            "num_prompts": len(run.prompts),
+            "prompts": run.prompts_path,
+            "prompts_address": recipe.prompts.path,
+            "reward_models": {label: spec.text for label, spec in models.items()},
+            "reward_addresses": {spec.text: spec.model for spec in models.values()},
+            "generators": recipe.generators.model_dump(mode="json"),
+            "engine": recipe.generators.engine,
+            "sampling": recipe.sampling.model_dump(mode="json"),
+            "seed": recipe.seed,
+            "versions": {name: importlib.metadata.version(name) for name in _VERSIONED},
+            "hardware": {"machine": platform.machine(), "num_cpus": os.cpu_count()},
+        }
+    )
+
+
+def _digests(identity: Mapping[str, Any]) -> list[tuple[object, object]]:
+    return [(file["bytes"], file["header_sha256"]) for file in identity["files"]]
