@@ -29,7 +29,7 @@ _SERVICE = "A running service"
 def loadtest(
     target: Annotated[str, typer.Argument(help="A checkpoint, or the URL of an OpenAI service.")],
     prompts: Annotated[str, typer.Option(help="JSONL, JSON, Parquet or CSV file of prompts.")],
-    output: Annotated[Path, typer.Option(help="Folder for summary.json and requests.parquet.")],
+    output: Annotated[str, typer.Option(help="Folder for summary.json and requests.parquet.")],
     concurrency: Annotated[
         str | None,
         typer.Option(

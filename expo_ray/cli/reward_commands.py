@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -67,15 +66,15 @@ Replicas = Annotated[int, typer.Option(min=1, help="Replicas of the reward model
 
 def score(
     responses: Annotated[
-        Path,
+        str,
         typer.Argument(help="A responses table, or a folder of them; large ones are streamed."),
     ],
     reward_model: RewardModelOption,
-    output: Annotated[Path, typer.Option(help="Rewards table to write (Parquet).")],
+    output: Annotated[str, typer.Option(help="Rewards table to write (Parquet).")],
     initial: InitialOption = None,
     aligned: AlignedOption = None,
     reference: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
             help="For a pairwise model: the responses table to compare with, prompt by prompt; "
             "naturally the aligned model's."

@@ -78,7 +78,7 @@ def run(
 
 def report(
     run_directory: Annotated[
-        Path, typer.Argument(help="The directory of a run, or the output of a load test.")
+        str, typer.Argument(help="The directory of a run, or the output of a load test.")
     ],
     json_output: JsonFlag = False,
     verbose: VerboseFlag = False,
@@ -105,7 +105,7 @@ def alpaca_eval(
         Path | None, typer.Option(help="A judge's annotations: compute the win rates.")
     ] = None,
     prompts: Annotated[str | None, typer.Option(help="The 805 instructions.")] = None,
-    output: Annotated[Path | None, typer.Option(help="Outputs file to write (JSON).")] = None,
+    output: Annotated[str | None, typer.Option(help="Outputs file to write (JSON).")] = None,
     initial: Annotated[str | None, typer.Option(help="theta0 of a live extrapolation.")] = None,
     alpha: Annotated[float | None, typer.Option(help="alpha of a live extrapolation.")] = None,
     replicas: Annotated[int, typer.Option(min=1)] = 1,

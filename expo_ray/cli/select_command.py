@@ -28,7 +28,7 @@ def select(
     initial: Annotated[str, typer.Argument(help="theta0, the SFT checkpoint.")],
     aligned: Annotated[str, typer.Argument(help="theta1, the DPO or RLHF checkpoint.")],
     prompts: Prompts,
-    output: Annotated[Path, typer.Option(help="Run directory.")],
+    output: Annotated[str, typer.Option(help="Run directory.")],
     reward_model: Annotated[
         list[str] | None,
         typer.Option(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -214,7 +213,7 @@ _PAPER_SETTINGS = ", ".join(
 def generate(
     model: Model,
     prompts: Prompts,
-    output: Annotated[Path, typer.Option(help="Responses table to write (Parquet).")],
+    output: Annotated[str, typer.Option(help="Responses table to write (Parquet).")],
     initial: InitialOption = None,
     alpha: AlphaOption = None,
     alpha_rules: AlphaRulesOption = None,

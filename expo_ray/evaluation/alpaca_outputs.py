@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from expo_ray.checkpoints import atomic_write_text
+from expo_ray.checkpoints.local_output import require_writable_file
 from expo_ray.errors import EvaluationError
 from expo_ray.progress import Progress
 from expo_ray.tables import Prompt, read_prompts, read_table
@@ -55,7 +56,7 @@ def alpaca_eval_outputs(
     """
     from expo_ray.serving import PAPER_SAMPLING, ModelSource, generate
 
-    output = Path(output)
+    output = require_writable_file(output)
     rows = read_prompts(prompts)
     instructions = [_instruction(prompt) for prompt in rows]
     datasets = _datasets(Path(prompts), len(rows))

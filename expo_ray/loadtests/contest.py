@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from expo_ray.checkpoints import atomic_write_json
+from expo_ray.checkpoints.local_output import require_writable_folder
 from expo_ray.cluster import ray_session
 from expo_ray.errors import ConfigError
 from expo_ray.loadtests.measuring import SCHEMA_VERSION, Measured, check_outcome, measure
@@ -91,7 +92,7 @@ def compare_targets(
         options=options,
     )
     sides = {"baseline": baseline, "candidate": candidate}
-    output = Path(output)
+    output = require_writable_folder(output)
     with ray_session(address), _Turns(sides, plan, together, progress or NullProgress()) as turns:
         for number in range(rounds):
             for name in list(sides) if number % 2 == 0 else list(sides)[::-1]:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from expo_ray.checkpoints.local_output import require_writable_folder
 from expo_ray.cluster import ray_session
 from expo_ray.loadtests.measuring import check_outcome, measure
 from expo_ray.loadtests.options import LoadtestOptions
@@ -64,6 +65,7 @@ def loadtest(
             point, or no load was within the limits; both files are written before.
         ServingError: The service does not answer.
     """
+    output = require_writable_folder(output)
     plan = make_plan(
         prompts=prompts,
         concurrency=concurrency,
@@ -81,6 +83,6 @@ def loadtest(
         ) as endpoint,
     ):
         measured = measure(endpoint, plan, target=target, progress=progress or NullProgress())
-    measured.write(Path(output))
-    check_outcome(measured.summary, plan.options, Path(output))
+    measured.write(output)
+    check_outcome(measured.summary, plan.options, output)
     return measured.summary

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from expo_ray.checkpoints import atomic_write_json
+from expo_ray.checkpoints.local_output import require_writable_folder
 from expo_ray.cluster import ray_session
 from expo_ray.errors import ConfigError
 from expo_ray.loadtests.measuring import SCHEMA_VERSION, check_outcome, measure
@@ -78,7 +79,7 @@ def loadtest_scaling(
         )
     if rounds < 1:
         raise ConfigError("too few rounds", where="rounds", got=rounds, expected="1 or more")
-    output = Path(output)
+    output = require_writable_folder(output)
     base = (options or LoadtestOptions()).model_copy(update={"unique_prompts": True})
     salt = base.prompt_salt or secrets.token_hex(8)
     found: list[tuple[int, list[Round]]] = []

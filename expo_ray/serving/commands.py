@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from expo_ray.checkpoints.local_output import require_local, require_writable_file
 from expo_ray.cluster import LOCAL, ray_session, resolve_address
 from expo_ray.errors import ConfigError
 from expo_ray.progress import Progress
@@ -75,6 +76,7 @@ def generate(
         ServingError: Replicas failed.
     """
     # Checks what can be checked before a Ray is started; there auto may pick another engine.
+    output = require_writable_file(output)
     source = model_source(model, initial, alpha, alpha_rules).pinned()
     GeneratorReplicas(num_replicas, engine, options=options)
     rows = read_prompts(prompts, columns=columns, num_prompts=num_prompts, seed=sampling.seed)
@@ -126,6 +128,7 @@ def score(
         ServingError: Replicas failed.
     """
     # A wrong reward model or table shows before a Ray is started.
+    output = require_writable_file(output)
     replicas = RewardReplicas(
         reward_model,
         num_replicas,
@@ -137,7 +140,7 @@ def score(
         allow_truncation=allow_truncation,
     )
     for table in (responses, *(() if reference is None else (reference,))):
-        count_rows(parquet_files(table))
+        count_rows(parquet_files(require_local(table, where="RESPONSES, --reference")))
     with ray_session(address), replicas:
         return replicas.write_rewards(
             responses, output, references_path=reference, progress=progress
