@@ -20,8 +20,11 @@ lint: install
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: install
-	$(BIN)/python benchmarks/extrapolation.py
+bench: install  ## The engine against its floor and against mergekit: half an hour, 20 GB of disk
+	$(BIN)/python benchmarks/extrapolation.py --layers 22 --hidden 2048 --repeats 3
+	$(BIN)/python benchmarks/extrapolation.py --layers 22 --hidden 2048 --repeats 3 --alphas 4 --workers
+	$(BIN)/python benchmarks/extrapolation.py --layers 26 --hidden 3072 --repeats 3 --cold --workers
+	$(BIN)/python benchmarks/mergekit_comparison.py --layers 26 --hidden 3072 --repeats 3
 
 install: $(VENV)/.installed
 

@@ -6,7 +6,8 @@ Prints medians over rounds of alternating runs and the ratios of the medians. Fl
 the same chunks, threads, early writing and fsync, in this process without Ray; `sha256 alone` is
 what hashing every output byte once costs by itself. Then the whole command on a local Ray, against
 the floor and Ray's own start-up, and the fan-out with so many workers. `--cold` drops the inputs
-from the page cache before a run.
+from the page cache before a run. What a worker takes above its imports is measured in a process of
+its own.
 """
 
 from __future__ import annotations
@@ -35,7 +36,8 @@ from expo_ray.cluster import ray_session
 from expo_ray.extrapolation import extrapolate
 from expo_ray.extrapolation.engine import run_shard
 from expo_ray.extrapolation.plan import Plan, build_plan
-from expo_ray.extrapolation.shard_files import RECEIPT_FOLDER, RUN_FILE, ShardFile
+from expo_ray.extrapolation.receipts import RECEIPT_FOLDER
+from expo_ray.extrapolation.shard_files import RUN_FILE, ShardFile
 from expo_ray.extrapolation.tasks import WRITE, ShardOutput, ShardTask, shard_task
 from expo_ray.extrapolation.write_behind import start_writing
 
@@ -46,6 +48,20 @@ import ray
 ray.init("local", num_cpus=2, log_to_driver=False)
 ray.get(ray.remote(lambda: 0).remote())
 ray.shutdown()
+"""
+PEAK_MEMORY = """
+import re, sys
+from pathlib import Path
+sys.path.insert(0, {here!r})
+import extrapolation
+import expo_ray.extrapolation.engine
+from expo_ray.extrapolation.plan import build_plan
+def peak(): # not ru_maxrss, which a process inherits from the one that started it
+    return int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) * 1024
+plan = build_plan({initial!r}, {aligned!r}, max_shard_size={shard_size!r})
+imported = peak()
+extrapolation.run_engine(plan, Path({output!r}), {alphas!r}, {threads!r})
+print(peak() - imported)
 """
 
 
@@ -206,6 +222,22 @@ def command(plan: Plan, output: Path, alphas: list[float]) -> None:
     subprocess.run(line, check=True, stdout=subprocess.DEVNULL)
 
 
+def peak_memory_bytes(plan: Plan, output: Path, alphas: list[float], num_threads: int) -> int:
+    """Return what a process takes above its imports while it does all shards."""
+    code = PEAK_MEMORY.format(
+        here=str(Path(__file__).resolve().parent),
+        initial=plan.pair.initial.uri,
+        aligned=plan.pair.aligned.uri,
+        shard_size=SHARD_SIZE,
+        output=str(output),
+        alphas=alphas,
+        threads=num_threads,
+    )
+    found = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    shutil.rmtree(output)
+    return int(found.stdout)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     add_arguments(parser)
@@ -240,6 +272,8 @@ def main() -> None:
             "engine, shards and tensors": lambda out: engine(out, of_files=True, of_tensors=True),
         }
         show(rounds(kinds, plan, folder, options), moved)
+        above = peak_memory_bytes(plan, folder / "out", alphas, options.threads)
+        print(f"a worker above its imports: {above / 2**20:.0f} MiB at the most (limit 256)")
         whole: dict[str, Callable[[Path], object]] = {
             "floor": kinds["floor"],
             "Ray's start-up": lambda _: subprocess.run(

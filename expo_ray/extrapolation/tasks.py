@@ -18,8 +18,9 @@ WRITE = "write"
 COMPARE = "compare"
 MEASURE = "measure"
 
-# With the compiled arithmetic (about 130 MiB) a worker stays below TASK_MEMORY_BYTES.
-BUFFER_BUDGET_BYTES = 72 * 1024 * 1024
+# With the compiled arithmetic (numba and a kernel, about 180 MiB) a worker stays below
+# TASK_MEMORY_BYTES.
+BUFFER_BUDGET_BYTES = 48 * 1024 * 1024
 TASK_MEMORY_BYTES = 256 * 1024 * 1024
 # With very many alphas at a time, or after a failure for want of memory.
 MIN_CHUNK_BYTES = 64 * 1024
@@ -121,6 +122,8 @@ class ShardReceipt:
     sha256: str
     packed_tensors: bytes
     """See `pack_tensors`: a driver holds the facts of all tensors of the model."""
+    version: str = ""
+    """Of the file as it was published: time of change, or ETag."""
     problems: tuple[Problem, ...] = ()
 
     @property
@@ -136,6 +139,7 @@ class ShardReceipt:
             "plan_digest": self.plan_digest,
             "bytes": self.num_bytes,
             "sha256": self.sha256,
+            "version": self.version,
             "tensors": self.tensors,
         }
 
