@@ -14,7 +14,7 @@ from typing import Any, TypeVar, cast
 
 from expo_ray.checkpoints.hub_storage import SCHEME, hub_call, hub_endpoint
 from expo_ray.checkpoints.remote_path import AnyPath
-from expo_ray.checkpoints.sidecars import is_weight_file
+from expo_ray.checkpoints.sidecars import is_found_by_name, is_weight_file
 from expo_ray.checkpoints.storage import RECORD_NAME
 from expo_ray.errors import ConfigError, WorkError
 from expo_ray.extrapolation.alpha import checkpoint_name
@@ -121,10 +121,12 @@ def push(folder: Path, repo_id: str, *, private: bool) -> str:
 
     def upload() -> str:
         api.create_repo(repo_id, private=private or None, exist_ok=True)
-        # Weights of an earlier push beside the new ones are what a loader might pick up.
-        stale = [f.rfilename for f in api.model_info(repo_id).siblings or ()]
-        stale = [name for name in stale if is_weight_file(name) and name not in names]
-        operations.extend(CommitOperationDelete(path_in_repo=file) for file in stale)
+        # Files of an earlier push beside the new ones are what a loader might pick up.
+        stale = [
+            f.rfilename for f in api.model_info(repo_id).siblings or () if f.rfilename not in names
+        ]
+        stale = [name for name in stale if is_weight_file(name) or is_found_by_name(name)]
+        operations.extend(CommitOperationDelete(path_in_repo=file) for file in sorted(stale))
         title = f"Extrapolated weights {str(record['weights_digest'])[:12]}"
         return api.create_commit(repo_id, operations, commit_message=title).oid
 

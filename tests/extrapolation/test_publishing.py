@@ -85,11 +85,13 @@ def test_an_interrupted_push_shows_nothing_and_sends_only_what_is_missing(
     hub.uploads.fail_commits = False
     result = extrapolate(*pico_pair, out, alpha=0.3, push_to="owner/expo", **OPTIONS)
     assert hub.uploads.num_sent == sent == len(Checkpoint.open(out).files)
-    # Another layout in the same repository leaves no stale weights there.
+    # Another layout in the same repository leaves no stale weights there, and no old tokenizer.
+    (hub.repos["owner/expo"] / "tekken.json").write_text("{}")
     options = {**OPTIONS, "max_shard_size": "5GB", "overwrite": True}
     extrapolate(*pico_pair, out, alpha=0.3, push_to="owner/expo", **options)
     found = {p.name for p in hub.repos["owner/expo"].iterdir() if "model" in p.name}
     assert found == {"model.safetensors"}
+    assert not (hub.repos["owner/expo"] / "tekken.json").exists()
     assert weights_digest(Checkpoint.open("owner/expo")) == result.outputs[0].weights_digest
 
 
