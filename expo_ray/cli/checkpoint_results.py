@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.text import Text
 
 from expo_ray.cli.session import format_bytes, key_value_table, new_table
+from expo_ray.extrapolation.modules import stack_labels
 
 
 def render_doctor(console: Console, result: dict[str, Any]) -> None:
@@ -128,6 +129,7 @@ def _render_layers(console: Console, layers: list[dict[str, Any]]) -> None:
     values = [v for row in layers for v in row["relative_delta_by_group"].values() if v]
     largest = max(values, default=1.0)
     table = new_table("layer", *groups)
+    labels = stack_labels(row["stack"] for row in layers)
     for row in layers:
         cells = []
         for group in groups:
@@ -135,7 +137,7 @@ def _render_layers(console: Console, layers: list[dict[str, Any]]) -> None:
             shade = round(4 * (value or 0.0) / largest)
             text = "-" if value is None else f"{value:.2e}"
             cells.append(Text(text, style=("dim", "", "yellow", "red", "bold red")[shade]))
-        table.add_row(str(row["layer"]), *cells)
+        table.add_row(f"{labels[row['stack']]} {row['layer']}".strip(), *cells)
     console.print("|delta|/|initial| by layer and module:")
     console.print(table)
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from expo_ray.errors import WorkError
 from expo_ray.extrapolation.fanout import run_tasks
-from expo_ray.extrapolation.modules import GROUPS, layer_index, module_group
+from expo_ray.extrapolation.modules import GROUPS, layer_position, module_group
 from expo_ray.extrapolation.plan import Plan, build_plan
 from expo_ray.extrapolation.results import SCHEMA_VERSION
 from expo_ray.extrapolation.tasks import MEASURE, shard_task
@@ -162,7 +162,7 @@ def _measure(plan: Plan, address: str | None, progress: Progress) -> dict[str, R
     for name, row in rows.items():
         row["num_dimensions"] = dimensions[name]
         row["group"] = module_group(name)
-        row["layer"] = layer_index(name)
+        row["stack"], row["layer"] = layer_position(name) or (None, None)
         row["relative_delta"] = _ratio(row["delta_norm"], row["initial_norm"])
     return rows
 
@@ -203,16 +203,17 @@ def _groups(rows: dict[str, Row]) -> dict[str, Row]:
 
 
 def _layers(rows: dict[str, Row]) -> list[Row]:
-    indices = sorted({row["layer"] for row in rows.values() if row["layer"] is not None})
+    positions = {(row["stack"], row["layer"]) for row in rows.values() if row["stack"] is not None}
     found = []
-    for index in indices:
-        members = [row for row in rows.values() if row["layer"] == index]
+    for stack, index in sorted(positions):
+        members = [r for r in rows.values() if (r["stack"], r["layer"]) == (stack, index)]
         by_group = {
             group: _join([row for row in members if row["group"] == group])["relative_delta"]
             for group in GROUPS
             if any(row["group"] == group for row in members)
         }
-        found.append({"layer": index, **_join(members), "relative_delta_by_group": by_group})
+        place = {"stack": stack, "layer": index}
+        found.append({**place, **_join(members), "relative_delta_by_group": by_group})
     return found
 
 

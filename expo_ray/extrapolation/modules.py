@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import re
+from collections.abc import Iterable
 
 GROUPS = ("embeddings", "attention", "mlp", "norms", "lm_head", "other")
 
@@ -30,6 +32,7 @@ _PATTERNS = (
         ),
     ),
 )
+_EXPERT = re.compile(r"\bexperts\.\d+\b")
 _LAYER = re.compile(r"((?:^|.*?\.)(?:layers?|h|blocks?))\.(\d+)\.")
 
 
@@ -51,3 +54,24 @@ def layer_position(name: str) -> tuple[str, int] | None:
     """
     match = _LAYER.match(name)
     return (match[1], int(match[2])) if match else None
+
+
+def module_name(name: str) -> str:
+    """Return the name of a tensor inside its layer; the experts of one layer share theirs."""
+    match = _LAYER.match(name)
+    return _EXPERT.sub("experts.*", name[match.end() :] if match else name)
+
+
+def stack_labels(stacks: Iterable[str]) -> dict[str, str]:
+    """Return short names of stacks of layers, empty where there is one only.
+
+    `model.vision_tower.encoder.layers` and `model.language_model.layers` are `vision_tower.encoder`
+    and `language_model`.
+    """
+    known = list(dict.fromkeys(stacks))
+    if len(known) < 2:
+        return dict.fromkeys(known, "")
+    paths = {stack: stack.split(".")[:-1] for stack in known}
+    columns = zip(*paths.values(), strict=False)
+    num_common = len(list(itertools.takewhile(lambda parts: len(set(parts)) == 1, columns)))
+    return {s: ".".join(path[num_common:]) or s for s, path in paths.items()}

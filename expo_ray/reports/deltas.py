@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from expo_ray.extrapolation.modules import layer_index
+from expo_ray.extrapolation.modules import layer_position, module_name, stack_labels
 
 _SUFFIX = re.compile(r"\.(weight|bias)$")
 
@@ -38,13 +38,16 @@ def summarize(checkpoints: Mapping[float, Mapping[str, Any]]) -> Deltas | None:
 
 
 def _aggregate(statistics: Mapping[str, Mapping[str, Any]]) -> Deltas | None:
+    labels = stack_labels(p[0] for p in map(layer_position, statistics) if p is not None)
     squares: defaultdict[tuple[str, str], list[float]] = defaultdict(lambda: [0.0, 0.0])
     for name, tensor in statistics.items():
         delta, initial = tensor.get("delta_norm"), tensor.get("initial_norm")
         if delta is None or initial is None:
             continue
-        layer = layer_index(name)
-        key = (name, "") if layer is None else (_module(name, layer), str(layer))
+        position = layer_position(name)
+        key = (module_name(name), "")
+        if position is not None:
+            key = (f"{labels[position[0]]} {_module(name)}".strip(), str(position[1]))
         squares[key][0] += float(delta) ** 2
         squares[key][1] += float(initial) ** 2
     if not squares:
@@ -61,8 +64,8 @@ def _aggregate(statistics: Mapping[str, Mapping[str, Any]]) -> Deltas | None:
     )
 
 
-def _module(name: str, layer: int) -> str:
-    return _SUFFIX.sub("", name.split(f".{layer}.", maxsplit=1)[-1])
+def _module(name: str) -> str:
+    return _SUFFIX.sub("", module_name(name))
 
 
 def _percent(delta_squared: float, initial_squared: float) -> float:

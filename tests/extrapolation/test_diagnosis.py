@@ -46,6 +46,17 @@ def test_small_delta_is_fit(tmp_path: Path) -> None:
     json.dumps(result, allow_nan=False)
 
 
+def test_layers_of_two_towers_are_told_apart(tmp_path: Path) -> None:
+    names = [f"model.{tower}.layers.0.mlp.w" for tower in ("language_model", "vision_tower")]
+    before = {name: noise((8, 8), torch.float32, i) for i, name in enumerate(names)}
+    after = {names[0]: before[names[0]] * 1.01, names[1]: before[names[1]] * 1.02}
+    pair = write(tmp_path / "initial", before), write(tmp_path / "aligned", after)
+    result = diagnose(*pair, address="inline").as_dict()
+    found = {(row["stack"], row["layer"]): row["relative_delta"] for row in result["layers"]}
+    expected = {("model.language_model.layers", 0): 0.01, ("model.vision_tower.layers", 0): 0.02}
+    assert found == pytest.approx(expected, rel=1e-4)
+
+
 def test_supervised_tuning_scale_is_doubted(tmp_path: Path) -> None:
     result = diagnose(*make(tmp_path, 3e-4), address="inline")
     assert result.fit

@@ -176,6 +176,22 @@ def test_deltas_are_added_up_by_module_and_layer() -> None:
     assert found.layers == ["0", "10"]
     assert found.cells == pytest.approx({("mlp.up_proj", "0"): 1.0, ("mlp.up_proj", "10"): 5.0})
     assert found.others[0] == ("model.embed_tokens.weight", 0.0)
+    # Two stacks of layers are two sets of rows, the experts of a layer one row.
+    parts = {
+        "model.vision_tower.layers.0.mlp.up_proj.weight": tensor(1.0, 0.1),
+        "model.language_model.layers.0.mlp.up_proj.weight": tensor(1.0, 0.2),
+        "model.language_model.layers.0.mlp.experts.0.up_proj.weight": tensor(3.0, 0.03),
+        "model.language_model.layers.0.mlp.experts.11.up_proj.weight": tensor(4.0, 0.04),
+    }
+    found = summarize({1.0: {"tensors": parts}})
+    assert found is not None
+    assert found.cells == pytest.approx(
+        {
+            ("vision_tower mlp.up_proj", "0"): 10.0,
+            ("language_model mlp.up_proj", "0"): 20.0,
+            ("language_model mlp.experts.*.up_proj", "0"): 1.0,
+        }
+    )
     assert summarize({}) is None and summarize({1.0: {"tensors": {}}}) is None
 
 
