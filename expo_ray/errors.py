@@ -79,6 +79,18 @@ def _rebuild(
     return cls(message, where=where, got=got, expected=expected, hint=hint)
 
 
+class InternalError(ExpoError):
+    """Nobody foresaw this failure: a defect of expo_ray, or of what it stands on."""
+
+    kind = "internal"
+
+
+class StoppedError(ExpoError):
+    """A signal ended the work; a rerun continues."""
+
+    kind = "stopped"
+
+
 class RequestError(ExpoError):
     """The request was wrong: nothing was written, exit code 2."""
 

@@ -11,8 +11,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from expo_ray.cli.session import Session, print_error
-from expo_ray.errors import ExpoError
+from expo_ray.cli.session import Session, exit_code_of
 from expo_ray.workflow.run import run
 
 
@@ -22,14 +21,15 @@ def main() -> int:
     parser.add_argument("recipe")
     parser.add_argument("--set", dest="overrides", action="append", default=[])
     arguments = parser.parse_args()
-    with Session(json_output=True) as session:
-        try:
-            result = run(arguments.recipe, overrides=arguments.overrides, progress=session.progress)
-        except ExpoError as error:
-            print_error(error, json_output=True)
-            return error.exit_code
-        session.emit(result)
-    return 0
+
+    def pipeline() -> None:
+        with Session(json_output=True) as session:
+            session.emit(
+                run(arguments.recipe, overrides=arguments.overrides, progress=session.progress)
+            )
+
+    # Whoever reads the log of a job wants the traceback in it.
+    return exit_code_of(pipeline, ["--json", "--verbose"])
 
 
 if __name__ == "__main__":

@@ -14,10 +14,8 @@ from typer.exceptions import TyperException
 
 from expo_ray import __version__
 from expo_ray.cli import checkpoint_commands, run_commands, serving_commands
-from expo_ray.cli.session import print_error
-from expo_ray.errors import ConfigError, ExpoError
-
-_STOPPED = {130: "interrupted", 143: "stopped by SIGTERM"}
+from expo_ray.cli.session import exit_code_of
+from expo_ray.errors import ConfigError
 
 app = typer.Typer(
     name="expo-ray",
@@ -66,27 +64,29 @@ def main(argv: list[str] | None = None) -> None:
     Exit codes: 0 done; 1 the work failed; 2 the request was wrong; 130 and 143 on signals.
     """
     arguments = sys.argv[1:] if argv is None else argv
-    json_output = "--json" in arguments
     # Nothing here needs the usage reports of Ray or the Hub's telemetry.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    sys.exit(exit_code_of(lambda: _call(arguments), arguments))
+
+
+def _call(arguments: list[str]) -> int | None:
     try:
-        code = app(args=arguments or ["--help"], standalone_mode=False)
+        code: int | None = app(args=arguments or ["--help"], standalone_mode=False)
     except TyperException as error:
-        wrong = ConfigError(
-            error.format_message(), hint="see `expo-ray --help` and `expo-ray COMMAND --help`"
-        )
-        print_error(wrong, json_output=json_output)
-        sys.exit(2)
-    except ExpoError as error:
-        print_error(error, json_output=json_output)
-        sys.exit(error.exit_code)
-    except (KeyboardInterrupt, typer.Abort):
-        code = 130
-    except SystemExit as stop:  # how a session leaves at SIGTERM
-        code = stop.code
-    # typer itself makes 130 of an interrupt inside a command.
-    if code in _STOPPED:
-        sys.stderr.write(f"{_STOPPED[code]}; run the same command again to continue\n")
-    sys.exit(code or 0)
+        raise ConfigError(
+            error.format_message(),
+            where=_where(error),
+            hint="see `expo-ray --help` and `expo-ray COMMAND --help`",
+        ) from error
+    return code
+
+
+def _where(error: TyperException) -> str | None:
+    """Return the flag or argument that typer could not take, where it names one."""
+    parameter = getattr(error, "param", None)
+    if parameter is None:
+        return getattr(error, "option_name", None)
+    flags = [text for text in parameter.opts if text.startswith("-")]
+    return flags[0] if flags else str(parameter.name).upper()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -146,8 +145,7 @@ def serve(
 
         def show(event: dict[str, Any]) -> None:
             if json_output:
-                sys.stdout.write(json.dumps(event) + "\n")
-                sys.stdout.flush()
+                session.emit(event)
             elif event["event"] == "starting":
                 engine = f"engine {event['engine']} ({event['engine_reason']})"
                 session.progress.message(f"starting {event['model']}: {engine}")

@@ -10,7 +10,8 @@ import json
 import logging
 import signal
 import sys
-from collections.abc import Callable, Mapping
+import traceback
+from collections.abc import Callable, Mapping, Sequence
 from types import FrameType
 from typing import Annotated, Any, TypeVar
 
@@ -33,7 +34,7 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from expo_ray.errors import ConfigError, ExpoError
+from expo_ray.errors import ConfigError, ExpoError, InternalError, StoppedError
 from expo_ray.progress import NullProgress, ProgressBar
 
 SCHEMA_VERSION = 1
@@ -135,6 +136,9 @@ class _QuietProgress(NullProgress):
         pass
 
 
+_SIGNALS = {130: "interrupted", 143: "stopped by SIGTERM"}
+
+
 class Session:
     """The output side of one command; use as a context manager.
 
@@ -179,18 +183,74 @@ class Session:
         """Print the result: `payload` under `--json`, else what `render` draws."""
         self.progress.stop()
         if self.json_output:
-            body = {"schema_version": SCHEMA_VERSION, **payload}
-            sys.stdout.write(json.dumps(body, default=str, allow_nan=False) + "\n")
-            sys.stdout.flush()
+            _print_json(payload)
         elif render is not None:
             render(self.stdout)
+
+
+def exit_code_of(command: Callable[[], int | None], arguments: Sequence[str]) -> int:
+    """Run a command; whatever it ends in is told in the way of the contract.
+
+    Args:
+        command: Returns an exit code; None is 0.
+        arguments: What stands on the command line: whether `--json` and `-v` are there.
+
+    Returns:
+        0 done; 1 the work failed; 2 the request was wrong; 130 and 143 on signals.
+    """
+    json_output = "--json" in arguments
+    _Answer.given = False
+    try:
+        code: object = command()
+    except ExpoError as error:
+        print_error(error, json_output=json_output)
+        return error.exit_code
+    except (KeyboardInterrupt, typer.Abort):
+        code = 130
+    except SystemExit as stop:  # how a session leaves at SIGTERM
+        code = stop.code
+    except Exception as error:  # noqa: BLE001 - the last one: nobody else would tell it
+        if {"-v", "--verbose"} & set(arguments):
+            traceback.print_exc()
+        print_error(_unforeseen(error), json_output=json_output)
+        return InternalError.exit_code
+    # typer itself makes 130 of an interrupt inside a command.
+    if code in _SIGNALS:
+        stopped = StoppedError(_SIGNALS[code], hint="run the same command again to continue")
+        if json_output and not _Answer.given:
+            print_error(stopped, json_output=True)
+        sys.stderr.write(f"{stopped.message}; {stopped.hint}\n")
+    return code if isinstance(code, int) else 0 if code is None else 1
+
+
+def _unforeseen(error: Exception) -> InternalError:
+    frames = traceback.extract_tb(error.__traceback__)
+    ours = [frame for frame in frames if "expo_ray" in frame.filename] or frames
+    return InternalError(
+        "an unexpected error",
+        where=f"{ours[-1].filename}:{ours[-1].lineno}" if ours else None,
+        got=f"{type(error).__name__}: {error}",
+        hint="run it again with -v to see the traceback; it may be a defect of expo_ray",
+    )
+
+
+class _Answer:
+    """Whether stdout has had an object: whoever reads one is not to get a second."""
+
+    given = False
+
+
+def _print_json(payload: Mapping[str, Any]) -> None:
+    body = {"schema_version": SCHEMA_VERSION, **payload}
+    sys.stdout.write(json.dumps(body, default=str, allow_nan=False) + "\n")
+    sys.stdout.flush()
+    _Answer.given = True
 
 
 def print_error(error: ExpoError, *, json_output: bool) -> None:
     """Print an error the way the contract says: an object under `--json`, else plain lines."""
     if json_output:
-        body = {"schema_version": SCHEMA_VERSION, "error": error.as_dict()}
-        sys.stdout.write(json.dumps(body) + "\n")
+        _print_json({"error": error.as_dict()})
         return
     console = Console(file=sys.stderr)
     console.print(Text.assemble(("error: ", "bold red"), error.message), soft_wrap=True)

@@ -13,7 +13,11 @@ from pathlib import Path
 import pytest
 import ray
 import torch
+import typer
+from typer.testing import CliRunner
 
+from expo_ray import extrapolation
+from expo_ray.cli import main
 from tests.extrapolation.synthetic import noise, write
 
 EXPO_RAY = Path(sys.executable).with_name("expo-ray")
@@ -60,15 +64,69 @@ def test_a_wrong_request_exits_with_2_and_one_error_object(
     assert "Traceback" not in plain.stderr
 
 
-COMMANDS = "extrapolate verify inspect diagnose serve generate score select loadtest report run"
+@pytest.mark.parametrize(
+    ("arguments", "where"),
+    [
+        (("extrapolate", "a", "b"), "OUTPUT"),
+        (("extrapolate", "a", "b", "c", "-a", "many"), "--alpha"),
+        (("serve", "m", "--port", "0"), "--port"),
+        (("generate", "m", "--prompt", "p"), "--prompt"),
+    ],
+)
+def test_a_wrong_flag_is_named(
+    arguments: tuple[str, ...], where: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main.main([*arguments, "--json"])
+    assert stop.value.code == 2
+    assert json.loads(capsys.readouterr().out)["error"]["where"] == where
 
 
-@pytest.mark.parametrize("command", COMMANDS.split())
-def test_every_command_explains_itself_with_an_example(command: str) -> None:
-    result = run(command, "--help")
-    assert result.returncode == 0
+@pytest.mark.parametrize("flags", [(), ("--json",), ("-v",), ("--json", "-v")])
+def test_a_failure_that_nobody_foresaw_is_told_like_any_other(
+    flags: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(_: str) -> None:
+        raise KeyError("lost")
+
+    monkeypatch.setattr(extrapolation, "inspect_checkpoint", fail)
+    with pytest.raises(SystemExit) as stop:
+        main.main(["inspect", "m", *flags])
+    assert stop.value.code == 1
+    said = capsys.readouterr()
+    if "--json" in flags:
+        error = json.loads(said.out)["error"]
+        assert (error["kind"], error["got"]) == ("internal", "KeyError: 'lost'")
+        assert "-v" in error["hint"] and error["where"]
+    else:
+        assert said.out == ""
+        assert "error: an unexpected error" in said.err
+    assert ("Traceback" in said.err) == ("-v" in flags)
+
+
+def every_command() -> list[tuple[str, ...]]:
+    """Return the words of each command, those of groups as well."""
+    tree = typer.main.get_command(main.app)
+    words = []
+    for name, command in tree.commands.items():  # type: ignore[attr-defined]
+        inner = getattr(command, "commands", None)
+        words += [(name, each) for each in inner] if inner else [(name,)]
+    return words
+
+
+def test_the_tree_of_commands_is_walked() -> None:
+    assert {("extrapolate",), ("doctor",), ("alpha", "set"), ("evaluate", "self-test")} <= set(
+        every_command()
+    )
+
+
+@pytest.mark.parametrize("command", every_command(), ids=" ".join)
+def test_every_command_explains_itself_with_an_example(command: tuple[str, ...]) -> None:
+    result = CliRunner().invoke(main.app, [*command, "--help"])
+    assert result.exit_code == 0
     assert "Example" in result.stdout
-    assert "--json" in result.stdout
+    for flag in ("--json", "--verbose", "--quiet"):
+        assert flag in result.stdout
 
 
 def test_extrapolate_verify_inspect_diagnose(pico_pair: tuple[Path, Path], tmp_path: Path) -> None:
@@ -116,16 +174,22 @@ def test_a_wrong_pair_leaves_nothing_behind(pico_pair: tuple[Path, Path], tmp_pa
 
 
 @pytest.mark.parametrize(
-    ("number", "code", "words"),
-    [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "stopped by SIGTERM")],
+    ("number", "code", "words", "flags"),
+    [
+        (signal.SIGINT, 130, "interrupted", ()),
+        (signal.SIGTERM, 143, "stopped by SIGTERM", ("--json",)),
+    ],
 )
-def test_a_stopped_command_says_how_to_go_on(number: int, code: int, words: str) -> None:
+def test_a_stopped_command_says_how_to_go_on(
+    number: int, code: int, words: str, flags: tuple[str, ...]
+) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         server.settimeout(60)
         url = f"http://127.0.0.1:{server.getsockname()[1]}"
-        command = [str(EXPO_RAY), "alpha", "show", "--url", url]
+        command = [str(EXPO_RAY), "alpha", "show", "--url", url, *flags]
         with subprocess.Popen(
             command,
+            stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
             # Whoever runs the tests in the background ignores interrupts, and so would this.
@@ -134,9 +198,13 @@ def test_a_stopped_command_says_how_to_go_on(number: int, code: int, words: str)
             connection, _ = server.accept()  # the command waits for an answer from now on
             with connection:
                 process.send_signal(number)
-                stderr = process.communicate(timeout=60)[1]
+                stdout, stderr = process.communicate(timeout=60)
     assert process.returncode == code
     assert stderr == f"{words}; run the same command again to continue\n"
+    told = [json.loads(line)["error"] for line in stdout.splitlines()]
+    assert [(error["kind"], error["message"]) for error in told] == [("stopped", words)] * len(
+        flags
+    )
 
 
 def test_sigterm_while_ray_works_exits_with_143(tmp_path: Path, ray_cluster: str) -> None:

@@ -16,6 +16,14 @@ from tests.workflow.test_run import write_recipe
 ROOT = Path(__file__).resolve().parents[2]
 
 
+def test_the_entry_point_tells_a_wrong_request_as_one_object() -> None:
+    entry = [sys.executable, str(ROOT / "pipelines" / "run.py"), "absent.yaml"]
+    result = subprocess.run(entry, capture_output=True, text=True, timeout=60)
+    assert result.returncode == 2, result.stderr
+    error = json.loads(result.stdout)["error"]
+    assert (error["kind"], error["where"]) == ("config", "absent.yaml")
+
+
 @pytest.fixture
 def head(tmp_path: Path) -> Iterator[dict[str, str]]:
     with head_node(tmp_path) as environment:
