@@ -98,6 +98,7 @@ class VLLMGenerator(LLMServer):  # type: ignore[misc]
     async def replace(self, source: ModelSource) -> Loaded:
         """Put other weights in place while nobody is inside the gate."""
         self._source, self._loaded = None, NOTHING_LOADED
+        await self._abort_abandoned()
         results = await self.collective_rpc("expo_ray_load", args=(source_fields(source),))
         for result in results:
             if "error" in result:
@@ -105,9 +106,24 @@ class VLLMGenerator(LLMServer):  # type: ignore[misc]
                     weights_digest=None, max_model_len=0, error=_rebuilt(result["error"])
                 )
                 return self._loaded
-        # What the cache holds was computed by the old weights.
-        await self.reset_prefix_cache()
+        # What the cache holds was computed by the old weights. Not by `LLMServer`: it tells nobody
+        # whether vLLM has done it.
+        if not await self._client.reset_prefix_cache():
+            error = ServingError(
+                "vLLM did not empty its prefix cache of what other weights had computed",
+                where=source.name,
+            )
+            self._loaded = Loaded(weights_digest=None, max_model_len=0, error=error)
+            return self._loaded
         return self._hold(source, [result["digest"] for result in results])
+
+    async def _abort_abandoned(self) -> None:
+        """End what clients have left behind, for nobody is inside the gate any more.
+
+        Its generators are closed one by one, some only as garbage; until then their blocks are
+        in use, and vLLM would go on with them under the new weights.
+        """
+        await self._client.abort([*self._client.output_processor.request_states], internal=True)
 
     def _hold(self, source: ModelSource, digests: Sequence[str | None]) -> Loaded:
         if len({*digests}) != 1 or digests[0] is None:

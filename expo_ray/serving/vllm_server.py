@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -66,6 +67,11 @@ class VLLMServer(OpenAIService, VLLMGenerator):
         self._show()
         return loaded
 
+    async def check_health(self) -> None:
+        """Raise an error where Serve shall start another replica in place of this one."""
+        self._require_weights()
+        await VLLMGenerator.check_health(self)
+
     async def chat_completions(self, request: Request) -> Response:
         """Continue a chat."""
         self._authorize(request)
@@ -86,24 +92,27 @@ class VLLMServer(OpenAIService, VLLMGenerator):
             {**body, "stream": True, "stream_options": {"include_usage": True}}
         )
         yield f": {REPLICA_HEADER} {replica_name()}\n\n"
-        async for event in self._admit(asked.model, lambda: self._events("chat", asked)):
-            yield event
+        admitted = self._admit(asked.model, lambda: self._events("chat", asked))
+        async with aclosing(admitted) as events:  # type: ignore[type-var]
+            async for event in events:
+                yield event
 
     async def _events(self, method: str, asked: Any) -> AsyncIterator[Any]:
         answers = await getattr(VLLMGenerator, method)(self, asked)
         has_begun = False  # later, an error is an event of the stream
-        async for answer in answers:
-            for part in answer if isinstance(answer, list) else [answer]:
-                if isinstance(part, str):
-                    if not has_begun and part.startswith(_ERROR_EVENT):
-                        raise _api_error(json.loads(part.removeprefix("data: "))["error"])
-                    has_begun = True
-                    yield part
-                else:
-                    body = part.model_dump(mode="json")
-                    if "error" in body:
-                        raise _api_error(body["error"])
-                    yield body
+        async with aclosing(answers):
+            async for answer in answers:
+                for part in answer if isinstance(answer, list) else [answer]:
+                    if isinstance(part, str):
+                        if not has_begun and part.startswith(_ERROR_EVENT):
+                            raise _api_error(json.loads(part.removeprefix("data: "))["error"])
+                        has_begun = True
+                        yield part
+                    else:
+                        body = part.model_dump(mode="json")
+                        if "error" in body:
+                            raise _api_error(body["error"])
+                        yield body
 
     def _show(self) -> None:
         """Let vLLM's responses carry the name and the digest of what is loaded."""

@@ -320,6 +320,7 @@ def test_parallel_and_autoscaling_settings_reach_the_engine(
     assert (scaling.min_replicas, scaling.max_replicas) == (2, 3)
     assert scaling.target_ongoing_requests == MAX_NUM_SEQS
     assert deployment._deployment_config.max_ongoing_requests > 2 * MAX_NUM_SEQS
+    assert deployment.backpressure_config.retry_after_s == 1
     with pytest.raises(ConfigError, match="too few"):
         built(options=EngineOptions(tensor_parallel_size=64))
     with pytest.raises(ConfigError, match="too few"):
