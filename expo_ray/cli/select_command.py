@@ -123,7 +123,6 @@ def select(
     from expo_ray.workflow.run import select as run_select
 
     with Session(json_output=json_output, verbose=verbose, quiet=quiet) as session:
-        replica_settings = {"engine": engine, "num_replicas": replicas}
         sampling = preset_sampling(preset) | {"num_samples": num_samples, "seed": seed}
         if max_tokens is not None:
             sampling["max_tokens"] = max_tokens
@@ -148,9 +147,13 @@ def select(
             settings={
                 "seed": seed,
                 "sampling": sampling,
-                "generators": replica_settings,
-                "rewarders": replica_settings
-                | {"self_test": self_test, "cache": cache, "allow_truncation": allow_truncation},
+                "generators": {"engine": engine, "num_replicas": replicas},
+                "rewarders": {
+                    "num_replicas": replicas,
+                    "self_test": self_test,
+                    "cache": cache,
+                    "allow_truncation": allow_truncation,
+                },
             },
             address=address,
             progress=session.progress,

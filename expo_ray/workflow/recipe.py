@@ -11,15 +11,17 @@ import difflib
 import hashlib
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from expo_ray.errors import ConfigError
 from expo_ray.extrapolation import parse_alpha
+from expo_ray.extrapolation.plan import parse_size
 from expo_ray.lab import LabSettings
 from expo_ray.selection import SelectionSettings
 from expo_ray.selection.adaptive import AdaptiveSettings
@@ -108,19 +110,28 @@ class ExtrapolationSettings(BaseModel):
             raise ValueError("at least one alpha other than 0 is needed")
         return tuple(rounded)
 
+    @field_validator("max_shard_size")
+    @classmethod
+    def _is_a_size(cls, size: str) -> str:
+        try:
+            parse_size(size)
+        except ConfigError as error:
+            raise ValueError(f"{error.message}; {error.expected}") from error
+        return size
+
 
 class ReplicaSettings(BaseModel):
     """How a model is served; does not change results, so it stays out of the digest."""
 
     model_config = _STRICT
 
-    engine: Literal["auto", "transformers", "vllm"] = "auto"
     num_replicas: int = Field(1, ge=1)
 
 
 class GeneratorSettings(ReplicaSettings):
     """How the model is served that answers, and its engine's settings."""
 
+    engine: Literal["auto", "transformers", "vllm"] = "auto"
     max_model_len: int | None = Field(
         None, ge=1, description="Tokens of prompt and response; null takes the model's context."
     )
@@ -176,7 +187,9 @@ class LoadtestSettings(BaseModel):
 
     model_config = _STRICT
 
-    concurrency: tuple[int, ...] = Field((1, 4, 16), description="Requests in flight, per point.")
+    concurrency: tuple[Annotated[int, Field(ge=1)], ...] = Field(
+        (1, 4, 16), min_length=1, description="Requests in flight, per point."
+    )
     num_requests: int = Field(100, ge=1, description="Measured requests per point.")
     max_tokens: int = Field(256, ge=1, description="Longest response.")
     num_replicas: int = Field(1, ge=1, description="Replicas that share the load.")
@@ -193,7 +206,11 @@ class Recipe(BaseModel):
     lab: LabSettings | None = Field(
         None, description="Train the tiny laboratory and use its models and prompts."
     )
-    lab_cache: str | None = Field(None, description="Where trained laboratories are kept.")
+    lab_cache: str | None = Field(
+        None,
+        description="Where trained laboratories are kept; null takes `lab` in the output, and so "
+        "does a relative path inside a submitted job.",
+    )
     initial: str | None = Field(None, description="theta0, the SFT checkpoint.")
     aligned: str | None = Field(None, description="theta1, the DPO or RLHF checkpoint.")
     reward_models: tuple[str, ...] = Field(
@@ -291,11 +308,11 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     try:
         recipe = validate_recipe(document, where=str(file))
     except ConfigError as error:
-        # A wrong override is not the file's fault.
-        blamed = [
-            text for text in overrides if f"`{text.partition('=')[0].strip()}" in error.message
-        ]
-        error.where = f"--set {blamed[0]}" if blamed else error.where
+        # A wrong override is not the file's fault. It is blamed for its key and those below it.
+        wrong = re.findall(r"`([^`]+)`", error.message)[:1]
+        keys = {text: text.partition("=")[0].strip() for text in overrides}
+        blamed = [t for t, key in keys.items() if f"{wrong[0]}.".startswith(f"{key}.")]
+        error.where = f"--set {blamed[-1]}" if blamed else error.where
         raise
     return _resolve_paths(recipe, file.resolve().parent)
 
@@ -402,6 +419,8 @@ def _resolve_paths(recipe: Recipe, folder: Path) -> Recipe:
     if not is_remote(output):
         output = os.path.normpath(folder / Path(output).expanduser())
     cache = recipe.lab_cache
+    if cache is not None and in_job and not Path(cache).is_absolute():
+        cache = None  # as for the output; the run directory is shared, and takes it
     if cache is not None:
         cache = os.path.normpath(folder / Path(cache).expanduser())
     return recipe.model_copy(

@@ -256,14 +256,15 @@ def decide(run: Run) -> dict[str, Any]:
     )
 
 
-def tested_alpha(selection: Mapping[str, Any]) -> tuple[float, bool]:
-    """Return the alpha whose speed is worth knowing, and whether it was rejected.
+def tested_alpha(selection: Mapping[str, Any]) -> float | None:
+    """Return the alpha whose speed is worth knowing, beside that of the aligned model.
 
-    That is the chosen one; under keep-aligned the candidate that came nearest.
+    That is the chosen one; under keep-aligned the candidate that came nearest, None where no
+    candidate could be measured.
     """
-    if selection["verdict"] == "extrapolate":
-        return float(selection["best_alpha"]), False
-    return float(selection["rejected_alpha"]), True
+    kept = selection["verdict"] == "extrapolate"
+    alpha = selection["best_alpha" if kept else "rejected_alpha"]
+    return None if alpha is None else float(alpha)
 
 
 def measure_throughput(run: Run, selection: Mapping[str, Any]) -> None:
@@ -271,16 +272,20 @@ def measure_throughput(run: Run, selection: Mapping[str, Any]) -> None:
     settings = run.recipe.loadtest
     if settings is None:
         return
-    alpha, rejected = tested_alpha(selection)
-    candidate = checkpoint_name(alpha)
+    alpha = tested_alpha(selection)
+    tested = {"aligned": 0.0} | ({} if alpha is None else {checkpoint_name(alpha): alpha})
     with run.stage("load test", done=run.directory.compared_file.exists()) as todo:
         if not todo:
             return
+        if alpha is None:
+            run.progress.message(
+                "no candidate could be measured: the aligned model is tested alone"
+            )
         write_prompts(run.directory.loadtest_prompts, run.prompts)
-        for label, tested in (("aligned", 0.0), (candidate, alpha)):
+        for label, setting in tested.items():
             if (run.directory.loadtest(label) / "summary.json").exists():
                 continue
-            source = run.source(tested)
+            source = run.source(setting)
             loadtest(
                 source.model,
                 initial=source.initial,
@@ -296,15 +301,21 @@ def measure_throughput(run: Run, selection: Mapping[str, Any]) -> None:
             )
         atomic_write_json(
             run.directory.compared_file,
-            {"baseline": "aligned", "candidate": candidate, "candidate_rejected": rejected},
+            {
+                "baseline": "aligned",
+                "candidate": None if alpha is None else checkpoint_name(alpha),
+                "candidate_rejected": alpha is not None and selection["verdict"] != "extrapolate",
+            },
         )
 
 
 def _loadtest_options(run: Run, *, num_replicas: int) -> LoadtestOptions:
     """Decode as the evaluation did, so that answers have the same lengths."""
-    sampling = run.recipe.sampling
+    sampling = run.recipe.sampling.model_dump(
+        mode="json", exclude={"max_tokens", "num_samples", "seed"}
+    )
     return LoadtestOptions(
-        extra_body={"temperature": sampling.temperature, "top_p": sampling.top_p},
+        extra_body=sampling,
         engine=run.recipe.generators.engine,
         engine_options=run.recipe.generators.options,
         num_replicas=num_replicas,

@@ -75,6 +75,10 @@ def test_an_unknown_key_is_named_with_a_suggestion(
         ({"lab": {}}, "remove initial, aligned, prompts.path"),
         ({"seed": "many"}, "seed"),
         ({"name": "../up"}, "name"),
+        ({"extrapolation": {"max_shard_size": "5 bananas"}}, "extrapolation.max_shard_size"),
+        ({"rewarders": {"engine": "vllm"}}, "rewarders.engine"),
+        ({"loadtest": {"concurrency": [0]}}, "loadtest.concurrency"),
+        ({"loadtest": {"concurrency": []}}, "loadtest.concurrency"),
     ],
 )
 def test_a_wrong_value_is_refused(tmp_path: Path, changes: dict[str, Any], fragment: str) -> None:
@@ -104,6 +108,26 @@ def test_overrides_are_laid_over_the_file(tmp_path: Path) -> None:
             load_recipe(path, [wrong])
 
 
+@pytest.mark.parametrize(
+    ("overrides", "blamed"),
+    [
+        (["seed=many"], "--set seed=many"),
+        (["extrapolation.alphas=[a]"], "--set extrapolation.alphas=[a]"),
+        (["prompts={pth: x}"], "--set prompts={pth: x}"),
+        # The file's fault, not that of a key with the same beginning.
+        (["sampling.temperature=0.5"], None),
+    ],
+)
+def test_the_override_that_is_wrong_is_named(
+    tmp_path: Path, overrides: list[str], blamed: str | None
+) -> None:
+    changes = {} if blamed else {"sampling": {"temperature_of": 1}}
+    path = _write(tmp_path, _document(**changes))
+    with pytest.raises(ConfigError) as caught:
+        load_recipe(path, overrides)
+    assert caught.value.where == (blamed or str(path))
+
+
 def test_the_digest_covers_what_and_not_how(tmp_path: Path) -> None:
     path = _write(tmp_path, _document())
     digest = load_recipe(path).digest()
@@ -119,7 +143,12 @@ def test_a_relative_output_is_refused_inside_a_job(
     with pytest.raises(ConfigError) as caught:
         load_recipe(_write(tmp_path, _document()))
     assert "--set output=" in str(caught.value.hint)
-    assert load_recipe(_write(tmp_path, _document(output=str(tmp_path / "shared")))).output
+    shared = {"output": str(tmp_path / "shared")}
+    assert load_recipe(_write(tmp_path, _document(**shared))).output
+    # What the quickstart says would be a folder of one node: the run directory takes laboratories.
+    assert load_recipe(_write(tmp_path, _document(**shared, lab_cache="labs"))).lab_cache is None
+    kept = str(tmp_path / "labs")
+    assert load_recipe(_write(tmp_path, _document(**shared, lab_cache=kept))).lab_cache == kept
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "pipelines" / "recipes").glob("*.yaml")), ids=str)
