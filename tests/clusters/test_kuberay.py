@@ -15,6 +15,8 @@ from ray.serve import Application
 from ray.serve._private.api import call_user_app_builder_with_args_if_necessary
 from ray.serve.schema import ServeDeploySchema
 
+from tests.clusters.image import IN_THE_IMAGE, missing_packages, needed_by_ray
+
 ROOT = Path(__file__).resolve().parents[2]
 MANIFESTS = sorted((ROOT / "clusters" / "kuberay").glob("*.yaml"))
 SCHEMA = yaml.safe_load((Path(__file__).parent / "schemas" / "kuberay-v1.yaml").read_text())
@@ -159,6 +161,14 @@ def test_runtime_environments_are_valid_and_pinned_as_in_the_constraints() -> No
         for requirement in environment["pip"]:
             package, version = requirement.split("==")
             assert pins[package.lower()].split("+")[0] == version
+
+
+def test_every_dependency_is_installed_or_in_the_image() -> None:
+    job, service = runtime_envs()
+    assert missing_packages(job["pip"], "lab") == set()
+    assert missing_packages(service["pip"]) == set()
+    assert IN_THE_IMAGE.keys() <= needed_by_ray()
+    assert "typer" in missing_packages([each for each in job["pip"] if "typer" not in each])
 
 
 def test_the_serve_configuration_fits_ray_serve() -> None:

@@ -15,6 +15,8 @@ from ray.autoscaler._private.util import prepare_config, validate_config
 from ray.scripts.scripts import start
 from ray.scripts.symmetric_run import curate_and_validate_ray_start_args, symmetric_run
 
+from tests.clusters.image import missing_packages
+
 ROOT = Path(__file__).resolve().parents[2]
 CLUSTERS = ROOT / "clusters"
 LOCAL = CLUSTERS / "local" / "three_nodes.sh"
@@ -79,6 +81,7 @@ def test_packages_of_ray_up_are_pinned_as_in_the_constraints() -> None:
     for requirement in install.removeprefix("pip install ").split():
         package, version = requirement.split("==")
         assert pins[package.lower()].split("+")[0] == version
+    assert missing_packages(install.removeprefix("pip install ").split(), "lab") == set()
 
 
 def sbatch_directives() -> dict[str, str]:
