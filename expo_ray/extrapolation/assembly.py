@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import platform
@@ -18,14 +19,16 @@ from expo_ray.checkpoints.header import FLOAT_DTYPES
 from expo_ray.checkpoints.index import INDEX_NAME, build_index
 from expo_ray.checkpoints.remote_path import AnyPath
 from expo_ray.checkpoints.storage import DEQUANTIZED_MARK, RECORD_NAME, open_storage
-from expo_ray.errors import ShardError
+from expo_ray.errors import CheckpointError, ShardError
 from expo_ray.extrapolation.alpha import round_alpha
 from expo_ray.extrapolation.alpha_rules import Resolution
 from expo_ray.extrapolation.loading import LoadingCheck
 from expo_ray.extrapolation.model_card import render_card
 from expo_ray.extrapolation.plan import Plan
-from expo_ray.extrapolation.record import sealed_parts
+from expo_ray.extrapolation.receipts import is_as_written
+from expo_ray.extrapolation.record import read_record, sealed_parts
 from expo_ray.extrapolation.requantization_costs import requantization_loss
+from expo_ray.extrapolation.shard_files import check_token
 from expo_ray.extrapolation.tasks import ShardReceipt
 
 RECORD_VERSION = 1
@@ -105,6 +108,7 @@ def assemble(
     alpha: float | None,
     resolution: Resolution | None,
     plan_digest: str,
+    run_token: str,
     receipts: Sequence[ShardReceipt],
     attachments: Attachments,
     loading: LoadingCheck | None,
@@ -118,6 +122,7 @@ def assemble(
         alpha: Its alpha, None under rules.
         resolution: Under rules, the alpha of every tensor.
         plan_digest: Its plan digest.
+        run_token: Of the run that owns the folder.
         receipts: One per shard, in the order of the plan.
         attachments: Config and sidecars.
         loading: What the trial load found.
@@ -127,8 +132,14 @@ def assemble(
         The weights digest.
 
     Raises:
-        ShardError: The headers on disk are not those of the plan.
+        ShardError: What lies there is not what was planned and written, or another run has
+            taken over the folder, as is possible where there are no locks.
     """
+
+    def write(name: str, data: bytes, kind: str) -> dict[str, str | int]:
+        check_token(folder, run_token)
+        return _write(folder, name, data, kind)
+
     digest = _weights_digest(receipts)
     alphas = resolution.alphas if resolution else {}
     files = [_entry(r.name, r.num_bytes, r.sha256, "weights") for r in receipts]
@@ -138,9 +149,9 @@ def assemble(
             total_bytes=plan.data_bytes,
             num_parameters=plan.pair.base.num_parameters,
         )
-        files.append(_write(folder, INDEX_NAME, index, "index"))
+        files.append(write(INDEX_NAME, index, "index"))
     for name, data in attachments.sidecars.items():
-        files.append(_write(folder, name, data, "sidecar"))
+        files.append(write(name, data, "sidecar"))
     card = render_card(
         alpha=alpha,
         alpha_range=(min(alphas.values()), max(alphas.values())) if alphas else None,
@@ -152,9 +163,9 @@ def assemble(
         dtype=written_dtype(plan),
         folder_name=folder.name,
     )
-    files.append(_write(folder, CARD_NAME, card.encode("utf-8"), "card"))
-    files.append(_write(folder, CONFIG_NAME, attachments.config, "config"))
-    _check_headers(plan, folder)
+    files.append(write(CARD_NAME, card.encode("utf-8"), "card"))
+    files.append(write(CONFIG_NAME, attachments.config, "config"))
+    _check_shards(plan, folder, receipts, run_token)
     record = {
         "schema_version": RECORD_VERSION,
         "alpha": alpha,
@@ -182,8 +193,10 @@ def assemble(
         "requantization": _rounding(receipts) if plan.is_requantized else None,
         "loading": loading.as_dict() if loading else None,
     }
+    check_token(folder, run_token)
     tensors = _facts(receipts, alphas)
     atomic_write_parts(folder / RECORD_NAME, sealed_parts(record, tensors))
+    _withdraw_if_taken_over(folder, run_token, digest)
     return digest
 
 
@@ -218,8 +231,21 @@ def _weights_digest(receipts: Sequence[ShardReceipt]) -> str:
     return digest.hexdigest()
 
 
-def _check_headers(plan: Plan, folder: AnyPath) -> None:
-    """Read our own output back as strictly as any input."""
+def _withdraw_if_taken_over(folder: AnyPath, run_token: str, digest: str) -> None:
+    """Take the record back where another run began while it was written, which takes seconds."""
+    try:
+        check_token(folder, run_token)
+    except ShardError:
+        with contextlib.suppress(CheckpointError, OSError):
+            if read_record(folder)["weights_digest"] == digest:
+                (folder / RECORD_NAME).unlink()
+        raise
+
+
+def _check_shards(
+    plan: Plan, folder: AnyPath, receipts: Sequence[ShardReceipt], run_token: str
+) -> None:
+    """Read our own output back as strictly as any input; each file must be the one we wrote."""
     written = Checkpoint.open(str(folder), allow_unfinished=True)
     found = {ref.name: (ref.dtype, ref.shape) for ref in written.tensors.values()}
     expected = {
@@ -230,6 +256,15 @@ def _check_headers(plan: Plan, folder: AnyPath) -> None:
         raise ShardError(
             "the assembled checkpoint is not the planned one", where=folder, got=different[:3]
         )
+    for receipt in receipts:
+        if not is_as_written(folder, receipt, written.weight_files[receipt.name].facts):
+            check_token(folder, run_token)
+            raise ShardError(
+                "a finished shard was changed while others were written",
+                where=folder / receipt.name,
+                expected=f"sha256 {receipt.sha256}",
+                hint="run the same command again, it writes this shard anew",
+            )
 
 
 def _write(folder: AnyPath, name: str, data: bytes, kind: str) -> dict[str, str | int]:

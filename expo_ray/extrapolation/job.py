@@ -275,6 +275,7 @@ def _finish(
                 alpha=target.alpha,
                 resolution=target.resolution,
                 plan_digest=target.plan_digest,
+                run_token=target.run_token,
                 receipts=[target.receipts[shard.name] for shard in plan.shards],
                 attachments=attachments,
                 loading=loading,

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import contextlib
 import secrets
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from expo_ray.checkpoints.atomic_io import atomic_write_json
 from expo_ray.checkpoints.remote_path import RemotePath
 from expo_ray.checkpoints.storage import WORK_FOLDER
 from expo_ray.errors import ShardError
-from expo_ray.extrapolation.shard_files import ShardFile, check_token, receipt_path
+from expo_ray.extrapolation.receipts import receipt_path, version_of
+from expo_ray.extrapolation.shard_files import ShardFile, check_token
 from expo_ray.extrapolation.tasks import ShardOutput, ShardReceipt
 
 if TYPE_CHECKING:
@@ -63,6 +65,10 @@ class RemoteShardWriter(ShardFile):
         check_token(self._folder, self.output.run_token)
         self._temporary.replace(self._folder / self.name)
         self._is_published = True
+        # Moving takes a store seconds, in which another run may have begun: whether this shard
+        # may stay, that one sees by its version.
+        check_token(self._folder, self.output.run_token)
+        receipt = replace(receipt, version=version_of(self._folder, self.name))
         atomic_write_json(receipt_path(self._folder, self.name), receipt.as_dict())
         return receipt
 

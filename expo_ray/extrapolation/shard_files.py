@@ -10,6 +10,7 @@ import os
 import secrets
 import threading
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,13 +18,13 @@ from expo_ray.checkpoints.atomic_io import atomic_write_json, fsync_folder
 from expo_ray.checkpoints.remote_path import AnyPath
 from expo_ray.checkpoints.storage import WORK_FOLDER, open_storage
 from expo_ray.errors import ShardError
+from expo_ray.extrapolation.receipts import receipt_path, version_of
 from expo_ray.extrapolation.tasks import Problem, ShardOutput, ShardReceipt, pack_tensors
 from expo_ray.extrapolation.write_behind import start_writing
 
 if TYPE_CHECKING:
     import torch
 
-RECEIPT_FOLDER = "receipts"
 RUN_FILE = "run.json"
 CLOSED = -1
 
@@ -148,6 +149,7 @@ class ShardWriter(ShardFile):
         check_token(self._folder, self.output.run_token)
         self._temporary.replace(self._folder / self.name)
         fsync_folder(self._folder)
+        receipt = replace(receipt, version=version_of(self._folder, self.name))
         atomic_write_json(receipt_path(self._folder, self.name), receipt.as_dict())
         return receipt
 
@@ -240,8 +242,3 @@ class ShardComparer(ShardFile):
         if not self._is_closed:
             self._is_closed = True
             self._reader.close()
-
-
-def receipt_path(folder: AnyPath, name: str) -> AnyPath:
-    """Return where the receipt of a finished shard lies while a run is not complete."""
-    return folder / WORK_FOLDER / RECEIPT_FOLDER / f"{name}.json"

@@ -15,6 +15,7 @@ from expo_ray.extrapolation.plan import (
     Plan,
     parse_size,
 )
+from expo_ray.extrapolation.receipts import read_receipt
 from expo_ray.extrapolation.requantization_costs import describe_loss, requantization_loss
 from expo_ray.extrapolation.results import ExtrapolationResult, OutputResult
 from expo_ray.extrapolation.schedule import estimate
@@ -26,9 +27,6 @@ from expo_ray.extrapolation.tasks import (
     TASK_MEMORY_BYTES,
     ShardTask,
     extra_memory_bytes,
-)
-from expo_ray.extrapolation.work_folder import (
-    read_receipt,
 )
 
 _NUM_NAMED = 5

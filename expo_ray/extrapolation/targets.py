@@ -15,6 +15,7 @@ from expo_ray.extrapolation.alpha import checkpoint_name
 from expo_ray.extrapolation.alpha_rules import Resolution
 from expo_ray.extrapolation.assembly import Attachments
 from expo_ray.extrapolation.plan import Plan, plan_digest
+from expo_ray.extrapolation.receipts import read_receipt
 from expo_ray.extrapolation.remote_shard import MAX_OBJECT_BYTES
 from expo_ray.extrapolation.tasks import (
     WRITE,
@@ -30,7 +31,6 @@ from expo_ray.extrapolation.work_folder import (
     claimed_folder,
     examine_output,
     leave_folder,
-    read_receipt,
 )
 
 # Room for index, sidecars and record beside the weights.

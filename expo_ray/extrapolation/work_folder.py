@@ -28,8 +28,8 @@ from expo_ray.checkpoints.unfinished_uploads import (
     find_unfinished_uploads,
 )
 from expo_ray.errors import ConfigError
-from expo_ray.extrapolation.shard_files import RECEIPT_FOLDER, RUN_FILE, receipt_path
-from expo_ray.extrapolation.tasks import ShardReceipt, pack_tensors
+from expo_ray.extrapolation.receipts import RECEIPT_FOLDER
+from expo_ray.extrapolation.shard_files import RUN_FILE
 
 LOCK_FILE = "lock"
 _TEMPLATES = "additional_chat_templates"
@@ -123,13 +123,14 @@ def begin_output(
     """
     work = folder / WORK_FOLDER
     stale = _unfinished_uploads(folder)
+    # The token first: an older run that is about to complete the folder must see it.
+    table = {"plan_digest": plan_digest, "run_token": run_token, **(request or {})}
+    atomic_write_json(work / RUN_FILE, table)
     if overwrite:
         _remove_old_result(folder)
     (work / RECEIPT_FOLDER).mkdir(exist_ok=True)
     for leftover in work.glob("*.tmp"):
         leftover.unlink()
-    table = {"plan_digest": plan_digest, "run_token": run_token, **(request or {})}
-    atomic_write_json(work / RUN_FILE, table)
     abort_uploads(stale)
 
 
@@ -138,24 +139,6 @@ def _unfinished_uploads(folder: AnyPath) -> list[Upload]:
         return []
     work = folder / WORK_FOLDER
     return find_unfinished_uploads(folder, work, work / RECEIPT_FOLDER)
-
-
-def read_receipt(folder: AnyPath, name: str, plan_digest: str) -> ShardReceipt | None:
-    """Return the receipt of a finished shard, None where the shard must be written (again)."""
-    try:
-        table = json.loads(receipt_path(folder, name).read_text(encoding="utf-8"))
-        size = (folder / name).stat().st_size
-        receipt = ShardReceipt(
-            name=table["name"],
-            plan_digest=table["plan_digest"],
-            num_bytes=table["bytes"],
-            sha256=table["sha256"],
-            packed_tensors=pack_tensors(table["tensors"]),
-        )
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    fits = receipt.plan_digest == plan_digest and receipt.num_bytes == size
-    return receipt if fits and receipt.name == name else None
 
 
 def remove_work_folder(folder: AnyPath) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -13,8 +14,13 @@ import pytest
 import torch
 
 from expo_ray.checkpoints.header import build_header
-from expo_ray.extrapolation import extrapolate, verify
-from expo_ray.extrapolation.tasks import TASK_MEMORY_BYTES
+from expo_ray.errors import ShardError
+from expo_ray.extrapolation import extrapolate, job, receipts, verify
+from expo_ray.extrapolation.tasks import (
+    BUFFER_BUDGET_BYTES,
+    TASK_MEMORY_BYTES,
+    ShardReceipt,
+)
 from tests.extrapolation.drivers import OPTIONS, start
 from tests.extrapolation.synthetic import file_digests, noise, write
 
@@ -50,6 +56,44 @@ def test_a_killed_run_continues_to_the_same_bytes(tmp_path: Path, sent: signal.S
         verify(out / name, address="inline")
 
 
+@pytest.mark.parametrize("is_hidden", [False, True])
+def test_a_flipped_bit_in_a_finished_shard_is_not_resumed(
+    pico_pair: tuple[Path, Path], tmp_path: Path, is_hidden: bool
+) -> None:
+    options = {"alpha": 0.3, "max_shard_size": "20KB", "address": "inline"}
+    extrapolate(*pico_pair, tmp_path / "whole", **options)
+    out = tmp_path / "out"
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(ShardError, match="the test"):
+        patch.setattr(job, "assemble", _stop)
+        extrapolate(*pico_pair, out, **options)
+    files = sorted(out.glob("*.safetensors"))
+    for file in files:
+        os.utime(file)  # as a copy of the folder would
+    data = bytearray(files[1].read_bytes())
+    data[-1] ^= 1
+    files[1].write_bytes(data)
+    if is_hidden:
+        # Between claim and assembly: the receipts were read before.
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("expo_ray.extrapolation.targets.read_receipt", _trusting)
+            with pytest.raises(ShardError, match="changed while others were written") as caught:
+                extrapolate(*pico_pair, out, **options)
+        assert str(caught.value.where) == str(files[1])
+    result = extrapolate(*pico_pair, out, **options)
+    assert result.outputs[0].num_shards_resumed == len(files) - 1
+    assert file_digests(out) == file_digests(tmp_path / "whole")
+
+
+def _stop(*_: object, **__: object) -> str:
+    raise ShardError("stopped by the test")
+
+
+def _trusting(folder: Path, name: str, plan_digest: str) -> ShardReceipt | None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(receipts, "is_as_written", lambda *_: True)
+        return receipts.read_receipt(folder, name, plan_digest)
+
+
 def test_an_unfinished_result_of_another_plan_is_refused(tmp_path: Path) -> None:
     from expo_ray.errors import ConfigError
 
@@ -67,12 +111,14 @@ def test_an_unfinished_result_of_another_plan_is_refused(tmp_path: Path) -> None
 
 
 MEMORY_SCRIPT = """
-import json, resource, sys
+import json, re, sys
+from pathlib import Path
 import torch
 from expo_ray.extrapolation import extrapolate
 import expo_ray.extrapolation.job
 import huggingface_hub.repocard, transformers
-def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+def peak(): # not ru_maxrss, which a process inherits from the one that started it
+    return int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) * 1024
 before = peak()
 alphas = [0.1 * i for i in range(1, int(sys.argv[4]) + 1)]
 result = extrapolate(*sys.argv[1:4], alpha=alphas, address="inline")
@@ -100,6 +146,7 @@ def test_memory_is_bounded_whatever_the_size_of_a_tensor(tmp_path: Path, num_alp
     done = subprocess.run(command, capture_output=True, check=True, text=True, timeout=170)
     facts = json.loads(done.stdout.splitlines()[-1])
     assert facts["bytes_read"] == 2 * size
-    assert facts["above_imports"] < TASK_MEMORY_BYTES
+    # The buffers alone are more than the lower limit: the measurement sees them.
+    assert BUFFER_BUDGET_BYTES // 2 < facts["above_imports"] < TASK_MEMORY_BYTES
     for path in tmp_path.rglob("*.safetensors"):
         path.unlink()

@@ -17,6 +17,7 @@ from expo_ray.checkpoints import Checkpoint
 from expo_ray.checkpoints.remote_path import RemotePath
 from expo_ray.errors import CheckpointError, ConfigError, ShardError, VerifyError
 from expo_ray.extrapolation import (
+    assembly,
     engine,
     extrapolate,
     inspect_checkpoint,
@@ -159,6 +160,47 @@ def test_a_run_that_was_taken_over_publishes_nothing(
     with pytest.raises(ShardError, match="another run has taken over"):
         extrapolate(*pico_pair, out, alpha=0.3, **OPTIONS)
     assert not [name for name in objects(s3, "fence/out") if name.endswith("safetensors")]
+
+
+@pytest.mark.parametrize(
+    ("module", "step"),
+    [
+        (job, "assemble"),
+        (assembly, "_write"),
+        (assembly, "_check_shards"),
+        (assembly, "atomic_write_parts"),
+        (job, "remove_work_folder"),
+    ],
+)
+def test_a_run_that_begins_while_another_completes_the_folder_keeps_it(
+    pico_pair: Pair, s3: str, monkeypatch: pytest.MonkeyPatch, module: Any, step: str
+) -> None:
+    """There is no lock on a bucket: the token decides who may go on at every step."""
+    out = f"s3://{BUCKET}/two-runs-{step}/out"
+    real = getattr(module, step)
+    is_other = False
+
+    def begin_another(*args: Any, **kwargs: Any) -> Any:
+        nonlocal is_other
+        if not is_other:
+            is_other = True
+            extrapolate(*pico_pair, out, alpha=0.4, overwrite=True, **OPTIONS)
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(module, step, begin_another)
+    if step == "remove_work_folder":
+        # The first run was done, and the second replaced its result.
+        extrapolate(*pico_pair, out, alpha=0.3, **OPTIONS)
+    else:
+        with pytest.raises(ShardError, match="another run has taken over"):
+            extrapolate(*pico_pair, out, alpha=0.3, **OPTIONS)
+    assert is_other
+    if step == "atomic_write_parts":
+        # The older record came to lie over the newer one: rather none than that of other weights.
+        assert "expo_ray.json" not in objects(s3, f"two-runs-{step}/out")
+        extrapolate(*pico_pair, out, alpha=0.4, overwrite=True, **OPTIONS)
+    assert json.loads(objects(s3, f"two-runs-{step}/out")["expo_ray.json"])["alpha"] == 0.4
+    assert verify(out, address="inline").recomputed
 
 
 KILLED = """

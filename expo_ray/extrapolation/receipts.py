@@ -1,0 +1,87 @@
+"""Receipts of finished shards: what a later run, and the assembly, may trust.
+
+A receipt speaks of one version of its file (time of change, or ETag). Where another one lies there,
+its bytes decide, hashed anew: a file may have been moved, or somebody may have written into it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+
+from expo_ray.checkpoints.remote_path import AnyPath
+from expo_ray.checkpoints.storage import WORK_FOLDER, FileFacts, open_storage
+from expo_ray.errors import CheckpointError
+from expo_ray.extrapolation.tasks import ShardReceipt, pack_tensors
+
+RECEIPT_FOLDER = "receipts"
+_BUFFER_BYTES = 4 * 1024 * 1024
+
+
+def receipt_path(folder: AnyPath, name: str) -> AnyPath:
+    """Return where the receipt of a finished shard lies while a run is not complete."""
+    return folder / WORK_FOLDER / RECEIPT_FOLDER / f"{name}.json"
+
+
+def version_of(folder: AnyPath, name: str) -> str:
+    """Return the version of a file that was just published.
+
+    Raises:
+        CheckpointError: It cannot be seen.
+    """
+    with open_storage(str(folder)).open(name) as reader:
+        return _version(reader.facts)
+
+
+def read_receipt(folder: AnyPath, name: str, plan_digest: str) -> ShardReceipt | None:
+    """Return the receipt of a finished shard, None where the shard must be written (again)."""
+    try:
+        table = json.loads(receipt_path(folder, name).read_text(encoding="utf-8"))
+        receipt = ShardReceipt(
+            name=table["name"],
+            plan_digest=table["plan_digest"],
+            num_bytes=table["bytes"],
+            sha256=table["sha256"],
+            version=table.get("version", ""),
+            packed_tensors=pack_tensors(table["tensors"]),
+        )
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    if receipt.name != name or receipt.plan_digest != plan_digest:
+        return None
+    return receipt if is_as_written(folder, receipt) else None
+
+
+def is_as_written(folder: AnyPath, receipt: ShardReceipt, facts: FileFacts | None = None) -> bool:
+    """Tell whether the file of a receipt still holds what was written.
+
+    Args:
+        folder: The output folder.
+        receipt: Its receipt.
+        facts: What is known of the file as it lies there now; looked up where left out.
+    """
+    try:
+        if facts is not None and _fits(receipt, facts):
+            return True
+        with open_storage(str(folder)).open(receipt.name) as reader:
+            if _fits(receipt, reader.facts):
+                return True
+            if reader.facts.num_bytes != receipt.num_bytes:
+                return False
+            digest = hashlib.sha256()
+            buffer = memoryview(bytearray(_BUFFER_BYTES))
+            for start in range(0, receipt.num_bytes, _BUFFER_BYTES):
+                part = buffer[: min(_BUFFER_BYTES, receipt.num_bytes - start)]
+                reader.read_into(start, part)
+                digest.update(part)
+            return digest.hexdigest() == receipt.sha256
+    except (CheckpointError, EOFError, OSError):
+        return False
+
+
+def _fits(receipt: ShardReceipt, facts: FileFacts) -> bool:
+    return facts.num_bytes == receipt.num_bytes and _version(facts) == receipt.version
+
+
+def _version(facts: FileFacts) -> str:
+    return f"{facts.version_kind} {facts.version}"
