@@ -11,6 +11,7 @@ from typing import Any
 from expo_ray.checkpoints.local_output import require_local, require_writable_file
 from expo_ray.cluster import LOCAL, ray_session, resolve_address
 from expo_ray.errors import ConfigError
+from expo_ray.extrapolation.plan import build_plan
 from expo_ray.progress import Progress
 from expo_ray.rewards.anchors import read_anchors
 from expo_ray.serving.alpha_setting import RulesLike, read_rules
@@ -236,7 +237,7 @@ def model_source(
     alpha: float | None,
     alpha_rules: RulesLike | None,
 ) -> ModelSource:
-    """Return what a command was asked to serve; rules that do not fit it show at once.
+    """Return what a command was asked to serve; what does not fit together shows at once.
 
     Raises:
         RequestError: Only one of initial and alpha (or its rules) is given, it is malformed, or
@@ -249,6 +250,8 @@ def model_source(
         alpha_rules=None if alpha_rules is None else read_rules(alpha_rules),
     )
     source.check_rules()
+    if source.initial is not None:
+        build_plan(source.initial, source.model)
     return source
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import secrets
 import socket
@@ -84,6 +85,13 @@ def require_free_port(host: str, port: int) -> None:
         try:
             probe.bind((host, port))
         except OSError as error:
+            if isinstance(error, socket.gaierror) or error.errno == errno.EADDRNOTAVAIL:
+                raise ConfigError(
+                    "this machine has no such address",
+                    where="--host",
+                    got=f"{host} ({error.strerror})",
+                    expected="127.0.0.1, 0.0.0.0, or an address of this machine",
+                ) from error
             raise ConfigError(
                 "cannot listen on this port",
                 where="--port",

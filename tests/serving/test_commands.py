@@ -9,9 +9,10 @@ from pathlib import Path
 import httpx
 import pytest
 
-from expo_ray.errors import CheckpointError, ConfigError, TableError
+from expo_ray.errors import CheckpointError, ConfigError, PairError, TableError
 from expo_ray.serving import SamplingParams, generate, score, serve
 from expo_ray.tables import REWARDS_SCHEMA, read_table
+from tests.pico import save_pair
 
 EXPO_RAY = Path(sys.executable).with_name("expo-ray")
 
@@ -87,6 +88,17 @@ def test_wrong_requests_start_nothing(
         with pytest.raises(ConfigError, match="port") as caught:
             serve(model, port=taken.getsockname()[1], address="local")
     assert caught.value.exit_code == 2
+    for host in ("203.0.113.7", "no-such-host.invalid"):
+        with pytest.raises(ConfigError, match="no such address") as caught:
+            serve(model, host=host, address="local")
+        assert caught.value.where == "--host"
+    stranger, _ = save_pair(tmp_path / "stranger", hidden_size=16)
+    for command in (
+        lambda: serve(model, initial=stranger, alpha=0.5, address="inline"),
+        lambda: generate(model, prompts=prompts, initial=stranger, alpha=0.5, **alone),
+    ):
+        with pytest.raises(PairError):
+            command()
     assert not output.exists()
 
 
