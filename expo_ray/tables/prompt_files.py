@@ -49,7 +49,11 @@ class PromptFile:
         try:
             return self.place.read_bytes()
         except FileNotFoundError as error:
-            raise TableError("the prompts file does not exist", where=self.where) from error
+            raise TableError(
+                "the prompts file does not exist",
+                where=self.where,
+                hint="check the path; recipes resolve it against their own folder",
+            ) from error
         except OSError as error:
             raise TableError("cannot read the prompts", where=self.where, got=error) from error
 

@@ -11,6 +11,7 @@ import itertools
 import json
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 from expo_ray.errors import TableError
 from expo_ray.tables.prompt_files import PromptFile
@@ -35,7 +36,13 @@ def _read_text(file: PromptFile) -> str:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = data[: error.start].count(b"\n") + 1
-        raise TableError("the file is not UTF-8 text", where=f"{file.where}:{line}") from error
+        raise TableError(
+            "the file is not UTF-8 text",
+            where=f"{file.where}:{line}",
+            got=f"byte {data[error.start]:#04x}",
+            expected="UTF-8",
+            hint="convert it, for example by iconv -t utf-8; Parquet ends in .parquet",
+        ) from error
 
 
 def _jsonl_rows(file: PromptFile) -> Iterator[Row]:
@@ -56,7 +63,10 @@ def _json_rows(file: PromptFile) -> Iterator[Row]:
             yield from _jsonl_rows(file)
             return
         raise TableError(
-            "malformed JSON", where=f"{file.where}:{error.lineno}", got=error.msg
+            "malformed JSON",
+            where=f"{file.where}:{error.lineno}",
+            got=error.msg,
+            expected="one JSON document; one object a line goes into a .jsonl file",
         ) from error
     except RecursionError as error:
         raise TableError("the JSON is nested too deeply", where=file.where) from error
@@ -74,7 +84,10 @@ def _parquet_rows(file: PromptFile) -> Iterator[Row]:
         table = pq.ParquetFile(pa.BufferReader(file.read_bytes())).read()
     except pa.ArrowException as error:
         raise TableError(
-            "the table is not readable as Parquet", where=file.where, got=error
+            "the table is not readable as Parquet",
+            where=file.where,
+            got=error,
+            hint="is the file whole, and its suffix right?",
         ) from error
     rows = itertools.chain.from_iterable(batch.to_pylist() for batch in table.to_batches())
     for index, value in enumerate(rows):
@@ -91,7 +104,9 @@ def _csv_rows(file: PromptFile) -> Iterator[Row]:
                 raise TableError(
                     "a CSV row has another number of fields than the header",
                     where=where,
+                    got=_num_fields(row),
                     expected=len(reader.fieldnames or ()),
+                    hint="quote fields that hold commas, quotes or line breaks",
                 )
             # CSV knows no null: an empty field means that the column is not used.
             value: dict[str, object] = {key: text for key, text in row.items() if text != ""}
@@ -100,13 +115,26 @@ def _csv_rows(file: PromptFile) -> Iterator[Row]:
             yield where, value
     except csv.Error as error:
         raise TableError(
-            "malformed CSV", where=f"{file.where}:{reader.reader.line_num}", got=error
+            "malformed CSV",
+            where=f"{file.where}:{reader.reader.line_num}",
+            got=error,
+            hint="quote fields that hold commas, quotes or line breaks",
         ) from error
+
+
+def _num_fields(row: dict[str | Any, str | Any]) -> int:
+    # The reader collects what is too much under None, and fills up what is missing with None.
+    return sum(value is not None for key, value in row.items() if key) + len(row.get(None, ()))
 
 
 def _parse_json(text: str, *, where: str) -> object:
     try:
         value: object = json.loads(text)
     except (json.JSONDecodeError, RecursionError) as error:
-        raise TableError("malformed JSON", where=where, got=error) from error
+        raise TableError(
+            "malformed JSON",
+            where=where,
+            got=error,
+            expected='one object a line: {"prompt": "..."}',
+        ) from error
     return value

@@ -69,7 +69,10 @@ def read_prompts(
     for name, number in (("limit", limit), ("number", num_prompts)):
         if number is not None and number < 1:
             raise ConfigError(
-                f"the {name} of prompts is too small", got=number, expected="1 or more"
+                f"the {name} of prompts is too small",
+                where="prompts",
+                got=number,
+                expected="1 or more",
             )
     unknown = set(columns or ()) - {*_TEXT_FIELDS, "prompt_id"}
     if unknown:
@@ -95,7 +98,12 @@ def read_prompts(
         seen[prompt.prompt_id] = where
         prompts.append(prompt)
     if not prompts:
-        raise TableError("the prompts file has no rows", where=path)
+        raise TableError(
+            "the prompts file has no rows",
+            where=path,
+            got="no rows",
+            expected='one prompt or more, as {"prompt": "..."}',
+        )
     return prompts if num_prompts is None else _sample(prompts, num_prompts, seed, where=path)
 
 
@@ -132,6 +140,7 @@ def _mapped(value: object, columns: Mapping[str, str], where: str) -> object:
             where=where,
             got=", ".join(sorted(map(str, value))) or "no fields",
             expected=", ".join(missing),
+            hint="every row needs the columns that were named for prompts",
         )
     mapped = {ours: value[theirs] for ours, theirs in columns.items()}
     rest = ("prompt_id",) if set(_TEXT_FIELDS) & set(columns) else (*_TEXT_FIELDS, "prompt_id")
@@ -157,7 +166,13 @@ def _parse_row(value: object, *, where: str, index: int) -> Prompt:
     else:
         messages = _parse_messages(content, where=f"{where}, {field}")
     if not messages[-1]["content"].strip():
-        raise TableError("the prompt is empty", where=f"{where}, {field}")
+        raise TableError(
+            "the prompt is empty",
+            where=f"{where}, {field}",
+            got=repr(messages[-1]["content"]),
+            expected="some text",
+            hint="leave the row out, or fill it",
+        )
     return Prompt(prompt_id=_parse_id(value.get("prompt_id"), where, index), messages=messages)
 
 
@@ -197,5 +212,8 @@ def _parse_message(value: object, *, where: str) -> Message:
         if isinstance(role, str) and role and isinstance(content, str):
             return Message(role=role, content=content)
     raise TableError(
-        "a turn is malformed", where=where, expected='{"role": "...", "content": "..."}, both text'
+        "a turn is malformed",
+        where=where,
+        got=repr(value)[:80],
+        expected='{"role": "...", "content": "..."}, both text',
     )

@@ -45,6 +45,7 @@ def assign_splits(
     if not 0 <= heldout_fraction < 1:
         raise ConfigError(
             "the held-out fraction is out of range",
+            where="heldout_fraction",
             got=heldout_fraction,
             expected="0 or more, below 1",
         )
@@ -52,7 +53,11 @@ def assign_splits(
     if heldout_fraction > 0:
         if len(prompt_ids) < 2:
             raise ConfigError(
-                "too few prompts to hold some out", got=len(prompt_ids), expected="2 or more"
+                "too few prompts to hold some out",
+                where="prompts",
+                got=len(prompt_ids),
+                expected="2 or more",
+                hint="some prompts choose alpha, others confirm it: give more",
             )
         num_heldout = min(max(num_heldout, 1), len(prompt_ids) - 1)
     heldout = set(shuffled(prompt_ids, seed=seed, purpose="split")[:num_heldout])

@@ -101,6 +101,15 @@ def test_wrong_files_are_refused_with_their_place(
     with pytest.raises(TableError) as caught:
         read_prompts(write(tmp_path, name, text))
     assert caught.value.where == str(tmp_path / where)
+    assert caught.value.got, "what was found there"
+    assert caught.value.expected or caught.value.hint, "what to do about it"
+
+
+def test_the_number_of_fields_is_told(tmp_path: Path) -> None:
+    for row, got in (("a,b,c", "3"), ("a", "1")):
+        with pytest.raises(TableError) as caught:
+            read_prompts(write(tmp_path, "a.csv", f"prompt,prompt_id\n{row}\n"))
+        assert (caught.value.got, caught.value.expected) == (got, "2")
 
 
 def test_missing_file_and_wrong_encoding(tmp_path: Path) -> None:
