@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import transformers
+from transformers.models.auto import modeling_auto
 
 from expo_ray.errors import PairError
 from expo_ray.extrapolation import extrapolate
@@ -56,6 +58,34 @@ MAMBA = {"mamba_d_state": 4, "mamba_d_conv": 2, "mamba_expand": 2, "mamba_dt_ran
 MROPE = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2]}
 GPT = {"vocab_size": 48, "n_positions": 32, "n_embd": 16, "n_layer": 2, "n_head": 2}
 T5 = {"vocab_size": 48, "d_model": 16, "d_kv": 8, "d_ff": 24, "num_layers": 2, "num_heads": 2}
+
+# Whatever a config calls its sizes.
+SMALL: dict[str, Any] = {
+    **GPT,
+    **T5,
+    **MANY_HEADS,
+    **EXPERTS,
+    **LATENT,
+    "num_local_experts": 4,
+    "embedding_size": 16,
+    "n_inner": 24,
+    "ffn_dim": 24,
+    "encoder_layers": 1,
+    "decoder_layers": 1,
+    "num_decoder_layers": 1,
+    "encoder_attention_heads": 2,
+    "decoder_attention_heads": 2,
+    "encoder_ffn_dim": 24,
+    "decoder_ffn_dim": 24,
+    "decoder_start_token_id": 1,
+    "state_size": 4,
+    "attention_head_dim": 8,
+}
+# What transformers itself does not load as it saved it.
+GAPS = {
+    "MarianMTModel": "positions are not stored, but computed anew",
+    "YoutuForCausalLM": "the row of the padding token is set anew",
+}
 
 # Model class -> settings of its config; "+name" marks a second case of one class.
 CASES: dict[str, dict[str, Any]] = {
@@ -128,6 +158,13 @@ CASES: dict[str, dict[str, Any]] = {
         "attn_layer_offset": 1,
         "expert_layer_period": 2,
         "expert_layer_offset": 1,
+    },
+    "ZambaForCausalLM": {
+        **TEXT,
+        **MAMBA,
+        "num_hidden_layers": 4,
+        "layers_block_type": ["mamba", "hybrid", "mamba", "hybrid"],
+        "head_dim": 16,
     },
     "Zamba2ForCausalLM": {
         **MANY_HEADS,
@@ -364,6 +401,12 @@ def test_formula_and_loading(case: str, tmp_path: Path) -> None:
     layout = {"save_original_format": not case.endswith("+fused")}
     torch.manual_seed(0)
     model = model_class(model_class.config_class(**CASES[case])).to(torch.bfloat16)
+    check(model, tmp_path, **layout)
+
+
+def check(model: transformers.PreTrainedModel, tmp_path: Path, **layout: bool) -> None:
+    """Extrapolate a model and noise, and compare file by file and in memory."""
+    model_class = type(model)
     states = [{name: tensor.clone() for name, tensor in model.state_dict().items()}]
     model.save_pretrained(tmp_path / "initial", **layout)
     with torch.no_grad():
@@ -391,6 +434,49 @@ def test_formula_and_loading(case: str, tmp_path: Path) -> None:
     for name, tensor in loaded.state_dict().items():
         expected = closed_form(states[0][name], states[1][name], ALPHA)
         assert torch.equal(tensor.to(expected.dtype), expected), name
+
+
+def other_classes() -> list[str]:
+    """Classes of language models that have no case of their own."""
+    mappings = (
+        modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+        modeling_auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
+        modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+        modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+    )
+    names = {name for mapping in mappings for name in mapping.values() if isinstance(name, str)}
+    return sorted(names - {case.partition("+")[0] for case in CASES})
+
+
+def small_config(model_class: Any) -> transformers.PreTrainedConfig | None:
+    """Return a config that builds a small model, None where general settings give none."""
+    try:
+        config = model_class.config_class(**SMALL)
+        with torch.device("meta"):
+            model = model_class(config)
+    except Exception:  # noqa: BLE001 - whatever a model says to settings that it does not know
+        return None
+    return config if sum(p.numel() for p in model.parameters()) < 1_500_000 else None
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_all_that_general_settings_build_small(tmp_path: Path) -> None:
+    failed, num_built = {}, 0
+    for name in other_classes():
+        model_class = getattr(transformers, name)
+        config = small_config(model_class)
+        if config is None or name in GAPS:
+            continue
+        num_built += 1
+        torch.manual_seed(0)
+        try:
+            check(model_class(config).to(torch.bfloat16), tmp_path / name)
+        except Exception as error:  # noqa: BLE001 - all that fail are told at the end
+            failed[name] = repr(error)[:500]
+        shutil.rmtree(tmp_path / name, ignore_errors=True)
+    assert failed == {}
+    assert num_built > 100
 
 
 @pytest.mark.parametrize(
