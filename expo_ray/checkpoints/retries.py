@@ -1,7 +1,8 @@
 """Retries of named I/O errors with back-off: bounded, logged, never of an error of our own.
 
-What counts as passing: a connection that broke, a time-out, a server that was busy, a network file
-system that hiccuped. A file that is missing, a right that is lacking or a full disk is none.
+A server that limits requests says how long to stay away, and is obeyed. What counts as passing: a
+connection that broke, a time-out, a server that was busy, a network file system that hiccuped. A
+file that is missing, a right that is lacking or a full disk is none.
 """
 
 from __future__ import annotations
@@ -9,8 +10,9 @@ from __future__ import annotations
 import errno
 import logging
 import random
+import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TypeVar
 
 logger = logging.getLogger(__name__)
@@ -18,6 +20,10 @@ logger = logging.getLogger(__name__)
 ATTEMPTS = 5
 FIRST_DELAY_SECONDS = 0.2
 LONGEST_DELAY_SECONDS = 8.0
+# Where a server limits requests: the Hub counts those of five minutes.
+LONGEST_LIMIT_SECONDS = 300.0
+UNTOLD_LIMIT_SECONDS = 30.0
+TOO_MANY_REQUESTS = 429
 _PASSING = frozenset(
     getattr(errno, name)
     for name in (
@@ -86,14 +92,37 @@ def retry_io(
         OSError: The last failure, or the first one that no repetition can cure.
     """
     delay_seconds = FIRST_DELAY_SECONDS
+    limit_seconds = 0.0
     for attempt in range(1, attempts + 1):
         try:
             return call()
         except OSError as error:
             if attempt == attempts or not passing(error):
                 raise
-            logger.warning("attempt %d of %d to %s failed: %s", attempt, attempts, what, error)
+            limit_seconds = asked_delay_seconds(error)
+            wait = f", waiting for {limit_seconds:.0f} s as it asks" if limit_seconds else ""
+            logger.warning(
+                "attempt %d of %d to %s failed%s: %s", attempt, attempts, what, wait, error
+            )
         # Many workers that failed together must not come back together.
-        time.sleep(delay_seconds * random.uniform(0.5, 1.0))  # noqa: S311
+        time.sleep(limit_seconds + delay_seconds * random.uniform(0.5, 1.0))  # noqa: S311
         delay_seconds = min(2 * delay_seconds, LONGEST_DELAY_SECONDS)
     raise AssertionError("unreachable")
+
+
+def asked_delay_seconds(error: BaseException) -> float:
+    """Return how long a server that limits requests asks to wait, 0 where it does not.
+
+    Args:
+        error: As a library of HTTP raises it, with the response, or what was raised from it.
+    """
+    responses = (getattr(e, "response", None) for e in (error, error.__cause__))
+    response = next((found for found in responses if found is not None), None)
+    headers: Mapping[str, str] = getattr(response, "headers", {})
+    is_limit = getattr(response, "status_code", None) == TOO_MANY_REQUESTS
+    found = re.fullmatch(r"\s*(\d+)\s*", headers.get("retry-after", ""))
+    # The Hub's own header: "api";r=0;t=55 for no more requests in the next 55 seconds.
+    found = found or (re.search(r"\bt=(\d+)", headers.get("ratelimit", "")) if is_limit else None)
+    if found is None:
+        return UNTOLD_LIMIT_SECONDS if is_limit else 0.0
+    return min(float(found[1]), LONGEST_LIMIT_SECONDS)

@@ -31,6 +31,8 @@ class HubServer:
         self.tokens_at_cdn: list[str | None] = []
         self.bytes_sent = 0
         self.fail_every = 0
+        self.limits: list[dict[str, str]] = []
+        """Headers of the refusals (429) that the next requests get."""
         self.ignore_ranges = False
         self.uploads = HubUploads()
         self._lock = threading.Lock()
@@ -100,6 +102,9 @@ def _handler(hub: HubServer, *, is_cdn: bool) -> type[BaseHTTPRequestHandler]:
         def _answer(self) -> None:
             path = unquote(urlsplit(self.path).path)
             hub.log.append((self.command, self.path, self.headers.get("Range")))
+            if hub.limits:
+                self._send(429, b"", hub.limits.pop(0))
+                return
             if is_cdn:
                 hub.tokens_at_cdn.append(self.headers.get("Authorization"))
                 self._file(Path(path), {})

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from expo_ray.checkpoints import Checkpoint, weights_digest
+from expo_ray.checkpoints import Checkpoint, retries, weights_digest
 from expo_ray.checkpoints.storage import open_storage
 from expo_ray.errors import CheckpointError
 from tests.checkpoints.hub_server import HubServer, hub_server
@@ -64,6 +65,27 @@ def test_a_hub_that_fails_every_third_request_is_read_all_the_same(
     assert weights_digest(Checkpoint.open("owner/aligned")) == weights_digest(
         Checkpoint.open(pico_pair[1])
     )
+
+
+def test_a_hub_that_limits_requests_is_left_alone_as_long_as_it_asks(
+    hub: HubServer, pico_pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits: list[float] = []
+    monkeypatch.setattr(retries, "time", SimpleNamespace(sleep=waits.append))
+    name = Checkpoint.open("owner/aligned").files[0]
+    with open_storage("owner/aligned").open(name) as reader:
+        hub.limits = [
+            {"Retry-After": "40"},
+            {"RateLimit": '"resolvers";r=0;t=55'},
+            {"Retry-After": "100000"},
+            {},
+        ]
+        buffer = bytearray(reader.facts.num_bytes)
+        reader.read_into(0, memoryview(buffer))
+    assert buffer == (pico_pair[1] / name).read_bytes()
+    asked = [40, 55, retries.LONGEST_LIMIT_SECONDS, retries.UNTOLD_LIMIT_SECONDS]
+    assert len(waits) == len(asked)
+    assert all(0 < wait - limit < 8 for wait, limit in zip(waits, asked, strict=True))
 
 
 def test_a_server_without_ranges_is_refused_before_a_file_is_fetched(hub: HubServer) -> None:
