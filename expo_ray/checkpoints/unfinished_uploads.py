@@ -47,25 +47,35 @@ def find_unfinished_uploads(*folders: RemotePath) -> list[Upload]:
     """
     found = []
     for folder in folders:
-        client = _client() if str(folder).startswith("s3://") else None
-        if client is None:
-            continue
         bucket, _, prefix = f"{folder.key}/".partition("/")
-        try:
-            pages = client.get_paginator("list_multipart_uploads").paginate(
-                Bucket=bucket, Prefix=prefix, Delimiter="/"
-            )
-            uploads = [upload for page in pages for upload in page.get("Uploads", ())]
-        except _errors() as error:
-            _warn("listed", folder, error)
-            continue
         found += [
-            Upload(bucket=bucket, key=upload["Key"], upload_id=upload["UploadId"])
-            for upload in uploads
+            upload
+            for upload in _uploads(folder, bucket, prefix)
             # Not every server heeds the prefix and the delimiter.
-            if upload["Key"].startswith(prefix) and "/" not in upload["Key"][len(prefix) :]
+            if upload.key.startswith(prefix) and "/" not in upload.key[len(prefix) :]
         ]
     return found
+
+
+def find_uploads_to(path: RemotePath) -> list[Upload]:
+    """List the uploads to one key that were begun and not ended; see `find_unfinished_uploads`."""
+    bucket, _, key = path.key.partition("/")
+    return [upload for upload in _uploads(path, bucket, key) if upload.key == key]
+
+
+def _uploads(where: RemotePath, bucket: str, prefix: str) -> list[Upload]:
+    client = _client() if str(where).startswith("s3://") else None
+    if client is None:
+        return []
+    try:
+        pages = client.get_paginator("list_multipart_uploads").paginate(
+            Bucket=bucket, Prefix=prefix, Delimiter="/"
+        )
+        uploads = [upload for page in pages for upload in page.get("Uploads", ())]
+    except _errors() as error:
+        _warn("listed", where, error)
+        return []
+    return [Upload(bucket=bucket, key=u["Key"], upload_id=u["UploadId"]) for u in uploads]
 
 
 def abort_uploads(uploads: list[Upload]) -> None:
@@ -80,7 +90,7 @@ def abort_uploads(uploads: list[Upload]) -> None:
             if _code(error) != "NoSuchUpload":
                 _warn("aborted", address, error)
         else:
-            logger.info("aborted an upload that a killed run left: %s", address)
+            logger.info("aborted an upload that was not ended: %s", address)
 
 
 def _client() -> Any:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from expo_ray.checkpoints.atomic_io import atomic_write_json
 from expo_ray.checkpoints.remote_path import RemotePath
 from expo_ray.checkpoints.storage import WORK_FOLDER
+from expo_ray.checkpoints.unfinished_uploads import abort_uploads, find_uploads_to
 from expo_ray.errors import ShardError
 from expo_ray.extrapolation.receipts import receipt_path, version_of
 from expo_ray.extrapolation.shard_files import ShardFile, check_token
@@ -73,11 +74,14 @@ class RemoteShardWriter(ShardFile):
         return receipt
 
     def discard(self) -> None:
-        """End the upload and remove what it left in the work folder."""
+        """Abort the upload, or else end it, and remove what it left in the work folder."""
         if self._is_published:
             return
+        if not self._stream.closed:
+            # pyarrow has no abort, and closing completes an upload; without boto3 that is what is
+            # left to do.
+            abort_uploads(find_uploads_to(self._temporary))
         with contextlib.suppress(OSError):
-            # pyarrow has no abort: an upload is closed and its object removed.
             self._stream.close()
         with contextlib.suppress(OSError):
             self._temporary.unlink(missing_ok=True)

@@ -144,6 +144,26 @@ def test_a_failed_run_leaves_no_upload_and_continues(
     assert stored(s3, "resume/out") == contents(reference)
 
 
+def test_the_upload_of_a_shard_that_fails_is_aborted_and_never_completed(
+    pico_pair: Pair, server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def break_off(self: engine.RemoteShardWriter, tensors: dict[str, Any]) -> object:
+        raise ShardError("stopped by the test")
+
+    monkeypatch.setattr(engine.RemoteShardWriter, "finish", break_off)
+    proxy = FailingProxy(server, every=0)
+    try:
+        use(monkeypatch, proxy.url)
+        with pytest.raises(ShardError, match="stopped by the test"):
+            extrapolate(*pico_pair, f"s3://{BUCKET}/aborted/out", alpha=0.3, **OPTIONS)
+    finally:
+        proxy.close()
+    ends = [line for line in proxy.log if ".tmp?" in line and "uploadId=" in line]
+    assert [line.split()[0] for line in ends if not line.startswith("PUT")] == ["DELETE"]
+    assert client(server).list_multipart_uploads(Bucket=BUCKET).get("Uploads", []) == []
+    assert not [name for name in objects(server, "aborted/out") if name.endswith(".tmp")]
+
+
 def test_a_run_that_was_taken_over_publishes_nothing(
     pico_pair: Pair, s3: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
