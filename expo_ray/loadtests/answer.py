@@ -9,7 +9,6 @@ from typing import Any
 from expo_ray.loadtests.records import Job, RequestRecord
 
 _MAX_DETAIL_CHARACTERS = 300
-_FINGERPRINT = "system_fingerprint"
 
 
 class StreamError(Exception):
@@ -60,8 +59,9 @@ class Answer:
     def _read(self, event: dict[str, Any], seconds: float) -> None:
         if event.get("error"):
             raise StreamError("mid_stream", json.dumps(event["error"]))
-        if self.model is None:
-            self.model, self.system_fingerprint = event.get("model"), event.get(_FINGERPRINT)
+        self.model = self.model or event.get("model")
+        # vLLM names it in the last chunk alone.
+        self.system_fingerprint = event.get("system_fingerprint") or self.system_fingerprint
         usage = event.get("usage")
         if usage:
             self.input_tokens = usage.get("prompt_tokens")
