@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from expo_ray.reports import write_report
     from expo_ray.serving import generate, score, serve, set_alpha
     from expo_ray.workflow.run import run, select
+    from expo_ray.workflow.submission import submit
 
 __version__ = "0.1.0"
 
@@ -40,6 +41,7 @@ __all__ = [
     "select",
     "serve",
     "set_alpha",
+    "submit",
     "verify",
     "write_report",
 ]
@@ -62,6 +64,7 @@ __getattr__ = lazy_exports(
         "select": "workflow.run",
         "serve": "serving",
         "set_alpha": "serving",
+        "submit": "workflow.submission",
         "verify": "extrapolation",
         "write_report": "reports",
     },

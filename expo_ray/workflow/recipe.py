@@ -274,12 +274,15 @@ class Recipe(BaseModel):
         return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
 
 
-def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+def load_recipe(
+    path: str | Path, overrides: Sequence[str] = (), *, in_job: bool | None = None
+) -> Recipe:
     """Read a recipe file and apply `key=value` overrides.
 
     Args:
         path: YAML file.
         overrides: Dotted keys and YAML values: `extrapolation.alphas=[0.3,0.5]`.
+        in_job: Whether it runs as a submitted job, where no relative output will do; None looks.
 
     Raises:
         ConfigError: The file is missing or malformed, a key is unknown or a value is out of range.
@@ -314,7 +317,9 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         blamed = [t for t, key in keys.items() if f"{wrong[0]}.".startswith(f"{key}.")]
         error.where = f"--set {blamed[-1]}" if blamed else error.where
         raise
-    return _resolve_paths(recipe, file.resolve().parent)
+    if in_job is None:
+        in_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+    return _resolve_paths(recipe, file.resolve().parent, in_job=in_job)
 
 
 def validate_recipe(document: Mapping[str, Any], *, where: str) -> Recipe:
@@ -393,9 +398,8 @@ def is_remote(path: str) -> bool:
     return "://" in path
 
 
-def _resolve_paths(recipe: Recipe, folder: Path) -> Recipe:
+def _resolve_paths(recipe: Recipe, folder: Path, *, in_job: bool) -> Recipe:
     """Make local paths absolute, against the folder of the recipe file."""
-    in_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
     if in_job and not is_remote(recipe.output) and not Path(recipe.output).is_absolute():
         raise ConfigError(
             "a relative output inside a submitted job lands on one node's scratch folder",

@@ -1,0 +1,120 @@
+"""Handing a recipe to a cluster: the entry point as a Ray job, its log followed to its end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shlex
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from expo_ray.errors import ConfigError, ExpoError, RequestError, WorkError
+from expo_ray.workflow.recipe import load_recipe
+
+ENTRY_POINT = "pipelines/run.py"
+_ADDRESS = "RAY_API_SERVER_ADDRESS"
+SCHEMA_VERSION = 1
+
+
+def submit(
+    recipe: str | Path,
+    *,
+    overrides: Sequence[str] = (),
+    working_dir: str | Path = ".",
+    address: str | None = None,
+    wait: bool = True,
+    on_log: Callable[[str], None] = lambda text: None,
+) -> dict[str, Any]:
+    """Run a recipe as a job of a cluster; the same submission again continues the run.
+
+    Args:
+        recipe: YAML file inside `working_dir`.
+        overrides: `key=value` pairs laid over the file, `output` on a shared disk among them.
+        working_dir: What is uploaded, less what .gitignore names: it holds pipelines/run.py.
+        address: Job server, `http://HEAD:8265`; None means `RAY_API_SERVER_ADDRESS`, else
+            `RAY_ADDRESS`, else the cluster of this machine.
+        wait: Whether to follow the log until the job ends.
+        on_log: Gets the log, piece by piece.
+
+    Returns:
+        `{"schema_version", "job_id", "status", "entrypoint", "output"}`.
+
+    Raises:
+        ConfigError: The recipe is wrong, or the job server cannot be reached; nothing was uploaded.
+        RequestError: The job found its request wrong.
+        WorkError: The job failed or was stopped.
+    """
+    folder = Path(working_dir).resolve()
+    parsed = load_recipe(recipe, overrides, in_job=True)
+    file = Path(recipe).resolve()
+    for needed in (file, folder / ENTRY_POINT):
+        if not needed.is_relative_to(folder) or not needed.is_file():
+            raise ConfigError(
+                "the working directory lacks what the job needs",
+                where=f"--working-dir {working_dir}",
+                got=str(folder),
+                expected=f"a folder that holds {needed}",
+                hint="submit from a checkout of expo_ray, with the recipe in it",
+            )
+    words = ["python", ENTRY_POINT, str(file.relative_to(folder))]
+    for override in overrides:
+        words += ["--set", override]
+    entrypoint = shlex.join(words)
+    with _job_client(address) as client:
+        job_id = client.submit_job(entrypoint=entrypoint, runtime_env={"working_dir": str(folder)})
+        result = {
+            "schema_version": SCHEMA_VERSION,
+            "job_id": job_id,
+            "status": str(client.get_job_status(job_id)),
+            "entrypoint": entrypoint,
+            "output": parsed.output,
+        }
+        if not wait:
+            return result
+        asyncio.run(_follow(client, job_id, on_log))
+        details = client.get_job_info(job_id)
+    if str(details.status) != "SUCCEEDED":
+        raise _failure(job_id, details)
+    return {**result, "status": str(details.status)}
+
+
+@contextlib.contextmanager
+def _job_client(address: str | None) -> Iterator[Any]:
+    """Connect to the job server; the variable that Ray would prefer gives way to the flag."""
+    from ray.job_submission import JobSubmissionClient
+
+    before = os.environ.get(_ADDRESS)
+    if address is not None:
+        os.environ[_ADDRESS] = address
+    try:
+        client = JobSubmissionClient()
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise ConfigError(
+            "cannot reach the job server of the cluster",
+            where="--address",
+            got=f"{address or before or os.environ.get('RAY_ADDRESS') or 'auto'} ({error})",
+            expected="http://HEAD:8265",
+            hint="is the dashboard running there, and its port open?",
+        ) from error
+    finally:
+        if address is not None:
+            os.environ.pop(_ADDRESS)
+            os.environ.update({} if before is None else {_ADDRESS: before})
+    yield client
+
+
+async def _follow(client: Any, job_id: str, on_log: Callable[[str], None]) -> None:
+    async for text in client.tail_job_logs(job_id):
+        on_log(text)
+
+
+def _failure(job_id: str, details: Any) -> ExpoError:
+    kind = RequestError if details.driver_exit_code == RequestError.exit_code else WorkError
+    return kind(
+        "the job did not succeed",
+        where=job_id,
+        got=f"{details.status}: {details.message or ''}".strip(": \n"),
+        hint="its log says why; submitting it again continues the run",
+    )
