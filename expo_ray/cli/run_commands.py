@@ -11,6 +11,7 @@ from rich.console import Console
 from expo_ray.cli import select_command
 from expo_ray.cli.reward_commands import CacheFlag, SelfTestFlag, reward_bench, reward_self_test
 from expo_ray.cli.select_command import render_result
+from expo_ray.cli.serving_commands import AlphaRulesOption, EngineOption, Replicas
 from expo_ray.cli.session import (
     AddressOption,
     JsonFlag,
@@ -29,6 +30,7 @@ PANEL = "Runs"
 def register(app: typer.Typer) -> None:
     """Add this module's commands to the tree."""
     app.command(rich_help_panel=PANEL)(run)
+    app.command(rich_help_panel=PANEL)(submit)
     app.command(rich_help_panel=PANEL)(select_command.select)
     app.command(rich_help_panel=PANEL)(report)
     benchmarks = typer.Typer(no_args_is_help=True, help="Published benchmarks.")
@@ -76,6 +78,52 @@ def run(
         session.emit(result, lambda console: render_result(console, result))
 
 
+def submit(
+    recipe: Annotated[Path, typer.Argument(help="A recipe inside the working directory.")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Lay key=value over the recipe; may repeat."),
+    ] = None,
+    working_dir: Annotated[
+        Path, typer.Option(help="Folder to upload, less what .gitignore names.")
+    ] = Path(),
+    wait: Annotated[
+        bool, typer.Option("--wait/--no-wait", help="Follow the log until the job ends.")
+    ] = True,
+    address: Annotated[
+        str | None,
+        typer.Option(
+            help="Job server, http://HEAD:8265. (default: RAY_API_SERVER_ADDRESS, else "
+            "RAY_ADDRESS, else the cluster of this machine)",
+            show_default=False,
+        ),
+    ] = None,
+    json_output: JsonFlag = False,
+    verbose: VerboseFlag = False,
+    quiet: QuietFlag = False,
+) -> None:
+    """Run a whole recipe as a job of a cluster; the exit code is the job's.
+
+    The job's log goes to stderr. Submitting the same recipe again continues the run. Where this
+    command is interrupted, the job goes on: `ray job stop` ends it.
+
+    Example: expo-ray submit pipelines/recipes/quickstart.yaml --address http://head:8265
+    --set output=/shared/runs/quickstart
+    """
+    from expo_ray.workflow.submission import submit as submit_recipe
+
+    with Session(json_output=json_output, verbose=verbose, quiet=quiet) as session:
+        result = submit_recipe(
+            recipe,
+            overrides=overrides or (),
+            working_dir=working_dir,
+            address=address,
+            wait=wait,
+            on_log=lambda text: session.progress.message(text.rstrip("\n")),
+        )
+        session.emit(result, lambda console: console.print(key_value_table(result)))
+
+
 def report(
     run_directory: Annotated[
         str, typer.Argument(help="The directory of a run, or the output of a load test.")
@@ -108,7 +156,16 @@ def alpaca_eval(
     output: Annotated[str | None, typer.Option(help="Outputs file to write (JSON).")] = None,
     initial: Annotated[str | None, typer.Option(help="theta0 of a live extrapolation.")] = None,
     alpha: Annotated[float | None, typer.Option(help="alpha of a live extrapolation.")] = None,
-    replicas: Annotated[int, typer.Option(min=1)] = 1,
+    alpha_rules: AlphaRulesOption = None,
+    max_tokens: Annotated[
+        int | None,
+        typer.Option(min=1, help="Longest response. (default: 2048)", show_default=False),
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(min=0, help="Seed. (default: 42)", show_default=False)
+    ] = None,
+    engine: EngineOption = "auto",
+    replicas: Replicas = 1,
     address: AddressOption = None,
     json_output: JsonFlag = False,
     verbose: VerboseFlag = False,
@@ -128,13 +185,17 @@ def alpaca_eval(
             from expo_ray.evaluation import alpaca_eval_outputs
             from expo_ray.serving import PAPER_SAMPLING
 
+            given = {"max_tokens": max_tokens, "seed": seed}
+            changes = {name: value for name, value in given.items() if value is not None}
             result = alpaca_eval_outputs(
                 model,
                 prompts=prompts,
                 output=output,
                 initial=initial,
                 alpha=alpha,
-                sampling=PAPER_SAMPLING,
+                alpha_rules=alpha_rules,
+                engine=engine,
+                sampling=PAPER_SAMPLING.model_copy(update=changes),
                 num_replicas=replicas,
                 address=address,
                 progress=session.progress,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,9 +12,12 @@ from expo_ray.checkpoints.local_output import require_writable_file
 from expo_ray.errors import EvaluationError
 from expo_ray.progress import Progress
 from expo_ray.tables import Prompt, read_prompts, read_table
+from expo_ray.tables.prompt_files import pin_prompts, prompt_files
+from expo_ray.tables.prompt_rows import read_rows
 
 if TYPE_CHECKING:
     from expo_ray.serving import SamplingParams
+    from expo_ray.serving.alpha_setting import RulesLike
 
 SCHEMA_VERSION = 1
 _DATASPLIT = "eval"
@@ -26,6 +30,8 @@ def alpaca_eval_outputs(
     output: str | Path,
     initial: str | None = None,
     alpha: float | None = None,
+    alpha_rules: RulesLike | None = None,
+    engine: str = "auto",
     sampling: SamplingParams | None = None,
     num_replicas: int = 1,
     address: str | None = None,
@@ -38,10 +44,13 @@ def alpaca_eval_outputs(
 
     Args:
         model: The model; with `initial` and `alpha` it is extrapolated while it loads.
-        prompts: The instructions, in official order; `dataset` is carried over.
+        prompts: The instructions, in official order, from wherever prompts may lie; `dataset` is
+            carried over.
         output: JSON file: a list of instruction, output, generator, dataset, datasplit.
         initial: theta0.
-        alpha: How far to extrapolate.
+        alpha: How far to extrapolate; beside rules, for tensors without a rule.
+        alpha_rules: Alpha by part of the model: a YAML file as for `extrapolate`, or its table.
+        engine: `auto`, `transformers` or `vllm`.
         sampling: The paper's settings where None.
         num_replicas: Replicas that answer.
         address: Ray cluster.
@@ -54,13 +63,15 @@ def alpaca_eval_outputs(
         RequestError: Prompts or model are wrong; nothing was written.
         EvaluationError: Some responses failed; a rerun tries those again.
     """
-    from expo_ray.serving import PAPER_SAMPLING, ModelSource, generate
+    from expo_ray.serving import PAPER_SAMPLING, generate
+    from expo_ray.serving.commands import model_source
 
     output = require_writable_file(output)
+    prompts = pin_prompts(prompts)
     rows = read_prompts(prompts)
     instructions = [_instruction(prompt) for prompt in rows]
-    datasets = _datasets(Path(prompts), len(rows))
-    generator = ModelSource(model=model, initial=initial, alpha=alpha).name
+    datasets = _datasets(prompts)
+    generator = model_source(model, initial, alpha, alpha_rules).name
     table_path = output.with_suffix(".responses.parquet")
     generate(
         model,
@@ -68,6 +79,8 @@ def alpaca_eval_outputs(
         output=table_path,
         initial=initial,
         alpha=alpha,
+        alpha_rules=alpha_rules,
+        engine=engine,
         sampling=(sampling or PAPER_SAMPLING).model_copy(update={"num_samples": 1}),
         num_replicas=num_replicas,
         address=address,
@@ -107,13 +120,7 @@ def _instruction(prompt: Prompt) -> str:
     return prompt.messages[-1]["content"]
 
 
-def _datasets(path: Path, num_prompts: int) -> list[str | None]:
+def _datasets(prompts: str) -> list[str | None]:
     """Return the `dataset` of every row, which prompts do not carry; None where not given."""
-    text = path.read_text(encoding="utf-8-sig") if path.suffix in (".json", ".jsonl") else ""
-    rows: Any = [{}] * num_prompts
-    if path.suffix == ".jsonl":
-        rows = [json.loads(line) for line in text.split("\n") if line.strip()]
-    elif path.suffix == ".json":
-        rows = json.loads(text)
-        rows = rows.get("data", [rows]) if isinstance(rows, dict) else rows
-    return [row.get("dataset") if isinstance(row, dict) else None for row in rows]
+    rows = itertools.chain.from_iterable(read_rows(file) for file in prompt_files(prompts))
+    return [row.get("dataset") if isinstance(row, dict) else None for _, row in rows]

@@ -2,39 +2,59 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
+import pyarrow as pa
+import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 import pytest
+from typer.testing import CliRunner
 
+from expo_ray import evaluation
+from expo_ray.cli.main import app
 from expo_ray.errors import TableError
-from expo_ray.evaluation import alpaca_eval_outputs
-from expo_ray.serving import SamplingParams
+from expo_ray.evaluation import alpaca_eval_outputs, alpaca_outputs
+from expo_ray.serving import PAPER_SAMPLING, SamplingParams
+from tests.checkpoints.hub_server import hub_server
 
 SAMPLING = SamplingParams(max_tokens=8)
 
 
 def test_official_outputs_of_an_extrapolated_model(
-    pico_pair: tuple[Path, Path], tmp_path: Path, ray_cluster: str
+    pico_pair: tuple[Path, Path],
+    tmp_path: Path,
+    ray_cluster: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     initial, aligned = pico_pair
-    prompts = tmp_path / "prompts.jsonl"
+    (tmp_path / "dataset").mkdir()
+    file = tmp_path / "dataset" / "alpaca_eval.jsonl"
     # Ids that sort otherwise than the file: the order of the file is the official one.
     rows = [
         {"prompt_id": str(9 - i), "instruction": f"Say {i}.", "dataset": f"set-{i}"}
         for i in range(3)
     ]
-    prompts.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     output = tmp_path / "outputs.json"
 
-    result = alpaca_eval_outputs(
-        str(aligned),
-        prompts=prompts,
-        output=output,
-        initial=str(initial),
-        alpha=0.5,
-        sampling=SAMPLING,
-        address=ray_cluster,
-    )
+    def answer() -> dict[str, Any]:
+        return alpaca_eval_outputs(
+            str(aligned),
+            prompts="hf://datasets/owner/alpaca_eval",
+            output=output,
+            initial=str(initial),
+            alpha=0.5,
+            sampling=SAMPLING,
+            address=ray_cluster,
+        )
+
+    with hub_server(monkeypatch) as hub:
+        hub.add("owner/alpaca_eval", file.parent)
+        result = answer()
+        written = output.read_bytes()
+        output.unlink()
+        answer()  # from the table that stands
+    assert output.read_bytes() == written
 
     outputs = json.loads(output.read_text())
     assert [row["instruction"] for row in outputs] == ["Say 0.", "Say 1.", "Say 2."]
@@ -47,18 +67,36 @@ def test_official_outputs_of_an_extrapolated_model(
     assert result["num_outputs"] == 3
     assert result["generator"] == "aligned@alpha=0.5"
 
-    written = output.read_bytes()
-    output.unlink()
-    alpaca_eval_outputs(
-        str(aligned),
-        prompts=prompts,
-        output=output,
-        initial=str(initial),
-        alpha=0.5,
-        sampling=SAMPLING,
-        address=ray_cluster,
-    )
-    assert output.read_bytes() == written
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".json", ".parquet", ".csv"])
+def test_the_dataset_of_a_row_is_read_from_every_kind_of_file(tmp_path: Path, suffix: str) -> None:
+    file = tmp_path / f"prompts{suffix}"
+    rows = [{"instruction": f"Say {i}.", "dataset": f"set-{i}"} for i in range(2)]
+    writers = {
+        ".jsonl": lambda: file.write_text("".join(json.dumps(row) + "\n" for row in rows)),
+        ".json": lambda: file.write_text(json.dumps({"data": rows})),
+        ".parquet": lambda: pq.write_table(pa.Table.from_pylist(rows), file),
+        ".csv": lambda: pacsv.write_csv(pa.Table.from_pylist(rows), file),
+    }
+    writers[suffix]()
+    assert alpaca_outputs._datasets(str(file)) == ["set-0", "set-1"]
+
+
+def test_the_flags_of_the_command_arrive(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: dict[str, Any] = {}
+
+    def record(model: str, **settings: Any) -> dict[str, Any]:
+        seen.update(settings, model=model)
+        return {}
+
+    monkeypatch.setattr(evaluation, "alpaca_eval_outputs", record)
+    command = "evaluate alpaca-eval m --prompts s3://b/p.jsonl --output o.json --initial i --seed 7"
+    command += " --alpha-rules rules.yaml --engine transformers --max-tokens 9 --replicas 2"
+    result = CliRunner().invoke(app, command.split())
+    assert result.exit_code == 0, result.output
+    assert seen["sampling"] == PAPER_SAMPLING.model_copy(update={"max_tokens": 9, "seed": 7})
+    names = ("prompts", "alpha_rules", "engine", "num_replicas")
+    assert [seen[n] for n in names] == ["s3://b/p.jsonl", "rules.yaml", "transformers", 2]
 
 
 def test_wrong_prompts_write_nothing(pico_pair: tuple[Path, Path], tmp_path: Path) -> None:

@@ -5,15 +5,20 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
+from ray._private.ray_constants import get_runtime_env_default_excludes
+from ray._private.runtime_env.packaging import create_package
 
 from tests.head_node import RAY, head_node
-from tests.workflow.test_run import write_recipe
+from tests.workflow.test_run import EXPO_RAY, write_recipe
 
 ROOT = Path(__file__).resolve().parents[2]
+UPLOAD_BYTES = 10_000_000
 
 
 def test_the_entry_point_tells_a_wrong_request_as_one_object() -> None:
@@ -24,6 +29,19 @@ def test_the_entry_point_tells_a_wrong_request_as_one_object() -> None:
     assert (error["kind"], error["where"]) == ("config", "absent.yaml")
 
 
+def test_what_a_job_uploads_is_small(tmp_path: Path) -> None:
+    package = tmp_path / "package.zip"
+    # What Ray itself does with `--working-dir .`: .gitignore counts, .git and .venv stay here.
+    create_package(
+        str(ROOT), package, include_gitignore=True, excludes=get_runtime_env_default_excludes()
+    )
+    with zipfile.ZipFile(package) as content:
+        names = content.namelist()
+    assert package.stat().st_size < UPLOAD_BYTES, sorted(names)
+    assert {"pipelines/run.py", "expo_ray/workflow/run.py"} <= set(names)
+    assert not any(name.startswith((".git/", ".venv/", "runs/")) for name in names)
+
+
 @pytest.fixture
 def head(tmp_path: Path) -> Iterator[dict[str, str]]:
     with head_node(tmp_path) as environment:
@@ -31,29 +49,40 @@ def head(tmp_path: Path) -> Iterator[dict[str, str]]:
 
 
 @pytest.mark.ray
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(400)
 def test_the_pipeline_runs_as_a_submitted_job(
     head: dict[str, str], tmp_path: Path, pico_pair: tuple[Path, Path], pico_reward_model: Path
 ) -> None:
-    recipe = write_recipe(tmp_path, pico_pair, pico_reward_model, loadtest=None)
-    submit = [
-        str(RAY),
-        "job",
-        "submit",
-        "--working-dir",
-        str(ROOT / "pipelines"),
-        "--",
-        sys.executable,
-        "run.py",
-        str(recipe),
-    ]
-    result = subprocess.run(submit, env=head, capture_output=True, text=True)
+    # The line of README and clusters/README.md; models that are there already keep it short.
+    line = f"{RAY} job submit --working-dir . -- python pipelines/run.py"
+    line += f" pipelines/recipes/quickstart.yaml --set output={tmp_path / 'run'}"
+    models = yaml.safe_load(write_recipe(tmp_path, pico_pair, pico_reward_model).read_text())
+    changes = {key: models[key] for key in ("initial", "aligned", "reward_models", "prompts")}
+    changes |= {"lab": None, "loadtest": None, "sampling.max_tokens": 6}
+    changes |= {"extrapolation.alphas": [0.5], "extrapolation.max_shard_size": "20KB"}
+    for key, value in changes.items():
+        line += f" --set {key}={json.dumps(value, separators=(',', ':'))}"
+    submit = line.split()
+    result = subprocess.run(submit, env=head, cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout[-4000:] + result.stderr[-2000:]
     selection = json.loads((tmp_path / "run" / "selection.json").read_text())
     assert selection["num_tuning"] + selection["num_heldout"] == 8
     assert (tmp_path / "run" / "report.html").exists()
 
+    # The command does the same; the run stands, so that nothing is done again.
+    command = [str(EXPO_RAY), "submit", *submit[submit.index("--") + 3 :], "--json"]
+    again = subprocess.run(command, env=head, cwd=ROOT, capture_output=True, text=True)
+    assert again.returncode == 0, again.stderr
+    told = json.loads(again.stdout)
+    assert (told["status"], told["output"]) == ("SUCCEEDED", str(tmp_path / "run"))
+    assert "generation: already done" in again.stderr, "the log of the job"
+    other = [*command, "--set", "seed=1"]
+    refused = subprocess.run(other, env=head, cwd=ROOT, capture_output=True, text=True)
+    assert refused.returncode == 2, refused.stderr
+    assert json.loads(refused.stdout)["error"]["kind"] == "request"
+    assert "the result of another request" in refused.stderr
+
     relative = [*submit, "--set", "output=somewhere"]
-    refused = subprocess.run(relative, env=head, capture_output=True, text=True)
+    refused = subprocess.run(relative, env=head, cwd=ROOT, capture_output=True, text=True)
     assert refused.returncode != 0
     assert "absolute path that all nodes share" in refused.stdout
