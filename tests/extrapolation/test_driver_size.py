@@ -47,6 +47,7 @@ import json, random, re, sys
 from pathlib import Path
 
 from expo_ray.extrapolation import job
+from expo_ray.extrapolation.receipts import version_of
 from expo_ray.extrapolation.tasks import ShardReceipt, ShardReport, pack_tensors
 
 NUMBERS = ("initial_norm", "aligned_norm", "delta_norm", "cosine", "max_abs_delta",
@@ -72,7 +73,8 @@ def work(tasks, *, begin, **_):
                 facts[name] = {"dtype": dtype, "shape": list(shape), "statistics": statistics,
                                "sha256": f"{random.getrandbits(256):064x}"}
         receipt = ShardReceipt(name=shard.name, plan_digest="", num_bytes=shard.file_bytes,
-                               sha256="0" * 64, packed_tensors=pack_tensors(facts))
+                               sha256="0" * 64, packed_tensors=pack_tensors(facts),
+                               version=version_of(Path(output.folder), shard.name))
         reports.append(ShardReport(shard_name=shard.name, bytes_read=0, bytes_written=0,
                                    seconds=0.0, receipts=(receipt,)))
     return reports, None
