@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import os
 import signal
@@ -172,6 +173,27 @@ def worker_nodes() -> list[dict[str, Any]]:
 
     nodes = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
     return sorted(nodes, key=lambda node: str(node["NodeID"]))
+
+
+def may_grow() -> bool:
+    """Whether an autoscaler may add nodes to the connected cluster, as far as that can be known."""
+    from ray._private.state import state
+    from ray.exceptions import RayError
+    from ray.experimental.internal_kv import _internal_kv_get
+
+    # There is no public way to ask. What other versions lack is taken for a fixed cluster.
+    unknown = (AttributeError, KeyError, TypeError, ValueError, RuntimeError, RayError)
+    with contextlib.suppress(*unknown):
+        config = state.get_cluster_config()
+        counts = [group.max_count for group in config.node_group_configs] if config else []
+        if -1 in counts or sum(counts) > len(worker_nodes()):
+            return True
+    with contextlib.suppress(*unknown):
+        status = json.loads(_internal_kv_get("__autoscaling_status") or "{}")
+        types = status["autoscaler_report"]["active_nodes"]
+        # A monitor that only watches names every node after itself.
+        return any(not name.startswith("node_") for name in types)
+    return False
 
 
 def is_one_node() -> bool:

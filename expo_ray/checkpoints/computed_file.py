@@ -21,7 +21,9 @@ from expo_ray.checkpoints.tensors import TORCH_DTYPES
 BLOCK_ELEMENTS = 65_536
 ITEM_BYTES = 4
 
-_MAX_CACHED = 4
+# Threads may be at two tensors at a time; factors of a high rank take many megabytes.
+_MIN_CACHED, _MAX_CACHED = 2, 4
+_MAX_CACHED_BYTES = 32 * 1024 * 1024
 
 Source = TypeVar("Source")
 Parts = TypeVar("Parts")
@@ -152,6 +154,14 @@ class ComputedReader(Generic[Source, Parts]):
         with self._lock:
             if name not in self._parts:
                 self._parts[name] = self.load_parts(item)
-                if len(self._parts) > _MAX_CACHED:
+                while len(self._parts) > _MAX_CACHED or (
+                    len(self._parts) > _MIN_CACHED
+                    and sum(map(_num_bytes, self._parts.values())) > _MAX_CACHED_BYTES
+                ):
                     self._parts.popitem(last=False)
             return self._parts[name]
+
+
+def _num_bytes(parts: object) -> int:
+    tensors = parts if isinstance(parts, tuple) else (parts,)
+    return sum(tensor.nbytes for tensor in tensors)

@@ -157,13 +157,12 @@ def _buffers(task: ShardTask) -> tuple[int, int]:
     buffers_per_slot += task.onto_uri is not None
     budget = BUFFER_BUDGET_BYTES // (num_slots * buffers_per_slot)
     chunk_bytes = max(MIN_CHUNK_BYTES, min(task.chunk_bytes, budget) // 4096 * 4096)
-    # The values of a row of FP8 blocks are needed together: rather fewer slots than more memory.
+    # The values of a row of FP8 blocks are needed together.
     row_bytes = max(map(block_row_bytes, task.shard.tensors), default=0) if task.outputs else 0
-    if row_bytes > chunk_bytes:
-        chunk_bytes = row_bytes
-        most = BUFFER_BUDGET_BYTES // (chunk_bytes * buffers_per_slot)
-        num_slots = max(1, min(num_slots, most))
-    return chunk_bytes, num_slots
+    chunk_bytes = max(chunk_bytes, row_bytes)
+    # Rather fewer slots than more memory, for such rows and for hundreds of alphas.
+    most = BUFFER_BUDGET_BYTES // (chunk_bytes * buffers_per_slot)
+    return chunk_bytes, max(1, min(num_slots, most))
 
 
 @contextlib.contextmanager

@@ -17,6 +17,7 @@ from expo_ray.cluster import (
     cancel_unfinished,
     file_name_of,
     is_one_node,
+    may_grow,
     ray_session,
     resolve_address,
     run_on_nodes,
@@ -24,6 +25,11 @@ from expo_ray.cluster import (
 )
 from expo_ray.errors import ExpoError, ShardError
 from expo_ray.extrapolation.batches import Batch, batch_tasks, max_batches
+from expo_ray.extrapolation.capacity import (
+    WORKER_MEMORY_BYTES,
+    refuse_too_big_for_here,
+    refuse_too_big_for_nodes,
+)
 from expo_ray.extrapolation.loading import LoadingCheck, LoadingRequest, check_loading
 from expo_ray.extrapolation.node_check import (
     NodeCheck,
@@ -33,10 +39,8 @@ from expo_ray.extrapolation.node_check import (
     remove_tokens,
     unseen_outputs,
 )
-from expo_ray.extrapolation.tasks import TASK_MEMORY_BYTES, ShardReport, ShardTask
+from expo_ray.extrapolation.tasks import ShardReport, ShardTask
 
-# Beside its buffers a worker holds the imports of torch and Ray.
-WORKER_MEMORY_BYTES = TASK_MEMORY_BYTES + 512 * 1024 * 1024
 POLL_SECONDS = 0.5
 LOADING_TIMEOUT_SECONDS = 300
 DRIVER = "driver"
@@ -82,9 +86,11 @@ def run_tasks(
 
     Raises:
         ExpoError: The first task that failed; the others are cancelled.
-        ConfigError: Ray cannot be reached, or a node does not see inputs or outputs.
+        ConfigError: Ray cannot be reached, a node does not see inputs or outputs, or a task needs
+            more memory than any of them has.
     """
     if resolve_address(address) == INLINE:
+        refuse_too_big_for_here(tasks)
         begin()
         done = Advance(advance)
         reports = []
@@ -96,6 +102,7 @@ def run_tasks(
     if not tasks and not loading:
         return [], None
     with ray_session(address):
+        refuse_too_big_for_nodes(tasks, worker_nodes(), may_grow=may_grow())
         if check is not None and not is_one_node():
             refuse_problems(check_nodes(check))
         begin()

@@ -9,7 +9,7 @@ from typing import Any
 from expo_ray.checkpoints.storage import RECORD_NAME
 from expo_ray.errors import ConfigError
 from expo_ray.extrapolation.batches import batch_tasks
-from expo_ray.extrapolation.fanout import WORKER_MEMORY_BYTES
+from expo_ray.extrapolation.capacity import WORKER_MEMORY_BYTES
 from expo_ray.extrapolation.loading import LoadingCheck
 from expo_ray.extrapolation.plan import (
     Plan,
@@ -86,7 +86,8 @@ def plan_summary(plan: Plan, targets: Sequence[Target]) -> dict[str, Any]:
     """Return the size of the work, JSON-able."""
     pending = sum(not target.is_done for target in targets)
     resolution = next((target.resolution for target in targets), None)
-    extra_bytes = extra_memory_bytes(plan.pair.tensors, plan.transforms, len(targets))
+    folders = [str(target.folder) for target in targets]
+    extra_bytes = extra_memory_bytes(plan.pair.tensors, plan.transforms, folders)
     return {
         "num_shards": len(plan.shards),
         "num_tensors": len(plan.pair.tensors),

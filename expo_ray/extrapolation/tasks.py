@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from expo_ray.checkpoints.remote_path import is_remote
 from expo_ray.checkpoints.storage import FileFacts
 from expo_ray.extrapolation.plan import OutputShard, Plan, input_facts
 from expo_ray.extrapolation.requantization_costs import requantization_memory_bytes
@@ -27,6 +28,9 @@ MIN_CHUNK_BYTES = 64 * 1024
 DEFAULT_THREADS = 2
 # Compiling takes a process about a second, which less work than this does not win back.
 MIN_COMPILED_BYTES = 512 * 1024 * 1024
+# pyarrow gathers the parts of an upload, 10 MiB each and not to be made smaller, once per alpha.
+UPLOAD_BYTES = 12 * 1024 * 1024
+STORE_CLIENT_BYTES = 48 * 1024 * 1024
 # A request over a network waits much longer than it computes: more and larger ones at a time. They
 # are the read-ahead, inside the same budget of buffers.
 REMOTE_OPTIONS = {"num_threads": 8, "chunk_bytes": 8 * 1024 * 1024}
@@ -80,15 +84,25 @@ class ShardTask:
     @property
     def extra_memory_bytes(self) -> int:
         """What the most demanding tensor takes beside the buffers of every task."""
-        return extra_memory_bytes(self.shard.tensors, self.transforms, len(self.outputs))
+        is_writing = self.mode == WRITE
+        folders = [output.folder for output in self.outputs]
+        return extra_memory_bytes(
+            self.shard.tensors, self.transforms, folders, is_writing=is_writing
+        )
 
 
 def extra_memory_bytes(
-    tensors: Sequence[TensorPair], transforms: Sequence[Transform], num_outputs: int
+    tensors: Sequence[TensorPair],
+    transforms: Sequence[Transform],
+    folders: Sequence[str],
+    *,
+    is_writing: bool = True,
 ) -> int:
-    """Return what transforms and FP8 blocks take beside the buffers of every task."""
-    blocks_bytes = requantization_memory_bytes(tensors, num_outputs, BUFFER_BUDGET_BYTES)
-    return transform_memory_bytes(tensors, transforms) + blocks_bytes
+    """Return what transforms, FP8 blocks and uploads take beside the buffers of every task."""
+    num_bytes = transform_memory_bytes(tensors, transforms)
+    num_bytes += requantization_memory_bytes(tensors, len(folders), BUFFER_BUDGET_BYTES)
+    num_uploads = sum(is_remote(folder) for folder in folders) if is_writing else 0
+    return num_bytes + num_uploads * UPLOAD_BYTES + (STORE_CLIENT_BYTES if num_uploads else 0)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

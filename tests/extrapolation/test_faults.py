@@ -15,11 +15,17 @@ import torch
 
 from expo_ray.checkpoints.header import build_header
 from expo_ray.errors import ShardError
-from expo_ray.extrapolation import extrapolate, job, receipts, verify
+from expo_ray.extrapolation import engine, extrapolate, job, receipts, verify
+from expo_ray.extrapolation.plan import build_plan
 from expo_ray.extrapolation.tasks import (
     BUFFER_BUDGET_BYTES,
+    COMPARE,
+    MIN_CHUNK_BYTES,
     TASK_MEMORY_BYTES,
+    WRITE,
+    ShardOutput,
     ShardReceipt,
+    shard_task,
 )
 from tests.extrapolation.drivers import OPTIONS, start
 from tests.extrapolation.synthetic import file_digests, noise, write
@@ -115,7 +121,7 @@ import json, re, sys
 from pathlib import Path
 import torch
 from expo_ray.extrapolation import extrapolate
-import expo_ray.extrapolation.job
+import expo_ray.extrapolation.attempts, expo_ray.extrapolation.job
 import huggingface_hub.repocard, transformers
 def peak(): # not ru_maxrss, which a process inherits from the one that started it
     return int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) * 1024
@@ -124,6 +130,21 @@ alphas = [0.1 * i for i in range(1, int(sys.argv[4]) + 1)]
 result = extrapolate(*sys.argv[1:4], alpha=alphas, address="inline")
 print(json.dumps({"above_imports": peak() - before, "bytes_read": result.bytes_read}))
 """
+
+
+@pytest.mark.parametrize("num_outputs", [1, 16, 200, 500])
+@pytest.mark.parametrize("mode", [WRITE, COMPARE])
+def test_buffers_stay_in_their_budget_whatever_the_number_of_alphas(
+    pico_pair: tuple[Path, Path], num_outputs: int, mode: str
+) -> None:
+    plan = build_plan(*pico_pair)
+    outputs = (ShardOutput(alpha=1, folder="out", plan_digest=""),) * num_outputs
+    task = shard_task(plan, plan.shards[0], mode, outputs)
+    chunk_bytes, num_slots = engine._buffers(task)
+    per_chunk = 2 + num_outputs * (2 if mode == COMPARE else 1)
+    assert num_slots >= 1
+    most = max(BUFFER_BUDGET_BYTES, MIN_CHUNK_BYTES * per_chunk)
+    assert chunk_bytes * num_slots * per_chunk <= most
 
 
 @pytest.mark.parametrize("num_alphas", [1, 3])
