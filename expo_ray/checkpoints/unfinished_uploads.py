@@ -8,23 +8,12 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
-from expo_ray.checkpoints.remote_path import (
-    CONNECT_TIMEOUT_SECONDS,
-    REQUEST_TIMEOUT_SECONDS,
-    RemotePath,
-    endpoint_url,
-    region,
-)
-from expo_ray.checkpoints.retries import ATTEMPTS
+from expo_ray.checkpoints.remote_path import RemotePath
+from expo_ray.checkpoints.s3_client import LIFECYCLE_HINT, is_s3, s3_client, s3_errors
 
 logger = logging.getLogger(__name__)
-
-LIFECYCLE_HINT = (
-    "a lifecycle rule of the bucket (AbortIncompleteMultipartUpload) removes those of killed runs"
-)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -64,7 +53,7 @@ def find_uploads_to(path: RemotePath) -> list[Upload]:
 
 
 def _uploads(where: RemotePath, bucket: str, prefix: str) -> list[Upload]:
-    client = _client() if str(where).startswith("s3://") else None
+    client = s3_client() if is_s3(where) else None
     if client is None:
         return []
     try:
@@ -72,7 +61,7 @@ def _uploads(where: RemotePath, bucket: str, prefix: str) -> list[Upload]:
             Bucket=bucket, Prefix=prefix, Delimiter="/"
         )
         uploads = [upload for page in pages for upload in page.get("Uploads", ())]
-    except _errors() as error:
+    except s3_errors() as error:
         _warn("listed", where, error)
         return []
     return [Upload(bucket=bucket, key=u["Key"], upload_id=u["UploadId"]) for u in uploads]
@@ -83,48 +72,14 @@ def abort_uploads(uploads: list[Upload]) -> None:
     for upload in uploads:
         address = f"s3://{upload.bucket}/{upload.key}"
         try:
-            _client().abort_multipart_upload(
+            s3_client().abort_multipart_upload(
                 Bucket=upload.bucket, Key=upload.key, UploadId=upload.upload_id
             )
-        except _errors() as error:
+        except s3_errors() as error:
             if _code(error) != "NoSuchUpload":
                 _warn("aborted", address, error)
         else:
             logger.info("aborted an upload that was not ended: %s", address)
-
-
-def _client() -> Any:
-    return _client_of(endpoint_url("s3"), region())
-
-
-@lru_cache(maxsize=2)
-def _client_of(endpoint: str | None, region_name: str | None) -> Any:
-    """Return a client that talks to the same store as pyarrow does, None without boto3."""
-    try:
-        import boto3
-        from botocore.config import Config
-    except ImportError:
-        logger.info("unfinished uploads are not looked for without boto3: %s", LIFECYCLE_HINT)
-        return None
-    return boto3.Session().client(
-        "s3",
-        endpoint_url=endpoint,
-        region_name=region_name,
-        config=Config(
-            connect_timeout=CONNECT_TIMEOUT_SECONDS,
-            read_timeout=REQUEST_TIMEOUT_SECONDS,
-            retries={"mode": "standard", "total_max_attempts": ATTEMPTS},
-            # As pyarrow: compatible servers are asked by path, and only the environment counts.
-            s3={"addressing_style": "path"} if endpoint else None,
-            ignore_configured_endpoint_urls=True,
-        ),
-    )
-
-
-def _errors() -> tuple[type[Exception], ...]:
-    from botocore.exceptions import BotoCoreError, ClientError
-
-    return BotoCoreError, ClientError
 
 
 def _code(error: Exception) -> str:

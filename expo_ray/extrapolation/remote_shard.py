@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from expo_ray.checkpoints.atomic_io import atomic_write_json
 from expo_ray.checkpoints.remote_path import RemotePath
+from expo_ray.checkpoints.s3_client import move
 from expo_ray.checkpoints.storage import WORK_FOLDER
 from expo_ray.checkpoints.unfinished_uploads import abort_uploads, find_uploads_to
 from expo_ray.errors import ShardError
@@ -22,9 +23,6 @@ from expo_ray.extrapolation.tasks import ShardOutput, ShardReceipt
 
 if TYPE_CHECKING:
     import torch
-
-# The most that S3 moves in one request; larger shards are refused before the work.
-MAX_OBJECT_BYTES = 5 * 1024**3
 
 
 class RemoteShardWriter(ShardFile):
@@ -64,7 +62,7 @@ class RemoteShardWriter(ShardFile):
                 expected=receipt.num_bytes,
             )
         check_token(self._folder, self.output.run_token)
-        self._temporary.replace(self._folder / self.name)
+        move(self._temporary, self._folder / self.name, size)
         self._is_published = True
         # Moving takes a store seconds, in which another run may have begun: whether this shard
         # may stay, that one sees by its version.

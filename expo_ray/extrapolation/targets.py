@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from expo_ray.checkpoints.remote_path import AnyPath, RemotePath, any_path, is_remote
+from expo_ray.checkpoints.s3_client import MAX_COPY_BYTES, may_move
 from expo_ray.checkpoints.storage import split_address
 from expo_ray.errors import ConfigError
 from expo_ray.extrapolation.alpha import checkpoint_name
@@ -16,7 +17,6 @@ from expo_ray.extrapolation.alpha_rules import Resolution
 from expo_ray.extrapolation.assembly import Attachments
 from expo_ray.extrapolation.plan import Plan, plan_digest
 from expo_ray.extrapolation.receipts import read_receipt
-from expo_ray.extrapolation.remote_shard import MAX_OBJECT_BYTES
 from expo_ray.extrapolation.tasks import (
     WRITE,
     ShardOutput,
@@ -113,13 +113,14 @@ def _output_root(plan: Plan, output: str | Path) -> AnyPath:
         )
     root = any_path(text)
     largest = max(plan.shards, key=lambda shard: shard.data_bytes)
-    if isinstance(root, RemotePath) and largest.data_bytes + SPARE_BYTES > MAX_OBJECT_BYTES:
+    if isinstance(root, RemotePath) and not may_move(root, largest.data_bytes + SPARE_BYTES):
         raise ConfigError(
-            "a shard is bigger than what object stores move in one request",
+            "a shard is bigger than what S3 moves in one request",
             where=f"OUTPUT, {largest.name}",
             got=f"{largest.data_bytes} bytes",
-            expected=f"at most {MAX_OBJECT_BYTES - SPARE_BYTES} bytes",
-            hint="lower --max-shard-size; where one tensor is so big, write to a disk",
+            expected=f"at most {MAX_COPY_BYTES - SPARE_BYTES} bytes, without boto3",
+            hint="lower --max-shard-size; where one tensor is so big, install boto3 on every node "
+            "(pip install 'expo-ray[s3]'), which copies in parts",
         )
     return root
 

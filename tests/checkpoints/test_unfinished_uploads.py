@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from expo_ray.checkpoints import unfinished_uploads
+from expo_ray.checkpoints import s3_client
 from expo_ray.checkpoints.remote_path import RemotePath
 from expo_ray.checkpoints.unfinished_uploads import abort_uploads, find_unfinished_uploads
 from tests.checkpoints.s3_server import BUCKET, client, s3_server, use
@@ -18,7 +18,7 @@ from tests.checkpoints.s3_server import BUCKET, client, s3_server, use
 def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     with s3_server() as url:
         use(monkeypatch, url)
-        unfinished_uploads._client_of.cache_clear()
+        s3_client._client_of.cache_clear()
         yield url
         # The uploads of the server outlive it in this process.
         for upload in client(url).list_multipart_uploads(Bucket=BUCKET).get("Uploads", []):
@@ -56,4 +56,4 @@ def test_without_boto3_the_lifecycle_rule_is_named_once(
         for _ in range(2):
             assert find_unfinished_uploads(RemotePath(f"s3://{BUCKET}/out")) == []
     assert caplog.text.count("AbortIncompleteMultipartUpload") == 1
-    unfinished_uploads._client_of.cache_clear()
+    s3_client._client_of.cache_clear()

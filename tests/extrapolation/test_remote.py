@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from expo_ray.checkpoints import Checkpoint
+from expo_ray.checkpoints import Checkpoint, s3_client
 from expo_ray.checkpoints.remote_path import RemotePath
 from expo_ray.errors import CheckpointError, ConfigError, ShardError, VerifyError
 from expo_ray.extrapolation import (
@@ -26,7 +27,7 @@ from expo_ray.extrapolation import (
     work_folder,
 )
 from expo_ray.extrapolation.plan import build_plan
-from expo_ray.extrapolation.tasks import ShardReport, ShardTask
+from expo_ray.extrapolation.tasks import TASK_MEMORY_BYTES, ShardReport, ShardTask
 from tests.checkpoints.hub_server import HubServer, hub_server
 from tests.checkpoints.s3_server import (
     BUCKET,
@@ -38,7 +39,8 @@ from tests.checkpoints.s3_server import (
     upload,
     use,
 )
-from tests.extrapolation.synthetic import IDENTITY_FILES
+from tests.extrapolation.synthetic import IDENTITY_FILES, noise, write
+from tests.extrapolation.test_faults import MEMORY_SCRIPT
 
 Pair = tuple[Path, Path]
 MAIN = "from expo_ray.cli.main import main; main()"
@@ -162,6 +164,23 @@ def test_the_upload_of_a_shard_that_fails_is_aborted_and_never_completed(
     assert [line.split()[0] for line in ends if not line.startswith("PUT")] == ["DELETE"]
     assert client(server).list_multipart_uploads(Bucket=BUCKET).get("Uploads", []) == []
     assert not [name for name in objects(server, "aborted/out") if name.endswith(".tmp")]
+
+
+def test_uploads_take_the_memory_that_the_plan_declares(tmp_path: Path, s3: str) -> None:
+    before = {"w": noise((3000, 2000), torch.bfloat16, 1)}
+    pair = [write(tmp_path / "initial", before)]
+    pair.append(write(tmp_path / "aligned", {"w": before["w"] * 1.25}))
+    out = f"s3://{BUCKET}/memory/out"
+    command = [sys.executable, "-c", MEMORY_SCRIPT, *map(str, pair), out, "16"]
+    environment = {**os.environ, **settings(s3)}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=170, env=environment)
+    assert done.returncode == 0, done.stderr[-3000:]
+    used = json.loads(done.stdout.splitlines()[-1])["above_imports"]
+    alphas = [0.1 * i for i in range(1, 17)]
+    planned = extrapolate(*pair, out + "2", alpha=alphas, dry_run=True, **OPTIONS)
+    declared = planned.plan["task_memory_bytes"]
+    assert TASK_MEMORY_BYTES < declared < 2 * TASK_MEMORY_BYTES
+    assert used < declared
 
 
 def test_a_run_that_was_taken_over_publishes_nothing(
@@ -324,13 +343,27 @@ def test_every_eleventh_request_may_fail(
     assert stored(server, "flaky/out") == contents(reference)
 
 
-def test_shards_that_a_store_cannot_move_are_refused(
-    pico_pair: Pair, s3: str, monkeypatch: pytest.MonkeyPatch
+def test_a_shard_that_s3_cannot_move_at_once_is_copied_in_parts(
+    pico_pair: Pair, reference: Path, s3: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from expo_ray.extrapolation import targets
+    monkeypatch.setattr(s3_client, "MAX_COPY_BYTES", 10_000)
+    copied: list[str] = []
+    unlink = RemotePath.unlink
 
-    monkeypatch.setattr(targets, "MAX_OBJECT_BYTES", targets.SPARE_BYTES + 10_000)
-    with pytest.raises(ConfigError, match="bigger than what object stores move"):
+    def seen(self: RemotePath, missing_ok: bool = False) -> None:
+        copied.append(self.name)
+        unlink(self, missing_ok)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RemotePath, "unlink", seen)
+        patch.setattr(RemotePath, "replace", None)
+        extrapolate(*pico_pair, f"s3://{BUCKET}/parts/out", alpha=0.3, **OPTIONS)
+    assert any(name.startswith("model-00001") for name in copied)
+    assert stored(s3, "parts/out") == contents(reference)
+    assert client(s3).list_multipart_uploads(Bucket=BUCKET).get("Uploads", []) == []
+    # Without boto3 it is refused, before any work.
+    monkeypatch.setattr(s3_client, "_client_of", lambda *_: None)
+    with pytest.raises(ConfigError, match="bigger than what S3 moves"):
         extrapolate(*pico_pair, f"s3://{BUCKET}/big/out", alpha=0.3, **OPTIONS)
     with pytest.raises(ConfigError, match="kind of output is not supported"):
         extrapolate(*pico_pair, "hf://owner/model", alpha=0.3, **OPTIONS)
