@@ -120,12 +120,15 @@ class _Release(logging.Handler):
 def short_of_memory(pair: list[str], output: str, *, is_lasting: bool) -> dict[str, object]:
     """Fill memory above the threshold of Ray's monitor, for the first attempt or for good."""
     used, total = get_used_memory(), get_system_memory()
-    # Room for the workers, and for what others on this machine take meanwhile.
-    threshold = (used + 3 * GIB) / total
+    # Room for the workers, and for what others on this machine take meanwhile: the threshold is
+    # that of the machine, and with 3 GiB of room a neighbour made the shortage last for good.
+    room = int(0.4 * (total - used))
+    assert room > 3 * GIB, "this machine has too little memory left for the test"
+    threshold = (used + room) / total
     limits = {"memory_usage_threshold": threshold, "memory_monitor_refresh_ms": 100}
     options = {"log_to_driver": False, "include_dashboard": False, "_system_config": limits}
     ray.init("local", num_cpus=2, **options)
-    held = [bytearray(b"x") * (5 * GIB)]
+    held = [bytearray(b"x") * (room + 2 * GIB)]
     release = _Release([] if is_lasting else held)
     logger = logging.getLogger("expo_ray.extrapolation.batches")
     logger.addHandler(release)
