@@ -45,6 +45,8 @@ def arguments(
             "max_length_ratio": None,
             "min_length_ratio": None,
             "max_repetition_increase": 1.0,
+            # Untrained models write special tokens as often as any other.
+            "max_special_token_increase": None,
             "max_truncation_increase": 1.0,
             "max_truncation_rate": 1.0,
             "min_length_controlled_gain": None,
