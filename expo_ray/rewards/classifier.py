@@ -5,16 +5,16 @@ No activation, no truncation: a chat that is too long has no reward, and says so
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from transformers import AutoModelForSequenceClassification
 
 from expo_ray.checkpoints import Checkpoint, iter_tensors, weights_digest
-from expo_ray.rewards.batching import MAX_PADDING, TokenRow, pad_right, score_rows
+from expo_ray.rewards.batching import TokenRow, pad_right
+from expo_ray.rewards.chat_model import ChatRewardModel
 from expo_ray.rewards.checkpoint_kind import check_pad_token
-from expo_ray.rewards.interface import Chat, References, RewardScore, read_chats
+from expo_ray.rewards.interface import Chat
 from expo_ray.rewards.pretrained import (
     ChatTokenizer,
     config_digest,
@@ -27,7 +27,7 @@ from expo_ray.rewards.pretrained import (
 _HEADS = ("score", "classifier")
 
 
-class ClassifierRewardModel:
+class ClassifierRewardModel(ChatRewardModel):
     """An `AutoModelForSequenceClassification` with one label.
 
     Args:
@@ -39,10 +39,6 @@ class ClassifierRewardModel:
     Raises:
         CheckpointError: A tensor is missing, no tokenizer or chat template, a wrong pad token.
     """
-
-    needs_reference = False
-    max_padding = MAX_PADDING
-    truncates = False
 
     def __init__(
         self,
@@ -70,26 +66,10 @@ class ClassifierRewardModel:
         self.revision = weights_digest(checkpoint)
         self.settings = f"{self._chats.digest} {config_digest(checkpoint)} {self._model.dtype}"
         self.max_tokens = max_chat_tokens(self._model)
-        self._num_token_ids = num_token_ids(self._model)
+        self.num_token_ids = num_token_ids(self._model)
 
-    def score(
-        self, chats: Sequence[Chat], references: References | None = None
-    ) -> list[RewardScore]:
-        """Score chats in batches of like length.
-
-        Args:
-            chats: Chats whose last turn is the assistant's.
-            references: Not looked at.
-        """
-        rows = read_chats(chats, lambda chat: TokenRow(self._chats.ids(chat)))
-        return score_rows(
-            rows,
-            self._rewards,
-            max_tokens=self.max_tokens,
-            num_token_ids=self._num_token_ids,
-            truncates=self.truncates,
-            max_padding=self.max_padding,
-        )
+    def _read(self, chat: Chat) -> TokenRow:
+        return TokenRow(self._chats.ids(chat))
 
     def _rewards(self, rows: list[TokenRow]) -> list[float]:
         text_config = self._model.config.get_text_config()

@@ -9,7 +9,6 @@ Shape legend: B rows, T tokens, H hidden, K objectives.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
@@ -17,8 +16,9 @@ from torch import nn
 
 from expo_ray.checkpoints import Checkpoint, weights_digest
 from expo_ray.errors import TableError
-from expo_ray.rewards.batching import MAX_PADDING, TokenRow, pad_right, score_rows
-from expo_ray.rewards.interface import Chat, References, RewardScore, read_chats
+from expo_ray.rewards.batching import TokenRow, pad_right
+from expo_ray.rewards.chat_model import ChatRewardModel
+from expo_ray.rewards.interface import Chat
 from expo_ray.rewards.own_head import load_with_head
 from expo_ray.rewards.pretrained import (
     ChatTokenizer,
@@ -71,7 +71,7 @@ class _Head(nn.Module):
         return rewards_b
 
 
-class GatedRewardModel:
+class GatedRewardModel(ChatRewardModel):
     """A `LlamaForRewardModelWithGating`; its backbone may be any that transformers knows.
 
     Args:
@@ -83,10 +83,6 @@ class GatedRewardModel:
     Raises:
         CheckpointError: A tensor of backbone or head is missing, no tokenizer or chat template.
     """
-
-    needs_reference = False
-    max_padding = MAX_PADDING
-    truncates = False
 
     def __init__(
         self,
@@ -107,26 +103,7 @@ class GatedRewardModel:
         self.revision = weights_digest(checkpoint)
         self.settings = f"{self._chats.digest} {config_digest(checkpoint)} {self._model.dtype}"
         self.max_tokens = max_chat_tokens(self._model)
-        self._num_token_ids = num_token_ids(self._model)
-
-    def score(
-        self, chats: Sequence[Chat], references: References | None = None
-    ) -> list[RewardScore]:
-        """Score chats in batches of like length.
-
-        Args:
-            chats: Chats whose last turn is the assistant's.
-            references: Not looked at.
-        """
-        rows = read_chats(chats, self._read)
-        return score_rows(
-            rows,
-            self._rewards,
-            max_tokens=self.max_tokens,
-            num_token_ids=self._num_token_ids,
-            truncates=self.truncates,
-            max_padding=self.max_padding,
-        )
+        self.num_token_ids = num_token_ids(self._model)
 
     def _read(self, chat: Chat) -> TokenRow:
         ids, prompt = self._chats.ids(chat), self._chats.ids(chat[:-1])

@@ -7,7 +7,7 @@ over the tokens of the last assistant turn, whatever closes the turn included.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -16,8 +16,9 @@ from transformers import AutoModelForCausalLM
 from expo_ray.checkpoints import Checkpoint, iter_tensors, weights_digest
 from expo_ray.checkpoints.checkpoint import open_aligned
 from expo_ray.errors import ConfigError, TableError
-from expo_ray.rewards.batching import MAX_PADDING, TokenRow, pad_right, score_rows
-from expo_ray.rewards.interface import Chat, References, RewardScore, read_chats
+from expo_ray.rewards.batching import TokenRow, pad_right
+from expo_ray.rewards.chat_model import ChatRewardModel
+from expo_ray.rewards.interface import Chat
 from expo_ray.rewards.pretrained import (
     ChatTokenizer,
     config_digest,
@@ -32,7 +33,7 @@ _MAX_BATCH_LOGITS = 2**26
 _MAX_BATCH_ROWS = 32
 
 
-class ImplicitRewardModel:
+class ImplicitRewardModel(ChatRewardModel):
     """The log-ratio of two causal language models.
 
     Args:
@@ -46,10 +47,6 @@ class ImplicitRewardModel:
         CheckpointError: One of them cannot be loaded.
         ConfigError: Their vocabularies differ.
     """
-
-    needs_reference = False
-    max_padding = MAX_PADDING
-    truncates = False
 
     def __init__(
         self,
@@ -88,7 +85,7 @@ class ImplicitRewardModel:
         self._device = device
         self._vocab_size = self._aligned.config.get_text_config().vocab_size
         both = (self._aligned, self._initial)
-        self._num_token_ids = min(map(num_token_ids, both))
+        self.num_token_ids = min(map(num_token_ids, both))
         limits = [max_chat_tokens(model) for model in both]
         self.max_tokens = min((limit for limit in limits if limit is not None), default=None)
         self.name = f"implicit:beta={beta:g}"
@@ -96,25 +93,11 @@ class ImplicitRewardModel:
         configs = "/".join(map(config_digest, pair))
         self.settings = f"beta {beta!r} {self._chats.digest} {configs} {self._aligned.dtype}"
 
-    def score(
-        self, chats: Sequence[Chat], references: References | None = None
-    ) -> list[RewardScore]:
-        """Score chats in batches of like length.
-
-        Args:
-            chats: Chats whose last turn is the assistant's.
-            references: Not looked at.
-        """
-        return score_rows(
-            read_chats(chats, self._read),
-            self._rewards,
-            max_tokens=self.max_tokens,
-            num_token_ids=self._num_token_ids,
-            truncates=self.truncates,
-            max_padding=self.max_padding,
-            max_batch_tokens=_MAX_BATCH_LOGITS // self._vocab_size,
-            max_batch_rows=_MAX_BATCH_ROWS,
-        )
+    def _batch_limits(self) -> Mapping[str, int]:
+        return {
+            "max_batch_tokens": _MAX_BATCH_LOGITS // self._vocab_size,
+            "max_batch_rows": _MAX_BATCH_ROWS,
+        }
 
     def _read(self, chat: Chat) -> TokenRow:
         ids = self._chats.ids(chat)
