@@ -50,18 +50,17 @@ ray.get(ray.remote(lambda: 0).remote())
 ray.shutdown()
 """
 PEAK_MEMORY = """
-import re, sys
+import sys
 from pathlib import Path
-sys.path.insert(0, {here!r})
+sys.path[:0] = [{here!r}, str(Path({here!r}).parent)]
 import extrapolation
 import expo_ray.extrapolation.engine
 from expo_ray.extrapolation.plan import build_plan
-def peak(): # not ru_maxrss, which a process inherits from the one that started it
-    return int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) * 1024
+from tests.peak_memory import peak_bytes
 plan = build_plan({initial!r}, {aligned!r}, max_shard_size={shard_size!r})
-imported = peak()
+imported = peak_bytes()
 extrapolation.run_engine(plan, Path({output!r}), {alphas!r}, {threads!r})
-print(peak() - imported)
+print(peak_bytes() - imported)
 """
 
 

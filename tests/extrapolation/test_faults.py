@@ -117,18 +117,16 @@ def test_an_unfinished_result_of_another_plan_is_refused(tmp_path: Path) -> None
 
 
 MEMORY_SCRIPT = """
-import json, re, sys
-from pathlib import Path
+import json, sys
 import torch
 from expo_ray.extrapolation import extrapolate
 import expo_ray.extrapolation.attempts, expo_ray.extrapolation.job
 import huggingface_hub.repocard, transformers
-def peak(): # not ru_maxrss, which a process inherits from the one that started it
-    return int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) * 1024
-before = peak()
+from tests.peak_memory import peak_bytes
+before = peak_bytes()
 alphas = [0.1 * i for i in range(1, int(sys.argv[4]) + 1)]
 result = extrapolate(*sys.argv[1:4], alpha=alphas, address="inline")
-print(json.dumps({"above_imports": peak() - before, "bytes_read": result.bytes_read}))
+print(json.dumps({"above_imports": peak_bytes() - before, "bytes_read": result.bytes_read}))
 """
 
 

@@ -80,13 +80,10 @@ def test_files_of_a_folder(tmp_path: Path) -> None:
 def peak_mib(path: Path, num_rows: int) -> float:
     """Write a table in a process of its own, twice; return the memory it took above its start."""
     code = f"""
-import re
-from pathlib import Path
 import pyarrow as pa
 from expo_ray.tables.streamed import StreamedTable
+from tests.peak_memory import peak_bytes
 schema = pa.schema([("id", pa.string()), ("text", pa.string()), ("error", pa.string())])
-def peak():  # not ru_maxrss, which a process inherits from the one that started it
-    return int(re.search("VmHWM:[^0-9]*([0-9]+)", Path("/proc/self/status").read_text())[1]) / 1024
 def rows(start, count):
     ids = [str(start + i) for i in range(count)]
     texts = [i * 40 for i in ids]
@@ -94,14 +91,14 @@ def rows(start, count):
     return pa.Table.from_arrays(columns, schema=schema)
 warm = StreamedTable({str(path)!r} + "-warm", schema, key=["id"], identity={{}})
 warm.append(rows(0, 2048)); warm.finish(); warm.done()
-before = peak()
+before = peak_bytes()
 for half in range(2):
     table = StreamedTable({str(path)!r}, schema, key=["id"], identity={{}})
     assert len(table.done()) == half * {num_rows // 2}
     for start in range(half * {num_rows // 2}, (half + 1) * {num_rows // 2}, 2048):
         table.append(rows(start, min(2048, (half + 1) * {num_rows // 2} - start)))
     table.finish()
-print(peak() - before)
+print((peak_bytes() - before) / 2**20)
 """
     result = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
