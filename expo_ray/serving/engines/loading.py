@@ -15,6 +15,7 @@ from expo_ray.checkpoints.local_files import local_folder
 from expo_ray.errors import CheckpointError
 from expo_ray.rewards.pretrained import load_pretrained, load_tokenizer
 from expo_ray.serving.source import ModelSource
+from expo_ray.serving.text_stream import special_ids
 
 _DEFAULT_CONTEXT = 4096
 _NUM_PROBES = 64
@@ -28,6 +29,8 @@ class LoadedModel:
     tokenizer: Any
     weights_digest: str
     eos_ids: tuple[int, ...]
+    special_ids: frozenset[int]
+    """Of the tokenizer: what a response may hold out of place."""
     max_model_len: int
     is_refillable: bool
     """The model holds the tensors as they were given: others of the same names can replace them."""
@@ -60,6 +63,7 @@ def load_model(source: ModelSource, *, device: str) -> LoadedModel:
         tokenizer=tokenizer,
         weights_digest=digest.hexdigest(),
         eos_ids=eos_ids,
+        special_ids=special_ids(tokenizer),
         max_model_len=context or _DEFAULT_CONTEXT,
         is_refillable=_holds_as_given(model, probes),
     )

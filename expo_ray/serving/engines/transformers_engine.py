@@ -17,7 +17,7 @@ from expo_ray.serving.engines.interface import Generated, Row
 from expo_ray.serving.engines.loading import LoadedModel, load_model, refill
 from expo_ray.serving.row_sampling import RowSampler
 from expo_ray.serving.source import ModelSource
-from expo_ray.serving.text_stream import TextStream, response_text, special_ids
+from expo_ray.serving.text_stream import TextStream, response_text
 from expo_ray.tables.prompts import Message
 
 
@@ -109,7 +109,7 @@ class _Watcher:
         self._rows = rows
         self._sampler = sampler
         self._tokenizer = loaded.tokenizer
-        self._special = special_ids(loaded.tokenizer)
+        self._special = loaded.special_ids
         self._prompt_width = prompt_width
         self._eos = torch.tensor(loaded.eos_ids, dtype=torch.int64, device=device)
         self._heeds_eos_b = torch.tensor([not row.ignore_eos for row in rows], device=device)
