@@ -22,6 +22,7 @@ import pyarrow as pa
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from benchmarks.replayed_race import ReplayedRace, share_of_all
 from expo_ray.extrapolation import diagnose
 from expo_ray.lab import LabResult, LabSettings, truth_reward
 from expo_ray.lab.data import requests_for
@@ -32,8 +33,6 @@ from expo_ray.rewards import RewardModel, load_reward_model
 from expo_ray.rewards.interface import Chat
 from expo_ray.selection import SelectionSettings, choose_alpha
 from expo_ray.selection.bootstrap import bootstrap_mean
-from expo_ray.selection.measured_tables import measure_tables
-from expo_ray.selection.search import Measured, search_alphas
 from expo_ray.serving.engines.interface import Generated, Row
 from expo_ray.serving.engines.transformers_engine import TransformersEngine
 from expo_ray.serving.sampling import SamplingParams
@@ -293,37 +292,18 @@ class _Bench:
         splits = self.splits()
         tuning = [i for i, split in splits.items() if split == "tuning"]
         heldout = splits.keys() - set(tuning)
-
-        def measure(alphas: Sequence[float], prompts: Sequence[str]) -> Measured:
-            return measure_tables(
-                responses,
-                rewards,
-                alphas=alphas,
-                prompts=prompts,
-                settings=settings,
-                guard_rewards={GUARD: guard},
-            )
-
-        order = shuffled(tuning, seed=self.settings.derive_seed("proof"), purpose="race")
-        found = search_alphas(measure, order, alphas=self.frozen.alphas, settings=settings)
-        answered = {alpha: set(order[:n]) for alpha, n in found.num_answered.items()}
-
-        def seen(table: pa.Table) -> pa.Table:
-            keys = zip(table["alpha"].to_pylist(), table["prompt_id"].to_pylist(), strict=True)
-            return table.filter(pa.array([i in heldout or i in answered[a] for a, i in keys]))
-
-        selection = choose_alpha(
-            seen(responses),
-            seen(rewards),
+        race = ReplayedRace(
+            responses=responses,
+            rewards=rewards,
+            guard_rewards={GUARD: guard},
+            tuning=shuffled(tuning, seed=self.settings.derive_seed("proof"), purpose="race"),
             settings=settings,
-            guard_rewards={GUARD: seen(guard)},
-            search=found,
         )
-        num_heldout = 0 if selection["tried_alpha"] is None else 2 * len(heldout)
-        num_answers = sum(found.num_answered.values())
+        found = race.search(self.frozen.alphas)
+        selection = race.choose(found.num_answered, heldout=heldout, search=found)
         return {
             "chosen": selection["best_alpha"],
-            "share": (num_answers + num_heldout) / len(responses),
+            "share": share_of_all(found, selection["tried_alpha"], len(heldout)),
             "tuning_share": found.share,
         }
 

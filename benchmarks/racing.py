@@ -23,8 +23,8 @@ import numpy as np
 import pyarrow as pa
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from expo_ray.selection import SelectionSettings, choose_alpha
-from expo_ray.selection.measured_tables import measure_tables
+from benchmarks.replayed_race import ReplayedRace, share_of_all
+from expo_ray.selection import SelectionSettings
 from expo_ray.selection.search import SearchResult, search_alphas
 from expo_ray.tables import assign_splits, read_table
 from expo_ray.tables.seeds import shuffled
@@ -48,10 +48,7 @@ class Case:
     @property
     def share(self) -> float:
         """Of all generations, with as many held-out as tuning prompts."""
-        num_models = len(self.search.num_answered)
-        heldout = 0 if self.raced is None else 2 * self.search.num_tuning
-        raced = sum(self.search.num_answered.values()) + heldout
-        return raced / (2 * self.search.num_tuning * num_models)
+        return share_of_all(self.search, self.raced, self.search.num_tuning)
 
 
 def main() -> None:
@@ -114,33 +111,17 @@ def replay(path: Path, seed: int) -> Case:
     splits = assign_splits(ids, heldout_fraction=0.5, seed=seed)
     tuning = shuffled([i for i in ids if splits[i] == "tuning"], seed=seed, purpose="race")
     alphas = sorted(set(responses["alpha"].to_pylist()))
-    responses = resplit(responses, splits)
-
-    def measure(asked, prompts):
-        return measure_tables(
-            responses, rewards, alphas=asked, prompts=prompts, settings=RACING,
-            guard_rewards=guard_rewards,
-        )  # fmt: skip
-
-    found = search_alphas(measure, tuning, alphas=alphas, settings=RACING)
-
-    def answered(table: pa.Table, numbers: dict[float, int]) -> pa.Table:
-        kept = {a: set(tuning[:n]) for a, n in numbers.items()}
-        keys = zip(table["alpha"].to_pylist(), table["prompt_id"].to_pylist(), strict=True)
-        return table.filter(pa.array([prompt in kept[alpha] for alpha, prompt in keys]))
-
-    def tried(numbers: dict[float, int], search: SearchResult | None) -> float | None:
-        selection = choose_alpha(
-            answered(responses, numbers),
-            answered(rewards, numbers),
-            settings=RACING,
-            guard_rewards={k: answered(t, numbers) for k, t in guard_rewards.items()},
-            search=search,
-        )
-        return selection["tried_alpha"]
-
-    full = dict.fromkeys(alphas, len(tuning))
-    return Case(raced=tried(found.num_answered, found), full=tried(full, None), search=found)
+    race = ReplayedRace(
+        responses=resplit(responses, splits),
+        rewards=rewards,
+        guard_rewards=guard_rewards,
+        tuning=tuning,
+        settings=RACING,
+    )
+    found = race.search(alphas)
+    full = race.choose(dict.fromkeys(alphas, len(tuning)))
+    raced = race.choose(found.num_answered, search=found)
+    return Case(raced=raced["tried_alpha"], full=full["tried_alpha"], search=found)
 
 
 def concatenated(folder: Path) -> pa.Table:
