@@ -12,8 +12,6 @@ from tests.serving.vllm_here import require_vllm
 
 require_vllm()
 
-from expo_ray.serving.vllm_generator import VLLMGenerator  # noqa: E402
-
 
 class Engine:
     """Notes what it is asked for."""
@@ -38,13 +36,15 @@ class Engine:
         return self.resets
 
 
-class Replica(VLLMGenerator):
-    """Without what Serve awaits at its end."""
-
-    def __del__(self) -> None: ...
-
-
 def replaced(engine: Engine) -> Loaded:
+    # It sets the level of the root logger: not while all tests are collected.
+    from expo_ray.serving.vllm_generator import VLLMGenerator
+
+    class Replica(VLLMGenerator):
+        """Without what Serve awaits at its end."""
+
+        def __del__(self) -> None: ...
+
     replica = Replica.__new__(Replica)
     replica.engine = engine
     return asyncio.run(replica.replace(ModelSource(model="m", initial="i", alpha=0.5)))
