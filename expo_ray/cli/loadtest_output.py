@@ -18,6 +18,8 @@ def _cell(value: object) -> str:
 
 def render_points(console: Console, result: dict[str, Any]) -> None:
     """Print one line per point, and what went wrong."""
+    from expo_ray.reports.wording import who_answered  # not light: only here
+
     open_loop = any(point["offered_rate"] is not None for point in result["points"])
     columns = {
         **({"offered_rate": "offered/s"} if open_loop else {"concurrency": "in flight"}),
@@ -46,13 +48,9 @@ def render_points(console: Console, result: dict[str, Any]) -> None:
             console.print(f"failed: {classes}", markup=False, highlight=False)
         for one in point["interruptions"]:
             console.print("interrupted:", one["text"], markup=False, highlight=False)
-    answerers = {
-        f"{who['model']} {who['system_fingerprint'] or ''}".strip()
-        for point in result["points"]
-        for who in point["answered_by"]
-    }
+    answerers = who_answered(result["points"])
     if len(answerers) > 1:
-        console.print("several models answered:", ", ".join(sorted(answerers)), markup=False)
+        console.print("several models answered:", ", ".join(answerers), markup=False)
     if result["search"] is not None:
         search = result["search"]
         load = search["load"] if search["kind"] == "saturation" else f"{search['rate']} requests/s"

@@ -14,7 +14,7 @@ from expo_ray.reports.load_figures import can_be_drawn, latency_curve, load_curv
 from expo_ray.reports.load_panels import ratio_forest, scaling_panels, timeline
 from expo_ray.reports.run_files import read_json
 from expo_ray.reports.throughput import load_label
-from expo_ray.reports.wording import format_alpha
+from expo_ray.reports.wording import format_alpha, who_answered
 from expo_ray.tables import read_table
 
 SUMMARY, COMPARISON, SCALING = "summary.json", "comparison.json", "scaling.json"
@@ -231,8 +231,7 @@ def _heading(title: str, folder: Path, summaries: Sequence[Mapping[str, Any]]) -
                     where = f"{summary['model']}, {load_label(point)}"
                     cautions.append(text.format(where, words))
     for summary in summaries:
-        told = [who for point in summary["points"] for who in point.get("answered_by") or ()]
-        names = sorted({f"{w['model']} {w['system_fingerprint'] or ''}".strip() for w in told})
+        names = who_answered(summary["points"])
         if len(names) > 1:
             cautions.append(f"{summary['target']}: several models answered ({', '.join(names)}).")
     if any(summary.get("prefix_cache") == "reused" for summary in summaries):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -276,3 +276,13 @@ def summary_rows(run_dir: str | Path) -> tuple[list[str], list[list[str]]]:
         for candidate in sorted(selection["candidates"], key=lambda c: float(c["alpha"]))
     ]
     return columns, rows
+
+
+def who_answered(points: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the names under which a load test was answered, each with its weights, where told.
+
+    Args:
+        points: Of a summary.json.
+    """
+    told = [who for point in points for who in point.get("answered_by") or ()]
+    return sorted({f"{who['model']} {who['system_fingerprint'] or ''}".strip() for who in told})
