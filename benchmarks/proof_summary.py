@@ -13,7 +13,7 @@ from expo_ray.selection.bootstrap import adjust_p_values, bootstrap_mean
 Line = Mapping[str, Any]
 PICKS = {
     "chosen": "guarded selection",
-    "by_reward": "guarded, default order",
+    "by_reward": "guarded, by reward alone",
     "reward_only": "reward alone",
     "oracle": "oracle",
 }
@@ -157,8 +157,8 @@ def _figures(found: Mapping[str, Any]) -> str:
         words = (
             f"Over {found['num_runs']} runs the guarded selection recovers **{share['share']:.0%}**"
             f" of the oracle's truth gain (95% interval over runs {share['ci_low']:.0%} to "
-            f"{share['ci_high']:.0%}); with the default order of candidates it would be "
-            f"{found['recovered_by_reward']['share']:.0%}."
+            f"{share['ci_high']:.0%}); with candidates ordered by the scoring model alone it would "
+            f"be {found['recovered_by_reward']['share']:.0%}."
         )
     rows = [
         (
@@ -204,9 +204,10 @@ def _controls(found: Mapping[str, Any], lines: Sequence[Line]) -> str:
 
 def _races(found: Mapping[str, Any]) -> str:
     return (
-        f"Racing, replayed on all {found['num_races']} cases with the default order of candidates: "
-        f"the verdict of the full grid in {found['same_choice']:.0%}, for {found['share']:.0%} of "
-        f"its answers ({found['tuning_share']:.0%} of those to tuning prompts)."
+        f"Racing, replayed on all {found['num_races']} cases, candidates ordered by the scoring "
+        f"model alone: the verdict of the full grid in {found['same_choice']:.0%}, for "
+        f"{found['share']:.0%} of its answers ({found['tuning_share']:.0%} of those to tuning "
+        "prompts)."
     )
 
 

@@ -23,8 +23,8 @@ Racing is replayed on every case: beside its full grid stands what it would have
 many of the answers.
 
 Every finished case is one line of the output; a rerun does those that are missing. Everything
-below was frozen by looking at seeds 0 and 1 alone. Beside it is shown what the default order of
-candidates, by the scoring reward model alone, would have chosen; no promise is judged by that.
+below was frozen by looking at seeds 0 and 1 alone. Beside it is shown what an order of candidates
+by the scoring reward model alone would have chosen; no promise is judged by that.
 """
 
 from __future__ import annotations
@@ -62,8 +62,8 @@ FROZEN = Frozen(
         guard_hidden_size=160,
         guard_on_policy_share=0.5,
     ),
-    # What users get, but for the order of the candidates: on the design seeds both orders chose
-    # the same; a scoring model that never saw broken text should not have the last word alone.
+    # What users get. On the design seeds both orders of candidates chose the same; a scoring model
+    # that never saw broken text should not have the last word alone.
     selection=SelectionSettings(rank_by="all-judges"),
     sampling=SamplingParams(max_tokens=64),
     # The grid of the demo, and beyond it for pairs that saw little data: on the design seed with

@@ -34,7 +34,7 @@ from expo_ray.selection.explanations import (
 )
 from expo_ray.selection.first_order import check_first_order
 from expo_ray.selection.guards import Guard, check_guards
-from expo_ray.selection.samples import SplitSamples, join_tables
+from expo_ray.selection.samples import SplitSamples, join_tables, reward_model
 from expo_ray.selection.search import SearchResult
 from expo_ray.selection.settings import SelectionSettings
 
@@ -88,7 +88,13 @@ def choose_alpha(
         "reason": (
             explain_none(candidates, tuning.num_prompts, settings)
             if tried is None
-            else explain_tried(candidates, confirmation, heldout_guards, settings)
+            else explain_tried(
+                candidates,
+                confirmation,
+                heldout_guards,
+                settings,
+                num_judges=1 + len(_peers(tuning, settings)),
+            )
         ),
         "tried_alpha": None if tried is None else tried.alpha,
         "rejected_alpha": None if extrapolate or shown == 0 else shown,
@@ -107,8 +113,12 @@ def choose_alpha(
 
 def _warn_of_circle(rewards: pa.Table, guard_rewards: Mapping[str, pa.Table]) -> list[str]:
     tables = (rewards, *guard_rewards.values())
-    scoring, *guards = (str(table["reward_model"][0]) for table in tables if table.num_rows)
-    return warn_of_circle(scoring, guards)
+    return warn_of_circle([reward_model(table) for table in tables if table.num_rows])
+
+
+def _peers(tuning: SplitSamples, settings: SelectionSettings) -> tuple[str, ...]:
+    """Return the guards that order the candidates together with the scoring reward model."""
+    return tuning.peers if settings.rank_by == "all-judges" else ()
 
 
 def _require_baseline(samples: SplitSamples, split: str, settings: SelectionSettings) -> None:
@@ -132,10 +142,10 @@ def pick(
     if not eligible:
         return None
 
+    ahead = tuning.agreed_differences if _peers(tuning, settings) else tuning.differences
+
     def lead_of(one: Candidate, other: float) -> Estimate:
-        by_all = settings.rank_by == "all-judges"
-        ahead = (tuning.agreed_differences if by_all else tuning.differences)(one.alpha, other)
-        return estimate_mean(ahead, settings)
+        return estimate_mean(ahead(one.alpha, other), settings)
 
     best = max(eligible, key=lambda c: lead_of(c, 0.0).mean or 0.0)
     if settings.prefer == "best":

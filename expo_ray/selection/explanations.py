@@ -7,6 +7,7 @@ from typing import Any
 
 from expo_ray.selection.candidates import Candidate, highest_gain
 from expo_ray.selection.guards import Guard
+from expo_ray.selection.samples import made_from_pair
 from expo_ray.selection.settings import SelectionSettings
 
 
@@ -15,6 +16,8 @@ def explain_tried(
     heldout: Mapping[str, Any],
     guards: Sequence[Guard],
     settings: SelectionSettings,
+    *,
+    num_judges: int,
 ) -> str:
     """Explain what became of the alpha that went to the held-out prompts.
 
@@ -23,6 +26,7 @@ def explain_tried(
         heldout: The held-out part of selection.json.
         guards: The guards on held-out prompts.
         settings: The rules.
+        num_judges: How many reward models ordered the candidates.
     """
     alpha, num_pairs = heldout["alpha"], heldout["num_pairs"]
     start = f"alpha {alpha:g} gained on the tuning prompts, but"
@@ -41,11 +45,11 @@ def explain_tried(
         return f"{start} on {num_pairs} held-out prompts a guard fired: {'; '.join(fired)}"
     if not heldout["confirmed"]:
         return f"{start} the gain is not confirmed: the mean reward changes {figures}"
-    if settings.rank_by == "all-judges":
+    if num_judges > 1:
         within = "" if settings.prefer == "best" else ", or the smallest within the noise of it"
         return (
             f"alpha {alpha:g} raises the mean reward {figures}; on the tuning prompts it is the "
-            f"best one in the mean of all reward models{within}"
+            f"best one in the mean of {num_judges} reward models{within}"
         )
     best = highest_gain([c for c in candidates if c.eligible])
     rule = "it has the highest mean reward on the tuning prompts"
@@ -76,17 +80,17 @@ def explain_none(
     return f"no candidate holds up on {num_prompts} tuning prompts: {'; '.join(parts)}"
 
 
-def warn_of_circle(scoring: str, guards: Sequence[str]) -> list[str]:
+def warn_of_circle(judges: Sequence[str]) -> list[str]:
     """Return a warning when nobody but the pair itself says that a candidate is better.
 
     Args:
-        scoring: The reward model that scores, as `--reward-model` or the rewards table names it.
-        guards: The others.
+        judges: The scoring reward model, then the guards, as `--reward-model` or a table of rewards
+            names them.
     """
-    if not all(name.startswith("implicit:") for name in (scoring, *guards)):
+    if not all(made_from_pair(name) for name in judges):
         return []
     return [
-        f"the reward is the log-ratio of the pair itself ({scoring}), which rises along the very "
+        f"the reward is the log-ratio of the pair itself ({judges[0]}), which rises along the very "
         "step that is extrapolated, and no other reward model guards: the verdict comes close to "
         "going in a circle; give a reward model that was not made from this pair"
     ]

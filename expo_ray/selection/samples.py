@@ -57,6 +57,8 @@ class SplitSamples:
     num_prompts: int
     rewards: FloatArray
     guard_rewards: Mapping[str, FloatArray]
+    peers: tuple[str, ...]
+    """The guards that were not made from the pair: their order of the candidates counts."""
     tokens: FloatArray
     truncated: FloatArray
     """1 where the response stopped at the token limit, else 0."""
@@ -120,9 +122,12 @@ class SplitSamples:
         return self.by_prompt(rewards[self.row(alpha)] - rewards[self.row(other)])
 
     def agreed_differences(self, alpha: float, other: float = 0.0) -> FloatArray:
-        """Return the same as the mean of all judges, each in units of its spread at alpha 0."""
+        """Return the same as a mean over judges, each in units of its spread at alpha 0.
+
+        The judges are the scoring reward model and its peers.
+        """
         judges = []
-        for judge in (None, *sorted(self.guard_rewards)):
+        for judge in (None, *self.peers):
             rewards = self.rewards_of(judge)
             spread = np.nanstd(self.prompt_means(rewards[self.row(0.0)]))
             ahead = self.prompt_means(rewards[self.row(alpha)] - rewards[self.row(other)])
@@ -155,7 +160,19 @@ def join_tables(
         for name, table in guard_rewards.items()
     }
     alphas = tuple(sorted({alpha for alpha, _, _ in rows}))
-    return {split: _split_samples(split, alphas, rows, scores, guards) for split in SPLITS}
+    judges = {name: reward_model(table) for name, table in guard_rewards.items()}
+    peers = tuple(sorted(name for name, judge in judges.items() if not made_from_pair(judge)))
+    return {split: _split_samples(split, alphas, rows, scores, guards, peers) for split in SPLITS}
+
+
+def reward_model(rewards: pa.Table) -> str:
+    """Return the reward model of a table of rewards as it was named; "" of an empty table."""
+    return str(rewards["reward_model"][0]) if rewards.num_rows else ""
+
+
+def made_from_pair(judge: str) -> bool:
+    """Return whether a reward model, by its name, is the log-ratio of the pair itself."""
+    return judge.startswith("implicit:")
 
 
 _Key = tuple[float, str, int]
@@ -259,6 +276,7 @@ def _split_samples(
     rows: Mapping[_Key, dict[str, Any]],
     scores: Mapping[_Key, float],
     guards: Mapping[str, Mapping[_Key, float]],
+    peers: tuple[str, ...],
 ) -> SplitSamples:
     keys = sorted({key[1:] for key, row in rows.items() if row["split"] == split})
     prompts = {prompt_id: i for i, prompt_id in enumerate(sorted({key[0] for key in keys}))}
@@ -280,6 +298,7 @@ def _split_samples(
         num_prompts=len(prompts),
         rewards=scored(scores),
         guard_rewards={name: scored(found) for name, found in guards.items()},
+        peers=peers,
         tokens=measured(lambda row: row["completion_tokens"]),
         truncated=measured(lambda row: row["finish_reason"] == "length"),
         repetition=measured(lambda row: repeated_share(row["response"] or "")),

@@ -64,12 +64,15 @@ class SelectionSettings(BaseModel):
     smallest alpha whose gain is not significantly below the best one's (paired test between the
     two); `best` takes the highest mean reward."""
 
-    rank_by: Literal["reward", "all-judges"] = "reward"
-    """What orders the eligible candidates: `reward`, the scoring reward model alone; `all-judges`,
-    the mean of it and the guard reward models, each in units of its spread over the aligned
-    model's responses. Ensembles are over-optimised later than each of their members (Coste et al.
-    2023, Eisenstein et al. 2023). Gains, p-values and intervals stay those of the scoring reward
-    model. A race drops candidates by the scoring reward model alone, so it refuses `all-judges`."""
+    rank_by: Literal["reward", "all-judges"] = Field(
+        default_factory=lambda given: "reward" if "racing" in given["strategy"] else "all-judges"
+    )
+    """What orders the eligible candidates: `all-judges`, the mean of the scoring reward model and
+    of those guard reward models that were not made from the pair, each in units of its spread over
+    the aligned model's responses; `reward`, the scoring reward model alone. Ensembles are
+    over-optimised later than each of their members (Coste et al. 2023, Eisenstein et al. 2023).
+    Gains, p-values and intervals stay those of the scoring reward model. A race drops candidates
+    by the scoring reward model alone: there `reward` is the default, and the only choice."""
 
     min_gain: float = Field(default=0.0, ge=0)
     """Gains up to this are not called gains; set it to the spread that batching causes in the

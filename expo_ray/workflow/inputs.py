@@ -116,7 +116,7 @@ def prepare_models(run: Run) -> None:
     elif not run.prompts:  # a check of the request has found them otherwise
         _find_inputs(run, run.recipe.reward_models)
     specs = [spec.text for spec in run.reward_models.values()]
-    for warning in warn_of_circle(specs[0], specs[1:]):
+    for warning in warn_of_circle(specs):
         run.progress.message(f"warning: {warning}")
     _record_inputs(run)
 

@@ -100,6 +100,7 @@ def choose(
         num_prompts=num_prompts,
         rewards=table,
         guard_rewards={},
+        peers=(),
         tokens=plain + 20,
         truncated=plain,
         repetition=plain,

@@ -160,7 +160,7 @@ def test_smallest_alpha_within_noise_of_the_best() -> None:
     assert choose(clear)["best_alpha"] == 2.0
 
 
-def test_all_judges_may_order_the_candidates() -> None:
+def test_all_judges_order_the_candidates() -> None:
     rewards = noisy_rewards({1.0: 1.0, 2.0: 2.0, 5.0: 3.0})
     rows = make_rows(rewards, num_tuning=60)
     # The guard agrees in sign with every candidate, but is past its peak at 5; its rewards are a
@@ -169,7 +169,7 @@ def test_all_judges_may_order_the_candidates() -> None:
     changed = {a: [100 * r for r in noisy_rewards({a: m / 100})[a]] for a, m in means.items()}
     guard = rewards_of(make_rows(changed, num_tuning=60))
 
-    def chosen(**settings: Any) -> dict[str, Any]:
+    def chosen(guard: pa.Table = guard, **settings: Any) -> dict[str, Any]:
         return choose_alpha(
             responses_of(rows),
             rewards_of(rows),
@@ -177,13 +177,17 @@ def test_all_judges_may_order_the_candidates() -> None:
             guard_rewards={"guard": guard},
         )
 
-    assert chosen()["best_alpha"] == 5.0
-    found = chosen(rank_by="all-judges")
+    found = chosen()
     assert found["best_alpha"] == 2.0
-    assert "in the mean of all reward models" in found["reason"]
+    assert "in the mean of 2 reward models" in found["reason"]
     # The gain is that of the scoring reward model all the same.
     assert found["heldout"]["gain"] == pytest.approx(2.0, abs=0.5)
-    assert choose(rows, rank_by="all-judges")["best_alpha"] == 5.0
+    assert chosen(rank_by="reward")["best_alpha"] == 5.0
+    assert choose(rows)["best_alpha"] == 5.0
+    # What the pair says of itself guards, but does not order.
+    implicit = pa.array(["implicit:beta=0.1"] * guard.num_rows)
+    place = guard.column_names.index("reward_model")
+    assert chosen(guard.set_column(place, "reward_model", implicit))["best_alpha"] == 5.0
 
 
 def test_equal_candidates_tie_to_the_smaller_alpha() -> None:

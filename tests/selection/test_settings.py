@@ -29,5 +29,10 @@ def test_wrong_settings_are_refused(bad: dict[str, object]) -> None:
         SelectionSettings.model_validate(bad)
 
 
+def test_a_race_is_ordered_by_what_it_drops_by() -> None:
+    assert SelectionSettings().rank_by == "all-judges"
+    assert SelectionSettings(strategy="bracketing+racing").rank_by == "reward"
+
+
 def test_every_setting_says_what_it_is() -> None:
     assert all(field.description for field in SelectionSettings.model_fields.values())
