@@ -48,41 +48,61 @@ def head(tmp_path: Path) -> Iterator[dict[str, str]]:
         yield environment
 
 
-@pytest.mark.ray
-@pytest.mark.timeout(400)
-def test_the_pipeline_runs_as_a_submitted_job(
-    head: dict[str, str], tmp_path: Path, pico_pair: tuple[Path, Path], pico_reward_model: Path
-) -> None:
-    # The line of README and clusters/README.md; models that are there already keep it short.
+def submission(folder: Path, pair: tuple[Path, Path], reward_model: Path) -> list[str]:
+    """The line of README and clusters/README.md; models that are there already keep it short."""
     line = f"{RAY} job submit --working-dir . -- python pipelines/run.py"
-    line += f" pipelines/recipes/quickstart.yaml --set output={tmp_path / 'run'}"
-    models = yaml.safe_load(write_recipe(tmp_path, pico_pair, pico_reward_model).read_text())
+    line += f" pipelines/recipes/quickstart.yaml --set output={folder / 'run'}"
+    models = yaml.safe_load(write_recipe(folder, pair, reward_model).read_text())
     changes = {key: models[key] for key in ("initial", "aligned", "reward_models", "prompts")}
     changes |= {"lab": None, "loadtest": None, "sampling.max_tokens": 6}
     changes |= {"extrapolation.alphas": [0.5], "extrapolation.max_shard_size": "20KB"}
     for key, value in changes.items():
         line += f" --set {key}={json.dumps(value, separators=(',', ':'))}"
-    submit = line.split()
-    result = subprocess.run(submit, env=head, cwd=ROOT, capture_output=True, text=True)
+    return line.split()
+
+
+def of_command(submit: list[str]) -> list[str]:
+    """The same by `expo-ray submit`."""
+    return [str(EXPO_RAY), "submit", *submit[submit.index("--") + 3 :], "--json"]
+
+
+def ran(command: list[str], head: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, env=head, cwd=ROOT, capture_output=True, text=True)
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(400)
+def test_the_pipeline_runs_as_a_submitted_job(
+    head: dict[str, str], tmp_path: Path, pico_pair: tuple[Path, Path], pico_reward_model: Path
+) -> None:
+    submit = submission(tmp_path, pico_pair, pico_reward_model)
+    result = ran(submit, head)
     assert result.returncode == 0, result.stdout[-4000:] + result.stderr[-2000:]
     selection = json.loads((tmp_path / "run" / "selection.json").read_text())
     assert selection["num_tuning"] + selection["num_heldout"] == 8
     assert (tmp_path / "run" / "report.html").exists()
 
     # The command does the same; the run stands, so that nothing is done again.
-    command = [str(EXPO_RAY), "submit", *submit[submit.index("--") + 3 :], "--json"]
-    again = subprocess.run(command, env=head, cwd=ROOT, capture_output=True, text=True)
+    again = ran(of_command(submit), head)
     assert again.returncode == 0, again.stderr
     told = json.loads(again.stdout)
     assert (told["status"], told["output"]) == ("SUCCEEDED", str(tmp_path / "run"))
     assert "generation: already done" in again.stderr, "the log of the job"
-    other = [*command, "--set", "seed=1"]
-    refused = subprocess.run(other, env=head, cwd=ROOT, capture_output=True, text=True)
+
+
+@pytest.mark.slow
+def test_a_refused_job_says_why(
+    head: dict[str, str], tmp_path: Path, pico_pair: tuple[Path, Path], pico_reward_model: Path
+) -> None:
+    submit = submission(tmp_path, pico_pair, pico_reward_model)
+    directory = tmp_path / "run"
+    directory.mkdir()
+    (directory / "resolved.json").write_text(json.dumps({"recipe_digest": "another"}))
+    refused = ran(of_command(submit), head)
     assert refused.returncode == 2, refused.stderr
     assert json.loads(refused.stdout)["error"]["kind"] == "request"
     assert "the result of another request" in refused.stderr
 
-    relative = [*submit, "--set", "output=somewhere"]
-    refused = subprocess.run(relative, env=head, cwd=ROOT, capture_output=True, text=True)
+    refused = ran([*submit, "--set", "output=somewhere"], head)
     assert refused.returncode != 0
     assert "absolute path that all nodes share" in refused.stdout

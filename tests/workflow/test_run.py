@@ -242,10 +242,13 @@ def test_a_run_keeps_the_commits_that_it_began_with(
         assert pair() == pinned
 
 
-@pytest.mark.ray
 @pytest.mark.timeout(400)
 def test_a_killed_run_continues_and_ends_with_the_same_bytes(
-    finished: Path, tmp_path: Path, pico_pair: tuple[Path, Path], pico_reward_model: Path
+    finished: Path,
+    tmp_path: Path,
+    ray_cluster: str,
+    pico_pair: tuple[Path, Path],
+    pico_reward_model: Path,
 ) -> None:
     recipe = write_recipe(tmp_path, pico_pair, pico_reward_model, loadtest=None)
     # A process group of its own, so that the kill takes its Ray along as a lost machine would.
@@ -260,10 +263,7 @@ def test_a_killed_run_continues_and_ends_with_the_same_bytes(
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     assert not (tmp_path / "run" / "selection.json").exists()
-    again = subprocess.run(
-        [str(EXPO_RAY), "run", str(recipe), "--json"], capture_output=True, text=True
-    )
-    assert again.returncode == 0, again.stderr
+    run(recipe, address=ray_cluster)
     expected = weights(finished.parent / "run" / "checkpoints")
     assert weights(tmp_path / "run" / "checkpoints") == expected
     for name in ("alpha-0", "alpha-0.5", "alpha-2"):

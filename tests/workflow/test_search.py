@@ -87,6 +87,7 @@ def test_a_rerun_of_a_race_does_nothing_again(raced: Path, ray_cluster: str) -> 
     assert directory.selection_file.read_bytes() == kept
 
 
+@pytest.mark.slow
 def test_a_race_gives_the_answers_of_the_grid(
     raced: Path,
     tmp_path: Path,
@@ -105,6 +106,7 @@ def test_a_race_gives_the_answers_of_the_grid(
             assert row == full[row["prompt_id"]]
 
 
+@pytest.mark.slow
 def test_a_race_that_lost_files_fills_them_in(raced: Path, ray_cluster: str) -> None:
     directory = RunDir(raced.parent / "run")
     kept = json.loads(directory.selection_file.read_text())
