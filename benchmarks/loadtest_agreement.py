@@ -18,7 +18,8 @@ Two things differ on purpose, and are measured beside it:
 In a closed loop answers of one length run in lock-step, and whether the next requests share a step
 of the engine hangs on microseconds: the first token of single runs varies much. With --rate every
 request comes at its own time.
-Without --url it serves a small random Llama by vLLM itself, here.
+Without --url it serves a small random Llama by vLLM itself, here. Ray runs before and beside all
+pairs: what its own start takes from the server's cores would be counted against the first requests.
 """
 
 from __future__ import annotations
@@ -225,8 +226,11 @@ def main() -> int:
     parser.add_argument("--tokenizer", type=Path, help="its tokenizer, a folder")
     args = parser.parse_args()
     os.environ.update(environment())
+    from expo_ray.cluster import ray_session
+
     with tempfile.TemporaryDirectory() as temporary, contextlib.ExitStack() as stack:
         folder = Path(temporary)
+        stack.enter_context(ray_session("local"))
         prompts = folder / "prompts.jsonl"
         lines = (
             json.dumps({"prompt": f"Number {i}: {PROMPT}", "prompt_id": str(i)})
