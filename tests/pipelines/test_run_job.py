@@ -96,7 +96,9 @@ def test_a_refused_job_says_why(
 ) -> None:
     submit = submission(tmp_path, pico_pair, pico_reward_model)
     directory = tmp_path / "run"
-    directory.mkdir()
+    # Of a request that ended before its work began nothing is kept: this one has responses.
+    (directory / "responses").mkdir(parents=True)
+    (directory / "responses" / "alpha-0.parquet").touch()
     (directory / "resolved.json").write_text(json.dumps({"recipe_digest": "another"}))
     refused = ran(of_command(submit), head)
     assert refused.returncode == 2, refused.stderr
