@@ -21,7 +21,7 @@ MEASURE = "measure"
 
 # With the compiled arithmetic (numba and a kernel, about 180 MiB) a worker stays below
 # TASK_MEMORY_BYTES.
-BUFFER_BUDGET_BYTES = 32 * 1024 * 1024
+BUFFER_BUDGET_BYTES = 40 * 1024 * 1024
 TASK_MEMORY_BYTES = 256 * 1024 * 1024
 # With very many alphas at a time, or after a failure for want of memory.
 MIN_CHUNK_BYTES = 64 * 1024
