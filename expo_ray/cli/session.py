@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import signal
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from types import FrameType
@@ -136,6 +138,7 @@ class _QuietProgress(NullProgress):
         pass
 
 
+_AGAIN_SECONDS = 0.1
 _SIGNALS = {130: "interrupted", 143: "stopped by SIGTERM"}
 
 
@@ -165,9 +168,11 @@ class Session:
     def __enter__(self) -> Session:
         # SIGTERM unwinds like an exception, so that Ray, Serve and temporary files are cleaned up.
         signal.signal(signal.SIGTERM, self._stop)
+        self._tell_dropped, sys.unraisablehook = sys.unraisablehook, self._send_again
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        sys.unraisablehook = self._tell_dropped
         self.progress.stop()
         # A call of Ray that waits makes a SystemExit(1) of any other.
         if self._received is not None and isinstance(error, SystemExit):
@@ -176,6 +181,20 @@ class Session:
     def _stop(self, signum: int, frame: FrameType | None) -> None:
         self._received = signum
         raise SystemExit(128 + signum)
+
+    def _send_again(self, dropped: sys.UnraisableHookArgs) -> None:
+        # A signal that comes while garbage is collected raises in a finalizer, where Python drops
+        # what is raised; from this hook too. So it is sent again when the finalizer is done.
+        if isinstance(dropped.exc_value, KeyboardInterrupt):
+            number: int | None = signal.SIGINT
+        else:
+            number = self._received if isinstance(dropped.exc_value, SystemExit) else None
+        if number is None:
+            self._tell_dropped(dropped)
+            return
+        again = threading.Timer(_AGAIN_SECONDS, os.kill, (os.getpid(), number))
+        again.daemon = True
+        again.start()
 
     def emit(
         self, payload: Mapping[str, Any], render: Callable[[Console], None] | None = None

@@ -207,6 +207,28 @@ def test_a_stopped_command_says_how_to_go_on(
     )
 
 
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_that_comes_in_a_finalizer_is_not_lost(number: int, code: int) -> None:
+    script = f"""
+import os, sys, time
+from expo_ray.cli.session import Session, exit_code_of
+
+class Garbage:
+    def __del__(self):
+        os.kill(os.getpid(), {number})
+
+def command():
+    with Session(json_output=False):
+        Garbage()
+        time.sleep(60)
+
+sys.exit(exit_code_of(command, []))
+"""
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, timeout=50)
+    assert result.returncode == code
+    assert result.stderr.endswith(b"run the same command again to continue\n")
+
+
 def test_sigterm_while_ray_works_exits_with_143(tmp_path: Path, ray_cluster: str) -> None:
     before = {f"layers.{i}.w": noise((1000, 500), torch.bfloat16, i) for i in range(60)}
     pair = (
