@@ -97,6 +97,9 @@ def canvas(rows: int, *, height: float) -> Iterator[tuple[Figure, Any]]:
 def finish(figure: Figure, name: str, alt: str) -> Drawing:
     """Store a figure; called inside the context that styled it."""
     svg, png = io.StringIO(), io.BytesIO()
+    # Half of the drawing is the layout: once, not anew for each format.
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
     figure.savefig(svg, format="svg", metadata={"Date": None, "Creator": None})
     figure.savefig(png, format="png", dpi=200, metadata={"Software": None})
     return Drawing(name=name, alt=alt, svg=svg.getvalue(), png=png.getvalue())
