@@ -9,6 +9,7 @@ from typing import Any
 from expo_ray.checkpoints import Checkpoint
 from expo_ray.checkpoints.checkpoint import open_aligned
 from expo_ray.errors import ConfigError
+from expo_ray.lazy import quick_imports
 from expo_ray.rewards.checkpoint_kind import checkpoint_kind
 from expo_ray.rewards.interface import RewardModel
 from expo_ray.rewards.spec import RewardModelSpec
@@ -45,7 +46,10 @@ def load_reward_model(
         from expo_ray.rewards.judge import JudgeRewardModel
 
         return JudgeRewardModel(url=spec.url, model=spec.model)
-    import torch
+    with quick_imports():
+        import torch
+
+        import expo_ray.rewards.pretrained  # noqa: F401 - transformers, which every kind needs
 
     if dtype not in (None, "float32", "bfloat16", "float16"):
         raise ConfigError(

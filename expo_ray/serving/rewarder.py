@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from expo_ray.errors import ExpoError
+from expo_ray.lazy import quick_imports
 from expo_ray.rewards import (
     CachedRewardModel,
     RewardModel,
@@ -113,6 +114,7 @@ class Rewarder:
 
 
 def _device() -> str:
-    import torch
+    with quick_imports():
+        import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"

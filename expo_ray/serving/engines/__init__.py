@@ -8,6 +8,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from expo_ray.errors import ConfigError, MissingExtraError
+from expo_ray.lazy import quick_imports
 
 if TYPE_CHECKING:
     from expo_ray.serving.engines.interface import Engine
@@ -84,6 +85,7 @@ def make_engine(name: str, options: EngineOptions | None = None) -> Engine:
     """
     if name != TRANSFORMERS:
         raise ConfigError("no embedded engine", where="--engine", got=name, expected=TRANSFORMERS)
-    from expo_ray.serving.engines.transformers_engine import TransformersEngine
+    with quick_imports():
+        from expo_ray.serving.engines.transformers_engine import TransformersEngine
 
     return TransformersEngine(max_model_len=None if options is None else options.max_model_len)
