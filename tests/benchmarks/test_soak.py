@@ -69,6 +69,7 @@ def run(pair: tuple[Path, Path], *, seconds: float, memory_mib: int) -> list[str
     return wrong
 
 
+@pytest.mark.slow
 def test_some_seconds_of_it(ray_cluster: str, pico_pair: tuple[Path, Path]) -> None:
     assert run(pico_pair, seconds=15, memory_mib=128) == []
 

@@ -180,6 +180,7 @@ def test_a_second_process_waits_and_finds_it_finished(
     assert found.result() == lab_paths(tmp_path, MICRO)
 
 
+@pytest.mark.slow
 def test_a_guard_is_trained_on_answers_of_the_pair(
     lab: LabResult, tmp_path: Path, ray_cluster: str
 ) -> None:

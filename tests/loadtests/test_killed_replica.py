@@ -57,6 +57,7 @@ def replicas(served: ServedModel) -> dict[str, int]:
     }
 
 
+@pytest.mark.slow
 def test_a_replica_killed_under_load_is_told_and_replaced(
     pico_pair: tuple[Path, Path], tmp_path: Path, ray_cluster: str
 ) -> None:

@@ -54,6 +54,7 @@ def submission(folder: Path, pair: tuple[Path, Path], reward_model: Path) -> lis
     line += f" pipelines/recipes/quickstart.yaml --set output={folder / 'run'}"
     models = yaml.safe_load(write_recipe(folder, pair, reward_model).read_text())
     changes = {key: models[key] for key in ("initial", "aligned", "reward_models", "prompts")}
+    changes["reward_models"] = changes["reward_models"][:1]
     changes |= {"lab": None, "loadtest": None, "sampling.max_tokens": 6}
     changes |= {"extrapolation.alphas": [0.5], "extrapolation.max_shard_size": "20KB"}
     for key, value in changes.items():

@@ -111,6 +111,7 @@ def test_a_rerun_answers_nothing_again(
     assert after == before
 
 
+@pytest.mark.slow
 def test_another_best_trial_meets_the_uniform_alpha_on_heldout_prompts(
     selection: dict[str, Any],
     arguments: dict[str, Any],

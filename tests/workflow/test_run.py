@@ -169,8 +169,14 @@ def test_candidates_served_live_leave_only_the_chosen_checkpoint(
     pico_reward_model: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    changes = {"extrapolation": {"alphas": [0.5, 2.0], "max_shard_size": "20KB"}, "loadtest": None}
-    path = write_recipe(tmp_path, pico_pair, pico_reward_model, **changes)
+    path = write_recipe(
+        tmp_path,
+        pico_pair,
+        pico_reward_model,
+        reward_models=[str(pico_reward_model)],
+        extrapolation={"alphas": [0.5, 2.0], "max_shard_size": "20KB"},
+        loadtest=None,
+    )
     started: list[str] = []
     written: list[str] = []
 
@@ -250,7 +256,8 @@ def test_a_killed_run_continues_and_ends_with_the_same_bytes(
     pico_pair: tuple[Path, Path],
     pico_reward_model: Path,
 ) -> None:
-    recipe = write_recipe(tmp_path, pico_pair, pico_reward_model, loadtest=None)
+    one = [str(pico_reward_model)]
+    recipe = write_recipe(tmp_path, pico_pair, pico_reward_model, reward_models=one, loadtest=None)
     # A process group of its own, so that the kill takes its Ray along as a lost machine would.
     process = subprocess.Popen(
         [str(EXPO_RAY), "run", str(recipe), "--quiet"], start_new_session=True
