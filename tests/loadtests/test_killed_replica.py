@@ -10,6 +10,7 @@ from typing import Any
 
 import psutil
 import pyarrow.parquet as pq
+import pytest
 
 from expo_ray.loadtests import LoadtestOptions, loadtest
 from expo_ray.progress import NullProgress, ProgressBar
