@@ -40,6 +40,7 @@ from expo_ray.extrapolation.node_check import (
     unseen_outputs,
 )
 from expo_ray.extrapolation.tasks import ShardReport, ShardTask
+from expo_ray.lazy import quick_imports
 
 POLL_SECONDS = 0.5
 LOADING_TIMEOUT_SECONDS = 300
@@ -171,7 +172,8 @@ def _run_here(task: ShardTask, done: Advance | None = None, base: int = 0) -> Sh
             done.to(base + num_bytes)
 
     # A driver without tasks of its own needs no torch, which takes 200 MB and seconds.
-    from expo_ray.extrapolation.attempts import attempt_shard
+    with quick_imports():
+        from expo_ray.extrapolation.attempts import attempt_shard
 
     try:
         return attempt_shard(task, on_total)
@@ -245,12 +247,12 @@ def _submit(remote: Any, batch: Batch) -> Any:
 
 
 def _submit_trial(loading: LoadingRequest | None) -> Any:
-    """Start the trial load after the batches: a core that has no shard left is free for it."""
+    """Start the trial load beside the batches: seconds of imports, while they wait for a disk."""
     import ray
 
     if loading is None:
         return None
-    return ray.remote(num_cpus=1, max_retries=1)(check_loading).remote(loading)
+    return ray.remote(num_cpus=0, max_retries=1)(check_loading).remote(loading)
 
 
 def _wait(refs: list[Any]) -> list[Any]:

@@ -14,6 +14,7 @@ from typing import Any
 
 from expo_ray.checkpoints.checkpoint import CONFIG_NAME
 from expo_ray.extrapolation.plan import Plan
+from expo_ray.lazy import quick_imports
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -93,7 +94,8 @@ def _check(request: LoadingRequest) -> LoadingCheck:
             status="skipped", note=f"transformers does not know model type {model_type!r}"
         )
     names = request.config.get("architectures") or []
-    model_class = getattr(transformers, str(names[0]), None) if names else None
+    with quick_imports():
+        model_class = getattr(transformers, str(names[0]), None) if names else None
     if model_class is None:
         return LoadingCheck(status="skipped", note=f"transformers has no class {names}")
     return _load(transformers, model_class, request)

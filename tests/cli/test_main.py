@@ -28,6 +28,11 @@ def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=150)
 
 
+def interruptible() -> None:
+    """Whoever runs the tests in the background ignores interrupts, and so would a child."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def json_of(result: subprocess.CompletedProcess[str]) -> dict[str, object]:
     lines = result.stdout.strip().splitlines()
     assert len(lines) == 1, result.stdout + result.stderr
@@ -192,8 +197,7 @@ def test_a_stopped_command_says_how_to_go_on(
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            # Whoever runs the tests in the background ignores interrupts, and so would this.
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+            preexec_fn=interruptible,
         ) as process:
             connection, _ = server.accept()  # the command waits for an answer from now on
             with connection:
@@ -224,7 +228,8 @@ def command():
 
 sys.exit(exit_code_of(command, []))
 """
-    result = subprocess.run([sys.executable, "-c", script], capture_output=True, timeout=50)
+    command = [sys.executable, "-c", script]
+    result = subprocess.run(command, capture_output=True, timeout=50, preexec_fn=interruptible)
     assert result.returncode == code
     assert result.stderr.endswith(b"run the same command again to continue\n")
 

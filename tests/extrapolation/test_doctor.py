@@ -16,7 +16,7 @@ from expo_ray.extrapolation.node_check import NodeCheck, leave_token, probe_node
 Pair = tuple[Path, Path]
 
 
-@pytest.mark.parametrize("place", ["inline", "cluster"])
+@pytest.mark.parametrize("place", ["inline", pytest.param("cluster", marks=pytest.mark.ray)])
 def test_a_healthy_place_is_fit_and_stays_clean(
     pico_pair: Pair, tmp_path: Path, request: pytest.FixtureRequest, place: str
 ) -> None:

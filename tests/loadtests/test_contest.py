@@ -68,6 +68,7 @@ def test_later_rounds_say_that_their_prompts_were_sent_before(
         assert [state["prefix_cache"] for state in states] == ["once", "reused"]
 
 
+@pytest.mark.slow
 def test_replicas_share_and_are_reached_with_and_without_the_proxy(
     pico_pair: tuple[Path, Path], tmp_path: Path, ray_cluster: str
 ) -> None:

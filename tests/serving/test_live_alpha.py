@@ -235,6 +235,7 @@ def test_only_those_who_may(served: ServedModel, pair: tuple[Path, Path]) -> Non
     assert "--allow-alpha-change" in str(caught.value.got)
 
 
+@pytest.mark.slow
 def test_a_replica_that_the_autoscaler_adds_has_the_current_alpha(
     ray_cluster: str, pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
