@@ -152,19 +152,16 @@ def build_plan(
 
 
 def lay_out(tensors: Sequence[TensorPair], max_shard_bytes: int) -> tuple[OutputShard, ...]:
-    """Fill files up to the limit, in natural order of names (layer 2 before layer 10).
+    """Fill as few files as the limit allows, evenly, in natural order of names (2 before 10).
 
+    Filled to the limit, the last of two would be small, and the other one all that a run waits for.
     A tensor that is bigger than the limit gets a file of its own.
     """
-    groups: list[list[TensorPair]] = [[]]
-    filled = 0
-    for pair in sorted(tensors, key=lambda p: natural_key(p.name)):
-        num_bytes = pair.output_bytes
-        if groups[-1] and filled + num_bytes > max_shard_bytes:
-            groups.append([])
-            filled = 0
-        groups[-1].append(pair)
-        filled += num_bytes
+    ordered = sorted(tensors, key=lambda p: natural_key(p.name))
+    fullest = _fill(ordered, max_shard_bytes)
+    groups = _fill(ordered, max_shard_bytes, num_files=len(fullest))
+    if len(groups) > len(fullest):  # large tensors do not always allow it
+        groups = fullest
     total = len(groups)
     if total == 1:
         return (OutputShard(name=SINGLE_NAME, tensors=tuple(groups[0])),)
@@ -172,6 +169,25 @@ def lay_out(tensors: Sequence[TensorPair], max_shard_bytes: int) -> tuple[Output
         OutputShard(name=f"model-{i:05d}-of-{total:05d}.safetensors", tensors=tuple(group))
         for i, group in enumerate(groups, start=1)
     )
+
+
+def _fill(
+    ordered: Sequence[TensorPair], max_bytes: int, num_files: int = 1
+) -> list[list[TensorPair]]:
+    """Return groups that end at the limit, or where one of `num_files` equal parts does."""
+    whole_bytes = sum(pair.output_bytes for pair in ordered)
+    groups: list[list[TensorPair]] = [[]]
+    filled = done = 0
+    for pair in ordered:
+        num_bytes = pair.output_bytes
+        is_part = (done + num_bytes / 2) * num_files > whole_bytes * len(groups)
+        if groups[-1] and (is_part or filled + num_bytes > max_bytes):
+            groups.append([])
+            filled = 0
+        groups[-1].append(pair)
+        filled += num_bytes
+        done += num_bytes
+    return groups
 
 
 def plan_digest(

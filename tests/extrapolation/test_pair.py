@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import random
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from expo_ray.checkpoints import Checkpoint
 from expo_ray.errors import CheckpointError, ConfigError, PairError
 from expo_ray.extrapolation import extrapolate
 from expo_ray.extrapolation.pair import match_pair
+from expo_ray.extrapolation.plan import build_plan
 from expo_ray.extrapolation.tensor_pair import Pair
 from tests.extrapolation.synthetic import closed_form, load, noise, same_bits, write
 
@@ -116,6 +118,31 @@ def test_quantized_side_is_refused(tmp_path: Path) -> None:
         extrapolate(initial, aligned, tmp_path / "out", alpha=0.3, address="inline")
     assert "bitsandbytes" in str(caught.value)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_shards_are_as_few_as_the_limit_allows_and_even(tmp_path: Path, seed: int) -> None:
+    draw = random.Random(seed)
+    sizes = [draw.choice((4, 8, 16, 40)) for _ in range(draw.randrange(1, 60))]
+    tensors = {f"layers.{i}.w": noise((n, 8), torch.bfloat16, i) for i, n in enumerate(sizes)}
+    pair = write(tmp_path / "initial", tensors), write(tmp_path / "aligned", tensors)
+    shards = build_plan(*pair, max_shard_size=1600).shards
+    assert [p.name for shard in shards for p in shard.tensors] == list(tensors)
+    fewest, filled = 1, 0
+    for rows in sizes:
+        fewest, filled = (fewest + 1, rows) if filled + rows > 100 else (fewest, filled + rows)
+    assert len(shards) == fewest
+    assert max(sum(p.output_bytes for p in shard.tensors) for shard in shards) <= 1600
+
+
+@pytest.mark.parametrize(("num_tensors", "expected"), [(5, [5]), (6, [3, 3]), (13, [4, 5, 4])])
+def test_the_last_shard_is_no_remainder(
+    tmp_path: Path, num_tensors: int, expected: list[int]
+) -> None:
+    tensors = {f"layers.{i}.w": noise((4, 8), torch.bfloat16, i) for i in range(num_tensors)}
+    pair = write(tmp_path / "initial", tensors), write(tmp_path / "aligned", tensors)
+    shards = build_plan(*pair, max_shard_size=5 * 64).shards
+    assert [len(shard.tensors) for shard in shards] == expected
 
 
 def test_unknown_options_are_refused(tmp_path: Path) -> None:
