@@ -9,7 +9,11 @@ import typer
 
 from expo_ray.cli.session import JsonFlag, QuietFlag, Session, VerboseFlag, key_value_table
 
-app = typer.Typer(help="See or change alpha of a running service.", no_args_is_help=True)
+app = typer.Typer(
+    help="See or change alpha of a running service.",
+    epilog="Example: expo-ray alpha set 0.3 --url http://127.0.0.1:8000",
+    no_args_is_help=True,
+)
 
 Url = Annotated[str, typer.Option(help="URL of the service, as serve printed it.")]
 ApiKeyEnv = Annotated[

@@ -67,6 +67,9 @@ def render_extrapolation(console: Console, result: dict[str, Any]) -> None:
             "tasks to share).",
             highlight=False,
         )
+    if result["num_skipped"]:
+        told = "Skipped what was complete: its sizes fit, `expo-ray verify` reads its contents."
+        console.print(told, highlight=False, markup=False)
     for note in result["notes"]:
         style = "yellow" if "warning: " in note else "dim"
         console.print(Text(f"note: {note}", style=style))
@@ -170,4 +173,5 @@ def render_diagnosis(console: Console, result: dict[str, Any], *, every_layer: b
     for warning in result["warnings"]:
         console.print(Text(f"warning: {warning}", style="yellow"))
     verdict = "[green]fit[/green]" if result["fit"] else "[red]not fit[/red]"
-    console.print(f"This pair is {verdict} for extrapolation.")
+    but = ", if what the warnings ask is as it should be" if result["warnings"] else ""
+    console.print(f"This pair is {verdict} for extrapolation{but if result['fit'] else ''}.")

@@ -78,9 +78,18 @@ def _call(arguments: list[str]) -> int | None:
         raise ConfigError(
             error.format_message(),
             where=_where(error),
-            hint="see `expo-ray --help` and `expo-ray COMMAND --help`",
+            hint=_hint(error),
         ) from error
     return code
+
+
+def _hint(error: TyperException) -> str:
+    context = getattr(error, "ctx", None)
+    command = "expo-ray" if context is None else context.command_path
+    flag = str(getattr(error, "option_name", ""))
+    if flag[:1] == "-" and flag[1:2].isdigit():
+        return f"put -- before a negative number; see `{command} --help`"
+    return f"see `{command} --help`"
 
 
 def _where(error: TyperException) -> str | None:

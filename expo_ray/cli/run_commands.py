@@ -33,7 +33,11 @@ def register(app: typer.Typer) -> None:
     app.command(rich_help_panel=PANEL)(submit)
     app.command(rich_help_panel=PANEL)(select_command.select)
     app.command(rich_help_panel=PANEL)(report)
-    benchmarks = typer.Typer(no_args_is_help=True, help="Published benchmarks.")
+    benchmarks = typer.Typer(
+        help="Published benchmarks.",
+        epilog="Example: expo-ray evaluate alpaca-eval --annotations annotations.json --json",
+        no_args_is_help=True,
+    )
     benchmarks.command(name="alpaca-eval")(alpaca_eval)
     benchmarks.command(name="reward-bench")(reward_bench)
     benchmarks.command(name="self-test")(reward_self_test)

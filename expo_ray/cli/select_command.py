@@ -68,7 +68,7 @@ def select(
             metavar="TRIALS",
             help="Once an alpha is confirmed, search one for each part of the model (attention "
             "and MLP by depth, embeddings, norms) in so many trials, and compare the best with "
-            "the uniform alpha on held-out prompts. Needs expo-ray[adaptive].",
+            "the uniform alpha on held-out prompts. Needs expo-ray\\[adaptive].",
         ),
     ] = None,
     allow_unfit: Annotated[

@@ -55,7 +55,8 @@ def check_structure(folder: AnyPath, record: dict[str, Any]) -> list[Problem]:
         checkpoint = Checkpoint.open(str(folder))
     except CheckpointError as error:
         where = error.where or str(folder)
-        return [file_problem(where, error.message, str(error.got), "well-formed")]
+        loaded, wanted = error.got or "nothing to load", error.expected or "a whole checkpoint"
+        return [file_problem(where, error.message, str(loaded), str(wanted))]
     found = {ref.name: [ref.dtype, list(ref.shape)] for ref in checkpoint.tensors.values()}
     expected = {name: [row["dtype"], row["shape"]] for name, row in record["tensors"].items()}
     return [

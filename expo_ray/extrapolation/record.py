@@ -106,11 +106,15 @@ def read_record_bytes(folder: str | AnyPath) -> bytes:
         ) from error
 
 
+def outputs_by_alpha(folder: AnyPath) -> list[str]:
+    """Return the names of the complete outputs of a run over several alphas."""
+    return sorted(path.parent.name for path in folder.glob(f"alpha-*/{RECORD_NAME}"))
+
+
 def _why_no_record(folder: AnyPath) -> str:
     if not folder.exists():
         return "there is no such folder: check the path"
-    outputs = sorted(path.parent.name for path in folder.glob(f"alpha-*/{RECORD_NAME}"))
-    if outputs:
+    if outputs := outputs_by_alpha(folder):
         return f"it holds one checkpoint per alpha: give one of {', '.join(outputs)}"
     if (folder / WORK_FOLDER).exists():
         return "the extrapolation was interrupted: run it again, it continues"

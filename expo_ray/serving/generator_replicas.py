@@ -85,7 +85,7 @@ class GeneratorReplicas:
             output_path: Parquet file to write.
             sampling: Settings; `num_samples` responses per prompt.
             splits: `tuning` or `heldout` per prompt id; None leaves the column null.
-            alpha: What the table records; None takes the source's.
+            alpha: What the table records; None takes the source's, or its record's.
             progress: Where progress is shown.
 
         Returns:
@@ -113,6 +113,8 @@ class GeneratorReplicas:
         answered = {key[:2] for key in table.done}
         looks_complete = all((prompt.prompt_id, i) in answered for prompt, i in wanted)
         digest = source.known_digest(read_weights=looks_complete)
+        if digest is not None:
+            _refuse_other_weights(table, digest)
         todo = _missing(wanted, table, digest)
         if todo or digest is None:
             digest = self._load(source, digest, progress)
@@ -120,7 +122,7 @@ class GeneratorReplicas:
             todo = _missing(wanted, table, digest)
         fixed = {
             "model": source.name,
-            "alpha": source.alpha if alpha is None else alpha,
+            "alpha": source.known_alpha() if alpha is None else alpha,
             "weights_digest": digest,
         }
         self._answer(source, todo, table, fixed, sampling, splits or {}, progress)

@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from expo_ray.checkpoints import Checkpoint, WeightsDigest
 from expo_ray.checkpoints.checkpoint import open_aligned
@@ -47,10 +47,11 @@ class ModelSource:
         setting = parse_setting(self.alpha, self.alpha_rules)
         if (self.initial is None) != (setting is None):
             label = "no alpha" if setting is None else setting_label(setting)
+            side = "no initial" if self.initial is None else f"initial {self.initial}"
             raise ConfigError(
                 "a live extrapolation needs both initial and alpha (or its rules)",
                 where="--initial, --alpha, --alpha-rules",
-                got=f"initial {self.initial}, {label}",
+                got=f"{side}, {label}",
             )
         rules = setting if isinstance(setting, AlphaRules) else None
         object.__setattr__(self, "alpha_rules", rules)
@@ -204,11 +205,8 @@ class ModelSource:
         """
         if self.is_live:
             return None
-        checkpoint = self.open()
-        # An adapter shows the files of its base, whose record is about other weights.
-        is_whole = not split_address(checkpoint.uri)[1]
-        if is_whole and RECORD_NAME in checkpoint.storage.list_files():
-            digest = json.loads(checkpoint.storage.read_bytes(RECORD_NAME)).get("weights_digest")
+        if (record := self._record()) is not None:
+            digest = record.get("weights_digest")
             return digest if isinstance(digest, str) else None
         if not read_weights:
             return None
@@ -216,6 +214,23 @@ class ModelSource:
         for _ in self.iter_weights(found):
             pass
         return found.hexdigest()
+
+    def known_alpha(self) -> float | None:
+        """Return alpha, of a checkpoint the one that its record tells; None where none is known."""
+        if self.setting is not None:
+            return self.alpha
+        alpha = (self._record() or {}).get("alpha")
+        return float(alpha) if isinstance(alpha, int | float) else None
+
+    def _record(self) -> dict[str, Any] | None:
+        """Return what `extrapolate` wrote beside a checkpoint; None where somebody else made it."""
+        checkpoint = self.open()
+        # An adapter shows the files of its base, whose record is about other weights.
+        is_whole = not split_address(checkpoint.uri)[1]
+        if not is_whole or RECORD_NAME not in checkpoint.storage.list_files():
+            return None
+        record: dict[str, Any] = json.loads(checkpoint.storage.read_bytes(RECORD_NAME))
+        return record
 
 
 def _digested(

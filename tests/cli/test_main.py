@@ -69,6 +69,18 @@ def test_a_wrong_request_exits_with_2_and_one_error_object(
     assert "Traceback" not in plain.stderr
 
 
+def test_the_hint_names_the_command_and_how_to_give_a_negative_number() -> None:
+    hints = {}
+    for arguments in (("extrapolate", "a", "b"), ("alpha", "set", "-0.5", "--url", "http://x")):
+        error = json_of(run(*arguments, "--json"))["error"]
+        assert isinstance(error, dict)
+        hints[arguments[0]] = error["hint"]
+    assert hints == {
+        "extrapolate": "see `expo-ray extrapolate --help`",
+        "alpha": "put -- before a negative number; see `expo-ray alpha set --help`",
+    }
+
+
 @pytest.mark.parametrize(
     ("arguments", "where"),
     [

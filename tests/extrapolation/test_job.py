@@ -125,6 +125,20 @@ def test_statistics_are_those_of_the_tensors(pico_pair: Pair, tmp_path: Path) ->
             assert found["num_nonfinite"] == 0
 
 
+def test_one_alpha_does_not_go_beside_several(pico_pair: Pair, tmp_path: Path) -> None:
+    run(pico_pair, tmp_path / "out", alpha=[0.3, 0.5])
+    with pytest.raises(ConfigError, match="one checkpoint per alpha") as caught:
+        run(pico_pair, tmp_path / "out", alpha=0.3)
+    assert caught.value.got == "alpha-0.3, alpha-0.5"
+    foreign = tmp_path / "foreign"
+    foreign.mkdir()
+    for n in range(7):
+        (foreign / f"{n}.txt").touch()
+    with pytest.raises(ConfigError, match="not made by expo_ray") as caught:
+        run(pico_pair, foreign, alpha=0.3)
+    assert caught.value.got == "0.txt, 1.txt, 2.txt, 3.txt, 4.txt and 2 more"
+
+
 def test_several_alphas_come_from_one_read(pico_pair: Pair, tmp_path: Path) -> None:
     alphas = [0.1, 0.3, 1.0, -0.5]
     together = run(pico_pair, tmp_path / "all", alpha=alphas)

@@ -124,6 +124,14 @@ def test_a_digest_is_known_before_loading_and_an_adapter_has_its_own(
     assert source.known_digest(read_weights=True) == answers(source)[0] != written
 
 
+def test_alpha_is_known_of_a_pair_and_of_what_was_written(pico_pair: Pair, tmp_path: Path) -> None:
+    initial, aligned = map(str, pico_pair)
+    extrapolate(initial, aligned, tmp_path / "out", alpha=0.5, address="inline")
+    assert ModelSource(model=str(tmp_path / "out")).known_alpha() == 0.5
+    assert ModelSource(model=aligned, initial=initial, alpha=0.3).known_alpha() == 0.3
+    assert ModelSource(model=aligned).known_alpha() is None
+
+
 @pytest.mark.parametrize("alpha", [0.0, 0.5])
 def test_an_adapter_is_served_as_what_extrapolate_writes(
     pico_pair: Pair,
