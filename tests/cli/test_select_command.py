@@ -45,6 +45,7 @@ def test_wrong_flags_are_refused_before_anything_is_written(
     assert not output.exists()
 
 
+@pytest.mark.slow
 def test_a_race_from_the_command_line(
     tmp_path: Path, ray_cluster: str, pico_pair: tuple[Path, Path], pico_reward_model: Path
 ) -> None:
