@@ -7,7 +7,10 @@ A message says what went wrong; `where` names the file, tensor, flag or recipe k
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar
+
+_NUM_NAMED = 5
 
 
 class ExpoError(Exception):
@@ -66,6 +69,12 @@ class ExpoError(Exception):
             "expected": self.expected,
             "hint": self.hint,
         }
+
+
+def first_names(names: Sequence[str]) -> str:
+    """Return the first of many names, and how many more there are."""
+    more = f" and {len(names) - _NUM_NAMED} more" if len(names) > _NUM_NAMED else ""
+    return ", ".join(names[:_NUM_NAMED]) + more
 
 
 def _rebuild(

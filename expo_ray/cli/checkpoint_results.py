@@ -173,5 +173,6 @@ def render_diagnosis(console: Console, result: dict[str, Any], *, every_layer: b
     for warning in result["warnings"]:
         console.print(Text(f"warning: {warning}", style="yellow"))
     verdict = "[green]fit[/green]" if result["fit"] else "[red]not fit[/red]"
-    but = ", if what the warnings ask is as it should be" if result["warnings"] else ""
-    console.print(f"This pair is {verdict} for extrapolation{but if result['fit'] else ''}.")
+    is_doubted = result["fit"] and result["warnings"]
+    but = ", if what the warnings ask is as it should be" if is_doubted else ""
+    console.print(f"This pair is {verdict} for extrapolation{but}.")

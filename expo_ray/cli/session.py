@@ -185,10 +185,8 @@ class Session:
     def _send_again(self, dropped: sys.UnraisableHookArgs) -> None:
         # A signal that comes while garbage is collected raises in a finalizer, where Python drops
         # what is raised; from this hook too. So it is sent again when the finalizer is done.
-        if isinstance(dropped.exc_value, KeyboardInterrupt):
-            number: int | None = signal.SIGINT
-        else:
-            number = self._received if isinstance(dropped.exc_value, SystemExit) else None
+        raised = {KeyboardInterrupt: signal.SIGINT, SystemExit: self._received}
+        number = raised.get(dropped.exc_type)
         if number is None:
             self._tell_dropped(dropped)
             return

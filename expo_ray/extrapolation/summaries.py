@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from expo_ray.checkpoints.storage import RECORD_NAME
-from expo_ray.errors import ConfigError
+from expo_ray.errors import ConfigError, first_names
 from expo_ray.extrapolation.batches import batch_tasks
 from expo_ray.extrapolation.capacity import WORKER_MEMORY_BYTES
 from expo_ray.extrapolation.loading import LoadingCheck
@@ -28,8 +28,6 @@ from expo_ray.extrapolation.tasks import (
     ShardTask,
     extra_memory_bytes,
 )
-
-_NUM_NAMED = 5
 
 
 def described_cluster(
@@ -132,8 +130,7 @@ def carrying_notes(plan: Plan) -> list[str]:
     names = plan.pair.base.other_files
     if not names:
         return []
-    more = f" and {len(names) - _NUM_NAMED} more" if len(names) > _NUM_NAMED else ""
-    return [f"not carried to the output: {', '.join(names[:_NUM_NAMED])}{more}"]
+    return [f"not carried to the output: {first_names(names)}"]
 
 
 def unmoved_notes(targets: Sequence[Target]) -> list[str]:

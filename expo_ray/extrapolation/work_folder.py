@@ -27,13 +27,12 @@ from expo_ray.checkpoints.unfinished_uploads import (
     abort_uploads,
     find_unfinished_uploads,
 )
-from expo_ray.errors import ConfigError
+from expo_ray.errors import ConfigError, first_names
 from expo_ray.extrapolation.receipts import RECEIPT_FOLDER
 from expo_ray.extrapolation.record import outputs_by_alpha
 from expo_ray.extrapolation.shard_files import RUN_FILE
 
 LOCK_FILE = "lock"
-_NUM_NAMED = 5
 _TEMPLATES = "additional_chat_templates"
 _NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
 
@@ -70,6 +69,9 @@ def examine_output(folder: AnyPath, plan_digest: str, *, overwrite: bool) -> Out
     if run.exists():
         _check_digest(run, plan_digest, "the output holds the unfinished result of another plan")
         return OutputState.UNFINISHED
+    names = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
+    if not names:
+        return OutputState.FRESH
     if outputs := outputs_by_alpha(folder):
         raise ConfigError(
             "the output folder holds one checkpoint per alpha",
@@ -78,15 +80,12 @@ def examine_output(folder: AnyPath, plan_digest: str, *, overwrite: bool) -> Out
             expected="an empty folder, or the same alphas again",
             hint="choose another folder; --overwrite would put this one beside them",
         )
-    if names := sorted(path.name for path in folder.iterdir() if not path.name.startswith(".")):
-        more = f" and {len(names) - _NUM_NAMED} more" if len(names) > _NUM_NAMED else ""
-        raise ConfigError(
-            "the output folder is not empty and was not made by expo_ray",
-            where=folder,
-            got=", ".join(names[:_NUM_NAMED]) + more,
-            hint="choose another folder, or replace its weights with --overwrite",
-        )
-    return OutputState.FRESH
+    raise ConfigError(
+        "the output folder is not empty and was not made by expo_ray",
+        where=folder,
+        got=first_names(names),
+        hint="choose another folder, or replace its weights with --overwrite",
+    )
 
 
 @contextlib.contextmanager

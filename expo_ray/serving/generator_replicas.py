@@ -120,12 +120,13 @@ class GeneratorReplicas:
             digest = self._load(source, digest, progress)
             _refuse_other_weights(table, digest)
             todo = _missing(wanted, table, digest)
-        fixed = {
-            "model": source.name,
-            "alpha": source.known_alpha() if alpha is None else alpha,
-            "weights_digest": digest,
-        }
-        self._answer(source, todo, table, fixed, sampling, splits or {}, progress)
+        if todo:
+            fixed = {
+                "model": source.name,
+                "alpha": source.known_alpha() if alpha is None else alpha,
+                "weights_digest": digest,
+            }
+            self._answer(source, todo, table, fixed, sampling, splits or {}, progress)
         rows = table.finish().to_pylist()
         return {
             "schema_version": _SCHEMA_VERSION,
@@ -165,8 +166,6 @@ class GeneratorReplicas:
         splits: Mapping[str, str],
         progress: Progress,
     ) -> None:
-        if not todo:
-            return
         # Prompts of like length share a batch, which saves padding; texts do not depend on it.
         todo = sorted(todo, key=lambda pair: -sum(len(m["content"]) for m in pair[0].messages))
         bar = progress.start(f"Generating {source.name}", len(todo), "responses")

@@ -121,7 +121,7 @@ def test_quantized_side_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_shards_are_as_few_as_the_limit_allows_and_even(tmp_path: Path, seed: int) -> None:
+def test_shards_are_as_few_as_the_limit_allows(tmp_path: Path, seed: int) -> None:
     draw = random.Random(seed)
     sizes = [draw.choice((4, 8, 16, 40)) for _ in range(draw.randrange(1, 60))]
     tensors = {f"layers.{i}.w": noise((n, 8), torch.bfloat16, i) for i, n in enumerate(sizes)}
