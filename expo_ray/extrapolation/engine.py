@@ -42,6 +42,8 @@ from expo_ray.extrapolation.tensor_pair import TensorPair
 SPARE_SLOTS = 4
 MAX_LANES = 8
 
+_Computed = Future[tuple[DeltaSums, list[memoryview]]]
+
 
 def run_shard(task: ShardTask, on_bytes: Callable[[int], None] | None = None) -> ShardReport:
     """Do the work of one task.
@@ -106,27 +108,20 @@ def _process(
     slots = [
         Slot(chunk_bytes, len(files), has_onto=task.onto_uri is not None) for _ in range(num_slots)
     ]
-    running: deque[tuple[Chunk, Slot, Future[tuple[DeltaSums, list[memoryview]]]]] = deque()
-    hashing: deque[tuple[Slot, list[Future[None]]]] = deque()
-    with _pool(task.num_threads) as workers, contextlib.ExitStack() as stack:
+    # Chunks in the order of the file, each with its slot and with what computes and hashes it.
+    running: deque[tuple[Chunk, Slot, _Computed, list[Future[None]]]] = deque()
+    with contextlib.ExitStack() as stack:
+        # Lanes end last: they wait for what the workers compute.
         lanes = [stack.enter_context(_pool(1)) for _ in range(2 * min(len(files), MAX_LANES // 2))]
-
-        def settle() -> None:
-            chunk, slot, future = running.popleft()
-            chunk_sums, views = future.result()
-            name = names[chunk.index][int(chunk.is_scales)]
-            hashing.append((slot, _hash(lanes, files, name, views)))
-            sums[chunk.index].add(chunk_sums)
-            on_bytes(_input_bytes(task.shard.tensors[chunk.index], chunk))
+        workers = stack.enter_context(_pool(task.num_threads))
 
         def free_slot() -> None:
-            while running and running[0][2].done():
-                settle()
-            if not hashing:
-                settle()
-            slot, jobs = hashing.popleft()
+            chunk, slot, computed, jobs = running.popleft()
+            chunk_sums, _ = computed.result()
             for job in jobs:
                 job.result()
+            sums[chunk.index].add(chunk_sums)
+            on_bytes(_input_bytes(task.shard.tensors[chunk.index], chunk))
             slots.append(slot)
 
         prepared = -1
@@ -135,7 +130,7 @@ def _process(
             if is_next or chunk.is_scales:
                 # What transforms hold of the tensor before is let go first; scales are complete
                 # when the codes are.
-                while running or hashing:
+                while running:
                     free_slot()
             if is_next:
                 worker.prepare(chunk.index)
@@ -143,8 +138,10 @@ def _process(
             if not slots:
                 free_slot()
             slot = slots.pop()
-            running.append((chunk, slot, workers.submit(worker.run, chunk, slot)))
-        while running or hashing:
+            computed = workers.submit(worker.run, chunk, slot)
+            name = names[chunk.index][int(chunk.is_scales)]
+            running.append((chunk, slot, computed, _hash(lanes, files, name, computed)))
+        while running:
             free_slot()
     return sums
 
@@ -175,15 +172,24 @@ def _pool(num_threads: int) -> Iterator[ThreadPoolExecutor]:
 
 
 def _hash(
-    lanes: list[ThreadPoolExecutor], files: list[ShardFile], name: str, views: list[memoryview]
+    lanes: list[ThreadPoolExecutor], files: list[ShardFile], name: str, computed: _Computed
 ) -> list[Future[None]]:
     """Queue the bytes of a chunk; a lane has one thread, so that bytes keep their order."""
     jobs: list[Future[None]] = []
-    for index, (file, view) in enumerate(zip(files, views, strict=True)):
+    for index, file in enumerate(files):
         lane = 2 * index % len(lanes)
-        jobs.append(lanes[lane].submit(file.hash_file, view))
-        jobs.append(lanes[lane + 1].submit(file.hash_tensor, name, view))
+        jobs.append(lanes[lane].submit(_hash_file, file, index, computed))
+        jobs.append(lanes[lane + 1].submit(_hash_tensor, file, index, name, computed))
     return jobs
+
+
+# A lane waits for a chunk by itself: woken by another thread, it would idle between chunks.
+def _hash_file(file: ShardFile, index: int, computed: _Computed) -> None:
+    file.hash_file(computed.result()[1][index])
+
+
+def _hash_tensor(file: ShardFile, index: int, name: str, computed: _Computed) -> None:
+    file.hash_tensor(name, computed.result()[1][index])
 
 
 def _input_bytes(pair: TensorPair, chunk: Chunk) -> int:
