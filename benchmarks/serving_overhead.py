@@ -1,6 +1,9 @@
 """Tokens per second through Serve at saturation, against the same vLLM engine used directly.
 
     python benchmarks/serving_overhead.py --size 0.5b
+    RAY_SERVE_ENABLE_HA_PROXY=1 python benchmarks/serving_overhead.py --size 0.5b
+
+The second by HAProxy, which takes the place of Serve's own proxy (README, "Serve").
 
 Runs alternate, and which comes first; answers have a fixed length; through Serve they are streamed
 over HTTP, and the client's own work counts against it. Pass: at least 0.9 of the tokens per second
@@ -22,6 +25,7 @@ from pathlib import Path
 
 import aiohttp
 from llama_pair import SHAPES, make_pair
+from ray.serve._private.constants import RAY_SERVE_ENABLE_HA_PROXY
 
 from expo_ray.cluster import ray_session
 from expo_ray.serving import EngineOptions, ModelSource, ServedModel
@@ -113,7 +117,8 @@ def main() -> int:
     ratio = statistics.median(b / a for a, b in zip(direct, through, strict=True))
     medians = statistics.median(direct), statistics.median(through)
     extra = 1e6 * (1 / medians[1] - 1 / medians[0])
-    print(f"{arguments.size}, {arguments.pairs} pairs, {work[0]} requests of {work[1]} tokens")
+    proxy = "HAProxy" if RAY_SERVE_ENABLE_HA_PROXY else "Serve's own proxy"
+    print(f"{arguments.size}, {arguments.pairs} pairs, {work[0]} requests of {work[1]} tokens, {proxy}")
     print(f"medians: direct {medians[0]:.1f}, through Serve {medians[1]:.1f} tokens/s")
     print(f"{extra:.1f} microseconds per streamed token on top")
     if arguments.size == "tiny":
