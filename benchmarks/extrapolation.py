@@ -181,8 +181,8 @@ def touch_memory(file: Path, num_bytes: int) -> None:
 
 
 def rounds(kinds: dict[str, Callable[[Path], object]], plan: Plan, folder: Path, options) -> dict:
-    """Run every kind in turn, in random order each round; return wall seconds of each."""
-    found: dict[str, list[float]] = {kind: [] for kind in kinds}
+    """Run every kind in turn, in random order each round; return (wall, CPU) seconds of each."""
+    found: dict[str, list[tuple[float, float]]] = {kind: [] for kind in kinds}
     shuffler = random.Random(0)
     for number in range(options.repeats + 1):
         for kind in shuffler.sample(list(kinds), len(kinds)):
@@ -190,9 +190,9 @@ def rounds(kinds: dict[str, Callable[[Path], object]], plan: Plan, folder: Path,
             touch_memory(folder / "scratch", options.alphas * plan.file_bytes)
             if options.cold:
                 drop_cache(plan)
-            started = time.perf_counter()
+            started, used = time.perf_counter(), time.process_time()
             kinds[kind](output)
-            seconds = time.perf_counter() - started
+            seconds = time.perf_counter() - started, time.process_time() - used
             shutil.rmtree(output, ignore_errors=True)
             os.sync()
             # The first round warms up the code, the cache and the allocator.
@@ -201,15 +201,23 @@ def rounds(kinds: dict[str, Callable[[Path], object]], plan: Plan, folder: Path,
     return found
 
 
-def show(found: dict[str, list[float]], num_bytes: int) -> None:
-    floor = statistics.median(found["floor"])
-    for kind, seconds in found.items():
-        median = statistics.median(seconds)
+def show(found: dict, num_bytes: int, *, in_process: bool = False) -> list[float]:
+    """Print medians of all kinds and return those of wall seconds.
+
+    Where all work is done in this process, its CPU seconds tell what no number of threads can beat.
+    """
+    medians = [statistics.median(wall for wall, _ in taken) for taken in found.values()]
+    floor = medians[list(found).index("floor")]
+    for (kind, taken), median in zip(found.items(), medians, strict=True):
+        walls = [wall for wall, _ in taken]
+        used = statistics.median(cpu for _, cpu in taken)
         print(
-            f"{kind:34} {median:7.2f} s ({min(seconds):.2f} to {max(seconds):.2f}) "
-            f"{num_bytes / median / 2**20:6.0f} MiB/s {median / floor:5.2f}x floor",
+            f"{kind:34} {median:7.2f} s ({min(walls):.2f} to {max(walls):.2f}) "
+            f"{num_bytes / median / 2**20:6.0f} MiB/s {median / floor:5.2f}x floor"
+            + (f", {used:5.2f} s of CPU" if in_process else ""),
             flush=True,
         )
+    return medians
 
 
 def command(plan: Plan, output: Path, alphas: list[float]) -> None:
@@ -270,7 +278,7 @@ def main() -> None:
             "engine, sha256 of shards": lambda out: engine(out, of_files=True, of_tensors=False),
             "engine, shards and tensors": lambda out: engine(out, of_files=True, of_tensors=True),
         }
-        show(rounds(kinds, plan, folder, options), moved)
+        show(rounds(kinds, plan, folder, options), moved, in_process=True)
         above = peak_memory_bytes(plan, folder / "out", alphas, options.threads)
         print(f"a worker above its imports: {above / 2**20:.0f} MiB at the most (limit 256)")
         whole: dict[str, Callable[[Path], object]] = {
@@ -280,9 +288,7 @@ def main() -> None:
             ),
             "whole command": lambda out: command(plan, out, alphas),
         }
-        found = rounds(whole, plan, folder, options)
-        show(found, moved)
-        floor, start_up, total = (statistics.median(seconds) for seconds in found.values())
+        floor, start_up, total = show(rounds(whole, plan, folder, options), moved)
         print(f"whole command less Ray's start-up: {(total - start_up) / floor:.2f}x floor")
         for num_workers in options.workers:
             with ray_session("local", num_cpus=num_workers):

@@ -86,8 +86,8 @@ def summarize(lines: Sequence[Line]) -> dict[str, Any]:
                 share["share"] is not None and share["share"] >= MIN_RECOVERED
             ),
             "never significantly below alpha 0": bool(runs) and worse["chosen"][1] == 0,
-            f"keeps aligned on {MIN_KEPT:.0%} of the negative controls": alone >= needed,
-            "the same, where `diagnose` is asked first": diagnosed >= needed,
+            f"keeps aligned on {MIN_KEPT:.0%} of the negative controls": diagnosed >= needed,
+            "the same by the choice alone, with `--allow-unfit`": alone >= needed,
         },
     }
 
@@ -100,7 +100,8 @@ def record(lines: Sequence[Line], *, num_expected: int) -> dict[str, Any]:
     return {
         **{k: found[k] for k in ("digest", "num_runs", "num_controls", "recovered", "promises")},
         "significantly_worse": found["significantly_worse"],
-        "num_kept": sum(alone for alone, _, _ in found["kept"].values()),
+        "num_kept": sum(diagnosed for _, diagnosed, _ in found["kept"].values()),
+        "num_kept_by_choice": sum(alone for alone, _, _ in found["kept"].values()),
         "num_cases": len(lines),
         "num_expected": num_expected,
         "commits": sorted({line["commit"] for line in lines}),
@@ -109,7 +110,7 @@ def record(lines: Sequence[Line], *, num_expected: int) -> dict[str, Any]:
 
 
 def _kept(controls: Sequence[Line]) -> list[int]:
-    """Count controls kept by the selection alone, kept by it or unfit to `diagnose`, and all."""
+    """Count controls kept by the choice alone, kept by it or unfit to `diagnose`, and all."""
     kept = [line["verdict"] == "keep-aligned" for line in controls]
     unfit = [not line["fit"] for line in controls]
     return [sum(kept), sum(k or u for k, u in zip(kept, unfit, strict=True)), len(controls)]
@@ -129,9 +130,9 @@ def render(lines: Sequence[Line], *, num_expected: int | None = None) -> str:
         "second judge has seen broken text and answers of the extrapolated pair too. With the "
         "laboratory's default scoring model, which has seen broken text, reward alone overshot in "
         "none of the four runs on the design seeds (0 and 1). On design seed 0 a step away from an "
-        "unrelated model was really better (larger weights, surer answers): therefore the controls "
-        "are counted without and with `diagnose`, which calls such pairs unfit; `select` and `run` "
-        "ask it before they generate anything.",
+        "unrelated model was really better (larger weights, surer answers): therefore `select` and "
+        "`run` ask `diagnose` before they generate anything, and answer keep-aligned for a pair "
+        "that it calls unfit. The controls are counted so, and by the choice alone.",
         "Every control has a seed of its own; those beyond the runs' seeds are judged by the "
         "reward models of a run. Requests are asked in all eight templates: 260 requests are 2,080 "
         f"prompts. Code: {', '.join(sorted({line['commit'] for line in lines}))}.",
@@ -189,7 +190,7 @@ def _every_run(runs: Sequence[Line]) -> str:
 
 def _controls(found: Mapping[str, Any], lines: Sequence[Line]) -> str:
     counts = "; ".join(
-        f"{kind}: {alone} of {total}, {diagnosed} where `diagnose` is asked first"
+        f"{kind}: {diagnosed} of {total}, {alone} by the choice alone"
         for kind, (alone, diagnosed, total) in found["kept"].items()
     )
     lost = [

@@ -75,7 +75,8 @@ def select(
         bool,
         typer.Option(
             "--allow-unfit",
-            help="Go on with a pair that `diagnose` calls unfit, such as unrelated models.",
+            help="Evaluate a pair that `diagnose` calls unfit, such as unrelated models. (default: "
+            "the verdict is keep-aligned, and nothing is generated)",
         ),
     ] = False,
     guard: Annotated[
@@ -174,12 +175,13 @@ def render_result(console: Console, result: dict[str, Any]) -> None:
     """Print the verdict, the candidates and where everything lies."""
     from expo_ray.reports import parts_sentence, summary_rows, verdict_sentence
 
-    columns, rows = summary_rows(Path(result["output"]))
-    table = new_table(*columns, title="Candidates on the tuning prompts")
-    for row in rows:
-        table.add_row(*(str(cell) for cell in row))
-    console.print(table)
-    console.print()
+    if not result["selection"]["unfit"]:
+        columns, rows = summary_rows(Path(result["output"]))
+        table = new_table(*columns, title="Candidates on the tuning prompts")
+        for row in rows:
+            table.add_row(*(str(cell) for cell in row))
+        console.print(table)
+        console.print()
     console.print(verdict_sentence(result["selection"]), markup=False)
     for warning in result["selection"]["warnings"]:
         console.print(f"warning: {warning}", markup=False)

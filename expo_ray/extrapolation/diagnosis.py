@@ -64,23 +64,19 @@ class Diagnosis:
         """What speaks against it, the worst first."""
         return self.reasons + self.doubts
 
-    def require_fit(self, *, hint: str = "") -> None:
+    def require_fit(self) -> None:
         """Go on with a fit pair only.
-
-        Args:
-            hint: What else can be done about it.
 
         Raises:
             WorkError: The pair is unfit.
         """
         if self.fit:
             return
-        parent = "initial must be the direct parent that aligned was trained from"
         raise WorkError(
             "the pair is not fit for extrapolation",
             where=f"{self.initial} and {self.aligned}",
             got="; ".join(self.reasons),
-            hint="; ".join(filter(None, (parent, hint))),
+            hint="initial must be the direct parent that aligned was trained from",
         )
 
     def as_dict(self) -> dict[str, Any]:
@@ -90,6 +86,7 @@ class Diagnosis:
             "initial": self.initial,
             "aligned": self.aligned,
             "fit": self.fit,
+            "reasons": list(self.reasons),
             "warnings": list(self.warnings),
             **self.total,
             "groups": self.groups,

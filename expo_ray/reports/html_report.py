@@ -24,7 +24,7 @@ from expo_ray.reports.truth import TruthVerdict, judge_by_truth
 
 _OPTIONAL: Mapping[str, Any] = {
     **{"reason": "", "num_tuning": 0, "num_heldout": 0, "guards": ()},
-    **{"first_order": None, "search": None},
+    **{"first_order": None, "search": None, "unfit": ()},
 }
 
 
@@ -138,10 +138,13 @@ def _drawings(run: RunFiles, throughput: Throughput | None) -> list[Drawing]:
         for name, tables in run.guard_rewards.items()
     }
     guards = {name: gains for name, gains in curves.items() if gains}
-    drawn = [figures.reward_curve(selection, truth, truth_mean)]
+    drawn = []
+    if not selection.get("unfit"):
+        drawn.append(figures.reward_curve(selection, truth, truth_mean))
     if guards:
         drawn.append(figures.guard_curves(selection, guards))
-    drawn.append(figures.length_curve(selection))
+    if not selection.get("unfit"):
+        drawn.append(figures.length_curve(selection))
     if selection.get("first_order"):
         drawn.append(first_order_curve(selection["first_order"]))
     if throughput is not None and throughput.plottable:

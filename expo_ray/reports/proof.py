@@ -50,6 +50,7 @@ def _sentences(record: dict[str, Any]) -> list[str]:
     )
     if total:
         sentences.append(
-            f"Of {total} directions that mean nothing, it kept the aligned model on {kept}."
+            f"Of {total} directions that mean nothing, it kept the aligned model on {kept} "
+            f"({record['num_kept_by_choice']} where the pair was not diagnosed first)."
         )
     return sentences

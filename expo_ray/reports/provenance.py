@@ -58,9 +58,24 @@ def next_steps(run: RunFiles) -> list[Step]:
     """Return the commands that a reader of this verdict wants next."""
     initial, aligned = _location(run, "initial"), _location(run, "aligned")
     if run.selection["verdict"] != "extrapolate":
-        return [
+        keep = [
             Step(what="Serve the aligned model", command=f"expo-ray serve {aligned}"),
             *_deploy(run),
+        ]
+        if run.selection.get("unfit"):
+            return [
+                Step(
+                    what="Look at the pair, layer by layer",
+                    command=f"expo-ray diagnose {initial} {aligned} -v",
+                ),
+                *keep,
+                Step(
+                    what="Evaluate it all the same, in this directory (`select` has --allow-unfit)",
+                    command="expo-ray run RECIPE --set extrapolation.allow_unfit=true",
+                ),
+            ]
+        return [
+            *keep,
             Step(
                 what="Try other candidates or more prompts, in a new directory",
                 command=f"expo-ray run RECIPE --set output={shlex.quote(str(run.path))}-2 "

@@ -118,6 +118,8 @@ def verdict_sentence(selection: Selection) -> str:
         if not result:
             return f"{name} was chosen on tuning prompts alone; no held-out prompts confirm it."
         return f"{name} {result}."
+    if selection.get("unfit"):
+        return f"Keep the aligned model: {selection['reason']}; nothing was generated."
     if not result:
         return "Keep the aligned model: no candidate earned a comparison on held-out prompts."
     name = candidate_name(heldout(selection)["alpha"])

@@ -96,6 +96,7 @@ def choose_alpha(
                 num_judges=1 + len(_peers(tuning, settings)),
             )
         ),
+        "unfit": [],
         "tried_alpha": None if tried is None else tried.alpha,
         "rejected_alpha": None if extrapolate or shown == 0 else shown,
         "num_tuning": tuning.num_prompts,

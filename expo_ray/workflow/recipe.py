@@ -85,7 +85,8 @@ class ExtrapolationSettings(BaseModel):
 
     allow_unfit: bool = Field(
         False,
-        description="Go on with a pair that `diagnose` calls unfit, such as unrelated models.",
+        description="Evaluate a pair that `diagnose` calls unfit, such as unrelated models; else "
+        "the verdict on it is keep-aligned, and nothing is generated.",
     )
 
     @property

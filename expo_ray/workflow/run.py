@@ -69,16 +69,8 @@ def run_recipe(
         # Left last, after Ray.
         stack.enter_context(directory.claim(recipe_text=recipe_text, digest=recipe.digest()))
         prepare_models(this)
-        stages.check_pair(this)
-        if recipe.selection.strategy == "grid":
-            stages.write_candidates(this)
-            stages.generate_responses(this)
-            stages.score_responses(this)
-        else:
-            search_candidates(this)
-        selection = search_parts(this, stages.choose(this))
-        stages.measure_throughput(this, selection)
-        stages.keep_chosen(this, selection)
+        unfit = stages.check_pair(this)
+        selection = stages.keep_aligned(this, unfit) if unfit else _evaluate(this)
         report = stages.write_up(this, selection)
     return {
         "output": str(directory.path),
@@ -86,6 +78,20 @@ def run_recipe(
         "selection": selection,
         "next": [asdict(step) for step in next_steps(RunFiles.read(directory.path, tables=False))],
     }
+
+
+def _evaluate(this: stages.Run) -> dict[str, Any]:
+    """Answer the prompts by every candidate, choose one, and keep its checkpoint."""
+    if this.recipe.selection.strategy == "grid":
+        stages.write_candidates(this)
+        stages.generate_responses(this)
+        stages.score_responses(this)
+    else:
+        search_candidates(this)
+    selection = search_parts(this, stages.choose(this))
+    stages.measure_throughput(this, selection)
+    stages.keep_chosen(this, selection)
+    return selection
 
 
 def select(
@@ -133,7 +139,8 @@ def select(
         min_alpha: How far backwards where nothing gains.
         adaptive: Then search an alpha for each part of the model in so many trials, from the
             chosen one; needs `expo-ray[adaptive]`.
-        allow_unfit: Go on with a pair that `diagnose` calls unfit, such as unrelated models.
+        allow_unfit: Evaluate a pair that `diagnose` calls unfit, such as unrelated models; else
+            the verdict on it is keep-aligned, and nothing is generated.
         guards: Thresholds, by their names in `SelectionSettings`.
         columns: The source's names of our columns (`{"prompt": "question"}`).
         num_prompts: Use so many prompts, drawn at random by the seed.

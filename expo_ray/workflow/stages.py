@@ -26,6 +26,7 @@ from expo_ray.rewards import RewardModelSpec
 from expo_ray.rewards.anchors import AnchorPair
 from expo_ray.selection import choose_alpha
 from expo_ray.selection.search import SearchResult
+from expo_ray.selection.unfit import keep_unfit
 from expo_ray.serving import GeneratorReplicas, ModelSource, RewardReplicas
 from expo_ray.serving.alpha_setting import AlphaSetting
 from expo_ray.serving.self_test_file import measured_spread
@@ -126,21 +127,28 @@ class Run:
         self.progress.message(f"{name}: {seconds:.1f} s")
 
 
-def check_pair(run: Run) -> None:
+def check_pair(run: Run) -> Sequence[str]:
     """Read the pair once before hours are spent on it.
 
-    Raises:
-        WorkError: Its difference is not worth extrapolating, and the recipe does not allow that.
+    Returns:
+        Why it is not to be extrapolated; nothing where it is fit, or the recipe allows any.
     """
     with run.stage("diagnosis", done=run.directory.diagnosis_file.exists()) as todo:
-        if not todo:
-            return
-        found = diagnose(run.initial, run.aligned, address=run.address, progress=run.progress)
-        if not run.recipe.extrapolation.allow_unfit:
-            found.require_fit(hint="`extrapolation.allow_unfit: true` or --allow-unfit tries it")
-        for warning in found.warnings:
-            run.progress.message(f"warning: {warning}")
-        atomic_write_json(run.directory.diagnosis_file, found.as_dict())
+        if todo:
+            made = diagnose(run.initial, run.aligned, address=run.address, progress=run.progress)
+            for warning in made.warnings:
+                run.progress.message(f"warning: {warning}")
+            atomic_write_json(run.directory.diagnosis_file, made.as_dict())
+    if run.recipe.extrapolation.allow_unfit:
+        return ()
+    return list(read_json(run.directory.diagnosis_file).get("reasons", ()))
+
+
+def keep_aligned(run: Run, reasons: Sequence[str]) -> dict[str, Any]:
+    """Answer for an unfit pair, without any generation, and write `selection.json`."""
+    selection = keep_unfit(reasons, run.recipe.selection)
+    atomic_write_json(run.directory.selection_file, selection)
+    return selection
 
 
 def write_candidates(run: Run) -> None:
@@ -148,7 +156,8 @@ def write_candidates(run: Run) -> None:
     if run.recipe.extrapolation.live:
         return
     # A finished sweep needs its checkpoints no more: those not kept may be gone by now.
-    if run.directory.selection_file.exists() and run.recipe.extrapolation.keep == "chosen":
+    swept = run.directory.selection_file.exists() and run.directory.responses(0.0).exists()
+    if swept and run.recipe.extrapolation.keep == "chosen":
         return
     _extrapolate(run, run.recipe.extrapolation.alphas)
 

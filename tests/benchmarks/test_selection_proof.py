@@ -98,7 +98,7 @@ def test_a_pair_that_is_unfit_counts_as_kept_only_where_diagnose_is_asked() -> N
     lost = [control("unrelated", "extrapolate", 0.3, fit=False)] * 2
     found = summarize([*RUNS, *CONTROLS, *lost])
     assert found["kept"] == {"unrelated": [19, 21, 21], "random-direction": [1, 1, 1]}
-    assert list(found["promises"].values())[-2:] == [False, True]
+    assert list(found["promises"].values())[-2:] == [True, False]
 
 
 def test_the_report_lists_every_run_and_every_control_that_was_not_kept() -> None:
@@ -109,7 +109,7 @@ def test_the_report_lists_every_run_and_every_control_that_was_not_kept() -> Non
     )
     assert text.count("| 10% |") == 3
     assert "Not finished: 24 of 25" in text
-    assert "random-direction: 1 of 2, 1 where" in text
+    assert "random-direction: 1 of 2, 1 by the choice alone" in text
     assert "| random-direction x | 0.5 | +0.40 [+0.30, +0.50] | yes |" in text
     assert "all 24 cases" in text
     assert "the full grid in 100%, for 30% of its answers (50% of those" in text
@@ -126,7 +126,7 @@ def test_the_report_of_a_laboratory_tells_what_was_measured(tmp_path: Path) -> N
     assert "24 of 25 cases" in text
     assert "recovered 70% of the truth" in text
     assert "in 0 of them, the highest reward alone in 2 (" in text
-    assert "Of 21 directions that mean nothing, it kept the aligned model on 20." in text
+    assert "Of 21 directions that mean nothing, it kept the aligned model on 20 (20 where" in text
 
 
 def test_cases_are_what_was_promised() -> None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import json
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
-from expo_ray.errors import WorkError
+from expo_ray.cli.select_command import render_result
 from expo_ray.progress import NullProgress
 from expo_ray.workflow import stages
 from expo_ray.workflow.inputs import prepare_models
@@ -26,23 +29,35 @@ def unrelated(pico_pair: Pair, tmp_path: Path) -> Pair:
     return save_pair(tmp_path / "other", seed=5)[0], pico_pair[1]
 
 
-def test_unrelated_models_end_a_run_before_it_generates(
+def test_unrelated_models_are_kept_as_they_are_before_anything_is_generated(
     ray_cluster: str, unrelated: Pair, pico_reward_model: Path, tmp_path: Path
 ) -> None:
     recipe = write_recipe(tmp_path, unrelated, pico_reward_model)
-    with pytest.raises(WorkError, match="not fit") as caught:
-        run(recipe, address=ray_cluster)
-    assert "unrelated" in str(caught.value.got)
-    assert "--allow-unfit" in str(caught.value.hint)
+    for _ in range(2):
+        result = run(recipe, address=ray_cluster)
+        selection = result["selection"]
+        assert (selection["verdict"], selection["best_alpha"]) == ("keep-aligned", 0.0)
+        assert [c["alpha"] for c in selection["candidates"]] == [0.0]
+        assert "unrelated" in selection["reason"]
     directory = RunDir(tmp_path / "run")
-    assert not directory.diagnosis_file.exists()
+    assert json.loads(directory.selection_file.read_text()) == selection
     assert not (directory.path / "responses").exists()
+    assert not directory.checkpoints.exists()
+    steps = " ".join(f"{step['what']} {step['command']}" for step in result["next"])
+    assert "--allow-unfit" in steps and "expo-ray diagnose" in steps
+    page = directory.report_file.read_text()
+    assert "Keep the aligned model" in page and "unrelated" in page
+    assert "The candidates" not in page and "What stood guard" not in page
+    console = Console(file=io.StringIO(), width=200)
+    render_result(console, result)
+    printed = console.file.getvalue()
+    assert "not fit" in printed and "Candidates on" not in printed
 
 
 def test_they_may_be_asked_for_and_are_read_once(
     ray_cluster: str, unrelated: Pair, pico_reward_model: Path, tmp_path: Path
 ) -> None:
-    settings = {"alphas": [0.5], "allow_unfit": True}
+    settings = {"alphas": [0.5], "allow_unfit": True, "live": False}
     recipe = load_recipe(
         write_recipe(tmp_path, unrelated, pico_reward_model, extrapolation=settings)
     )
@@ -56,8 +71,14 @@ def test_they_may_be_asked_for_and_are_read_once(
             stack=stack,
         )
         prepare_models(this)
-        stages.check_pair(this)
+        assert not stages.check_pair(this)
         written = directory.diagnosis_file.stat().st_mtime_ns
-        stages.check_pair(this)
+        forbidding = recipe.extrapolation.model_copy(update={"allow_unfit": False})
+        before = replace(this, recipe=recipe.model_copy(update={"extrapolation": forbidding}))
+        stages.keep_aligned(before, stages.check_pair(before))
+        # Its verdict does not count as a finished sweep.
+        assert not stages.check_pair(this)
+        stages.write_candidates(this)
+    assert (directory.checkpoint(0.5) / "expo_ray.json").exists()
     assert json.loads(directory.diagnosis_file.read_text())["fit"] is False
     assert directory.diagnosis_file.stat().st_mtime_ns == written

@@ -1,0 +1,68 @@
+"""The verdict on a pair that is not fit for extrapolation: keep aligned, nothing measured."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from expo_ray.selection.candidates import Candidate
+from expo_ray.selection.choice import SCHEMA_VERSION
+from expo_ray.selection.settings import SelectionSettings
+
+
+def keep_unfit(reasons: Sequence[str], settings: SelectionSettings) -> dict[str, Any]:
+    """Return the selection of a pair whose delta is no alignment, before anything is generated.
+
+    A reward model can like a step along any direction (in the laboratory's proof it did for 7 of
+    30 unrelated models), so such a pair is not asked.
+
+    Args:
+        reasons: Why it is not fit, of `diagnose`.
+        settings: The rules that would have been used.
+
+    Returns:
+        The content of selection.json: alpha 0 as the one candidate, its figures null.
+    """
+    unmeasured = dict.fromkeys(("gain", "ci_low", "ci_high", "p_value"))
+    aligned = Candidate(
+        alpha=0.0,
+        num_pairs=0,
+        num_errors=0,
+        mean_reward=None,
+        ci_low=None,
+        ci_high=None,
+        gain=None,
+        gain_ci_low=None,
+        gain_ci_high=None,
+        mean_tokens=None,
+        length_ratio=None,
+        truncation_rate=None,
+        collapsed=False,
+        length_controlled_gain=None,
+        p_value=None,
+        p_adjusted=None,
+        eligible=False,
+        stopped_by=(),
+        dropped=None,
+    )
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "best_alpha": 0.0,
+        "verdict": "keep-aligned",
+        "reason": (
+            f"the pair is not fit for extrapolation: {'; '.join(reasons)}; initial must be the "
+            "direct parent that aligned was trained from"
+        ),
+        "unfit": list(reasons),
+        "tried_alpha": None,
+        "rejected_alpha": None,
+        "num_tuning": 0,
+        "num_heldout": 0,
+        "candidates": [aligned.as_dict()],
+        "guards": [],
+        "heldout": {"alpha": 0.0, **unmeasured, "num_pairs": 0, "confirmed": False},
+        "first_order": None,
+        "search": None,
+        "warnings": [],
+        "settings": settings.model_dump(),
+    }
