@@ -199,7 +199,7 @@ def _controls(found: Mapping[str, Any], lines: Sequence[Line]) -> str:
         if line["kind"] != "run" and line["verdict"] != "keep-aligned"
     ]
     words = f"Negative controls answered with keep-aligned: {counts}."
-    header = ("not kept", "alpha", "truth gain", "fit")
+    header = ("not kept by the choice alone", "alpha", "truth gain", "fit")
     return f"{words}\n\n{_table(header, lost)}" if lost else words
 
 

@@ -204,6 +204,7 @@ def test_what_many_laboratories_showed_stands_beside_the_one(
         "num_runs": 1,
         "num_controls": 60,
         "num_kept": 58,
+        "num_kept_by_choice": 51,
         "num_cases": 61,
         "num_expected": 61,
         "recovered": {"share": 0.8, "ci_low": 0.6, "ci_high": 0.9},

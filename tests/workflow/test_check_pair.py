@@ -57,7 +57,7 @@ def test_unrelated_models_are_kept_as_they_are_before_anything_is_generated(
 def test_they_may_be_asked_for_and_are_read_once(
     ray_cluster: str, unrelated: Pair, pico_reward_model: Path, tmp_path: Path
 ) -> None:
-    settings = {"alphas": [0.5], "allow_unfit": True, "live": False}
+    settings = {"alphas": [0.5], "allow_unfit": True, "output_dtype": "float32"}
     recipe = load_recipe(
         write_recipe(tmp_path, unrelated, pico_reward_model, extrapolation=settings)
     )
