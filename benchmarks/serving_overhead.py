@@ -118,9 +118,8 @@ def main() -> int:
     medians = statistics.median(direct), statistics.median(through)
     extra = 1e6 * (1 / medians[1] - 1 / medians[0])
     proxy = "HAProxy" if RAY_SERVE_ENABLE_HA_PROXY else "Serve's own proxy"
-    print(
-        f"{arguments.size}, {arguments.pairs} pairs, {work[0]} requests of {work[1]} tokens, {proxy}"
-    )
+    print(f"{arguments.size}, {arguments.pairs} pairs, {proxy}")
+    print(f"{work[0]} requests of {work[1]} tokens each")
     print(f"medians: direct {medians[0]:.1f}, through Serve {medians[1]:.1f} tokens/s")
     print(f"{extra:.1f} microseconds per streamed token on top")
     if arguments.size == "tiny":

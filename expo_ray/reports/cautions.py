@@ -113,7 +113,7 @@ def _about_too_long(run: RunFiles) -> Iterator[str]:
 
 def _about_numbers(selection: Mapping[str, Any]) -> Iterator[str]:
     pairs = heldout(selection).get("num_pairs")
-    if pairs is not None and pairs < SMALL_SAMPLE:
+    if pairs is not None and pairs < SMALL_SAMPLE and not selection.get("unfit"):
         yield (
             f"Only {pairs} held-out prompts: small gains stay undetected, and the interval is "
             "wide. Four times as many prompts halve it."
