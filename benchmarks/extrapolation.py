@@ -204,7 +204,8 @@ def rounds(kinds: dict[str, Callable[[Path], object]], plan: Plan, folder: Path,
 def show(found: dict, num_bytes: int, *, in_process: bool = False) -> list[float]:
     """Print medians of all kinds and return those of wall seconds.
 
-    Where all work is done in this process, its CPU seconds tell what no number of threads can beat.
+    Where all work is done in this process, its CPU seconds are shown too: divided by the cores,
+    they are the least time that any number of threads could take.
     """
     medians = [statistics.median(wall for wall, _ in taken) for taken in found.values()]
     floor = medians[list(found).index("floor")]

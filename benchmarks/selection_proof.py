@@ -14,8 +14,9 @@ along directions that mean nothing. Promised is:
     4. it keeps the aligned model on at least 95% of the negative controls
 
 Away from an unrelated model means larger weights, so surer answers, which can be really better: on
-a design seed alpha 0.3 was, in truth. Such a pair is for `diagnose` to tell, which `select` and
-`run` ask before they generate anything; the controls are counted without and with it.
+a design seed alpha 0.3 was, in truth. Such a pair is for `diagnose` to tell: `select` and `run` ask
+it before they generate anything, and keep the aligned model of an unfit pair. The controls are
+counted so, and by the choice alone.
 
 Every control has a seed of its own. Those beyond the runs' seeds are judged by the reward models of
 a run, whose training is most of what a laboratory costs; they never saw the control's models.

@@ -3,7 +3,7 @@
     python benchmarks/serving_overhead.py --size 0.5b
     RAY_SERVE_ENABLE_HA_PROXY=1 python benchmarks/serving_overhead.py --size 0.5b
 
-The second by HAProxy, which takes the place of Serve's own proxy (README, "Serve").
+The second by HAProxy, which takes the place of Serve's own proxy (README, "Load tests").
 
 Runs alternate, and which comes first; answers have a fixed length; through Serve they are streamed
 over HTTP, and the client's own work counts against it. Pass: at least 0.9 of the tokens per second

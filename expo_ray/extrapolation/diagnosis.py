@@ -33,6 +33,7 @@ SFT_LIKE_RMS = math.sqrt(6.348e-6 * 1.955e-4)
 LARGE_DELTA = 0.3
 UNRELATED_DELTA = 0.7
 UNRELATED_COSINE = 0.75
+DIRECT_PARENT = "initial must be the direct parent that aligned was trained from"
 _TASK_SIZE = "2GB"
 
 Row = dict[str, Any]
@@ -60,6 +61,11 @@ class Diagnosis:
         return not self.reasons
 
     @property
+    def is_broken(self) -> bool:
+        """Whether it holds values that are not finite: neither model is worth keeping then."""
+        return bool(self.total["num_nonfinite"])
+
+    @property
     def warnings(self) -> tuple[str, ...]:
         """What speaks against it, the worst first."""
         return self.reasons + self.doubts
@@ -76,7 +82,7 @@ class Diagnosis:
             "the pair is not fit for extrapolation",
             where=f"{self.initial} and {self.aligned}",
             got="; ".join(self.reasons),
-            hint="initial must be the direct parent that aligned was trained from",
+            hint=DIRECT_PARENT,
         )
 
     def as_dict(self) -> dict[str, Any]:

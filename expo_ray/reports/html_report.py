@@ -141,9 +141,8 @@ def _drawings(run: RunFiles, throughput: Throughput | None) -> list[Drawing]:
     drawn = []
     if not selection.get("unfit"):
         drawn.append(figures.reward_curve(selection, truth, truth_mean))
-    if guards:
-        drawn.append(figures.guard_curves(selection, guards))
-    if not selection.get("unfit"):
+        if guards:
+            drawn.append(figures.guard_curves(selection, guards))
         drawn.append(figures.length_curve(selection))
     if selection.get("first_order"):
         drawn.append(first_order_curve(selection["first_order"]))

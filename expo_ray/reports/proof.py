@@ -50,7 +50,7 @@ def _sentences(record: dict[str, Any]) -> list[str]:
     )
     if total:
         sentences.append(
-            f"Of {total} directions that mean nothing, it kept the aligned model on {kept} "
-            f"({record['num_kept_by_choice']} where the pair was not diagnosed first)."
+            f"Of {total} directions that mean nothing, it kept the aligned model on {kept}; "
+            f"without asking first whether the pair is fit, on {record['num_kept_by_choice']}."
         )
     return sentences

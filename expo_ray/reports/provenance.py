@@ -64,13 +64,9 @@ def next_steps(run: RunFiles) -> list[Step]:
         ]
         if run.selection.get("unfit"):
             return [
-                Step(
-                    what="Look at the pair, layer by layer",
-                    command=f"expo-ray diagnose {initial} {aligned} -v",
-                ),
                 *keep,
                 Step(
-                    what="Evaluate it all the same, in this directory (`select` has --allow-unfit)",
+                    what="Evaluate it all the same, in this directory (`select`: --allow-unfit)",
                     command="expo-ray run RECIPE --set extrapolation.allow_unfit=true",
                 ),
             ]

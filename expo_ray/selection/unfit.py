@@ -1,20 +1,30 @@
-"""The verdict on a pair that is not fit for extrapolation: keep aligned, nothing measured."""
+"""A pair that is not fit for extrapolation: the verdict on it where it is not evaluated."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
+from expo_ray.extrapolation.diagnosis import DIRECT_PARENT
 from expo_ray.selection.candidates import Candidate
 from expo_ray.selection.choice import SCHEMA_VERSION
 from expo_ray.selection.settings import SelectionSettings
 
 
-def keep_unfit(reasons: Sequence[str], settings: SelectionSettings) -> dict[str, Any]:
-    """Return the selection of a pair whose delta is no alignment, before anything is generated.
+def explain_unfit(reasons: Sequence[str]) -> str:
+    """Say why a pair is not fit.
 
-    A reward model can like a step along any direction (in the laboratory's proof it did for 7 of
-    30 unrelated models), so such a pair is not asked.
+    Args:
+        reasons: Of `diagnose`.
+    """
+    return f"the pair is not fit for extrapolation: {'; '.join(reasons)}"
+
+
+def keep_unfit(reasons: Sequence[str], settings: SelectionSettings) -> dict[str, Any]:
+    """Return the selection of a pair that is not evaluated, because its delta is no alignment.
+
+    Rewards can rise along any direction (benchmarks/results/selection_proof.md: for 7 of 30
+    unrelated models they did), so they are not asked.
 
     Args:
         reasons: Why it is not fit, of `diagnose`.
@@ -49,10 +59,7 @@ def keep_unfit(reasons: Sequence[str], settings: SelectionSettings) -> dict[str,
         "schema_version": SCHEMA_VERSION,
         "best_alpha": 0.0,
         "verdict": "keep-aligned",
-        "reason": (
-            f"the pair is not fit for extrapolation: {'; '.join(reasons)}; initial must be the "
-            "direct parent that aligned was trained from"
-        ),
+        "reason": f"{explain_unfit(reasons)}; {DIRECT_PARENT}",
         "unfit": list(reasons),
         "tried_alpha": None,
         "rejected_alpha": None,
@@ -63,6 +70,7 @@ def keep_unfit(reasons: Sequence[str], settings: SelectionSettings) -> dict[str,
         "heldout": {"alpha": 0.0, **unmeasured, "num_pairs": 0, "confirmed": False},
         "first_order": None,
         "search": None,
+        "measurement_spread": None,
         "warnings": [],
         "settings": settings.model_dump(),
     }

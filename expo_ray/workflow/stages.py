@@ -26,7 +26,7 @@ from expo_ray.rewards import RewardModelSpec
 from expo_ray.rewards.anchors import AnchorPair
 from expo_ray.selection import choose_alpha
 from expo_ray.selection.search import SearchResult
-from expo_ray.selection.unfit import keep_unfit
+from expo_ray.selection.unfit import explain_unfit, keep_unfit
 from expo_ray.serving import GeneratorReplicas, ModelSource, RewardReplicas
 from expo_ray.serving.alpha_setting import AlphaSetting
 from expo_ray.serving.self_test_file import measured_spread
@@ -131,16 +131,26 @@ def check_pair(run: Run) -> Sequence[str]:
     """Read the pair once before hours are spent on it.
 
     Returns:
-        Why it is not to be extrapolated; nothing where it is fit, or the recipe allows any.
+        Why it is not evaluated; nothing where it is fit, or the recipe allows any pair.
+
+    Raises:
+        WorkError: It holds values that are not finite.
     """
     with run.stage("diagnosis", done=run.directory.diagnosis_file.exists()) as todo:
         if todo:
             made = diagnose(run.initial, run.aligned, address=run.address, progress=run.progress)
+            if made.is_broken and not run.recipe.extrapolation.allow_unfit:
+                made.require_fit()
             for warning in made.warnings:
                 run.progress.message(f"warning: {warning}")
             atomic_write_json(run.directory.diagnosis_file, made.as_dict())
-    if run.recipe.extrapolation.allow_unfit:
+    # Allowed once, its answers are not thrown away by a rerun that says nothing of it.
+    if run.recipe.extrapolation.allow_unfit or run.directory.responses(0.0).exists():
         return ()
+    return _reasons_against(run)
+
+
+def _reasons_against(run: Run) -> Sequence[str]:
     return list(read_json(run.directory.diagnosis_file).get("reasons", ()))
 
 
@@ -156,7 +166,8 @@ def write_candidates(run: Run) -> None:
     if run.recipe.extrapolation.live:
         return
     # A finished sweep needs its checkpoints no more: those not kept may be gone by now.
-    swept = run.directory.selection_file.exists() and run.directory.responses(0.0).exists()
+    selection = read_json(run.directory.selection_file)
+    swept = bool(selection) and not selection.get("unfit")
     if swept and run.recipe.extrapolation.keep == "chosen":
         return
     _extrapolate(run, run.recipe.extrapolation.alphas)
@@ -243,6 +254,9 @@ def score_responses(run: Run) -> None:
 def choose(run: Run) -> dict[str, Any]:
     """Choose alpha by the rewards and write `selection.json`."""
     selection = decide(run)
+    reasons = _reasons_against(run)
+    if reasons:
+        selection["warnings"] = [explain_unfit(reasons), *selection["warnings"]]
     atomic_write_json(run.directory.selection_file, selection)
     return selection
 

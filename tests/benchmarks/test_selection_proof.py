@@ -126,7 +126,7 @@ def test_the_report_of_a_laboratory_tells_what_was_measured(tmp_path: Path) -> N
     assert "24 of 25 cases" in text
     assert "recovered 70% of the truth" in text
     assert "in 0 of them, the highest reward alone in 2 (" in text
-    assert "Of 21 directions that mean nothing, it kept the aligned model on 20 (20 where" in text
+    assert "Of 21 directions that mean nothing, it kept the aligned model on 20; without" in text
 
 
 def test_cases_are_what_was_promised() -> None:
