@@ -168,10 +168,20 @@ def _check_errors(points: Sequence[dict[str, Any]], options: LoadtestOptions, ou
             continue
         load = Load(concurrency=point["concurrency"], rate=point["offered_rate"])
         classes = ", ".join(f"{kind} {count}" for kind, count in point["errors"].items())
+        rows = output / "requests.parquet"
         raise EvaluationError(
             f"{problem or 'no request completed'} at {load}",
-            where=output / "requests.parquet",
+            where=rows,
             got=classes,
             expected=f"at most {options.max_error_rate:.1%} failed by the service, and at most "
             f"{options.max_empty_rate:.1%} without text",
+            hint=_first_detail(rows, point["errors"]),
         )
+
+
+def _first_detail(rows: Path, errors: Mapping[str, int]) -> str:
+    """Quote what was said with the first failure of the most frequent kind."""
+    worst = max(errors, key=lambda kind: errors[kind], default="")
+    table = pq.read_table(rows, columns=["error_detail"], filters=[("error", "=", worst)])
+    said = next(filter(None, table["error_detail"].to_pylist()), None)
+    return f"the first {worst}: {said}" if said else "the column error_detail says more"

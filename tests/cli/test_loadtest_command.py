@@ -74,6 +74,7 @@ def test_the_table_and_failures_on_the_terminal(
     assert command(service, tmp_path, "--concurrency", "2", prompt="http_500") == 1
     shown = capsys.readouterr()
     assert "6 of 6 requests failed" in shown.err and "http_500 6" in shown.err
+    assert "hint: the first http_500: " in shown.err
 
 
 def test_labels_and_alphas_that_do_not_fit(
