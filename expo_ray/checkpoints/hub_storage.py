@@ -237,6 +237,8 @@ def _failure(where: str, error: Exception) -> CheckpointError:
     from huggingface_hub import errors
 
     got, hint = f"{type(error).__name__}: {error}", "is HF_ENDPOINT right, is the network there?"
+    if not where.startswith(SCHEME):
+        hint = f"no local folder has this name; if it is meant as a Hub id: {hint}"
     if isinstance(error, errors.OfflineModeIsEnabled):
         got, hint = "HF_HUB_OFFLINE is set", "unset it, or give a local folder"
     elif isinstance(error, errors.GatedRepoError):

@@ -111,6 +111,19 @@ def test_what_is_not_there_says_so(
     assert "token_of_tests" not in str(caught.value)
 
 
+def test_a_path_that_is_no_folder_is_not_only_blamed_on_the_network(
+    hub: HubServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.close()
+    monkeypatch.setattr(retries, "FIRST_DELAY_SECONDS", 0.0)
+    with pytest.raises(CheckpointError) as caught:
+        Checkpoint.open("runs/missing")
+    assert "no local folder has this name" in str(caught.value.hint)
+    with pytest.raises(CheckpointError) as caught:
+        Checkpoint.open("hf://runs/missing")
+    assert "local" not in str(caught.value.hint)
+
+
 def test_a_local_folder_wins_over_a_hub_id(
     hub: HubServer, pico_pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
