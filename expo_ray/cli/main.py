@@ -5,6 +5,7 @@ Nothing heavy is imported before a command runs: `expo-ray --help` answers at on
 
 from __future__ import annotations
 
+import inspect
 import os
 import sys
 from typing import Annotated
@@ -56,6 +57,19 @@ def _root(
 checkpoint_commands.register(app)
 serving_commands.register(app)
 run_commands.register(app)
+
+
+def _unwrap(tree: typer.Typer) -> None:
+    """Join the lines of each paragraph of the help: a terminal breaks them by its own width."""
+    for command in tree.registered_commands:
+        paragraphs = (inspect.getdoc(command.callback) or "").split("\n\n")
+        command.help = "\n\n".join(" ".join(text.split()) for text in paragraphs)
+    for group in tree.registered_groups:
+        if group.typer_instance is not None:
+            _unwrap(group.typer_instance)
+
+
+_unwrap(app)
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -73,7 +73,7 @@ def next_steps(run: RunFiles) -> list[Step]:
         return [
             *keep,
             Step(
-                what="Try other candidates or more prompts, in a new directory",
+                what="Try other candidates or prompts, in a new directory (`select` again, or)",
                 command=f"expo-ray run RECIPE --set output={shlex.quote(str(run.path))}-2 "
                 "--set 'extrapolation.alphas=[0.05, 0.1, 0.2]'",
             ),
