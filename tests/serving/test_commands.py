@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import httpx
+import psutil
 import pytest
 
 from expo_ray.errors import CheckpointError, ConfigError, PairError, TableError
@@ -102,12 +103,14 @@ def test_wrong_requests_start_nothing(
     assert not output.exists()
 
 
+@pytest.mark.parametrize("proxy", ["serve", pytest.param("haproxy", marks=pytest.mark.slow)])
 def test_serve_says_ready_when_it_answers_and_a_signal_ends_it(
-    pico_pair: tuple[Path, Path],
+    pico_pair: tuple[Path, Path], proxy: str
 ) -> None:
     """A Ray of its own: the command starts and stops it."""
     port = free_port()
     environment = {**os.environ, "PICO_KEY": "sk-1"}
+    environment["RAY_SERVE_ENABLE_HA_PROXY"] = str(int(proxy == "haproxy"))
     environment.pop("RAY_ADDRESS", None)
     initial, aligned = map(str, pico_pair)
     command = [str(EXPO_RAY), "serve", aligned, "--initial", initial, "--alpha", "0.5", "--json"]
@@ -129,6 +132,8 @@ def test_serve_says_ready_when_it_answers_and_a_signal_ends_it(
             headers = {"Authorization": "Bearer sk-1"}
             answer = httpx.post(url, json=body, headers=headers, timeout=30)
             assert answer.json()["system_fingerprint"] == ready["weights_digest"]
+            proxies = [p.name() for p in psutil.Process(process.pid).children(recursive=True)]
+            assert ("haproxy" in proxies) == (proxy == "haproxy")
             process.send_signal(signal.SIGTERM)
             stopping = {"schema_version": 1, "event": "stopping"}
             assert json.loads(process.stdout.readline()) == stopping
