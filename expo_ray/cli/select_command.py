@@ -175,7 +175,7 @@ def render_result(console: Console, result: dict[str, Any]) -> None:
     """Print the verdict, the candidates and where everything lies."""
     from expo_ray.reports import parts_sentence, summary_rows, verdict_sentence
 
-    if not result["selection"]["unfit"]:
+    if not result["selection"].get("unfit"):
         columns, rows = summary_rows(Path(result["output"]))
         table = new_table(*columns, title="Candidates on the tuning prompts")
         for row in rows:
