@@ -237,7 +237,8 @@ def _failure(where: str, error: Exception) -> CheckpointError:
     from huggingface_hub import errors
 
     got, hint = f"{type(error).__name__}: {error}", "is HF_ENDPOINT right, is the network there?"
-    if not where.startswith(SCHEME):
+    is_bare = not where.startswith(SCHEME)
+    if is_bare:
         hint = f"no local folder has this name; if it is meant as a Hub id: {hint}"
     if isinstance(error, errors.OfflineModeIsEnabled):
         got, hint = "HF_HUB_OFFLINE is set", "unset it, or give a local folder"
@@ -248,7 +249,7 @@ def _failure(where: str, error: Exception) -> CheckpointError:
     elif isinstance(error, errors.RepositoryNotFoundError):
         got = "no such model on the Hub, or a private one"
         hint = "check the name; for a private model set HF_TOKEN on every node"
-        if not where.startswith(SCHEME):
+        if is_bare:
             got = f"neither a local folder nor a model on the Hub ({hub_endpoint()})"
     elif isinstance(error, errors.EntryNotFoundError):
         got, hint = "no such file in this commit", "check the repository"

@@ -58,25 +58,10 @@ def next_steps(run: RunFiles) -> list[Step]:
     """Return the commands that a reader of this verdict wants next."""
     initial, aligned = _location(run, "initial"), _location(run, "aligned")
     if run.selection["verdict"] != "extrapolate":
-        keep = [
+        return [
             Step(what="Serve the aligned model", command=f"expo-ray serve {aligned}"),
             *_deploy(run),
-        ]
-        if run.selection.get("unfit"):
-            return [
-                *keep,
-                Step(
-                    what="Evaluate it all the same, in this directory (`select`: --allow-unfit)",
-                    command="expo-ray run RECIPE --set extrapolation.allow_unfit=true",
-                ),
-            ]
-        return [
-            *keep,
-            Step(
-                what="Try other candidates or prompts, in a new directory (`select` again, or)",
-                command=f"expo-ray run RECIPE --set output={shlex.quote(str(run.path))}-2 "
-                "--set 'extrapolation.alphas=[0.05, 0.1, 0.2]'",
-            ),
+            _another_try(run),
         ]
     alpha = run.selection["best_alpha"]
     number = format_alpha(alpha)
@@ -101,6 +86,19 @@ def next_steps(run: RunFiles) -> list[Step]:
         ),
         *_by_part(run, initial, aligned),
     ]
+
+
+def _another_try(run: RunFiles) -> Step:
+    if run.selection.get("unfit"):
+        return Step(
+            what="Evaluate it all the same, in this directory (`select`: --allow-unfit)",
+            command="expo-ray run RECIPE --set extrapolation.allow_unfit=true",
+        )
+    return Step(
+        what="Try other candidates or prompts, in a new directory (`select` again, or)",
+        command=f"expo-ray run RECIPE --set output={shlex.quote(str(run.path))}-2 "
+        "--set 'extrapolation.alphas=[0.05, 0.1, 0.2]'",
+    )
 
 
 def _by_part(run: RunFiles, initial: str, aligned: str) -> list[Step]:

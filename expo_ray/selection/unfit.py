@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import fields
 from typing import Any
 
 from expo_ray.extrapolation.diagnosis import DIRECT_PARENT
@@ -34,27 +35,10 @@ def keep_unfit(reasons: Sequence[str], settings: SelectionSettings) -> dict[str,
         The content of selection.json: alpha 0 as the one candidate, its figures null.
     """
     unmeasured = dict.fromkeys(("gain", "ci_low", "ci_high", "p_value"))
-    aligned = Candidate(
-        alpha=0.0,
-        num_pairs=0,
-        num_errors=0,
-        mean_reward=None,
-        ci_low=None,
-        ci_high=None,
-        gain=None,
-        gain_ci_low=None,
-        gain_ci_high=None,
-        mean_tokens=None,
-        length_ratio=None,
-        truncation_rate=None,
-        collapsed=False,
-        length_controlled_gain=None,
-        p_value=None,
-        p_adjusted=None,
-        eligible=False,
-        stopped_by=(),
-        dropped=None,
-    )
+    aligned = dict.fromkeys(figure.name for figure in fields(Candidate)) | {
+        **{"alpha": 0.0, "num_pairs": 0, "num_errors": 0, "stopped_by": []},
+        **{"collapsed": False, "eligible": False},
+    }
     return {
         "schema_version": SCHEMA_VERSION,
         "best_alpha": 0.0,
@@ -65,7 +49,7 @@ def keep_unfit(reasons: Sequence[str], settings: SelectionSettings) -> dict[str,
         "rejected_alpha": None,
         "num_tuning": 0,
         "num_heldout": 0,
-        "candidates": [aligned.as_dict()],
+        "candidates": [aligned],
         "guards": [],
         "heldout": {"alpha": 0.0, **unmeasured, "num_pairs": 0, "confirmed": False},
         "first_order": None,

@@ -139,8 +139,8 @@ def check_pair(run: Run) -> Sequence[str]:
     with run.stage("diagnosis", done=run.directory.diagnosis_file.exists()) as todo:
         if todo:
             made = diagnose(run.initial, run.aligned, address=run.address, progress=run.progress)
-            if made.is_broken and not run.recipe.extrapolation.allow_unfit:
-                made.require_fit()
+            if made.is_broken:
+                made.require_fit()  # whatever is allowed: no stage reads such values
             for warning in made.warnings:
                 run.progress.message(f"warning: {warning}")
             atomic_write_json(run.directory.diagnosis_file, made.as_dict())

@@ -12,6 +12,7 @@ import pytest
 from expo_ray.errors import EvaluationError, TableError
 from expo_ray.selection import SelectionSettings, choose_alpha
 from expo_ray.selection.search import SearchResult
+from expo_ray.selection.unfit import keep_unfit
 from tests.selection.tables import (
     RESPONSES,
     Row,
@@ -108,6 +109,11 @@ def test_contract_keys() -> None:
     assert {"alpha", "gain", "ci_low", "ci_high", "num_pairs", "p_value"} <= (
         selection["heldout"].keys()
     )
+    # What is not evaluated is told in the same words.
+    unfit = keep_unfit(["the models look unrelated"], SelectionSettings())
+    assert unfit.keys() == selection.keys()
+    assert unfit["candidates"][0].keys() == selection["candidates"][0].keys()
+    assert unfit["heldout"].keys() == selection["heldout"].keys()
 
 
 def test_no_gain_keeps_the_aligned_model() -> None:
