@@ -11,12 +11,13 @@ from __future__ import annotations
 import hashlib
 import math
 import re
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from expo_ray.checkpoints.header import FLOAT_DTYPES, Header, TensorRef, parse_strict_json
+from expo_ray.checkpoints.header import FLOAT_DTYPES, Header, TensorRef, parse_config
 from expo_ray.checkpoints.index import (
     INDEX_NAME,
     PICKLE_SINGLE_NAME,
@@ -144,7 +145,7 @@ def base_address_of(storage: Storage) -> str:
         CheckpointError: It names none that can be found here.
     """
     where = f"{storage.uri}/{ADAPTER_CONFIG}"
-    config = parse_strict_json(storage.read_bytes(ADAPTER_CONFIG), file=where)
+    config = parse_config(storage.read_bytes(ADAPTER_CONFIG), file=where)
     name, revision = config.get("base_model_name_or_path"), config.get("revision")
     if not isinstance(name, str) or not name:
         raise CheckpointError(
@@ -171,7 +172,7 @@ def read_adapter(storage: Storage, files: Mapping[str, FileFacts]) -> Adapter:
     """
     where = f"{storage.uri}/{ADAPTER_CONFIG}"
     raw = storage.read_bytes(ADAPTER_CONFIG)
-    config = parse_strict_json(raw, file=where)
+    config = parse_config(raw, file=where)
     _check_config(config, where)
     full = next((n for n in (SINGLE_NAME, INDEX_NAME, PICKLE_SINGLE_NAME) if n in files), None)
     if full is not None:
@@ -210,7 +211,7 @@ def _check_config(config: Mapping[str, Any], where: str) -> None:
         raise _unsupported(where, "init_lora_weights", config["init_lora_weights"])
     fine = (
         type(config.get("r")) is int
-        and isinstance(config.get("lora_alpha"), int | float)
+        and _is_number(config.get("lora_alpha"))
         and _are_numbers(config.get("rank_pattern"))
         and _are_numbers(config.get("alpha_pattern"))
     )
@@ -259,9 +260,12 @@ def _sort_tensors(
 def _are_numbers(patterns: object) -> bool:
     if not patterns:
         return True
-    return isinstance(patterns, dict) and all(
-        isinstance(value, int | float) for value in patterns.values()
-    )
+    return isinstance(patterns, dict) and all(map(_is_number, patterns.values()))
+
+
+def _is_number(value: object) -> bool:
+    # Python reads NaN and Infinity, and whole numbers that no float can hold.
+    return isinstance(value, int | float) and abs(value) <= sys.float_info.max
 
 
 def _pattern_value(config: Mapping[str, Any], patterns: str, default: str, module: str) -> Any:

@@ -20,7 +20,7 @@ import torch
 from expo_ray.checkpoints.checkpoint import CONFIG_NAME, Checkpoint, WeightFile
 from expo_ray.checkpoints.computed_file import ComputedReader, ComputedTensor, lay_out_behind
 from expo_ray.checkpoints.fp8_format import CODE_DTYPE, SCALE_SUFFIX, BlockFormat
-from expo_ray.checkpoints.header import FLOAT_DTYPES, TensorRef, parse_strict_json
+from expo_ray.checkpoints.header import FLOAT_DTYPES, TensorRef, parse_config
 from expo_ray.checkpoints.index import read_file_header, weight_files
 from expo_ray.checkpoints.quantization import block_size_of
 from expo_ray.checkpoints.storage import (
@@ -149,13 +149,13 @@ class DequantizedStorage:
         data = self._base.read_bytes(name)
         if name != CONFIG_NAME:
             return data
-        config = _plain_config(parse_strict_json(data, file=f"{self._base.uri}/{name}"))
+        config = _plain_config(parse_config(data, file=f"{self._base.uri}/{name}"))
         return (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode("utf-8")
 
     def open(self, name: str) -> RangeReader:
         """Open a weight file with the dequantized tensors behind it."""
         where = f"{self._base.uri}/{CONFIG_NAME}"
-        config = parse_strict_json(self._base.read_bytes(CONFIG_NAME), file=where)
+        config = parse_config(self._base.read_bytes(CONFIG_NAME), file=where)
         header = read_file_header(self._base, name)
         known = {ref.name: ref for ref in header.tensors} | self._scales_elsewhere(header.tensors)
         base = self._base.open(name)

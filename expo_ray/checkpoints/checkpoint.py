@@ -9,7 +9,7 @@ from typing import Any
 
 from expo_ray.checkpoints.adapters import ADAPTER_CONFIG, base_address_of
 from expo_ray.checkpoints.fp8_format import BlockFormat
-from expo_ray.checkpoints.header import TensorRef, parse_strict_json
+from expo_ray.checkpoints.header import TensorRef, parse_config
 from expo_ray.checkpoints.index import (
     INDEX_NAME,
     collect_tensors,
@@ -111,9 +111,7 @@ class Checkpoint:
             raise CheckpointError(
                 "config.json is missing", where=storage.uri, hint="fetch the checkpoint again"
             )
-        config = parse_strict_json(
-            storage.read_bytes(CONFIG_NAME), file=f"{storage.uri}/{CONFIG_NAME}"
-        )
+        config = parse_config(storage.read_bytes(CONFIG_NAME), file=f"{storage.uri}/{CONFIG_NAME}")
         carried, others = sort_files(set(facts) - {*files, INDEX_NAME})
         return cls(
             uri=storage.uri,

@@ -14,6 +14,7 @@ import struct
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from expo_ray.errors import CheckpointError
 
@@ -189,10 +190,24 @@ def parse_strict_json(data: bytes, *, file: str) -> dict[str, object]:
     Raises:
         CheckpointError: The bytes are not such an object.
     """
+    return _parse_object(data, file, object_pairs_hook=_unique, parse_constant=_refuse_constant)
+
+
+def parse_config(data: bytes, *, file: str) -> dict[str, Any]:
+    """Parse a JSON object as transformers and PEFT read theirs.
+
+    They write NaN and Infinity too (`time_step_limit` of Mamba 2), and the last of two equal keys
+    counts.
+
+    Raises:
+        CheckpointError: The bytes are not such an object.
+    """
+    return _parse_object(data, file)
+
+
+def _parse_object(data: bytes, file: str, **options: Any) -> dict[str, Any]:
     try:
-        table = json.loads(
-            data.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_refuse_constant
-        )
+        table = json.loads(data.decode("utf-8"), **options)
     except (ValueError, RecursionError) as error:
         raise CheckpointError(
             "the file holds no valid JSON", where=file, got=str(error)[:200], expected="JSON"

@@ -23,7 +23,7 @@ Parser = Callable[[bytes], dict[int, str]]
 FAST = "tokenizer.json"
 _ADDED, _CONFIG = "added_tokens.json", "tokenizer_config.json"
 _NUM_NAMED = 5
-_MALFORMED = (ValueError, KeyError, TypeError, IndexError, AttributeError)
+_MALFORMED = (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -253,6 +253,8 @@ def plain(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path
         ({"something_new": 1}, "something_new"),
         ({"r": 8}, "rank is not the one"),
         ({"lora_alpha": "x"}, "scaling cannot be read"),
+        ({"lora_alpha": float("inf")}, "scaling cannot be read"),
+        ({"lora_alpha": float("nan")}, "scaling cannot be read"),
         ({"alpha_pattern": {"q_proj": "x"}}, "scaling cannot be read"),
         ({"alpha_pattern": {"(": 1}}, "no regular expression"),
     ],

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import fcntl
 import json
+import math
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from expo_ray.checkpoints import Checkpoint, iter_tensors, weights_digest
 from expo_ray.errors import CheckpointError, ConfigError, RequestError, ShardError
-from expo_ray.extrapolation import extrapolate, inspect_checkpoint
+from expo_ray.extrapolation import extrapolate, inspect_checkpoint, verify
 from expo_ray.extrapolation import job as job_module
 from expo_ray.extrapolation import targets as targets_module
 from expo_ray.extrapolation.plan import build_plan, natural_key, parse_size
@@ -468,6 +470,26 @@ def test_config_states_what_was_written(tmp_path: Path) -> None:
     wide = write(tmp_path / "wide", {"w": tensors[1]["w"].float()}, torch_dtype="bfloat16")
     run((initial, wide), tmp_path / "out2")
     assert json.loads((tmp_path / "out2" / "config.json").read_text())["torch_dtype"] == "float32"
+
+
+@pytest.mark.parametrize("dtype", ["auto", "float32"])
+def test_infinity_and_nan_in_a_config_are_read_and_written_as_by_transformers(
+    tmp_path: Path, dtype: str
+) -> None:
+    special = {"time_step_limit": [0.0, math.inf], "router_jitter": math.nan, "low": -math.inf}
+    tensors = {"w": noise((4, 4), torch.float16, 1)}
+    initial = write(tmp_path / "initial", tensors, torch_dtype="float16", **special)
+    other = {"w": noise((4, 4), torch.float16, 2)}
+    aligned = write(tmp_path / "aligned", other, torch_dtype="float16", **special)
+    (aligned / "generation_config.json").write_text('{"time_limit": Infinity}')
+    out = tmp_path / "out"
+    extrapolate(initial, aligned, out, alpha=0.3, output_dtype=dtype, address="inline")
+    written = (out / "config.json").read_text()
+    assert re.sub(r"\s|float(16|32)", "", written) == re.sub(
+        r"\s|float(16|32)", "", (aligned / "config.json").read_text()
+    )
+    assert '"time_limit": Infinity' in (out / "generation_config.json").read_text()
+    verify(out, address="inline")
 
 
 def test_layouts_of_the_two_sides_do_not_matter(tmp_path: Path) -> None:
