@@ -2,13 +2,16 @@
 
 A message says what went wrong; `where` names the file, tensor, flag or recipe key; `got` and
 `expected` the two values; `hint` the next act. The command line prints them in that order and
-`--json` emits them as one object. What does not belong here: retries, logging, exit itself.
+`--json` emits them as one object. Each is redacted: none holds a secret. What does not belong
+here: retries, logging, exit itself.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import ClassVar
+
+from expo_ray.redaction import redacted
 
 _NUM_NAMED = 5
 
@@ -36,12 +39,12 @@ class ExpoError(Exception):
         expected: object = None,
         hint: str | None = None,
     ) -> None:
-        super().__init__(message)
-        self.message = message
-        self.where = None if where is None else str(where)
-        self.got = None if got is None else str(got)
-        self.expected = None if expected is None else str(expected)
-        self.hint = hint
+        self.message = redacted(message)
+        super().__init__(self.message)
+        self.where = _text(where)
+        self.got = _text(got)
+        self.expected = _text(expected)
+        self.hint = _text(hint)
 
     def __str__(self) -> str:
         parts = [self.message]
@@ -69,6 +72,10 @@ class ExpoError(Exception):
             "expected": self.expected,
             "hint": self.hint,
         }
+
+
+def _text(value: object) -> str | None:
+    return None if value is None else redacted(str(value))
 
 
 def first_names(names: Sequence[str]) -> str:

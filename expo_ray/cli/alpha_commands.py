@@ -50,8 +50,8 @@ def set_(
 
     Example: expo-ray alpha set 0.3 --url http://127.0.0.1:8000
     """
+    from expo_ray.credentials import read_api_key
     from expo_ray.serving import set_alpha
-    from expo_ray.serving.commands import read_api_key
 
     with Session(json_output=json_output, verbose=verbose, quiet=quiet) as session:
         state = set_alpha(
@@ -76,8 +76,8 @@ def show(
 
     Example: expo-ray alpha show --url http://127.0.0.1:8000
     """
+    from expo_ray.credentials import read_api_key
     from expo_ray.serving import get_alpha
-    from expo_ray.serving.commands import read_api_key
 
     with Session(json_output=json_output, verbose=verbose, quiet=quiet) as session:
         _emit(session, get_alpha(url=url, api_key=read_api_key(api_key_env)))

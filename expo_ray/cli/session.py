@@ -38,6 +38,7 @@ from rich.text import Text
 
 from expo_ray.errors import ConfigError, ExpoError, InternalError, StoppedError
 from expo_ray.progress import NullProgress, ProgressBar
+from expo_ray.redaction import RedactingFormatter, redacted
 
 SCHEMA_VERSION = 1
 Settings = TypeVar("Settings", bound=BaseModel)
@@ -160,9 +161,9 @@ class Session:
             _QuietProgress() if quiet else TerminalProgress(self.stderr)
         )
         level = logging.DEBUG if verbose else logging.ERROR if quiet else logging.WARNING
-        logging.basicConfig(
-            stream=sys.stderr, level=level, format="%(levelname)s %(name)s: %(message)s"
-        )
+        handler = logging.StreamHandler(sys.stderr)
+        handler.setFormatter(RedactingFormatter("%(levelname)s %(name)s: %(message)s"))
+        logging.basicConfig(level=level, handlers=[handler])
         logging.getLogger("expo_ray").setLevel(level)
 
     def __enter__(self) -> Session:
@@ -228,7 +229,7 @@ def exit_code_of(command: Callable[[], int | None], arguments: Sequence[str]) ->
         code = stop.code
     except Exception as error:  # noqa: BLE001 - the last one: nobody else would tell it
         if {"-v", "--verbose"} & set(arguments):
-            traceback.print_exc()
+            sys.stderr.write(redacted(traceback.format_exc()))
         print_error(_unforeseen(error), json_output=json_output)
         return InternalError.exit_code
     # typer itself makes 130 of an interrupt inside a command.

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from expo_ray.loadtests.records import Job, RequestRecord
+from expo_ray.redaction import redacted
 
 _MAX_DETAIL_CHARACTERS = 300
 
@@ -131,5 +132,5 @@ class Answer:
             system_fingerprint=self.system_fingerprint,
             finish_reason=self.finish_reason,
             error=failure and failure[0],
-            error_detail=failure and failure[1][:_MAX_DETAIL_CHARACTERS],
+            error_detail=failure and redacted(failure[1])[:_MAX_DETAIL_CHARACTERS],
         )

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from expo_ray.credentials import read_api_key
 from expo_ray.errors import ConfigError
 from expo_ray.loadtests.loads import Load
 from expo_ray.loadtests.options import LoadtestOptions
@@ -43,7 +44,7 @@ def make_plan(
     """Check the arguments of `loadtest` and read its files.
 
     Raises:
-        ConfigError: The loads do not make sense.
+        ConfigError: The loads do not make sense, or the API key cannot be sent.
         TableError: Prompts or trace cannot be read.
     """
     options = options or LoadtestOptions()
@@ -57,6 +58,7 @@ def make_plan(
         )
     if find is not None:
         _check_search(find, concurrency, rate, trace, options)
+    read_api_key(options.api_key_env)
     return LoadPlan(
         loads=tuple(loads),
         find=find,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import secrets
 from collections.abc import Iterator
 from dataclasses import replace
@@ -12,6 +11,7 @@ from urllib.parse import urlsplit
 import httpx
 import ray
 
+from expo_ray.credentials import read_api_key
 from expo_ray.errors import ConfigError, ServingError
 from expo_ray.loadtests.options import LoadtestOptions
 from expo_ray.loadtests.placement import is_loopback
@@ -52,7 +52,11 @@ def open_target(
                 got=target,
                 hint="give a model instead of a URL to serve it extrapolated",
             )
-        yield _resolve(Endpoint(url=target, model=options.model or "", api_key=_api_key(options)))
+        yield _resolve(
+            Endpoint(
+                url=target, model=options.model or "", api_key=read_api_key(options.api_key_env)
+            )
+        )
         return
     from expo_ray.serving import ServedModel
     from expo_ray.serving.commands import model_source
@@ -126,14 +130,3 @@ def _resolve(endpoint: Endpoint) -> Endpoint:
         alpha=float(alpha) if isinstance(alpha, int | float) else None,
         alpha_rules=rules if isinstance(rules, dict) else None,
     )
-
-
-def _api_key(options: LoadtestOptions) -> str | None:
-    if options.api_key_env is None:
-        return None
-    key = os.environ.get(options.api_key_env)
-    if not key:
-        raise ConfigError(
-            "the environment variable with the API key is not set", where=options.api_key_env
-        )
-    return key

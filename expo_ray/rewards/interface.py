@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol, Self, TypeVar
 
 from expo_ray.errors import TableError
+from expo_ray.redaction import redacted
 from expo_ray.tables.prompts import Message
 
 Chat = Sequence[Message]
@@ -31,7 +32,7 @@ class RewardScore:
     @classmethod
     def failed(cls, error: str, *, tokens: int = 0) -> Self:
         """Return the score of a chat that could not be scored."""
-        return cls(reward=None, tokens=tokens, error=error)
+        return cls(reward=None, tokens=tokens, error=redacted(error))
 
 
 class RewardModel(Protocol):

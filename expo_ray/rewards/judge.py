@@ -6,7 +6,6 @@ An answer from which no rating can be read has no reward; it is never turned int
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 import time
 from collections.abc import Sequence
@@ -16,8 +15,8 @@ from typing import Any
 import httpx
 
 from expo_ray.rewards.interface import Chat, References, RewardScore
+from expo_ray.rewards.spec import judge_api_key
 
-API_KEY_ENV = "EXPO_RAY_JUDGE_API_KEY"
 _NUM_THREADS = 8
 _NUM_ATTEMPTS = 3
 _TIMEOUT_SECONDS = 120.0
@@ -48,7 +47,7 @@ class JudgeRewardModel:
         self.name = f"judge:{model}"
         self.revision = "prompt-" + hashlib.sha256(_INSTRUCTIONS.encode()).hexdigest()[:16]
         self.settings = f"{url}#{model} {_SAMPLING}"
-        key = os.environ.get(API_KEY_ENV)
+        key = judge_api_key()
         self._client = httpx.Client(
             base_url=url,
             timeout=_TIMEOUT_SECONDS,
@@ -82,11 +81,7 @@ class JudgeRewardModel:
             text = answer["choices"][0]["message"]["content"]
             tokens = int((answer.get("usage") or {}).get("prompt_tokens") or 0)
         except (httpx.HTTPError, ValueError, KeyError, IndexError, TypeError) as error:
-            return RewardScore(
-                reward=None,
-                tokens=0,
-                error=f"the judge did not answer: {type(error).__name__}: {error}",
-            )
+            return RewardScore.failed(f"the judge did not answer: {type(error).__name__}: {error}")
         rating = parse_rating(text)
         if rating is None:
             return RewardScore.failed("no rating from 1 to 10 in the judge's answer", tokens=tokens)

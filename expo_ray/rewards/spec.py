@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from typing import Literal, Self
 from urllib.parse import urlsplit
 
+from expo_ray.credentials import read_api_key
 from expo_ray.errors import ConfigError
 
+API_KEY_ENV = "EXPO_RAY_JUDGE_API_KEY"
 _IMPLICIT = "implicit:"
 _JUDGE = "judge:"
 
@@ -74,9 +77,20 @@ def _parse_judge(text: str) -> tuple[str, str]:
         raise ConfigError(
             "a judge URL must not carry credentials",
             where="--reward-model",
-            hint="set EXPO_RAY_JUDGE_API_KEY instead",
+            hint=f"set {API_KEY_ENV} instead",
         )
+    judge_api_key()  # a key that no request can carry shows at once, not in every replica
     return url.rstrip("/"), model
+
+
+def judge_api_key() -> str | None:
+    """Return the key that judges ask for; None where the environment holds none.
+
+    Raises:
+        ConfigError: It cannot be sent.
+    """
+    is_set = os.environ.get(API_KEY_ENV, "").strip()
+    return read_api_key(API_KEY_ENV, flag="") if is_set else None
 
 
 def _unusable(text: str, expected: str) -> ConfigError:

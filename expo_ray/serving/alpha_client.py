@@ -8,6 +8,7 @@ from typing import Any
 import httpx
 
 from expo_ray.errors import ConfigError, ExpoError, ServingError
+from expo_ray.redaction import redacted
 from expo_ray.serving.alpha_setting import RulesLike, require_setting, setting_fields
 
 DRAIN_SECONDS = 300.0
@@ -125,7 +126,7 @@ def _ask(
     try:
         message = str(answer.json()["error"]["message"])
     except (ValueError, KeyError, TypeError):
-        message = answer.text[:300]
+        message = redacted(answer.text)[:300]
     kind: type[ExpoError] = ConfigError
     if answer.status_code >= 500:
         kind = _LostError

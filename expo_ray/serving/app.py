@@ -6,7 +6,8 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 from ray import serve
 
-from expo_ray.serving.commands import model_source, read_api_key
+from expo_ray.credentials import read_api_key
+from expo_ray.serving.commands import model_source
 from expo_ray.serving.engines.options import EngineOptions
 from expo_ray.serving.served_model import ServedModel
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 
 from expo_ray.checkpoints.local_output import require_local, require_writable_file
 from expo_ray.cluster import LOCAL, ray_session, resolve_address
-from expo_ray.errors import ConfigError
+from expo_ray.credentials import read_api_key
 from expo_ray.extrapolation.plan import build_plan
 from expo_ray.progress import Progress
 from expo_ray.rewards.anchors import read_anchors
@@ -253,21 +252,3 @@ def model_source(
     if source.initial is not None:
         build_plan(source.initial, source.model)
     return source
-
-
-def read_api_key(variable: str | None) -> str | None:
-    """Return the API key that an environment variable holds; None asks for none.
-
-    Raises:
-        ConfigError: The variable is not set.
-    """
-    if variable is None:
-        return None
-    key = os.environ.get(variable)
-    if not key:
-        raise ConfigError(
-            "the environment variable of the API key is not set",
-            where=f"--api-key-env {variable}",
-            hint=f"export {variable}=...",
-        )
-    return key

@@ -12,6 +12,7 @@ import ray
 from ray import serve
 
 from expo_ray.errors import ConfigError, ServingError
+from expo_ray.redaction import redacted
 from expo_ray.rewards import RewardModelSpec, pin_reward_model
 from expo_ray.serving.alpha_board import stop_board
 from expo_ray.serving.alpha_client import DRAIN_SECONDS, set_alpha
@@ -235,7 +236,7 @@ class ServedModel:
             else:
                 if answer.status_code == 200:
                     return
-                problem = f"status {answer.status_code}: {answer.text[:300]}"
+                problem = f"status {answer.status_code}: {redacted(answer.text)[:300]}"
             time.sleep(0.1)
         raise ServingError(
             "the service does not answer",

@@ -7,7 +7,8 @@ from typing import ClassVar
 import pytest
 
 from expo_ray.rewards import load_reward_model
-from expo_ray.rewards.judge import API_KEY_ENV, parse_rating
+from expo_ray.rewards.judge import parse_rating
+from expo_ray.rewards.spec import API_KEY_ENV
 from expo_ray.tables import Message
 
 
