@@ -25,6 +25,14 @@ Aligned = Annotated[
         "(ADAPTER#base=BASE where it belongs to another model)."
     ),
 ]
+ExtraTensors = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="copy:PATTERN",
+        help="Let tensors pass that one side lacks, by a glob of their names; repeat for several. "
+        "ALIGNED's are copied, INITIAL's are left out. Known buffers (inv_freq, masks) need none.",
+    ),
+]
 PANEL = "Checkpoints"
 
 
@@ -88,6 +96,7 @@ def extrapolate(
             "to ALIGNED; names, dtypes, config and tokenizer are then those of BASE.",
         ),
     ] = None,
+    extra_tensors: ExtraTensors = None,
     export_mergekit: Annotated[
         str | None,
         typer.Option(
@@ -159,6 +168,7 @@ def extrapolate(
             vocab_policy=vocab_policy,
             transforms=transform or (),
             onto=onto,
+            extra_tensors=extra_tensors or (),
             export_mergekit=export_mergekit,
             push_to=push_to,
             private=private,
@@ -235,6 +245,7 @@ def diagnose(
     strict: Annotated[
         bool, typer.Option("--strict", help="Exit with 1 where the pair is not fit.")
     ] = False,
+    extra_tensors: ExtraTensors = None,
     address: InlineAddress = None,
     json_output: JsonFlag = False,
     verbose: VerboseFlag = False,
@@ -251,7 +262,11 @@ def diagnose(
 
     with Session(json_output=json_output, verbose=verbose, quiet=quiet) as session:
         result = run_diagnose(
-            initial, aligned, address=address, progress=session.progress
+            initial,
+            aligned,
+            extra_tensors=extra_tensors or (),
+            address=address,
+            progress=session.progress,
         ).as_dict()
         session.emit(result, lambda console: render_diagnosis(console, result, every_layer=verbose))
         if strict and not result["fit"]:

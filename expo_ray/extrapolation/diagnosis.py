@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -111,6 +111,7 @@ def diagnose(
     *,
     strict: bool = False,
     vocab_policy: str = "common-rows",
+    extra_tensors: Sequence[str] = (),
     address: str | None = None,
     progress: Progress | None = None,
 ) -> Diagnosis:
@@ -121,6 +122,7 @@ def diagnose(
         aligned: Folder of the model after it.
         strict: Raise where the pair is unfit.
         vocab_policy: As for `extrapolate`.
+        extra_tensors: As for `extrapolate`.
         address: Ray cluster, `local`, or `inline` for this process.
         progress: Where to report.
 
@@ -128,7 +130,13 @@ def diagnose(
         RequestError: The two cannot be compared at all.
         WorkError: The pair is unfit, under `strict`.
     """
-    plan = build_plan(initial, aligned, max_shard_size=_TASK_SIZE, vocab_policy=vocab_policy)
+    plan = build_plan(
+        initial,
+        aligned,
+        max_shard_size=_TASK_SIZE,
+        vocab_policy=vocab_policy,
+        extra_tensors=extra_tensors,
+    )
     tensors = _measure(plan, address, progress or NullProgress())
     floats = {name: row for name, row in tensors.items() if row["num_elements"]}
     total = _join(floats.values())

@@ -72,6 +72,7 @@ def extrapolate(
     alpha_rules: str | Path | AlphaRules | None = None,
     transforms: Sequence[str] = (),
     onto: str | Path | None = None,
+    extra_tensors: Sequence[str] = (),
     export_mergekit: str | Path | None = None,
     push_to: str | None = None,
     private: bool = False,
@@ -105,6 +106,8 @@ def extrapolate(
             `svd:rank=16`, `clip:norm=0.1`; see `expo_ray.extrapolation.transforms`.
         onto: Add alpha * (aligned - initial) to this checkpoint of the same family instead of to
             aligned; the output has its names, dtypes, config and tokenizer.
+        extra_tensors: `copy:PATTERN` (a glob), for tensors that one side lacks: copied where the
+            output has them, left out and named where only initial does.
         export_mergekit: File that gets the plan as a mergekit configuration, also in a dry run.
         push_to: Hub id, owner/name, that gets the finished checkpoint; with several alphas each
             has a repository of its own, owner/name-alpha-A.
@@ -137,6 +140,7 @@ def extrapolate(
         vocab_policy=vocab_policy,
         transforms=transforms,
         onto=onto,
+        extra_tensors=extra_tensors,
     )
     if plan.transforms and allow_nonfinite:
         raise ConfigError("transforms need finite inputs", where="--allow-nonfinite --transform")

@@ -9,16 +9,19 @@ lacks, so all three must agree; nothing is guessed.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from expo_ray.checkpoints.checkpoint import Checkpoint
 from expo_ray.checkpoints.header import FLOAT_DTYPES, TensorRef
 from expo_ray.checkpoints.quantization import refuse_quantized
 from expo_ray.errors import PairError
+from expo_ray.extrapolation.extra_tensors import find_extras
 from expo_ray.extrapolation.pair import (
     OUTPUT_DTYPES,
     check_architecture,
     check_dtypes,
+    copied_tensor,
     mark_ties,
     missing_tensor,
 )
@@ -30,13 +33,20 @@ FLAG = "--onto"
 _HINT = "the base must be a model of the same family, with the same tokens"
 
 
-def add_onto(pair: Pair, base: Checkpoint, *, output_dtype: str = "auto") -> Pair:
+def add_onto(
+    pair: Pair,
+    base: Checkpoint,
+    *,
+    output_dtype: str = "auto",
+    extra_tensors: Sequence[str] = (),
+) -> Pair:
     """Return the pair with every tensor laid onto its counterpart in another checkpoint.
 
     Args:
         pair: The validated pair, whose delta is added.
         base: What it is added to.
         output_dtype: `auto` keeps each base tensor's own.
+        extra_tensors: As for `match_pair`.
 
     Raises:
         CheckpointError: The base is quantized or of a dtype that has no arithmetic.
@@ -58,16 +68,21 @@ def add_onto(pair: Pair, base: Checkpoint, *, output_dtype: str = "auto") -> Pai
             got="FP8 codes with block scales",
             hint="give --output-dtype bfloat16: the blocks are read and plain weights are written",
         )
-    notes = list(pair.notes)
+    extras = find_extras(pair.aligned, base, extra_tensors, sides=("aligned", "base"))
+    notes = [*pair.notes, *extras.notes]
     by_name = {p.name: p for p in pair.tensors}
     for name in by_name:
-        if name not in base.tensors:
+        if name not in base.tensors and name not in extras.left_out:
             partner = tied_partner(pair.aligned, name, other=base, is_left_out=True)
             if partner is None:
                 raise missing_tensor(name, present=pair.aligned, missing=base, side="base")
             notes.append(f"{name} of aligned is tied to {partner} and absent from base")
     tensors = []
     for ref in base.tensors.values():
+        if ref.name in extras.copied:
+            copied = copied_tensor(ref, base, OUTPUT_DTYPES[output_dtype])
+            tensors.append(replace(copied, onto=ref))
+            continue
         found = by_name.get(ref.name)
         if found is None:
             partner = tied_partner(base, ref.name, other=pair.aligned)
@@ -77,7 +92,8 @@ def add_onto(pair: Pair, base: Checkpoint, *, output_dtype: str = "auto") -> Pai
             notes.append(f"{ref.name} is tied to {partner} in aligned")
         tensors.append(_lay(found, ref, base, OUTPUT_DTYPES[output_dtype]))
     marked = mark_ties(tensors, base, {"initial": pair.initial, "aligned": pair.aligned})
-    return replace(pair, onto=base, tensors=marked, notes=tuple(notes))
+    left_out = tuple(sorted({*pair.left_out, *extras.left_out} - base.tensors.keys()))
+    return replace(pair, onto=base, tensors=marked, notes=tuple(notes), left_out=left_out)
 
 
 def _lay(pair: TensorPair, ref: TensorRef, base: Checkpoint, dtype: str | None) -> TensorPair:

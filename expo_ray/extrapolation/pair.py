@@ -12,6 +12,7 @@ from expo_ray.checkpoints.header import FLOAT_DTYPES, INTEGER_DTYPES, TensorRef
 from expo_ray.checkpoints.quantization import refuse_quantized
 from expo_ray.checkpoints.storage import split_address
 from expo_ray.errors import CheckpointError, ConfigError, PairError
+from expo_ray.extrapolation.extra_tensors import FLAG, find_extras
 from expo_ray.extrapolation.tensor_pair import Pair, TensorPair
 from expo_ray.extrapolation.ties import is_one_matrix, same_bytes, stored_ties, tied_partner
 from expo_ray.extrapolation.token_tables import compare_tokenizers, were_compared
@@ -47,6 +48,7 @@ def match_pair(
     *,
     vocab_policy: str = "refuse",
     output_dtype: str = "auto",
+    extra_tensors: Sequence[str] = (),
 ) -> Pair:
     """Match every tensor of aligned with its counterpart.
 
@@ -57,6 +59,8 @@ def match_pair(
             extrapolates the rows of tokens that both have and copies the rest from aligned, see
             `match_vocabularies`; `copy-aligned` copies these tensors whole.
         output_dtype: `auto` keeps each aligned tensor's own, FP8 with block scales included.
+        extra_tensors: Globs of tensors that one side may lack: copied from aligned, left out
+            where only initial has them. Buffers that loaders compute anew need none.
 
     Raises:
         CheckpointError: Weights are quantized or of a dtype that has no arithmetic.
@@ -71,15 +75,19 @@ def match_pair(
     notes = _adapter_notes(initial, aligned)
     if not were_compared(initial, aligned):
         notes.append("the tokenizers are of two kinds and were not compared: rows go by their ids")
+    extras = find_extras(initial, aligned, extra_tensors, sides=("initial", "aligned"))
+    notes += extras.notes
     for name in initial.tensors:
-        if name not in aligned.tensors:
+        if name not in aligned.tensors and name not in extras.left_out:
             partner = tied_partner(initial, name, other=aligned, is_left_out=True)
             if partner is None:
                 raise missing_tensor(name, present=initial, missing=aligned, side="aligned")
             notes.append(f"{name} of initial is tied to {partner} and absent from aligned")
     vocabulary = match_vocabularies(initial, aligned, vocab_policy)
     pairs = [
-        _match_tensor(initial, aligned, ref, vocabulary, OUTPUT_DTYPES[output_dtype], notes)
+        copied_tensor(ref, aligned, OUTPUT_DTYPES[output_dtype])
+        if ref.name in extras.copied
+        else _match_tensor(initial, aligned, ref, vocabulary, OUTPUT_DTYPES[output_dtype], notes)
         for ref in aligned.tensors.values()
     ]
     if vocabulary is not None and not any(pair.runs for pair in pairs):
@@ -95,6 +103,26 @@ def match_pair(
         tensors=mark_ties(pairs, aligned, {"initial": initial}),
         notes=tuple(notes),
         vocabulary=vocabulary,
+        left_out=tuple(sorted(extras.left_out)),
+    )
+
+
+def copied_tensor(ref: TensorRef, base: Checkpoint, output_dtype: str | None) -> TensorPair:
+    """Return a tensor that is copied from the base whole, in its own dtype for None.
+
+    Raises:
+        CheckpointError: Its dtype cannot be written.
+        PairError: It is stored in FP8 blocks, which only the formula makes.
+    """
+    check_dtypes(ref, ref, sides=("it", "it"))
+    if output_dtype is None and ref.name in base.block_formats:
+        raise _quantized_copy(ref, "tensors cannot be copied in FP8 blocks")
+    auto_dtype = base.auto_dtypes.get(ref.name, ref.dtype)
+    return TensorPair(
+        aligned=ref,
+        initial=None,
+        num_extrapolated=0,
+        output_dtype=(output_dtype or auto_dtype) if ref.dtype in FLOAT_DTYPES else ref.dtype,
     )
 
 
@@ -115,6 +143,13 @@ def mark_ties(
     ties = stored_ties(base)
     by_name = {pair.name: pair for pair in tensors}
     for name, first in ties.items():
+        are_copied = {not by_name[n].num_extrapolated for n in (first, name)}
+        if len(are_copied) > 1:
+            raise PairError(
+                "a tensor that is to be copied is one matrix with one that is extrapolated",
+                where=f"tensors {first!r} and {name!r}",
+                hint=f"leave it out of {FLAG}: tied tensors find their counterpart",
+            )
         for side, checkpoint in inputs.items():
             refs = [getattr(by_name[n], side) for n in (first, name)]
             if None not in refs and not is_one_matrix(checkpoint, *refs):
@@ -193,7 +228,7 @@ def _match_tensor(
         matching = vocabulary.matching_of(ref.name, partner.shape, ref.shape)
     if matching is not None:
         if blocks is not None:
-            raise _quantized_table(ref)
+            raise _quantized_copy(ref, "rows of tokens cannot be copied inside FP8 blocks")
         runs = matching.runs
         row = ref.num_elements // max(1, ref.shape[0])
         num_extrapolated = matching.num_extrapolated * row
@@ -256,12 +291,12 @@ def _two_shapes(
     )
 
 
-def _quantized_table(ref: TensorRef) -> PairError:
+def _quantized_copy(ref: TensorRef, message: str) -> PairError:
     return PairError(
-        "rows of tokens cannot be copied inside FP8 blocks",
+        message,
         where=f"tensor {ref.name!r}",
-        got="FP8 codes with block scales, and vocabularies that differ",
-        expected="a plain table of tokens",
+        got="FP8 codes with block scales, which only one side has wholly",
+        expected="plain weights",
         hint="give --output-dtype bfloat16: the blocks are read and plain weights are written",
     )
 
@@ -300,7 +335,9 @@ def missing_tensor(name: str, *, present: Checkpoint, missing: Checkpoint, side:
         where=f"tensor {name!r}",
         got=f"only in {present.uri}",
         expected=f"in {missing.uri} too",
-        hint=_naming_hint(name, missing) or _PARENT_HINT,
+        hint=_naming_hint(name, missing)
+        or f"{_PARENT_HINT}; where it is no weight of the model, extrapolate {FLAG} copy:PATTERN "
+        "lets it pass",
     )
 
 

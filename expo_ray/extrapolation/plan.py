@@ -18,6 +18,7 @@ from expo_ray.checkpoints.quantization import without_block_scales
 from expo_ray.checkpoints.storage import FileFacts
 from expo_ray.errors import ConfigError
 from expo_ray.extrapolation.alpha import round_alpha
+from expo_ray.extrapolation.extra_tensors import parse_extra_tensors, refuse_unused
 from expo_ray.extrapolation.onto import add_onto
 from expo_ray.extrapolation.pair import match_pair
 from expo_ray.extrapolation.requantization_costs import REQUANTIZATION
@@ -72,6 +73,8 @@ class Plan:
     max_shard_bytes: int
     vocab_policy: str
     transforms: tuple[Transform, ...] = ()
+    extra_tensors: tuple[str, ...] = ()
+    """`copy:PATTERN`, of tensors that one side may lack."""
 
     @property
     def formula(self) -> str:
@@ -125,6 +128,7 @@ def build_plan(
     vocab_policy: str = "refuse",
     transforms: Sequence[str] = (),
     onto: str | Path | Checkpoint | None = None,
+    extra_tensors: Sequence[str] = (),
 ) -> Plan:
     """Read the headers of all sides and lay out the output.
 
@@ -134,13 +138,26 @@ def build_plan(
         ConfigError: An option is unknown, or both sides are one folder.
     """
     max_shard_bytes = parse_size(max_shard_size)
+    patterns = parse_extra_tensors(extra_tensors)
     first = initial if isinstance(initial, Checkpoint) else Checkpoint.open(initial)
     second = aligned if isinstance(aligned, Checkpoint) else open_aligned(aligned, first)
     first, second = without_block_scales(first), without_block_scales(second)
-    pair = match_pair(first, second, vocab_policy=vocab_policy, output_dtype=output_dtype)
+    pair = match_pair(
+        first,
+        second,
+        vocab_policy=vocab_policy,
+        output_dtype=output_dtype,
+        extra_tensors=patterns,
+    )
     if onto is not None:
         third = onto if isinstance(onto, Checkpoint) else Checkpoint.open(onto)
-        pair = add_onto(pair, without_block_scales(third), output_dtype=output_dtype)
+        pair = add_onto(
+            pair,
+            without_block_scales(third),
+            output_dtype=output_dtype,
+            extra_tensors=patterns,
+        )
+    refuse_unused(patterns, pair.sides.values())
     return Plan(
         pair=pair,
         shards=lay_out(pair.tensors, max_shard_bytes),
@@ -148,6 +165,7 @@ def build_plan(
         max_shard_bytes=max_shard_bytes,
         vocab_policy=vocab_policy,
         transforms=parse_transforms(transforms),
+        extra_tensors=tuple(extra_tensors),
     )
 
 
@@ -222,6 +240,8 @@ def plan_digest(
         facts["vocabulary_rows"] = plan.pair.vocabulary.digest()
     if plan.is_requantized:
         facts["requantization"] = REQUANTIZATION
+    if plan.extra_tensors:
+        facts["extra_tensors"] = sorted(plan.extra_tensors)
     if plan.transforms:
         facts["transforms"] = list(map(str, plan.transforms))
     text = json.dumps(facts, sort_keys=True, separators=(",", ":"))

@@ -43,6 +43,7 @@ def stream_weights(
     transforms: Sequence[str] = (),
     output_dtype: str = "auto",
     vocab_policy: str = "refuse",
+    extra_tensors: Sequence[str] = (),
     allow_nonfinite: bool = False,
     allow_overflow: bool = False,
 ) -> Iterator[tuple[str, torch.Tensor]]:
@@ -57,6 +58,7 @@ def stream_weights(
         transforms: As for `extrapolate`.
         output_dtype: As for `extrapolate`.
         vocab_policy: As for `extrapolate`.
+        extra_tensors: As for `extrapolate`.
         allow_nonfinite: As for `extrapolate`.
         allow_overflow: As for `extrapolate`.
 
@@ -72,6 +74,7 @@ def stream_weights(
         aligned,
         output_dtype=output_dtype,
         vocab_policy=vocab_policy,
+        extra_tensors=extra_tensors,
         transforms=transforms,
     )
     task = _task(

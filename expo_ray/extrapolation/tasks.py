@@ -201,7 +201,11 @@ def shard_task(
         initial_files=input_facts(
             pair.initial, {p.initial.file for p in shard.tensors if p.initial}
         ),
-        aligned_files=input_facts(pair.aligned, {p.aligned.file for p in shard.tensors}),
+        # What is copied from another base is not read from aligned, which may not have it.
+        aligned_files=input_facts(
+            pair.aligned,
+            {p.aligned.file for p in shard.tensors if p.initial or pair.onto is None},
+        ),
         onto_uri=None if pair.onto is None else pair.onto.uri,
         onto_files={}
         if pair.onto is None

@@ -98,6 +98,8 @@ class Pair:
     """How rows were matched, where the two vocabularies differ."""
     onto: Checkpoint | None = None
     """What delta is added to, where that is not aligned."""
+    left_out: tuple[str, ...] = ()
+    """Tensors that the base does not have, by leave."""
 
     @property
     def base(self) -> Checkpoint:

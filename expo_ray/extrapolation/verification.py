@@ -124,6 +124,7 @@ def _recorded_plan(record: dict[str, Any], given: Mapping[str, str | Path | None
             max_shard_size=options["max_shard_bytes"],
             vocab_policy=options["vocab_policy"],
             transforms=options.get("transforms", ()),
+            extra_tensors=options.get("extra_tensors", ()),
         )
     except CheckpointError as error:
         error.hint = "say with --initial, --aligned and --onto where the inputs lie now"

@@ -132,6 +132,8 @@ def _extrapolation_flags(run: RunFiles) -> Iterator[str]:
     for key, usual in (("output_dtype", "auto"), ("vocab_policy", "refuse")):
         if settings.get(key, usual) != usual:
             yield f"--{key.replace('_', '-')} {shlex.quote(str(settings[key]))}"
+    for spec in settings.get("extra_tensors", ()):
+        yield f"--extra-tensors {shlex.quote(str(spec))}"
 
 
 def _location(run: RunFiles, role: str) -> str:

@@ -154,6 +154,7 @@ def _find_inputs(run: Run, rewards: Iterable[str]) -> None:
         output_dtype=settings.output_dtype,
         max_shard_size=settings.max_shard_size,
         vocab_policy=settings.vocab_policy,
+        extra_tensors=settings.extra_tensors,
     )
     run.reward_models = pin_reward_models(
         rewards, run.initial, run.aligned, addresses=before.get("reward_addresses")

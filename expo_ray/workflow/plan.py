@@ -97,6 +97,7 @@ def _extrapolation_stage(
         output_dtype=settings.output_dtype,
         max_shard_size=settings.max_shard_size,
         vocab_policy=settings.vocab_policy,
+        extra_tensors=settings.extra_tensors,
         dry_run=True,
     ).as_dict()
     return {**stage, "tasks": plan["plan"]["num_shards"], **plan["plan"]}

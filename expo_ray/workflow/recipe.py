@@ -77,6 +77,9 @@ class ExtrapolationSettings(BaseModel):
     output_dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
     max_shard_size: str = "5GB"
     vocab_policy: Literal["refuse", "common-rows", "copy-aligned"] = "refuse"
+    extra_tensors: tuple[str, ...] = Field(
+        (), description="`copy:PATTERN`: tensors that one side may lack, as for `extrapolate`."
+    )
     keep: Literal["chosen", "all"] = Field(
         "chosen",
         description="`chosen`: candidates are extrapolated inside the replicas and only the chosen "
@@ -97,7 +100,7 @@ class ExtrapolationSettings(BaseModel):
         settings the candidates are written first, so that what was measured is what is kept.
         """
         plain = self.output_dtype == "auto" and self.vocab_policy == "refuse"
-        return self.keep == "chosen" and plain
+        return self.keep == "chosen" and plain and not self.extra_tensors
 
     @field_validator("alphas")
     @classmethod
@@ -234,7 +237,7 @@ class Recipe(BaseModel):
         if self.adaptive is not None and not self.extrapolation.live:
             raise ValueError(
                 "adaptive tries its candidates inside the replicas, so extrapolation needs "
-                "`keep: chosen`, `output_dtype: auto` and `vocab_policy: refuse`"
+                "`keep: chosen`, `output_dtype: auto`, `vocab_policy: refuse`, no `extra_tensors`"
             )
         return self
 

@@ -138,7 +138,13 @@ def check_pair(run: Run) -> Sequence[str]:
     """
     with run.stage("diagnosis", done=run.directory.diagnosis_file.exists()) as todo:
         if todo:
-            made = diagnose(run.initial, run.aligned, address=run.address, progress=run.progress)
+            made = diagnose(
+                run.initial,
+                run.aligned,
+                extra_tensors=run.recipe.extrapolation.extra_tensors,
+                address=run.address,
+                progress=run.progress,
+            )
             if made.is_broken:
                 made.require_fit()  # whatever is allowed: no stage reads such values
             for warning in made.warnings:
@@ -195,6 +201,7 @@ def _extrapolate(run: Run, alphas: Sequence[float]) -> None:
             output_dtype=settings.output_dtype,
             max_shard_size=settings.max_shard_size,
             vocab_policy=settings.vocab_policy,
+            extra_tensors=settings.extra_tensors,
             address=run.address,
             progress=run.progress,
         )
