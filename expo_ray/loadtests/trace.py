@@ -1,14 +1,13 @@
 """Replay of recorded traffic: when requests arrived, and where known what they asked.
 
 A trace is JSON lines. When: `seconds`, or `timestamp` in milliseconds as in published traces
-(Mooncake, vLLM, AIPerf). What, all optional: `prompt` or `messages` (otherwise the prompts of the
-load test are taken in turn) and `output_length` or `max_tokens`. The requests.parquet of an earlier
-load test is a trace too: its measured requests of point 0 with their intended times.
+(Mooncake, vLLM, AIPerf). What, all optional: a question, as in files of prompts (otherwise those of
+the load test are taken in turn), and `output_length` or `max_tokens`. The requests.parquet of an
+earlier load test is a trace too: its measured requests of point 0 with their intended times.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from expo_ray.errors import TableError
+from expo_ray.json_text import parse_json
 from expo_ray.tables import Message
+from expo_ray.tables.questions import QuestionReader
+
+_COLUMNS = ("seconds", "timestamp", "output_length", "max_tokens")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -73,38 +76,33 @@ def _recorded(path: Path) -> Iterator[TraceRequest]:
 
 
 def _lines(path: Path) -> Iterator[TraceRequest]:
-    with path.open(encoding="utf-8") as file:
+    questions = QuestionReader(known=_COLUMNS)
+    with path.open(encoding="utf-8-sig") as file:
         for number, line in enumerate(file, start=1):
             if not line.strip():
                 continue
+            where = f"{path}:{number}"
             try:
-                yield _parse(json.loads(line))
-            except (ValueError, TypeError, KeyError, AttributeError) as error:
+                row = parse_json(line)
+                question = questions.read(row, where)
+                yield _parse(row, question.turns if question.column else None)
+            except (ValueError, OverflowError, TypeError, KeyError, AttributeError) as error:
                 raise TableError(
                     "this line of the trace is no request",
-                    where=f"{path}:{number}",
+                    where=where,
                     got=line.strip()[:100],
                     expected='{"seconds": 0.5} or {"timestamp": 500}, with or without a prompt',
                 ) from error
+    questions.tell(path)
 
 
-def _parse(row: Mapping[str, Any]) -> TraceRequest:
+def _parse(row: Mapping[str, Any], messages: tuple[Message, ...] | None) -> TraceRequest:
     seconds = float(row["seconds"]) if "seconds" in row else float(row["timestamp"]) / 1e3
     limit = row.get("output_length", row.get("max_tokens"))
     if not 0 <= seconds < float("inf") or (limit is not None and int(limit) < 1):
         raise ValueError("out of range")
     return TraceRequest(
         due_seconds=seconds,
-        messages=_messages(row),
+        messages=messages,
         max_tokens=None if limit is None else int(limit),
     )
-
-
-def _messages(row: Mapping[str, Any]) -> tuple[Message, ...] | None:
-    if "messages" in row:
-        return tuple(
-            Message(role=str(m["role"]), content=str(m["content"])) for m in row["messages"]
-        )
-    if "prompt" in row:
-        return (Message(role="user", content=str(row["prompt"])),)
-    return None

@@ -1,7 +1,8 @@
 """Reading preferences: pairs (or groups) of responses to one prompt, of which some are better.
 
 A row has `chosen` and `rejected`, each a text, the turns of a chat, or a list of texts (several of
-each, as in RewardBench 2), and `prompt` unless the turns hold it; `subset` and `id` are optional.
+each, as in RewardBench 2), and the prompt as `questions` reads it unless the turns hold it;
+`subset` and `id` are optional.
 """
 
 from __future__ import annotations
@@ -13,10 +14,11 @@ from pathlib import Path
 from expo_ray.errors import TableError
 from expo_ray.tables.prompt_files import prompt_files
 from expo_ray.tables.prompt_rows import read_rows
-from expo_ray.tables.prompts import Message
+from expo_ray.tables.questions import QuestionReader
+from expo_ray.tables.turns import Turns, read_turns, shown, text_of
 
 ALL = "all"
-Turns = tuple[Message, ...]
+_COLUMNS = ("chosen", "rejected", "id", "subset")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,16 +43,18 @@ def read_preferences(path: str | Path) -> list[Preference]:
         TableError: The file is missing, empty or malformed.
     """
     rows = itertools.chain.from_iterable(read_rows(file) for file in prompt_files(path))
-    preferences = [_parse_row(value, where, i) for i, (where, value) in enumerate(rows)]
+    questions = QuestionReader(known=_COLUMNS, cut_answers=True)
+    preferences = [_parse_row(value, questions, where, i) for i, (where, value) in enumerate(rows)]
     if not preferences:
         raise TableError("the preference file has no rows", where=path)
+    questions.tell(path)
     return preferences
 
 
-def _parse_row(value: object, where: str, index: int) -> Preference:
+def _parse_row(value: object, questions: QuestionReader, where: str, index: int) -> Preference:
     if not isinstance(value, dict):
         raise TableError("a row is not an object", where=where, got=type(value).__name__)
-    given = () if value.get("prompt") is None else _turns(value["prompt"], f"{where}, prompt")
+    given = questions.read(value, where).turns
     sides = {
         name: [_split(side, given, f"{where}, {name}") for side in _sides(value, name, where)]
         for name in ("chosen", "rejected")
@@ -59,8 +63,8 @@ def _parse_row(value: object, where: str, index: int) -> Preference:
     if len(prompts) != 1:
         raise TableError("chosen and rejected answer different prompts", where=where)
     return Preference(
-        pair_id=str(value.get("id", index)),
-        subset=str(value.get("subset") or ALL),
+        pair_id=text_of(str(value.get("id", index)), where),
+        subset=text_of(str(value.get("subset") or ALL), where),
         prompt=sides["chosen"][0][0],
         chosen=tuple(text for _, text in sides["chosen"]),
         rejected=tuple(text for _, text in sides["rejected"]),
@@ -85,31 +89,31 @@ def _sides(row: dict[str, object], name: str, where: str) -> list[object]:
 def _split(side: object, given: Turns, where: str) -> tuple[Turns, str]:
     """Return (prompt, response) of a side that is a text, the answer's turn, or a whole chat."""
     if isinstance(side, str):
-        prompt, response = given, side
+        prompt, response = given, text_of(side, where)
     else:
-        turns = _turns(side, where)
+        turns = read_turns(side, where)
         if turns[-1]["role"] != "assistant":
             raise TableError("the last turn is not the assistant's", where=where)
-        prompt, response = turns[:-1] or given, turns[-1]["content"]
-    if not prompt:
+        prompt, response = _one_prompt(turns[:-1], given, where), turns[-1]["content"]
+    if all(turn["role"] == "system" for turn in prompt):
         raise TableError(
             "a row has no prompt", where=where, expected="prompt, or turns that hold it"
         )
     return prompt, response
 
 
-def _turns(value: object, where: str) -> Turns:
-    if isinstance(value, str):
-        return (Message(role="user", content=value),)
-    turns = value if isinstance(value, list) else []
-    for turn in turns:
-        texts = [turn.get("role"), turn.get("content")] if isinstance(turn, dict) else [None]
-        if not all(isinstance(text, str) for text in texts):
-            turns = []
-    if not turns:
+def _one_prompt(chat: Turns, given: Turns, where: str) -> Turns:
+    """Return the turns before an answer, which the row's own prompt may say in part."""
+    systems = [turns[:1] for turns in (given, chat) if turns and turns[0]["role"] == "system"]
+    asked, told = (turns[1:] if turns[:1] in systems else turns for turns in (given, chat))
+    # Where the chat goes on, published files give the first or the last question as the prompt.
+    ends = ((), told, told[:1], told[-1:])
+    if (asked not in ends and told) or (len(systems) == 2 and systems[0] != systems[1]):
         raise TableError(
-            "neither a text nor the turns of a chat",
+            "the prompt of a row contradicts the chat of its response",
             where=where,
-            expected='text, or [{"role": "user", "content": "..."}, ...]',
+            got=shown([turn["content"] for turn in chat]),
+            expected=shown([turn["content"] for turn in given]),
+            hint="leave one of them out",
         )
-    return tuple(Message(role=turn["role"], content=turn["content"]) for turn in turns)
+    return (*(systems[0] if systems else ()), *(told or asked))

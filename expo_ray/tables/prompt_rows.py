@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import csv
 import io
-import itertools
 import json
 import sys
 from collections.abc import Iterator
 from typing import Any
 
 from expo_ray.errors import TableError
+from expo_ray.json_text import parse_json
 from expo_ray.tables.prompt_files import PromptFile
 
 Row = tuple[str, object]
@@ -57,7 +57,7 @@ def _json_rows(file: PromptFile) -> Iterator[Row]:
     if not text.strip():
         return
     try:
-        document = json.loads(text)
+        document = parse_json(text)
     except json.JSONDecodeError as error:
         if error.msg == "Extra data":  # several documents: JSONL under another suffix
             yield from _jsonl_rows(file)
@@ -68,8 +68,8 @@ def _json_rows(file: PromptFile) -> Iterator[Row]:
             got=error.msg,
             expected="one JSON document; one object a line goes into a .jsonl file",
         ) from error
-    except RecursionError as error:
-        raise TableError("the JSON is nested too deeply", where=file.where) from error
+    except ValueError as error:
+        raise TableError("malformed JSON", where=file.where, got=error) from error
     if isinstance(document, dict) and isinstance(document.get("data"), list):
         document = document["data"]
     for index, value in enumerate(document if isinstance(document, list) else [document]):
@@ -80,18 +80,36 @@ def _parquet_rows(file: PromptFile) -> Iterator[Row]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    index = 0
     try:
-        table = pq.ParquetFile(pa.BufferReader(file.read_bytes())).read()
-    except pa.ArrowException as error:
+        with pq.ParquetFile(pa.BufferReader(file.read_bytes())) as parquet:
+            for batch in parquet.iter_batches():
+                for value in _values(batch, f"{file.where} row", index):
+                    yield f"{file.where} row {index}", value
+                    index += 1
+    except (pa.ArrowException, OSError) as error:
         raise TableError(
             "the table is not readable as Parquet",
             where=file.where,
             got=error,
             hint="is the file whole, and its suffix right?",
         ) from error
-    rows = itertools.chain.from_iterable(batch.to_pylist() for batch in table.to_batches())
-    for index, value in enumerate(rows):
-        yield f"{file.where} row {index}", value
+
+
+def _values(batch: Any, where: str, first: int) -> list[dict[str, Any]]:
+    try:
+        rows: list[dict[str, Any]] = batch.to_pylist(maps_as_pydicts="strict")
+    except (ValueError, KeyError, OverflowError) as error:
+        if batch.num_rows == 1:
+            raise TableError(
+                "a value of a row cannot be read",
+                where=f"{where} {first}",
+                got=error,
+                expected="text in UTF-8, dates and numbers in range, no key of a map twice",
+            ) from error
+        half = batch.num_rows // 2
+        rows = _values(batch[:half], where, first) + _values(batch[half:], where, first + half)
+    return rows
 
 
 def _csv_rows(file: PromptFile) -> Iterator[Row]:
@@ -109,9 +127,7 @@ def _csv_rows(file: PromptFile) -> Iterator[Row]:
                     hint="quote fields that hold commas, quotes or line breaks",
                 )
             # CSV knows no null: an empty field means that the column is not used.
-            value: dict[str, object] = {key: text for key, text in row.items() if text != ""}
-            if isinstance(value.get("messages"), str):
-                value["messages"] = _parse_json(str(value["messages"]), where=where)
+            value: dict[str, object] = {key: text or None for key, text in row.items()}
             yield where, value
     except csv.Error as error:
         raise TableError(
@@ -129,8 +145,8 @@ def _num_fields(row: dict[str | Any, str | Any]) -> int:
 
 def _parse_json(text: str, *, where: str) -> object:
     try:
-        value: object = json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
+        value: object = parse_json(text)
+    except ValueError as error:
         raise TableError(
             "malformed JSON",
             where=where,

@@ -1,32 +1,28 @@
 """Reading prompts from JSONL, JSON, Parquet or CSV.
 
-A row has `prompt`, `instruction` or `messages` (the first of them that is not null counts) and
-optionally `prompt_id`. What does not belong here: chat templates, tokenization, responses.
+A row has one of the columns that `questions` reads, and optionally `prompt_id`. What does not
+belong here: chat templates, tokenization, responses.
 """
 
 from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypedDict
 
 from expo_ray.checkpoints import atomic_write_text
 from expo_ray.errors import ConfigError, TableError
 from expo_ray.tables.prompt_files import prompt_files
 from expo_ray.tables.prompt_rows import read_rows
+from expo_ray.tables.questions import COLUMNS, QUESTIONS, QuestionReader
 from expo_ray.tables.seeds import shuffled
+from expo_ray.tables.turns import Message, shown, text_of
 
-_TEXT_FIELDS = ("prompt", "instruction", "messages")
+__all__ = ["Message", "Prompt", "read_prompts", "write_prompts"]
 
-
-class Message(TypedDict):
-    """One turn of a chat."""
-
-    role: str
-    content: str
+_COLUMNS = (*COLUMNS, "prompt_id")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -74,20 +70,24 @@ def read_prompts(
                 got=number,
                 expected="1 or more",
             )
-    unknown = set(columns or ()) - {*_TEXT_FIELDS, "prompt_id"}
+    unknown = set(columns or ()) - set(_COLUMNS)
     if unknown:
         raise ConfigError(
             "a prompt has no such column",
             where="columns",
             got=", ".join(sorted(unknown)),
-            expected=", ".join((*_TEXT_FIELDS, "prompt_id")),
+            expected=", ".join(_COLUMNS),
         )
+    id_column = (columns or {}).get("prompt_id", "prompt_id")
+    questions = QuestionReader(columns, known=(id_column,))
     prompts: list[Prompt] = []
     seen: dict[str, str] = {}
     rows = itertools.chain.from_iterable(read_rows(file) for file in prompt_files(path))
     for index, (where, value) in enumerate(itertools.islice(rows, limit)):
-        mapped = _mapped(value, columns, where) if columns else value
-        prompt = _parse_row(mapped, where=where, index=index)
+        row = _row_with(value, (columns or {}).values(), where)
+        messages = _messages(row, questions, where)
+        prompt_id = _parse_id(row.get(id_column), where, index)
+        prompt = Prompt(prompt_id=prompt_id, messages=messages)
         if prompt.prompt_id in seen:
             raise TableError(
                 "a prompt_id occurs twice",
@@ -104,6 +104,7 @@ def read_prompts(
             got="no rows",
             expected='one prompt or more, as {"prompt": "..."}',
         )
+    questions.tell(path)
     return prompts if num_prompts is None else _sample(prompts, num_prompts, seed, where=path)
 
 
@@ -129,51 +130,56 @@ def _sample(
     return [prompt for prompt in prompts if prompt.prompt_id in kept]
 
 
-def _mapped(value: object, columns: Mapping[str, str], where: str) -> object:
-    """Return the row under our names; without a text column of ours among them, as it is beside."""
-    if not isinstance(value, dict):
-        return value
-    missing = [theirs for theirs in columns.values() if theirs not in value]
-    if missing:
-        raise TableError(
-            "a row lacks a column",
-            where=where,
-            got=", ".join(sorted(map(str, value))) or "no fields",
-            expected=", ".join(missing),
-            hint="every row needs the columns that were named for prompts",
-        )
-    mapped = {ours: value[theirs] for ours, theirs in columns.items()}
-    rest = ("prompt_id",) if set(_TEXT_FIELDS) & set(columns) else (*_TEXT_FIELDS, "prompt_id")
-    return {**{name: value[name] for name in rest if name in value}, **mapped}
-
-
-def _parse_row(value: object, *, where: str, index: int) -> Prompt:
+def _row_with(value: object, columns: Iterable[str], where: str) -> dict[str, object]:
     if not isinstance(value, dict):
         raise TableError(
             "a row is not an object", where=where, got=type(value).__name__, expected="an object"
         )
-    field = next((name for name in _TEXT_FIELDS if value.get(name) is not None), None)
-    if field is None:
+    missing = [name for name in columns if name not in value]
+    if missing:
+        raise TableError(
+            "a row lacks a column",
+            where=where,
+            got=_fields(value),
+            expected=", ".join(missing),
+            hint="every row needs the columns that were named for prompts",
+        )
+    return value
+
+
+def _messages(row: dict[str, object], questions: QuestionReader, where: str) -> tuple[Message, ...]:
+    question = questions.read(row, where)
+    if question.column is None:
         raise TableError(
             "a row has no prompt",
             where=where,
-            got=", ".join(sorted(map(str, value))) or "no fields",
-            expected="prompt, instruction or messages",
+            got=_fields(row),
+            expected=f"{', '.join(QUESTIONS[:-1])} or {QUESTIONS[-1]}",
+            hint="--prompt-column NAME says which column it is",
         )
-    content = value[field]
-    if isinstance(content, str):
-        messages: tuple[Message, ...] = (Message(role="user", content=content),)
-    else:
-        messages = _parse_messages(content, where=f"{where}, {field}")
-    if not messages[-1]["content"].strip():
+    last = question.turns[-1] if question.turns else Message(role="nobody", content="")
+    where = f"{where}, {question.column}"
+    if last["role"] != "user":
+        raise TableError(
+            "the last turn is not the user's",
+            where=where,
+            got=last["role"],
+            expected="user",
+            hint="leave the answer out of the prompt",
+        )
+    if not last["content"].strip():
         raise TableError(
             "the prompt is empty",
-            where=f"{where}, {field}",
-            got=repr(messages[-1]["content"]),
+            where=where,
+            got=repr(last["content"]),
             expected="some text",
             hint="leave the row out, or fill it",
         )
-    return Prompt(prompt_id=_parse_id(value.get("prompt_id"), where, index), messages=messages)
+    return question.turns
+
+
+def _fields(row: dict[str, object]) -> str:
+    return ", ".join(sorted(map(str, row))) or "no fields"
 
 
 def _parse_id(value: object, where: str, index: int) -> str:
@@ -181,39 +187,9 @@ def _parse_id(value: object, where: str, index: int) -> str:
         return str(index)
     if isinstance(value, bool) or not isinstance(value, str | int) or value == "":
         raise TableError(
-            "a prompt_id is not usable", where=where, got=repr(value), expected="text or an integer"
-        )
-    return str(value)
-
-
-def _parse_messages(value: object, *, where: str) -> tuple[Message, ...]:
-    if not isinstance(value, list) or not value:
-        raise TableError(
-            "the messages are not a list of turns",
+            "a prompt_id is not usable",
             where=where,
-            got=type(value).__name__ if value else repr(value),
-            expected='text, or [{"role": "user", "content": "..."}, ...]',
+            got=shown(value),
+            expected="text or an integer",
         )
-    messages = tuple(_parse_message(item, where=f"{where}[{i}]") for i, item in enumerate(value))
-    if messages[-1]["role"] != "user":
-        raise TableError(
-            "the last turn is not the user's",
-            where=where,
-            got=messages[-1]["role"],
-            expected="user",
-            hint="leave the answer out of the prompt",
-        )
-    return messages
-
-
-def _parse_message(value: object, *, where: str) -> Message:
-    if isinstance(value, dict):
-        role, content = value.get("role"), value.get("content")
-        if isinstance(role, str) and role and isinstance(content, str):
-            return Message(role=role, content=content)
-    raise TableError(
-        "a turn is malformed",
-        where=where,
-        got=repr(value)[:80],
-        expected='{"role": "...", "content": "..."}, both text',
-    )
+    return text_of(value, f"{where}, prompt_id") if isinstance(value, str) else str(value)

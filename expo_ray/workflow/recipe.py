@@ -28,6 +28,18 @@ from expo_ray.selection.adaptive import AdaptiveSettings
 from expo_ray.serving import EngineOptions, SamplingParams
 
 _STRICT = ConfigDict(extra="forbid", frozen=True)
+PromptColumn = Literal[
+    "prompt_id",
+    "prompt",
+    "instruction",
+    "messages",
+    "conversations",
+    "input",
+    "context",
+    "system",
+    "system_prompt",
+    "history",
+]
 
 
 class PromptSettings(BaseModel):
@@ -40,7 +52,7 @@ class PromptSettings(BaseModel):
         description="JSONL, JSON, Parquet or CSV: a file, s3://, gs://, or a dataset on the Hub "
         "(hf://datasets/OWNER/NAME#split=SPLIT); the laboratory brings its own.",
     )
-    columns: dict[Literal["prompt", "instruction", "messages", "prompt_id"], str] = Field(
+    columns: dict[PromptColumn, str] = Field(
         default_factory=dict, description="The source's names of our columns."
     )
     limit: int | None = Field(None, ge=2, description="Use the first N prompts only.")

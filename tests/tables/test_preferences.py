@@ -57,10 +57,10 @@ def test_every_published_form_is_read(tmp_path: Path) -> None:
         ({"prompt": "q", "chosen": "good"}, "no rejected"),
         ({"chosen": "good", "rejected": "bad"}, "no prompt"),
         ({"prompt": "q", "chosen": [turn("user", "q")], "rejected": "bad"}, "assistant's"),
-        ({"prompt": "q", "chosen": [{"role": "user"}], "rejected": "bad"}, "turns of a chat"),
+        ({"prompt": "q", "chosen": [{"role": "user"}], "rejected": "bad"}, "malformed"),
         (
             {"prompt": "q", "chosen": [turn("user", "x"), turn("assistant", "y")], "rejected": "b"},
-            "different prompts",
+            "contradicts the chat",
         ),
         (["q"], "not an object"),
     ],
