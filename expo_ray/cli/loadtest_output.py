@@ -21,6 +21,7 @@ def render_points(console: Console, result: dict[str, Any]) -> None:
     from expo_ray.reports.wording import who_answered  # not light: only here
 
     open_loop = any(point["offered_rate"] is not None for point in result["points"])
+    thoughts = any(point["with_thoughts"] for point in result["points"])
     columns = {
         **({"offered_rate": "offered/s"} if open_loop else {"concurrency": "in flight"}),
         "completed": "done",
@@ -29,6 +30,7 @@ def render_points(console: Console, result: dict[str, Any]) -> None:
         "output_throughput": "tok/s",
         "median_ttft_ms": "TTFT",
         "p99_ttft_ms": "p99",
+        **({"median_ttfat_ms": "answer"} if thoughts else {}),
         "median_tpot_ms": "TPOT",
         "median_e2el_ms": "E2E",
         "p99_e2el_ms": "p99",
@@ -46,6 +48,9 @@ def render_points(console: Console, result: dict[str, Any]) -> None:
         if point["errors"]:
             classes = ", ".join(f"{kind} {number}" for kind, number in point["errors"].items())
             console.print(f"failed: {classes}", markup=False, highlight=False)
+        if point["without_answer"]:
+            alone = f"{point['without_answer']} of {point['completed']} answers are thoughts alone"
+            console.print(f"{alone} (--max-tokens?)", markup=False, highlight=False)
         for one in point["interruptions"]:
             console.print("interrupted:", one["text"], markup=False, highlight=False)
     answerers = who_answered(result["points"])

@@ -6,10 +6,16 @@ import json
 from dataclasses import dataclass, field
 from typing import Any
 
+from expo_ray.loadtests.deltas import Generated, generated
 from expo_ray.loadtests.records import Job, RequestRecord
 from expo_ray.redaction import redacted
 
 _MAX_DETAIL_CHARACTERS = 300
+_MAX_COUNT = 2**53
+_UNSENT_TOKENS = 2
+"""Ends of turns, which are counted and never sent."""
+_UNSENT_MARKUP_TOKENS = 32
+"""What stands around calls and thoughts, which parsers take out."""
 
 
 class StreamError(Exception):
@@ -30,14 +36,19 @@ class Answer:
     """What has arrived of an answer so far."""
 
     token_seconds: list[float] = field(default_factory=list)
+    first_answer: int | None = None
     input_tokens: int | None = None
     output_tokens: int | None = None
     cached_tokens: int | None = None
+    reasoning_tokens: int | None = None
     replica: str | None = None
     model: str | None = None
     system_fingerprint: str | None = None
     finish_reason: str | None = None
     ended: bool = False
+    _thought_bytes: int = 0
+    _answer_bytes: int = 0
+    _has_calls: bool = False
 
     def add(self, data: bytes, seconds: float) -> None:
         """Read the data of one server-sent event.
@@ -54,29 +65,65 @@ class Answer:
             return
         try:
             self._read(json.loads(data), seconds)
-        except (ValueError, TypeError, AttributeError) as error:
+        except (ValueError, TypeError, AttributeError, RecursionError) as error:
             raise StreamError("malformed", f"not a completion chunk: {data[:100]!r}") from error
 
     def _read(self, event: dict[str, Any], seconds: float) -> None:
         if event.get("error"):
             raise StreamError("mid_stream", json.dumps(event["error"]))
-        self.model = self.model or event.get("model")
+        self.model = self.model or _name(event.get("model"))
         # vLLM names it in the last chunk alone.
-        self.system_fingerprint = event.get("system_fingerprint") or self.system_fingerprint
-        usage = event.get("usage")
-        if usage:
-            self.input_tokens = usage.get("prompt_tokens")
-            self.output_tokens = usage.get("completion_tokens")
-            self.cached_tokens = (usage.get("prompt_tokens_details") or {}).get("cached_tokens")
+        self.system_fingerprint = _name(event.get("system_fingerprint")) or self.system_fingerprint
+        if event.get("usage"):
+            self._count(event["usage"])
         for choice in event.get("choices") or ():
-            if (choice.get("delta") or {}).get("content"):
-                self.token_seconds.append(seconds)
+            self._hear(generated(choice.get("delta") or {}), seconds)
             if choice.get("finish_reason"):
-                self.finish_reason = choice["finish_reason"]
+                self.finish_reason = str(choice["finish_reason"])
                 self.ended = True
 
+    def _count(self, usage: dict[str, Any]) -> None:
+        self.input_tokens = _whole(usage.get("prompt_tokens"))
+        self.output_tokens = _whole(usage.get("completion_tokens"))
+        completion = usage.get("completion_tokens_details") or {}
+        self.cached_tokens = _whole((usage.get("prompt_tokens_details") or {}).get("cached_tokens"))
+        self.reasoning_tokens = _whole(
+            completion.get("reasoning_tokens", usage.get("reasoning_tokens"))
+        )
+
+    def _hear(self, heard: Generated, seconds: float) -> None:
+        if not heard.thought_bytes and not heard.answer_bytes:
+            return
+        if heard.answer_bytes and self.first_answer is None:
+            self.first_answer = len(self.token_seconds)
+        self.token_seconds.append(seconds)
+        self._thought_bytes += heard.thought_bytes
+        self._answer_bytes += heard.answer_bytes
+        self._has_calls |= bool(heard.call_bytes)
+
+    def _unstreamed_tokens(self) -> int | None:
+        """Return how many of the output tokens were never sent; None where nobody can say.
+
+        Services count what a model thinks and keep it to themselves, or send a summary. A token
+        that was sent has a byte at least, and a chunk a token.
+        """
+        if self.output_tokens is None:
+            return 0
+        thought = self.reasoning_tokens or 0
+        slack = _UNSENT_TOKENS
+        if self._has_calls or self._thought_bytes:
+            slack += _UNSENT_MARKUP_TOKENS
+        hidden = 0 if self._thought_bytes else thought
+        if hidden and len(self.token_seconds) > self.output_tokens - hidden + _UNSENT_TOKENS:
+            hidden = 0  # counted beside the output, not in it
+        sent = self.output_tokens - hidden
+        is_summary = self._thought_bytes and thought > self._thought_bytes + slack
+        is_more = sent > self._thought_bytes + self._answer_bytes + slack
+        is_less = self._thought_bytes and len(self.token_seconds) > sent + _UNSENT_TOKENS
+        return None if is_summary or is_more or is_less else hidden
+
     def check(self, *, model: str, weights_digest: str | None) -> None:
-        """Check that the stream came to its end, from the weights that are measured, and held text.
+        """Check that the stream came to its end, from the weights that are measured, with tokens.
 
         Args:
             model: The one that was asked.
@@ -123,10 +170,13 @@ class Answer:
             intended_seconds=intended_seconds,
             sent_seconds=sent_seconds,
             token_seconds=tuple(self.token_seconds),
+            first_answer=self.first_answer,
             done_seconds=done_seconds,
             input_tokens=self.input_tokens,
             output_tokens=self.output_tokens,
             cached_tokens=self.cached_tokens,
+            reasoning_tokens=self.reasoning_tokens,
+            unstreamed_tokens=self._unstreamed_tokens(),
             replica=self.replica,
             model=self.model,
             system_fingerprint=self.system_fingerprint,
@@ -134,3 +184,12 @@ class Answer:
             error=failure and failure[0],
             error_detail=failure and redacted(failure[1])[:_MAX_DETAIL_CHARACTERS],
         )
+
+
+def _name(value: Any) -> str | None:
+    return value if isinstance(value, str) else None
+
+
+def _whole(value: Any) -> int | None:
+    is_count = isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= _MAX_COUNT
+    return value if is_count else None

@@ -2,8 +2,9 @@
 
 Names and definitions are those of `vllm bench serve`, with two differences on purpose: latency
 counts from the intended send time (figures named `_from_send` count from the actual one), and
-what does not apply is None instead of zero. Latencies describe completed requests; failures are
-counted beside them and count against the goodput.
+what does not apply is None instead of zero. The first token is the first that was generated,
+thoughts included; `ttfat_ms` is the time to the first token of the answer. Latencies describe
+completed requests; failures are counted beside them and count against the goodput.
 """
 
 from __future__ import annotations
@@ -79,6 +80,9 @@ def summarize_point(
         "total_input_tokens": inputs,
         "total_output_tokens": outputs,
         "total_cached_tokens": _total(good, "cached_tokens"),
+        "total_reasoning_tokens": _total(good, "reasoning_tokens"),
+        "with_thoughts": sum(r.first_answer != 0 for r in good),
+        "without_answer": sum(r.first_answer is None for r in good),
         "request_throughput": _rate(len(good), duration),
         "request_goodput": _rate(meeting, duration),
         "goodput_share": None if meeting is None else meeting / len(measured),
@@ -143,6 +147,7 @@ def _latencies(good: Sequence[RequestRecord]) -> dict[str, float | None]:
 
     figures: dict[str, list[float | None]] = {
         "ttft_ms": [r.ttft_seconds for r in good],
+        "ttfat_ms": [r.ttfat_seconds for r in good],
         "tpot_ms": [r.tpot_seconds for r in good],
         "itl_ms": [later - sooner for r in good for sooner, later in pairwise(r.token_seconds)],
         "e2el_ms": [r.e2el_seconds for r in good],
@@ -228,7 +233,7 @@ def _num_meeting(records: Sequence[RequestRecord], options: LoadtestOptions) -> 
     }
     active = [(figure, limit) for figure, limit in limits.items() if limit is not None]
     needs_tokens = options.tpot_slo_ms is not None
-    if not active or (needs_tokens and _total(records, "output_tokens") is None):
+    if not active or (needs_tokens and _total(records, "streamed_tokens") is None):
         return None
     # A time per further token does not exist below two tokens and is no violation.
     return sum(

@@ -85,15 +85,16 @@ def completions(records: Sequence[RequestRecord], window: Window) -> int:
 
 
 def tokens_within(records: Sequence[RequestRecord], window: Window) -> float | None:
-    """Return the output tokens that arrived within a window, its start excluded.
+    """Return the output tokens that were sent within a window, its start excluded.
 
-    A chunk counts as an equal share of its answer's tokens. None without usage.
+    A chunk counts as an equal share of its answer's tokens. None where their number is
+    not known.
     """
     good = [r for r in records if r.error is None]
-    if any(r.output_tokens is None for r in good):
+    if any(r.streamed_tokens is None for r in good):
         return None
     return math.fsum(
-        (r.output_tokens or 0)
+        (r.streamed_tokens or 0)
         * sum(window.start_seconds < t <= window.end_seconds for t in r.token_seconds)
         / len(r.token_seconds)
         for r in good

@@ -19,9 +19,12 @@ from expo_ray.tables import read_table
 
 SUMMARY, COMPARISON, SCALING = "summary.json", "comparison.json", "scaling.json"
 _MAX_TIMELINES = 3
+_LATER_COLUMNS = {"first_answer", "reasoning_tokens", "unstreamed_tokens"}
+"""Older load tests have none of them."""
 _SPEEDS = (
     *("request_throughput", "output_throughput", "completed", "failed", "client_saturated"),
-    *("median_ttft_ms", "p99_ttft_ms", "median_tpot_ms", "p99_tpot_ms"),
+    *("median_ttft_ms", "p99_ttft_ms", "median_ttfat_ms", "p99_ttfat_ms", "with_thoughts"),
+    *("median_tpot_ms", "p99_tpot_ms"),
     *("median_e2el_ms", "p99_e2el_ms"),
 )
 Page = tuple[dict[str, Any], list[Drawing]]
@@ -183,6 +186,7 @@ def _timelines(folder: Path, points: Sequence[Mapping[str, Any]]) -> list[Drawin
     chosen = sorted({*broken[: _MAX_TIMELINES - 1], len(points) - 1})
     names = {field.name for field in fields(RequestRecord)}
     table = read_table(file)
+    names -= _LATER_COLUMNS - set(table.column_names)
     if missing := sorted({"point", *names} - set(table.column_names)):
         raise TableError("columns are missing", where=file, got=f"without {missing}")
     drawings = []
@@ -234,6 +238,13 @@ def _heading(title: str, folder: Path, summaries: Sequence[Mapping[str, Any]]) -
         names = who_answered(summary["points"])
         if len(names) > 1:
             cautions.append(f"{summary['target']}: several models answered ({', '.join(names)}).")
+    cautions += [
+        f"{point['without_answer']} of {point['completed']} completed requests hold thoughts, "
+        f"no answer: {summary['model']}, {load_label(point)}; more --max-tokens may help."
+        for summary in summaries
+        for point in summary["points"]
+        if point.get("without_answer")
+    ]
     if any(summary.get("prefix_cache") == "reused" for summary in summaries):
         cautions.append("Prompts repeat: a prefix cache may have helped (--unique-prompts).")
     if any((summary.get("clients") or {}).get("beside_replicas") for summary in summaries):

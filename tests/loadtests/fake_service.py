@@ -1,6 +1,7 @@
 """A real HTTP server that speaks the OpenAI streaming API and misbehaves on request.
 
-The last message says how: a word of `BEHAVIOURS` or `tokens=N` / `wait=SECONDS` pairs.
+The last message says how: a word of `BEHAVIOURS` or `tokens=N` / `wait=SECONDS` pairs; `thoughts=N`
+come first, in the field `as=NAME`, and `usage=N` tells another number of tokens.
 """
 
 from __future__ import annotations
@@ -63,6 +64,9 @@ class FakeService:
         await response.write(b": a comment\r\n\r\n")
         if order == "hang":
             await asyncio.sleep(1)
+        for i in range(int(options.get("thoughts", 0))):
+            await asyncio.sleep(float(options.get("wait", 0)))
+            await event({"choices": [{"delta": {options["as"]: f"t{i} "}}]})
         for i in range(0 if order == "empty" else num_tokens):
             await asyncio.sleep(float(options.get("wait", 0)))
             if i == 1 and order == "cut" and request.transport is not None:
@@ -79,7 +83,10 @@ class FakeService:
             await event({"choices": [{"delta": {"content": f"w{i} "}}]})
         await event({"choices": [{"delta": {}, "finish_reason": "stop"}]})
         if self.usage:
-            usage = {"prompt_tokens": 7, "completion_tokens": num_tokens}
+            told = int(options.get("usage", num_tokens))
+            usage: dict[str, Any] = {"prompt_tokens": 7, "completion_tokens": told}
+            if "hidden" in options:
+                usage["completion_tokens_details"] = {"reasoning_tokens": int(options["hidden"])}
             await event({"choices": [], "usage": usage})
         await event("[DONE]")
         return response

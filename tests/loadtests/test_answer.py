@@ -7,6 +7,7 @@ import json
 import pytest
 
 from expo_ray.loadtests.answer import Answer, StreamError
+from expo_ray.loadtests.deltas import Generated, generated
 
 
 def test_a_fingerprint_that_only_the_last_chunk_bears_is_read() -> None:
@@ -22,3 +23,41 @@ def test_a_fingerprint_that_only_the_last_chunk_bears_is_read() -> None:
     with pytest.raises(StreamError, match="others answered instead of m with measured") as error:
         answer.check(model="m", weights_digest="measured")
     assert error.value.kind == "other_weights"
+
+
+@pytest.mark.parametrize(
+    ("delta", "expected"),
+    [
+        ({"role": "assistant", "content": ""}, Generated()),
+        ({"role": "assistant", "content": None, "tool_calls": []}, Generated()),
+        ({"content": "ab"}, Generated(answer_bytes=2)),
+        ({"refusal": "no"}, Generated(answer_bytes=2)),
+        ({"reasoning_content": "hm"}, Generated(thought_bytes=2)),
+        ({"reasoning": "hm", "reasoning_content": "hm"}, Generated(thought_bytes=2)),
+        (
+            {"tool_calls": [{"index": 0, "id": "call_1", "function": {"name": "f"}}]},
+            Generated(answer_bytes=1, call_bytes=1),
+        ),
+        ({"tool_calls": [{"index": 0, "function": {"arguments": ""}}]}, Generated()),
+        ({"function_call": {"arguments": "{}"}}, Generated(answer_bytes=2, call_bytes=2)),
+        ({"audio": {"id": "a", "transcript": "hi", "data": "UklGRg=="}}, Generated(answer_bytes=2)),
+        ({"audio": {"id": "a", "data": "Ukl="}}, Generated(answer_bytes=4)),
+        (
+            {"content": [{"type": "thinking", "thinking": [{"type": "text", "text": "hm"}]}]},
+            Generated(thought_bytes=2),
+        ),
+        ({"content": [{"type": "text", "text": "abc"}]}, Generated(answer_bytes=3)),
+    ],
+)
+def test_what_a_delta_holds(delta: dict[str, object], expected: Generated) -> None:
+    assert generated(delta) == expected
+
+
+def test_a_count_that_is_none_is_not_taken_for_one() -> None:
+    answer = Answer()
+    usage = {"prompt_tokens": "7", "completion_tokens": 1e999, "reasoning_tokens": True}
+    answer.add(json.dumps({"model": ["m"], "choices": [], "usage": usage}).encode(), 1.0)
+    assert (answer.model, answer.input_tokens, answer.output_tokens) == (None, None, None)
+    assert answer.reasoning_tokens is None
+    with pytest.raises(StreamError, match="not a completion chunk"):
+        answer.add(b'{"choices":' + b"[" * 100_000, 1.0)

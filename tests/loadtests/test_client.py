@@ -96,6 +96,50 @@ def test_an_answer_by_other_weights_than_those_measured_has_failed(
     assert {name: value for name, value in told.items() if value is not None} == names_itself
 
 
+@pytest.mark.parametrize("field", ["reasoning_content", "reasoning"])
+def test_thoughts_are_tokens_and_the_answer_comes_after_them(
+    service: FakeService, field: str
+) -> None:
+    [record] = send(service.url, f"thoughts=20 as={field} tokens=5 usage=25 wait=0.02")
+    assert record.error is None
+    assert (len(record.token_seconds), record.first_answer) == (25, 20)
+    assert record.ttft_seconds is not None and record.ttfat_seconds is not None
+    # The server waits 20 ms before each chunk: the clock may not say less, and thoughts take 0.4 s.
+    assert record.ttfat_seconds - record.ttft_seconds >= 0.35
+    assert record.tpot_seconds is not None and record.tpot_seconds >= 0.015
+
+
+def test_an_answer_that_is_all_thought_is_not_empty(service: FakeService) -> None:
+    [record] = send(service.url, "thoughts=3 as=reasoning tokens=0 usage=3")
+    assert (record.error, record.first_answer, record.ttfat_seconds) == (None, None, None)
+    assert record.ttft_seconds is not None
+
+
+@pytest.mark.parametrize(
+    ("order", "streamed"),
+    [
+        ("tokens=5 usage=25 hidden=20", 5),  # thought in secret, and told
+        ("tokens=5 usage=5 hidden=20", 5),  # told, and counted apart
+        ("tokens=5 usage=25", None),  # 15 bytes are not 25 tokens
+        ("tokens=5 usage=6", 6),  # the end of the turn is a token
+        ("thoughts=20 as=reasoning tokens=5 usage=5", None),  # thoughts sent and not counted
+        ("thoughts=4 as=reasoning tokens=5 usage=305 hidden=300", None),  # only a summary was sent
+        ("thoughts=20 as=reasoning tokens=5 usage=25 hidden=20", 25),
+    ],
+)
+def test_time_per_token_divides_by_what_was_sent(
+    service: FakeService, order: str, streamed: int | None
+) -> None:
+    [record] = send(service.url, order)
+    assert record.error is None
+    assert record.streamed_tokens == streamed
+    if streamed is None:
+        assert record.tpot_seconds is None
+    else:
+        span = record.token_seconds[-1] - record.token_seconds[0]
+        assert record.tpot_seconds == span / (streamed - 1)
+
+
 def test_time_limit(service: FakeService) -> None:
     [record] = send(service.url, "hang", timeout=0.3)
     assert record.error == "timeout"

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -127,12 +128,33 @@ def test_a_client_that_cannot_keep_up_is_called_saturated(lag: float) -> None:
     assert sleepy["client_saturated"] is (lag > 0)
 
 
+def test_thoughts_are_told_apart_from_the_answer() -> None:
+    thinking = record(
+        intended_seconds=0.0,
+        sent_seconds=0.0,
+        done_seconds=0.5,
+        token_seconds=(0.1, 0.2, 0.3, 0.4),
+        first_answer=2,
+        output_tokens=4,
+    )
+    silent = replace(thinking, request_id=1, first_answer=None)
+    point = summarize_point([thinking, silent], options=OPTIONS, concurrency=1)
+    assert (point["with_thoughts"], point["without_answer"]) == (2, 1)
+    assert point["median_ttft_ms"] == pytest.approx(100)
+    assert (point["median_ttfat_ms"], point["count_ttfat_ms"]) == (pytest.approx(300), 1)
+    unknown = replace(thinking, unstreamed_tokens=None)
+    limits = OPTIONS.model_copy(update={"tpot_slo_ms": 1.0})
+    point = summarize_point([unknown], options=limits, concurrency=1)
+    assert (point["median_tpot_ms"], point["request_goodput"]) == (None, None)
+    assert point["total_output_tokens"] == 4
+
+
 def test_contract_names() -> None:
     point = summarize_point([GOOD], options=OPTIONS, concurrency=1)
     names = {
         f"{f}_{m}"
         for f in ("mean", "std", "median", "p90", "p95", "p99")
-        for m in ("ttft_ms", "tpot_ms", "itl_ms", "e2el_ms")
+        for m in ("ttft_ms", "ttfat_ms", "tpot_ms", "itl_ms", "e2el_ms")
     }
     assert (
         names

@@ -153,3 +153,15 @@ def test_folders_that_are_no_load_test(tmp_path: Path) -> None:
     (tmp_path / "summary.json").write_text('{"points": [{}]}')
     with pytest.raises(ConfigError, match="not in the form"):
         write_report(tmp_path)
+
+
+def test_thoughts_have_a_column_and_answers_without_one_a_caution(tmp_path: Path) -> None:
+    write_killed(tmp_path)
+    summary = summary_of(tmp_path)
+    assert "first of the answer" not in page_of(tmp_path).text
+    summary["points"][0].update(with_thoughts=9, without_answer=2, median_ttfat_ms=123456.7)
+    (tmp_path / "summary.json").write_text(json.dumps(summary))
+    page = page_of(tmp_path)
+    assert "first of the answer" in page.text
+    assert 123456.7 in {cell for row in page.rows for cell in row}
+    assert "2 of " in page.text and "hold thoughts, no answer" in page.text
