@@ -80,6 +80,7 @@ def dequantized(checkpoint: Checkpoint) -> Checkpoint:
         sidecars=checkpoint.sidecars,
         other_files=checkpoint.other_files,
         storage=storage,
+        links=checkpoint.links,
         block_formats=formats,
     )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from expo_ray.checkpoints.index import (
     read_file_headers,
     weight_files,
 )
+from expo_ray.checkpoints.lfs_pointers import refuse_pointers
 from expo_ray.checkpoints.remote_path import any_path
 from expo_ray.checkpoints.sidecars import sort_files
 from expo_ray.checkpoints.storage import (
@@ -23,6 +24,7 @@ from expo_ray.checkpoints.storage import (
     RECORD_NAME,
     WORK_FOLDER,
     FileFacts,
+    LocalStorage,
     Storage,
     open_storage,
     split_address,
@@ -57,6 +59,8 @@ class Checkpoint:
     other_files: tuple[str, ...]
     """Everything else in the folder: other weights, optimizer state, logs."""
     storage: Storage = field(repr=False)
+    links: Mapping[str, str] = field(default_factory=dict)
+    """Of config and sidecars: symbolic links that leave the folder, and where they lead."""
     auto_dtypes: Mapping[str, str] = field(default_factory=dict)
     """Where a tensor is computed in float32 from a narrower one: the dtype to write it in."""
     block_formats: Mapping[str, BlockFormat] = field(default_factory=dict)
@@ -113,6 +117,8 @@ class Checkpoint:
             )
         config = parse_config(storage.read_bytes(CONFIG_NAME), file=f"{storage.uri}/{CONFIG_NAME}")
         carried, others = sort_files(set(facts) - {*files, INDEX_NAME})
+        if isinstance(storage, LocalStorage):  # others are read when they are needed
+            refuse_pointers(storage, facts, carried)
         return cls(
             uri=storage.uri,
             tensors=tensors,
@@ -124,6 +130,7 @@ class Checkpoint:
             sidecars=carried,
             other_files=others,
             storage=storage,
+            links=links_of(facts, (CONFIG_NAME, *carried)),
         )
 
     @property
@@ -159,6 +166,12 @@ class Checkpoint:
             }
             for name, file in self.weight_files.items()
         ]
+
+
+def links_of(facts: Mapping[str, FileFacts], names: Iterable[str]) -> dict[str, str]:
+    """Return which of these files are links that leave the folder, and where they lead."""
+    found = ((name, facts[name].leads_to) for name in names)
+    return {name: target for name, target in found if target is not None}
 
 
 def open_aligned(aligned: str | Path, initial: Checkpoint) -> Checkpoint:

@@ -13,6 +13,7 @@ import threading
 from typing import Any, Self
 from urllib.parse import urlsplit
 
+from expo_ray.checkpoints.lfs_pointers import refuse_pointer
 from expo_ray.checkpoints.retries import is_passing, retry_io
 from expo_ray.checkpoints.storage import MAX_SMALL_FILE_BYTES, FileFacts, hidden_or_deep
 from expo_ray.errors import CheckpointError
@@ -85,6 +86,7 @@ class HubStorage:
                 reader.read_into(0, memoryview(data))
             except (EOFError, OSError) as error:
                 raise _failure(f"{self.uri}/{name}", error) from error
+            refuse_pointer(bytes(data), where=f"{self.uri}/{name}")
             return bytes(data)
 
     def open(self, name: str) -> HubReader:

@@ -18,6 +18,7 @@ from expo_ray.checkpoints.header import (
     parse_length,
     parse_strict_json,
 )
+from expo_ray.checkpoints.lfs_pointers import refuse_pointer_file
 from expo_ray.checkpoints.pickle_archive import read_archive_header
 from expo_ray.checkpoints.storage import Storage
 from expo_ray.errors import CheckpointError
@@ -77,10 +78,11 @@ def read_file_header(storage: Storage, file: str) -> Header:
     """
     where = f"{storage.uri}/{file}"
     with storage.open(file) as reader:
-        if file.endswith(".bin"):
-            return read_archive_header(reader, where=where)
         file_bytes = reader.facts.num_bytes
         try:
+            refuse_pointer_file(reader, where=where)
+            if file.endswith(".bin"):
+                return read_archive_header(reader, where=where)
             prefix = bytearray(min(LENGTH_BYTES, file_bytes))
             reader.read_into(0, memoryview(prefix))
             length = parse_length(bytes(prefix), file=where, file_bytes=file_bytes)

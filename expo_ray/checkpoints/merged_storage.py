@@ -23,14 +23,16 @@ from expo_ray.checkpoints.adapters import (
     LoraTensor,
     read_adapter,
 )
-from expo_ray.checkpoints.checkpoint import Checkpoint, WeightFile
+from expo_ray.checkpoints.checkpoint import CONFIG_NAME, Checkpoint, WeightFile, links_of
 from expo_ray.checkpoints.computed_file import ComputedReader, ComputedTensor, lay_out_behind
 from expo_ray.checkpoints.header import TensorRef
 from expo_ray.checkpoints.index import read_file_header
+from expo_ray.checkpoints.lfs_pointers import refuse_pointers
 from expo_ray.checkpoints.sidecars import belongs_to_tokenizer, sort_files
 from expo_ray.checkpoints.storage import (
     BASE_MARK,
     FileFacts,
+    LocalStorage,
     RangeReader,
     Storage,
     open_storage,
@@ -77,6 +79,10 @@ def open_merged(storage: Storage, files: Mapping[str, FileFacts], base: Checkpoi
     weight_files[adapter.file] = WeightFile(facts=adapter.facts, header_sha256=adapter.digest)
     merged_storage = MergedStorage(adapter, base.storage)
     sidecars = sort_files(merged_storage.sidecars())[0]
+    own = set(files).intersection(sidecars)
+    inherited = {CONFIG_NAME, *sidecars} - own
+    if isinstance(storage, LocalStorage):
+        refuse_pointers(storage, files, own)
     return Checkpoint(
         uri=merged_storage.uri,
         tensors=dict(sorted(tensors.items())),
@@ -86,6 +92,7 @@ def open_merged(storage: Storage, files: Mapping[str, FileFacts], base: Checkpoi
         other_files=tuple(sorted(set(files) - {*sidecars, adapter.file, ADAPTER_CONFIG})),
         auto_dtypes={n: base.tensors[n].dtype for n in tensors if tensors[n] != base.tensors[n]},
         storage=merged_storage,
+        links={**links_of(files, own), **{n: base.links[n] for n in inherited & {*base.links}}},
     )
 
 

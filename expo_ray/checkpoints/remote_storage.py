@@ -5,6 +5,7 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Self
 
+from expo_ray.checkpoints.lfs_pointers import refuse_pointer
 from expo_ray.checkpoints.remote_path import RemotePath
 from expo_ray.checkpoints.retries import retry_io
 from expo_ray.checkpoints.sidecars import is_weight_file
@@ -106,6 +107,7 @@ class RemoteStorage:
                 reader.read_into(0, memoryview(data))
             except (EOFError, OSError) as error:
                 raise _unreadable(str(self._path / name), error) from error
+            refuse_pointer(bytes(data), where=self._path / name)
             return bytes(data)
 
     def open(self, name: str) -> RemoteReader:

@@ -66,16 +66,21 @@ def is_sidecar(name: str) -> bool:
     """Tell whether a file is carried from aligned to the output beside weights and config."""
     if is_weight_file(name):
         return False
-    *folders, base = name.split("/")
+    *folders, _ = name.split("/")
     if any(fnmatchcase(folder, pattern) for folder in folders for pattern in _LEFTOVERS):
         return False
-    if not folders and any(fnmatchcase(base.upper(), pattern) for pattern in LEGAL):
+    if is_legal(name):
         return True
     # A `*` passes slashes, so that whole patterns would carry files of any folder.
     patterns = (
         pattern for pattern in CARRIED if "/" in pattern or pattern == "*.py" or not folders
     )
     return any(fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def is_legal(name: str) -> bool:
+    """Tell whether a file is a licence or notice, which no loader needs."""
+    return "/" not in name and any(fnmatchcase(name.upper(), pattern) for pattern in LEGAL)
 
 
 def is_found_by_name(name: str) -> bool:

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import os
 import stat
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Protocol, Self
 
+from expo_ray.checkpoints.lfs_pointers import refuse_pointer
 from expo_ray.checkpoints.retries import retry_io
 from expo_ray.errors import CheckpointError
 
@@ -37,6 +38,8 @@ class FileFacts:
     """mtime, etag or commit."""
     version: str
     """mtime: seconds since 1970 with nine decimals."""
+    leads_to: str | None = field(default=None, compare=False)
+    """Of a symbolic link that leaves the folder: the file that it stands for."""
 
 
 class RangeReader(Protocol):
@@ -148,6 +151,7 @@ class LocalStorage:
                 raise error
 
         found: dict[str, FileFacts] = {}
+        top = self._folder.resolve()
         for root, folders, names in os.walk(self._folder, onerror=check):
             # A dump of training runs may sit inside: two levels hold all that a checkpoint has.
             depth = len(Path(root).relative_to(self._folder).parts)
@@ -159,7 +163,10 @@ class LocalStorage:
                     continue
                 status = path.stat()
                 if stat.S_ISREG(status.st_mode):
-                    found[relative] = _facts(relative, status)
+                    facts = _facts(relative, status)
+                    if path.is_symlink():
+                        facts = replace(facts, leads_to=_outside(path, top))
+                    found[relative] = facts
         return dict(sorted(found.items()))
 
     def read_bytes(self, name: str) -> bytes:
@@ -173,9 +180,11 @@ class LocalStorage:
                     got=f"{path.stat().st_size} bytes",
                     expected=f"at most {MAX_SMALL_FILE_BYTES} bytes",
                 )
-            return path.read_bytes()
+            data = path.read_bytes()
         except OSError as error:
             raise _unreadable(path, error) from error
+        refuse_pointer(data, where=path)
+        return data
 
     def open(self, name: str) -> LocalReader:
         """Open a file for ranged reads."""
@@ -241,6 +250,17 @@ def hidden_or_deep(name: str) -> bool:
     """Tell whether a file inside a checkpoint is left out of listings."""
     parts = name.split("/")
     return len(parts) > MAX_DEPTH + 1 or any(part.startswith(".") for part in parts)
+
+
+def _outside(link: Path, top: Path) -> str | None:
+    """Return where a link leads, None inside the checkpoint or among the Hub cache's own files."""
+    target = link.resolve()
+    is_blob = top.parent.name == "snapshots" and target.parent == top.parent.parent / "blobs"
+    # Hidden files are no part of a checkpoint: `.git/config` may hold a token.
+    is_inside = target.is_relative_to(top) and not any(
+        part.startswith(".") for part in target.relative_to(top).parts
+    )
+    return None if is_blob or is_inside else str(target)
 
 
 def _facts(name: str, status: os.stat_result) -> FileFacts:

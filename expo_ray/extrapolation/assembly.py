@@ -18,7 +18,13 @@ from expo_ray.checkpoints.digests import WeightsDigest
 from expo_ray.checkpoints.header import FLOAT_DTYPES
 from expo_ray.checkpoints.index import INDEX_NAME, build_index
 from expo_ray.checkpoints.remote_path import AnyPath
-from expo_ray.checkpoints.storage import DEQUANTIZED_MARK, RECORD_NAME, open_storage
+from expo_ray.checkpoints.sidecars import is_legal
+from expo_ray.checkpoints.storage import (
+    DEQUANTIZED_MARK,
+    MAX_SMALL_FILE_BYTES,
+    RECORD_NAME,
+    open_storage,
+)
 from expo_ray.errors import CheckpointError, ShardError
 from expo_ray.extrapolation.alpha import round_alpha
 from expo_ray.extrapolation.alpha_rules import Resolution
@@ -52,14 +58,35 @@ class Attachments:
 def read_attachments(plan: Plan) -> Attachments:
     """Read the files beside the weights of the base.
 
+    Outputs are given away, so that a link in a downloaded checkpoint must not bring in a file of
+    this machine: licences behind one stay behind, files that a model needs are refused. Weights
+    may be links, as on clusters they often are: nothing but well-formed weights passes there.
+
     Raises:
-        CheckpointError: One cannot be read.
+        CheckpointError: One cannot be read, leads out of the checkpoint, or all are too big.
     """
     base = plan.pair.base
-    return Attachments(
-        config=output_config(plan),
-        sidecars={name: base.storage.read_bytes(name) for name in base.sidecars},
-    )
+    for name, target in base.links.items():
+        if not is_legal(name):
+            raise CheckpointError(
+                "the file is a link that leaves the checkpoint: it is not copied into an output",
+                where=f"{base.uri}/{name}",
+                got=target,
+                expected="a file inside the checkpoint",
+                hint="if it belongs to the model, put a copy of it in place of the link",
+            )
+    sidecars: dict[str, bytes] = {}
+    for name in base.sidecars:
+        if name not in base.links:
+            sidecars[name] = base.storage.read_bytes(name)
+            if sum(map(len, sidecars.values())) > MAX_SMALL_FILE_BYTES:
+                raise CheckpointError(
+                    "the files beside the weights are too big",
+                    where=f"{base.uri}/{name}",
+                    expected=f"at most {MAX_SMALL_FILE_BYTES} bytes in all",
+                    hint="move what does not belong to the model elsewhere",
+                )
+    return Attachments(config=output_config(plan), sidecars=sidecars)
 
 
 def written_dtype(plan: Plan) -> str:
@@ -188,7 +215,7 @@ def assemble(
         "num_bytes": plan.data_bytes,
         "versions": versions(),
         "files": sorted(files, key=lambda entry: str(entry["name"])),
-        "files_not_carried": list(plan.pair.base.other_files),
+        "files_not_carried": [*plan.pair.base.other_files, *sorted(plan.pair.base.links)],
         "tensors_left_out": list(plan.pair.left_out),
         "notes": list(plan.pair.notes),
         "vocabulary": _vocabulary(plan),

@@ -127,10 +127,11 @@ def loading_notes(loading: LoadingCheck | None) -> list[str]:
 
 def carrying_notes(plan: Plan) -> list[str]:
     """Return in words which files beside the weights stay behind."""
-    names = plan.pair.base.other_files
-    if not names:
-        return []
-    return [f"not carried to the output: {first_names(names)}"]
+    names, links = plan.pair.base.other_files, sorted(plan.pair.base.links)
+    notes = [f"not carried to the output: {first_names(names)}"] if names else []
+    if links:
+        notes.append(f"not carried, as links that leave the checkpoint: {first_names(links)}")
+    return notes
 
 
 def unmoved_notes(targets: Sequence[Target]) -> list[str]:

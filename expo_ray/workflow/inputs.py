@@ -19,6 +19,7 @@ from expo_ray.checkpoints.checkpoint import open_aligned
 from expo_ray.checkpoints.local_output import require_writable_folder
 from expo_ray.cluster import LOCAL, require_cluster, resolve_address
 from expo_ray.errors import ConfigError
+from expo_ray.extrapolation.assembly import read_attachments
 from expo_ray.extrapolation.plan import build_plan
 from expo_ray.lab import LabSettings, prepare_lab
 from expo_ray.rewards import RewardModelSpec, pin_reward_model
@@ -148,7 +149,7 @@ def _find_inputs(run: Run, rewards: Iterable[str]) -> None:
     run.initial, run.aligned = initial.uri, aligned.uri
     run.sides = {"initial": initial, "aligned": aligned}
     settings = recipe.extrapolation
-    build_plan(
+    plan = build_plan(
         initial,
         aligned,
         output_dtype=settings.output_dtype,
@@ -156,6 +157,7 @@ def _find_inputs(run: Run, rewards: Iterable[str]) -> None:
         vocab_policy=settings.vocab_policy,
         extra_tensors=settings.extra_tensors,
     )
+    read_attachments(plan)  # what could not be written at the end is refused now
     run.reward_models = pin_reward_models(
         rewards, run.initial, run.aligned, addresses=before.get("reward_addresses")
     )
