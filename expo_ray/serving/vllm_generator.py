@@ -25,6 +25,7 @@ from expo_ray.errors import (
 from expo_ray.rewards.pretrained import ChatTokenizer, load_tokenizer
 from expo_ray.serving.engines.interface import Generated, Row
 from expo_ray.serving.engines.vllm_config import source_fields
+from expo_ray.serving.engines.vllm_noise import take_seed
 from expo_ray.serving.loaded import NOTHING_LOADED, Answered, ChatRow, Loaded
 from expo_ray.serving.row_fitting import fit_rows
 from expo_ray.serving.source import ModelSource
@@ -56,6 +57,7 @@ class VLLMGenerator(LLMServer):  # type: ignore[misc]
         # The folder that the driver named may be on another machine.
         llm_config.get_engine_config().hf_model_id = str(local_folder(checkpoint))
         await super().__init__(llm_config)
+        self._take_seeds()
         digests = await self.collective_rpc("expo_ray_digest")
         self._hold(source, digests)
 
@@ -138,6 +140,22 @@ class VLLMGenerator(LLMServer):  # type: ignore[misc]
             weights_digest=digests[0], max_model_len=config.max_model_len, model=source.name
         )
         return self._loaded
+
+    def _take_seeds(self) -> None:
+        """Keep seeds from vLLM, see `vllm_noise`.
+
+        On the last step before a request leaves for the engine's process: there every request
+        passes, and those for several answers have a seed for each.
+        """
+        core = self._client.engine_core
+        send = core.add_request_async
+
+        async def send_without_seed(request: Any) -> None:
+            if request.sampling_params is not None:
+                take_seed(request.sampling_params)
+            await send(request)
+
+        core.add_request_async = send_without_seed
 
     @property
     def _client(self) -> Any:

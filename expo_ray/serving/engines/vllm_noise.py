@@ -1,7 +1,9 @@
 """Sampling for vLLM in which a row's token depends on (seed, position) and its own logits alone.
 
 vLLM's own seeds draw from a generator per request, whose noise is by rank in the vocabulary and
-moves with every other use of it; here the noise is that of the transformers engine.
+moves with every other use of it; here the noise is that of the transformers engine. vLLM is not
+even told the seed: it would draw once more for nothing, on GPUs by a slower kernel, and on CPUs its
+engine dies as soon as a prompt is processed in parts, because it then winds a generator back.
 Shapes: B rows of vLLM's batch, V vocabulary, S of them with a seed.
 """
 
@@ -17,6 +19,20 @@ from vllm.v1.sample.logits_processor.interface import MoveDirectionality
 from expo_ray.serving.row_sampling import draw_tokens
 
 PROCESSOR = f"{__name__}:SeededNoise"
+_SEED = "expo_ray_seed"
+
+
+def take_seed(params: SamplingParams) -> None:
+    """Move the seed of a request to where `SeededNoise` finds it and vLLM does not.
+
+    Args:
+        params: The request's own; changed in place.
+    """
+    # A client may send arguments of any name; this one is ours.
+    others = {name: value for name, value in (params.extra_args or {}).items() if name != _SEED}
+    seed = {} if params.seed is None else {_SEED: params.seed % 2**63}
+    params.extra_args = {**others, **seed} or None
+    params.seed = None
 
 
 class SeededNoise(LogitsProcessor):  # type: ignore[misc]
@@ -39,7 +55,7 @@ class SeededNoise(LogitsProcessor):  # type: ignore[misc]
             self._rows.pop(index, None)
         for index, params, _, output_ids in batch_update.added:
             self._rows.pop(index, None)
-            if params.seed is not None:
+            if _SEED in (params.extra_args or {}):
                 self._rows[index] = (params, output_ids)
         for start, end, direction in batch_update.moved:
             moving, replaced = self._rows.pop(start, None), self._rows.pop(end, None)
@@ -66,7 +82,7 @@ class SeededNoise(LogitsProcessor):  # type: ignore[misc]
         params = [row[0] for row in rows.values()]
         chosen_s1 = draw_tokens(
             logits[index_s],
-            seeds_b=column([p.seed % 2**63 for p in params], torch.int64),
+            seeds_b=column([p.extra_args[_SEED] for p in params], torch.int64),
             position=column([len(row[1]) for row in rows.values()], torch.int64),
             top_k_b1=column(
                 [p.top_k if 0 < p.top_k < vocab_size else vocab_size for p in params], torch.int64
