@@ -166,8 +166,7 @@ def render_diagnosis(console: Console, result: dict[str, Any], *, every_layer: b
         console.print(
             f"published {scale['step']}: delta rms {scale['mean_delta_rms']:.2e}", highlight=False
         )
-    if result["num_identical"]:
-        console.print(f"{result['num_identical']} tensors are identical on both sides")
+    console.print("moved: share of the values that differ between the two models", style="dim")
     for note in result["notes"]:
         console.print(Text(f"note: {note}"))
     for warning in result["warnings"]:

@@ -34,7 +34,7 @@ AnchorsOption = Annotated[
     str | None,
     typer.Option(
         help="Preference file whose pairs the self-test must see rank right, all of them; without "
-        "it, general ones that only warn."
+        "it, general ones that are only counted."
     ),
 ]
 SelfTestFlag = Annotated[

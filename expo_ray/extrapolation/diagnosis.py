@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from expo_ray.errors import WorkError
+from expo_ray.errors import WorkError, first_names
 from expo_ray.extrapolation.fanout import run_tasks
 from expo_ray.extrapolation.modules import GROUPS, layer_position, module_group
 from expo_ray.extrapolation.plan import Plan, build_plan
@@ -148,13 +148,13 @@ def diagnose(
         initial=plan.pair.initial.uri,
         aligned=plan.pair.aligned.uri,
         reasons=tuple(_reasons_against(total, floats, identical)),
-        doubts=tuple(_doubts(plan.pair, total, floats, identical)),
+        doubts=tuple(_doubts(plan.pair, total)),
         total=total,
         groups=_groups(floats),
         layers=_layers(floats),
         tensors=tensors,
         identical=identical,
-        notes=plan.pair.notes,
+        notes=(*plan.pair.notes, *_unmoved_notes(floats, identical)),
     )
     if strict:
         result.require_fit()
@@ -245,7 +245,7 @@ def _reasons_against(total: Row, rows: dict[str, Row], identical: tuple[str, ...
     return reasons
 
 
-def _doubts(pair: Pair, total: Row, rows: dict[str, Row], identical: tuple[str, ...]) -> list[str]:
+def _doubts(pair: Pair, total: Row) -> list[str]:
     doubts = []
     relative, cosine = _kinship(total)
     if LARGE_DELTA < relative <= UNRELATED_DELTA and cosine >= UNRELATED_COSINE:
@@ -259,12 +259,21 @@ def _doubts(pair: Pair, total: Row, rows: dict[str, Row], identical: tuple[str, 
             "tuning of a 7B model (2.0e-4) than to its preference training (6.3e-6): expected of "
             "a much smaller model; otherwise check that initial is the direct parent of aligned"
         )
-    if 0 < len(identical) < len(rows):
-        doubts.append(f"{len(identical)} of {len(rows)} tensors did not move: frozen in training?")
     difference = compare_tokenizers(pair.initial, pair.aligned)
     if difference is not None:
         doubts.append(f"the tokenizers differ in {difference.num_entries or 'unknown'} entries")
     return doubts
+
+
+def _unmoved_notes(rows: dict[str, Row], identical: tuple[str, ...]) -> list[str]:
+    """Tell what stays as it is. No doubt: adapters and frozen layers leave most tensors alone."""
+    if not 0 < len(identical) < len(rows):
+        return []
+    return [
+        f"{len(identical)} of {len(rows)} tensors are the same in both models (no part of an "
+        f"adapter, frozen, or smaller steps than the dtype holds) and stay so: "
+        f"{first_names(identical)}"
+    ]
 
 
 def _ratio(part: float | None, whole: float | None) -> float | None:

@@ -35,10 +35,13 @@ class RewardReplicas:
         initial: For an implicit reward: the checkpoint before alignment.
         aligned: For an implicit reward: the aligned one.
         self_test: Whether the reward model is tested before it scores a table.
-        anchors: Pairs that the self-test must see rank right; None takes general ones, which warn.
+        anchors: Pairs that the self-test must see rank right; None takes general ones, which
+            are only counted.
         use_cache: Whether scores are remembered on each node, and looked up there.
         allow_truncation: Whether chats longer than the reward model reads are cut at their
             beginning, scored and marked, instead of refused.
+        tests: What self-tests found, by the text of `spec`; filled here. One that is there is
+            not made, or told, again.
 
     Raises:
         ConfigError: The spec cannot be parsed, or an implicit reward lacks its pair.
@@ -56,14 +59,15 @@ class RewardReplicas:
         anchors: Sequence[AnchorPair] | None = None,
         use_cache: bool = True,
         allow_truncation: bool = False,
+        tests: dict[str, SelfTest] | None = None,
     ) -> None:
         asked = RewardModelSpec.parse(spec) if isinstance(spec, str) else spec
-        self._label = asked.short_name
+        self._label, self._text = asked.short_name, asked.text
         self._num_replicas = num_replicas
         self._pinned = pin_reward_model(asked, initial=initial, aligned=aligned)
         self._wants_test, self._anchors = self_test, anchors
         self._how = {"use_cache": use_cache, "truncate": allow_truncation}
-        self._tested: SelfTest | None = None
+        self._tests = {} if tests is None else tests
         self._stack = ExitStack()
         self._handle: Any = None
         self._app_name = ""
@@ -110,13 +114,14 @@ class RewardReplicas:
             self, responses_path, output_path, references_path, progress or NullProgress()
         )
         counts = job.stream() if job.is_large else job.score_whole()
+        tested = self._tests.get(self._text)
         return {
             "schema_version": _SCHEMA_VERSION,
             "output": str(output_path),
             "reward_model": job.scorer.name,
             "reward_model_revision": job.scorer.revision,
             **counts,
-            "spread": None if self._tested is None else self._tested.spread,
+            "spread": None if tested is None else tested.spread,
             "seconds": round(time.monotonic() - started, 3),
         }
 
@@ -194,7 +199,7 @@ class RewardReplicas:
         """
         if not self._wants_test:
             return None
-        if self._tested is None:
+        if self._text not in self._tests:
             [(_, result)] = call_in_chunks(
                 lambda some: self._handle.self_test.remote(some, self._anchors),
                 [list(chats)],
@@ -202,17 +207,15 @@ class RewardReplicas:
             )
             if isinstance(result, ExpoError):
                 raise result
-            self._tested = result
-            progress.message(
-                f"self-test of {self._label}: batching moves a score by up to {result.spread:.2g}; "
-                f"{result.num_anchors_right} of {result.num_anchors} anchors rank right"
-            )
+            self._tests[self._text] = result
+            progress.message(f"self-test of {self._label}: {_found(result)}")
             for warning in result.warnings:
                 progress.message(f"warning: {warning}")
+        tested = self._tests[self._text]
         if output is not None:
             self_test_file(output).parent.mkdir(parents=True, exist_ok=True)
-            atomic_write_json(self_test_file(output), self._tested.as_dict())
-        return self._tested
+            atomic_write_json(self_test_file(output), tested.as_dict())
+        return tested
 
     def bar(self, progress: Progress, total: int) -> ProgressBar:
         """Open the line of a table."""
@@ -222,3 +225,13 @@ class RewardReplicas:
     def app_name(self) -> str:
         """Under which name tasks find the replicas."""
         return str(self._handle.deployment_id.app_name)
+
+
+def _found(result: SelfTest) -> str:
+    text = f"batching moves a score by up to {result.spread:.2g}"
+    if not result.num_anchors:
+        return text
+    text += f"; {result.num_anchors_right} of {result.num_anchors} anchors rank right"
+    if result.num_anchors_right == result.num_anchors:
+        return text
+    return f"{text} (general knowledge; a model for one task need not have it)"

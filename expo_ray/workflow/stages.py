@@ -22,7 +22,7 @@ from expo_ray.loadtests import LoadtestOptions, loadtest
 from expo_ray.progress import CombinedProgress, Progress
 from expo_ray.reports import render_model_card, write_report
 from expo_ray.reports.wording import headline
-from expo_ray.rewards import RewardModelSpec
+from expo_ray.rewards import RewardModelSpec, SelfTest
 from expo_ray.rewards.anchors import AnchorPair
 from expo_ray.selection import choose_alpha
 from expo_ray.selection.search import SearchResult
@@ -57,6 +57,8 @@ class Run:
     reward_models: dict[str, RewardModelSpec] = field(default_factory=dict)
     anchors: list[AnchorPair] | None = None
     """Pairs that every reward model must rank right before it scores."""
+    self_tests: dict[str, SelfTest] = field(default_factory=dict)
+    """What the reward models' tests of themselves found: one each, whatever is started anew."""
     prompts: list[Prompt] = field(default_factory=list)
     prompts_path: str = ""
     search: SearchResult | None = None
@@ -100,6 +102,7 @@ class Run:
             anchors=self.anchors,
             use_cache=settings.cache,
             allow_truncation=settings.allow_truncation,
+            tests=self.self_tests,
         )
 
     @contextmanager

@@ -36,6 +36,7 @@ def test_small_delta_is_fit(tmp_path: Path) -> None:
     result = diagnose(*pair, address="inline", strict=True).as_dict()
     assert result["fit"] is True
     assert result["warnings"] == []
+    assert result["notes"] == []
     assert result["mean_delta_rms"] == pytest.approx(6e-6, rel=0.2)
     before, after = load(pair[0]), load(pair[1])
     total = sum(float((after[n].double() - before[n].double()).square().sum()) for n in before)
@@ -44,6 +45,18 @@ def test_small_delta_is_fit(tmp_path: Path) -> None:
     assert [row["layer"] for row in result["layers"]] == [0, 1]
     assert set(result["layers"][0]["relative_delta_by_group"]) == {"attention", "mlp"}
     json.dumps(result, allow_nan=False)
+
+
+def test_tensors_that_did_not_move_are_noted_and_no_doubt(tmp_path: Path) -> None:
+    """A LoRA adapter leaves all but its targets alone, and nobody did anything wrong."""
+    before = {n: noise((32, 16), torch.float32, i, 0.02) for i, n in enumerate(NAMES)}
+    after = {**before, NAMES[1]: before[NAMES[1]] * 1.0001}
+    pair = write(tmp_path / "initial", before), write(tmp_path / "aligned", after)
+    result = diagnose(*pair, address="inline")
+    assert (result.fit, result.warnings) == (True, ())
+    [note] = result.notes
+    assert note.startswith("5 of 6 tensors are the same in both models")
+    assert NAMES[0] in note
 
 
 def test_layers_of_two_towers_are_told_apart(tmp_path: Path) -> None:

@@ -18,13 +18,13 @@ class Scorer:
     name, revision, settings, needs_reference = "arithmetic", "1", "float32", False
     max_padding = 0.03
 
-    def __init__(self, *, batch_error: float = 0.0, sign: int = 1) -> None:
-        self.batch_error, self.sign = batch_error, sign
+    def __init__(self, *, batch_error: float = 0.0, sign: int = 1, num_known: int = 8) -> None:
+        self.batch_error, self.sign, self.num_known = batch_error, sign, num_known
 
     def score(
         self, chats: Sequence[Chat], references: References | None = None
     ) -> list[RewardScore]:
-        better = {pair.better for pair in default_anchors()}
+        better = {pair.better for pair in default_anchors()[: self.num_known]}
         answers = [chat[-1]["content"] for chat in chats]
         moved = self.batch_error * (len(chats) - 1)
         return [
@@ -52,8 +52,17 @@ def test_batching_that_moves_float32_scores_stops_the_work() -> None:
     with pytest.raises(EvaluationError, match="batching"):
         run_self_test(Scorer(batch_error=0.001))
     assert run_self_test(Scorer()).warnings == ()
+
+
+def test_general_knowledge_is_counted_and_only_a_reversed_model_is_warned_of() -> None:
+    narrow = run_self_test(Scorer(num_known=4))
+    assert (narrow.num_anchors_right, narrow.num_anchors, narrow.warnings) == (4, 8, ())
     [warning] = run_self_test(Scorer(sign=-1)).warnings
-    assert "0 of 8 anchors" in warning
+    assert "all 8" in warning
+    assert "--anchors" in warning
+    no_question = run_self_test(Scorer(sign=-1), is_general=False)
+    assert (no_question.num_anchors, no_question.warnings) == (0, ())
+    assert no_question.num_chats > 0, "batching is tested all the same"
 
 
 def test_given_anchors_must_all_rank_right() -> None:

@@ -14,7 +14,9 @@ from expo_ray.errors import ConfigError, TableError
 from expo_ray.lab import LabSettings
 from expo_ray.lab.result import lab_paths
 from expo_ray.progress import NullProgress
+from expo_ray.rewards import load_reward_model, run_self_test
 from expo_ray.rewards.anchors import read_anchors
+from expo_ray.serving.self_test_file import measured_spread
 from expo_ray.workflow import run, stages
 from expo_ray.workflow.inputs import check_request, prepare_models
 from expo_ray.workflow.recipe import Recipe, load_recipe
@@ -56,6 +58,24 @@ def test_anchors_reach_every_reward_model(
             replicas = this.reward_replicas(label)
             assert replicas._anchors == read_anchors(anchors)
             assert replicas._how["truncate"] is False
+
+
+def test_a_reward_model_tests_itself_once_however_often_its_replicas_are_made(
+    pico_pair: tuple[Path, Path], pico_reward_model: Path, tmp_path: Path
+) -> None:
+    """A race that makes room for other replicas starts these anew for every round."""
+    recipe = load_recipe(write_recipe(tmp_path, pico_pair, pico_reward_model))
+    with ExitStack() as stack:
+        this = prepared(recipe, stack)
+        label = next(iter(this.reward_models))
+        found = run_self_test(load_reward_model(str(pico_reward_model)))
+        this.self_tests[this.reward_models[label].text] = found
+        for table in ("one.parquet", "two.parquet"):
+            # No replica runs here that could be asked.
+            replicas = this.reward_replicas(label)
+            tested = replicas.test_once([], this.progress, output=tmp_path / table)
+            assert tested == found
+            assert measured_spread([tmp_path / table]) == found.spread
 
 
 def test_anchors_that_nobody_would_read_are_refused(
