@@ -13,18 +13,19 @@ MAX_DEPTH = 100
 """Brackets within brackets; no file of ours, and none that was seen, has more than a dozen."""
 
 
-def parse_json(text: str | bytes) -> Any:
+def parse_json(text: str | bytes, **options: Any) -> Any:
     """Return the value of a JSON document.
 
     Args:
         text: The document; bytes are UTF-8, UTF-16 or UTF-32.
+        options: Of `json.loads`.
 
     Raises:
         ValueError: It is malformed (then `json.JSONDecodeError`), not text, nested too deeply, or
             holds an integer of thousands of digits.
     """
     try:
-        value = json.loads(text)
+        value = json.loads(text, **options)
     except RecursionError as error:
         raise ValueError("the JSON is nested too deeply") from error
     except json.JSONDecodeError:

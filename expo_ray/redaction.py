@@ -62,9 +62,13 @@ def remember(secret: str) -> None:
 def redacted(text: str) -> str:
     """Return a text without the secrets of this process and without what looks like one.
 
+    What comes back can be encoded.
+
     Args:
         text: What another library, or a service, said.
     """
+    # Half a character, as of a file name that is no UTF-8, cannot be written anywhere.
+    text = text.encode(errors="backslashreplace").decode()
     for value in sorted(set(_known()), key=len, reverse=True):
         text = text.replace(value, MASK)
     for form, without in _FORMS:

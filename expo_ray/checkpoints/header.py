@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from expo_ray.errors import CheckpointError
+from expo_ray.json_text import parse_json
 
 MAX_HEADER_BYTES = 100_000_000
 MAX_DIMENSIONS = 32
@@ -207,7 +208,7 @@ def parse_config(data: bytes, *, file: str) -> dict[str, Any]:
 
 def _parse_object(data: bytes, file: str, **options: Any) -> dict[str, Any]:
     try:
-        table = json.loads(data.decode("utf-8"), **options)
+        table = parse_json(data.decode("utf-8"), **options)
     except (ValueError, RecursionError) as error:
         raise CheckpointError(
             "the file holds no valid JSON", where=file, got=str(error)[:200], expected="JSON"

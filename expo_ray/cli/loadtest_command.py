@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -19,6 +18,7 @@ from expo_ray.cli.session import (
     VerboseFlag,
 )
 from expo_ray.errors import ConfigError
+from expo_ray.json_text import parse_json
 
 _LOAD = "Load"
 _LIMITS = "Limits"
@@ -451,7 +451,7 @@ def _json_object(text: str | None) -> dict[str, Any] | None:
     if text is None:
         return None
     try:
-        value = json.loads(text)
+        value = parse_json(text)
     except ValueError as error:
         raise ConfigError("not JSON", where="--extra-body", got=text) from error
     if not isinstance(value, dict):

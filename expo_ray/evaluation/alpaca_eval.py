@@ -7,13 +7,13 @@ needs a regression over the judge's records of other models.
 
 from __future__ import annotations
 
-import json
 import math
 import statistics
 from pathlib import Path
 from typing import Any, TypedDict
 
 from expo_ray.errors import TableError
+from expo_ray.json_text import parse_json
 
 SCHEMA_VERSION = 1
 _DRAW = 1.5
@@ -81,7 +81,7 @@ def alpaca_eval_metrics(annotations_path: str | Path) -> AlpacaEvalMetrics:
 
 def _read_rows(path: Path) -> list[dict[str, Any]]:
     try:
-        rows = json.loads(path.read_bytes())
+        rows = parse_json(path.read_bytes())
     except OSError as error:
         raise TableError(
             "the annotations cannot be read", where=path, got=error.strerror

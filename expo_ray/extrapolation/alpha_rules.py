@@ -20,12 +20,12 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
 from pydantic import BaseModel, ConfigDict, StrictFloat, StrictInt, ValidationError
 
 from expo_ray.errors import ConfigError, PairError
 from expo_ray.extrapolation.alpha import format_alpha, parse_alpha
 from expo_ray.extrapolation.modules import layer_position
+from expo_ray.yaml_text import parse_yaml
 
 if TYPE_CHECKING:
     # Light: a service names its rules without waiting for torch.
@@ -146,8 +146,8 @@ def read_alpha_rules(source: str | Path | AlphaRules) -> AlphaRules:
     if isinstance(source, AlphaRules):
         return source
     try:
-        table = yaml.safe_load(Path(source).expanduser().read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        table = parse_yaml(Path(source).expanduser().read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
         raise ConfigError(
             "the alpha rules cannot be read", where=f"{FLAG} {source}", got=error
         ) from error

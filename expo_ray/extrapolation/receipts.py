@@ -7,12 +7,12 @@ its bytes decide, hashed anew: a file may have been moved, or somebody may have 
 from __future__ import annotations
 
 import hashlib
-import json
 
 from expo_ray.checkpoints.remote_path import AnyPath
 from expo_ray.checkpoints.storage import WORK_FOLDER, FileFacts, open_storage
 from expo_ray.errors import CheckpointError
 from expo_ray.extrapolation.tasks import ShardReceipt, pack_tensors
+from expo_ray.json_text import parse_json
 
 RECEIPT_FOLDER = "receipts"
 _BUFFER_BYTES = 4 * 1024 * 1024
@@ -36,7 +36,7 @@ def version_of(folder: AnyPath, name: str) -> str:
 def read_receipt(folder: AnyPath, name: str, plan_digest: str) -> ShardReceipt | None:
     """Return the receipt of a finished shard, None where the shard must be written (again)."""
     try:
-        table = json.loads(receipt_path(folder, name).read_text(encoding="utf-8"))
+        table = parse_json(receipt_path(folder, name).read_text(encoding="utf-8"))
         receipt = ShardReceipt(
             name=table["name"],
             plan_digest=table["plan_digest"],

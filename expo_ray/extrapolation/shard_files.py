@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
-import json
 import os
 import secrets
 import threading
@@ -21,6 +20,7 @@ from expo_ray.errors import ShardError
 from expo_ray.extrapolation.receipts import receipt_path, version_of
 from expo_ray.extrapolation.tasks import Problem, ShardOutput, ShardReceipt, pack_tensors
 from expo_ray.extrapolation.write_behind import start_writing
+from expo_ray.json_text import parse_json
 
 if TYPE_CHECKING:
     import torch
@@ -98,7 +98,7 @@ def check_token(folder: AnyPath, run_token: str) -> None:
     """
     path = folder / WORK_FOLDER / RUN_FILE
     try:
-        token = json.loads(path.read_text(encoding="utf-8"))["run_token"]
+        token = parse_json(path.read_text(encoding="utf-8"))["run_token"]
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         token = None
     if token != run_token:

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import base64
 import contextlib
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from expo_ray.checkpoints.checkpoint import Checkpoint
 from expo_ray.errors import CheckpointError
+from expo_ray.json_text import parse_json
 
 Table = Mapping[int, str]
 Parser = Callable[[bytes], dict[int, str]]
@@ -146,7 +146,7 @@ class _Files:
         return tokens
 
     def _added_tokens(self) -> dict[int, str]:
-        added, config = (json.loads(self.contents.get(name, b"{}")) for name in (_ADDED, _CONFIG))
+        added, config = (parse_json(self.contents.get(name, b"{}")) for name in (_ADDED, _CONFIG))
         decoder = config.get("added_tokens_decoder") or {}
         tokens = {int(i): token for token, i in added.items()}
         return tokens | {int(i): row["content"] for i, row in decoder.items()}
@@ -157,7 +157,7 @@ def _quoted(token: str | None) -> str:
 
 
 def _parse_fast(data: bytes) -> dict[int, str]:
-    table = json.loads(data)
+    table = parse_json(data)
     vocabulary = table["model"]["vocab"]
     if isinstance(vocabulary, list):  # unigram: [[token, score], ...]
         tokens = {i: str(row[0]) for i, row in enumerate(vocabulary)}
@@ -168,7 +168,7 @@ def _parse_fast(data: bytes) -> dict[int, str]:
 
 
 def _parse_ids(data: bytes) -> dict[int, str]:
-    return {int(i): token for token, i in json.loads(data).items()}
+    return {int(i): token for token, i in parse_json(data).items()}
 
 
 def _parse_lines(data: bytes) -> dict[int, str]:
@@ -200,7 +200,7 @@ def _parse_ranks(data: bytes) -> dict[int, str]:
 
 
 def _parse_tekken(data: bytes) -> dict[int, str]:
-    table = json.loads(data)
+    table = parse_json(data)
     num_special = int(table["config"]["default_num_special_tokens"])
     special = {int(row["rank"]): row["token_str"] for row in table.get("special_tokens") or []}
     tokens = {num_special + int(row["rank"]): row["token_bytes"] for row in table["vocab"]}

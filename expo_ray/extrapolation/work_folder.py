@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
-import json
 import os
 import secrets
 import shutil
@@ -31,6 +30,7 @@ from expo_ray.errors import ConfigError, first_names
 from expo_ray.extrapolation.receipts import RECEIPT_FOLDER
 from expo_ray.extrapolation.record import outputs_by_alpha
 from expo_ray.extrapolation.shard_files import RUN_FILE
+from expo_ray.json_text import parse_json
 
 LOCK_FILE = "lock"
 _TEMPLATES = "additional_chat_templates"
@@ -224,7 +224,7 @@ def _check_sizes(folder: AnyPath, record: AnyPath) -> None:
 
 def _read_json(path: AnyPath) -> dict[str, Any]:
     try:
-        table = json.loads(path.read_text(encoding="utf-8"))
+        table = parse_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ConfigError(
             "the record in the output folder cannot be read",
@@ -252,7 +252,7 @@ def _remove_old_result(folder: AnyPath) -> None:
 def _recorded_files(folder: AnyPath) -> list[str]:
     """Return what an old record lists, if it is one, and nothing outside the folder."""
     try:
-        table = json.loads((folder / RECORD_NAME).read_text(encoding="utf-8"))
+        table = parse_json((folder / RECORD_NAME).read_text(encoding="utf-8"))
         names = [str(entry["name"]) for entry in table["files"]]
     except (OSError, ValueError, KeyError, TypeError):
         return []

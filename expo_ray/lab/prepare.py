@@ -26,7 +26,8 @@ from ray.exceptions import RayError, RayTaskError
 
 from expo_ray.checkpoints import atomic_write_json, atomic_write_text
 from expo_ray.cluster import cancel_unfinished, ray_session
-from expo_ray.errors import EvaluationError, MissingExtraError
+from expo_ray.errors import ConfigError, EvaluationError, MissingExtraError
+from expo_ray.json_text import parse_json
 from expo_ray.lab.data import eval_prompts
 from expo_ray.lab.result import LabResult, find_lab, lab_paths
 from expo_ray.lab.settings import CODE_VERSION, LabSettings
@@ -187,7 +188,10 @@ def _read_facts(model: Path) -> Facts | None:
     path = _facts_path(model)
     if not path.exists() or not model.is_dir():
         return None
-    facts: Facts = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        facts: Facts = parse_json(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ConfigError("not valid JSON", where=path, got=error) from error
     return facts
 
 

@@ -6,6 +6,7 @@ import json
 from dataclasses import dataclass, field
 from typing import Any
 
+from expo_ray.json_text import parse_json
 from expo_ray.loadtests.deltas import Generated, generated
 from expo_ray.loadtests.records import Job, RequestRecord
 from expo_ray.redaction import redacted
@@ -64,8 +65,8 @@ class Answer:
             self.ended = True
             return
         try:
-            self._read(json.loads(data), seconds)
-        except (ValueError, TypeError, AttributeError, RecursionError) as error:
+            self._read(parse_json(data), seconds)
+        except (ValueError, TypeError, AttributeError) as error:
             raise StreamError("malformed", f"not a completion chunk: {data[:100]!r}") from error
 
     def _read(self, event: dict[str, Any], seconds: float) -> None:

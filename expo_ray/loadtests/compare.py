@@ -6,13 +6,15 @@ ways: the first says how fast the service works, the second how soon users are s
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
+from expo_ray.errors import TableError
+from expo_ray.json_text import parse_json
 from expo_ray.loadtests.paired import compare_requests
 
 _RATIOS = (
@@ -77,8 +79,11 @@ def compare_folders(baseline: Path, candidate: Path) -> dict[str, Any]:
     """
     summaries, rows = [], []
     for folder in (baseline, candidate):
-        summaries.append(json.loads((folder / "summary.json").read_text(encoding="utf-8")))
-        table = pq.read_table(folder / "requests.parquet", columns=_PAIR_COLUMNS)
+        try:
+            summaries.append(parse_json((folder / "summary.json").read_text(encoding="utf-8")))
+            table = pq.read_table(folder / "requests.parquet", columns=_PAIR_COLUMNS)
+        except (OSError, ValueError, pa.ArrowException) as error:
+            raise TableError("the load test cannot be read", where=folder, got=error) from error
         rows.append(table.to_pylist())
     compared = compare_summaries(*summaries)
     indices = [{_load(p): i for i, p in enumerate(s["points"])} for s in summaries]

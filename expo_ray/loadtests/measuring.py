@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
 
@@ -26,6 +25,7 @@ from expo_ray.loadtests.runner import Runner
 from expo_ray.loadtests.search import find_highest_rate, find_saturation
 from expo_ray.loadtests.stream import Endpoint
 from expo_ray.progress import Progress
+from expo_ray.tables.schemas import table_of
 
 SCHEMA_VERSION = 1
 
@@ -40,7 +40,7 @@ class Measured:
     def write(self, output: Path) -> None:
         """Write requests.parquet, then summary.json."""
         output.mkdir(parents=True, exist_ok=True)
-        table = pa.Table.from_pylist(self.rows, schema=REQUESTS_SCHEMA)
+        table = table_of(self.rows, REQUESTS_SCHEMA)
         pq.write_table(table, output / "requests.parquet")
         atomic_write_json(output / "summary.json", self.summary)
 

@@ -18,7 +18,7 @@ from expo_ray.reports.page_template import page_environment
 from expo_ray.reports.pairing import gain_curve, prompt_means
 from expo_ray.reports.parts import parts_page
 from expo_ray.reports.proof import proof_page
-from expo_ray.reports.run_files import RunFiles
+from expo_ray.reports.run_files import RunFiles, in_our_form
 from expo_ray.reports.throughput import Throughput, compare_throughput
 from expo_ray.reports.truth import TruthVerdict, judge_by_truth
 
@@ -49,8 +49,11 @@ def write_report(run_dir: str | Path) -> Path:
     if is_load_test(path):
         template, (page, drawings) = "load_report.html.j2", load_page(path)
     else:
-        template, (page, drawings) = "report.html.j2", _page(RunFiles.read(path))
-    html = page_environment().get_template(template).render(page)
+        run = RunFiles.read(path)
+        with in_our_form(path):
+            template, (page, drawings) = "report.html.j2", _page(run)
+    with in_our_form(path):
+        html = page_environment().get_template(template).render(page)
     folder = path / "figures"
     folder.mkdir(exist_ok=True)
     for drawing in drawings:

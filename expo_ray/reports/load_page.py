@@ -7,12 +7,12 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from expo_ray.errors import ConfigError, TableError
+from expo_ray.errors import TableError
 from expo_ray.loadtests.records import RequestRecord
 from expo_ray.reports.drawing import Drawing
 from expo_ray.reports.load_figures import can_be_drawn, latency_curve, load_curve, search_trail
 from expo_ray.reports.load_panels import ratio_forest, scaling_panels, timeline
-from expo_ray.reports.run_files import read_json
+from expo_ray.reports.run_files import in_our_form, read_json
 from expo_ray.reports.throughput import load_label
 from expo_ray.reports.wording import format_alpha, who_answered
 from expo_ray.tables import read_table
@@ -69,15 +69,8 @@ def load_page(folder: Path) -> Page:
         )
         if (folder / name).is_file()
     )
-    try:
+    with in_our_form(folder):
         page, drawings = build(folder)
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise ConfigError(
-            "the load test is not in the form that this version writes",
-            where=folder,
-            got=f"{type(error).__name__}: {error}",
-            hint="run the load test again with this version",
-        ) from error
     page["figures"] = {drawing.name: drawing for drawing in drawings}
     return {"scaling": None, "compared": None, "timelines": [], **page}, drawings
 

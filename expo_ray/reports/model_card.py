@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +14,7 @@ from expo_ray.checkpoints import atomic_write_bytes, atomic_write_json, atomic_w
 from expo_ray.checkpoints.storage import RECORD_NAME
 from expo_ray.errors import ConfigError
 from expo_ray.extrapolation.record import is_as_sealed, sealed
+from expo_ray.json_text import parse_json
 from expo_ray.reports import wording
 
 BEGIN, END = "<!-- expo_ray evidence: begin -->", "<!-- expo_ray evidence: end -->"
@@ -57,7 +57,7 @@ def _update_receipt(card: Path) -> None:
     if not file.is_file():
         return
     data = file.read_bytes()
-    record = json.loads(data)
+    record = parse_json(data)
     was_as_sealed = is_as_sealed(data, record)
     content = card.read_bytes()
     for entry in record.get("files", ()):

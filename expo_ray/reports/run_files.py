@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 import pyarrow as pa
 
 from expo_ray.errors import ConfigError
+from expo_ray.json_text import parse_json
 from expo_ray.tables.schemas import read_table
 
 Rows = tuple[dict[str, Any], ...]
@@ -91,6 +92,24 @@ class RunFiles:
         )
 
 
+@contextmanager
+def in_our_form(folder: Path) -> Iterator[None]:
+    """Let files be used as this version writes them; one in another form says so.
+
+    Raises:
+        ConfigError: Something that they must hold is missing or of another kind.
+    """
+    try:
+        yield
+    except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError) as error:
+        raise ConfigError(
+            "a file of the folder is not in the form that this version writes",
+            where=folder,
+            got=f"{type(error).__name__}: {error}"[:200],
+            hint="finish the run, or run it again, with this version",
+        ) from error
+
+
 def read_selection(run_dir: str | Path) -> Mapping[str, Any]:
     """Return selection.json of a run directory.
 
@@ -108,6 +127,9 @@ def read_selection(run_dir: str | Path) -> Mapping[str, Any]:
     missing = sorted({"best_alpha", "verdict", "candidates"} - selection.keys())
     if missing:
         raise ConfigError("the selection is incomplete", where=file, got=f"without {missing}")
+    candidates = selection["candidates"]
+    if not isinstance(candidates, list) or not all(isinstance(c, dict) for c in candidates):
+        raise ConfigError("the candidates are not a list of objects", where=file)
     return selection
 
 
@@ -120,7 +142,7 @@ def read_json(file: Path) -> Mapping[str, Any]:
     if not file.is_file():
         return {}
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = parse_json(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ConfigError("not readable as JSON", where=file, got=error) from error
     if not isinstance(content, dict):

@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from expo_ray.reports.run_files import read_selection
+from expo_ray.reports.run_files import in_our_form, read_selection
 
 Selection = Mapping[str, Any]
 
@@ -250,6 +250,11 @@ def summary_rows(run_dir: str | Path) -> tuple[list[str], list[list[str]]]:
         ConfigError: selection.json is missing or malformed.
     """
     selection = read_selection(run_dir)
+    with in_our_form(Path(run_dir)):
+        return _summary(selection)
+
+
+def _summary(selection: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     decimals = decimals_for(selection)
     interval_column = interval_name(selection)
     columns = [

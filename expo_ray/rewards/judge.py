@@ -14,6 +14,8 @@ from typing import Any
 
 import httpx
 
+from expo_ray.http_text import limited_request
+from expo_ray.json_text import parse_json
 from expo_ray.rewards.interface import Chat, References, RewardScore
 from expo_ray.rewards.spec import judge_api_key
 
@@ -79,9 +81,9 @@ class JudgeRewardModel:
         try:
             answer = self._post(body)
             text = answer["choices"][0]["message"]["content"]
-            tokens = int((answer.get("usage") or {}).get("prompt_tokens") or 0)
         except (httpx.HTTPError, ValueError, KeyError, IndexError, TypeError) as error:
             return RewardScore.failed(f"the judge did not answer: {type(error).__name__}: {error}")
+        tokens = _num_tokens(answer.get("usage"))
         rating = parse_rating(text)
         if rating is None:
             return RewardScore.failed("no rating from 1 to 10 in the judge's answer", tokens=tokens)
@@ -91,15 +93,21 @@ class JudgeRewardModel:
         for attempt in range(_NUM_ATTEMPTS):
             last = attempt == _NUM_ATTEMPTS - 1
             try:
-                response = self._client.post("chat/completions", json=body)
+                response = limited_request(self._client, "POST", "chat/completions", json=body)
             except httpx.TransportError:
                 if last:
                     raise
             else:
                 if response.status_code not in _RETRIED_STATUSES or last:
-                    return response.raise_for_status().json()
+                    return parse_json(response.raise_for_status().content)
             time.sleep(2**attempt)
         raise AssertionError("the last attempt returns or raises")
+
+
+def _num_tokens(usage: object) -> int:
+    """Return how long the judge says the prompt was; 0 where it does not say it in a number."""
+    number = usage.get("prompt_tokens") if isinstance(usage, dict) else None
+    return number if type(number) is int and 0 <= number < 2**63 else 0
 
 
 def parse_rating(text: object) -> float | None:

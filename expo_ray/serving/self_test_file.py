@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 
 from expo_ray.errors import TableError
+from expo_ray.json_text import parse_json
 
 
 def self_test_file(rewards: str | Path) -> Path:
@@ -26,7 +26,7 @@ def measured_spread(tables: Iterable[str | Path]) -> float | None:
         if not file.exists():
             continue
         try:
-            spreads.append(float(json.loads(file.read_bytes())["spread"]))
+            spreads.append(float(parse_json(file.read_bytes())["spread"]))
         except (ValueError, KeyError, TypeError) as error:
             raise TableError(
                 "the side file of a rewards table is malformed", where=file, got=error

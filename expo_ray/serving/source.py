@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from expo_ray.checkpoints import Checkpoint, WeightsDigest
 from expo_ray.checkpoints.checkpoint import open_aligned
+from expo_ray.checkpoints.header import parse_config
 from expo_ray.checkpoints.hub_storage import is_hub_address
 from expo_ray.checkpoints.read_ahead import read_ahead
 from expo_ray.checkpoints.storage import RECORD_NAME, split_address
@@ -229,8 +229,8 @@ class ModelSource:
         is_whole = not split_address(checkpoint.uri)[1]
         if not is_whole or RECORD_NAME not in checkpoint.storage.list_files():
             return None
-        record: dict[str, Any] = json.loads(checkpoint.storage.read_bytes(RECORD_NAME))
-        return record
+        where = f"{checkpoint.uri}/{RECORD_NAME}"
+        return parse_config(checkpoint.storage.read_bytes(RECORD_NAME), file=where)
 
 
 def _digested(

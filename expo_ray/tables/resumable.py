@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from expo_ray.checkpoints import atomic_write_bytes
 from expo_ray.errors import ConfigError
-from expo_ray.tables.schemas import read_table
+from expo_ray.tables.schemas import read_table, table_of
 
 _IDENTITY = b"expo_ray.identity"
 
@@ -137,14 +137,14 @@ class ResumableTable:
             self._write(self.path, self.rows)
             self._merged = True
         shutil.rmtree(self._parts, ignore_errors=True)
-        return pa.Table.from_pylist(self.rows, schema=self._schema)
+        return table_of(self.rows, self._schema)
 
     def _key_of(self, row: Row) -> Key:
         return tuple(row[name] for name in self._key)
 
     def _write(self, path: Path, rows: list[Row]) -> None:
         buffer = io.BytesIO()
-        pq.write_table(pa.Table.from_pylist(rows, schema=self._schema), buffer)
+        pq.write_table(table_of(rows, self._schema), buffer)
         atomic_write_bytes(path, buffer.getvalue())
 
     def _load(self, path: Path) -> None:

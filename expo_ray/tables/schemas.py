@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -45,6 +47,21 @@ REWARDS_SCHEMA: pa.Schema = pa.schema(
     ]
 )
 """One row per scored response; the response's key plus the reward model. Null reward = error."""
+
+
+def table_of(rows: Sequence[Mapping[str, Any]], schema: pa.Schema) -> pa.Table:
+    """Return rows as a table; half a character, as of a path or a service, becomes its code."""
+    try:
+        return pa.Table.from_pylist(rows, schema=schema)
+    except UnicodeEncodeError:
+        return pa.Table.from_pylist([_encodable(row) for row in rows], schema=schema)
+
+
+def _encodable(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        name: value.encode(errors="backslashreplace").decode() if isinstance(value, str) else value
+        for name, value in row.items()
+    }
 
 
 def read_table(path: str | Path, schema: pa.Schema | None = None) -> pa.Table:

@@ -16,7 +16,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from expo_ray.errors import ConfigError
@@ -26,6 +25,7 @@ from expo_ray.lab import LabSettings
 from expo_ray.selection import SelectionSettings
 from expo_ray.selection.adaptive import AdaptiveSettings
 from expo_ray.serving import EngineOptions, SamplingParams
+from expo_ray.yaml_text import parse_yaml
 
 _STRICT = ConfigDict(extra="forbid", frozen=True)
 PromptColumn = Literal[
@@ -305,7 +305,7 @@ def load_recipe(
     """
     file = Path(path)
     try:
-        document = yaml.safe_load(file.read_text(encoding="utf-8"))
+        document = parse_yaml(file.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(
             "cannot read the recipe",
@@ -313,7 +313,7 @@ def load_recipe(
             got=getattr(error, "strerror", None) or error,
             hint="pipelines/recipes/ has examples",
         ) from error
-    except yaml.YAMLError as error:
+    except ValueError as error:
         raise ConfigError("the recipe is not valid YAML", where=file, got=error) from error
     if not isinstance(document, dict):
         raise ConfigError(
@@ -394,8 +394,8 @@ def _apply_override(document: dict[str, Any], override: str) -> None:
             "an override is key=value", where="--set", got=override, hint="--set seed=7"
         )
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+        value = parse_yaml(text)
+    except ValueError as error:
         raise ConfigError("the value is not valid YAML", where=f"--set {key}", got=text) from error
     *parents, last = key.strip().split(".")
     node = document

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import json
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ from expo_ray.checkpoints import atomic_write_json, atomic_write_text
 from expo_ray.errors import ConfigError
 from expo_ray.extrapolation import checkpoint_name
 from expo_ray.extrapolation.alpha_rules import AlphaRules
+from expo_ray.json_text import parse_json
 
 SCHEMA_VERSION = 1
 TRUTH = "truth"
@@ -136,7 +136,7 @@ def read_json(path: Path) -> dict[str, Any]:
         ConfigError: The file is not a JSON object.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
     except ValueError as error:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from expo_ray.errors import ConfigError
 from expo_ray.reports import summary_rows, verdict_sentence
+from expo_ray.reports.html_report import write_report
 from expo_ray.reports.wording import (
     batching_spread,
     decimals_for,
@@ -158,3 +161,19 @@ def test_the_spread_that_batching_causes_is_said_beside_the_gains() -> None:
     assert "up to 0.0031 (" in str(batching_spread({**kept, "measurement_spread": 0.00312}))
     assert "switched off" in str(batching_spread({**kept, "measurement_spread": None}))
     assert "no score" in str(batching_spread({**kept, "measurement_spread": 0.0}))
+
+
+@pytest.mark.parametrize(
+    "selection",
+    [
+        {"best_alpha": 0, "verdict": "keep-aligned", "candidates": 5},
+        {"best_alpha": 0, "verdict": "keep-aligned", "candidates": [1]},
+        {"best_alpha": 0, "verdict": "keep-aligned", "candidates": [{"alpha": "x"}]},
+        {"best_alpha": "x", "verdict": [], "candidates": [{"alpha": 0.0}]},
+    ],
+)
+def test_a_selection_in_another_form_is_refused(tmp_path: Path, selection: object) -> None:
+    (tmp_path / "selection.json").write_text(json.dumps(selection))
+    for read in (summary_rows, write_report):
+        with pytest.raises(ConfigError):
+            read(tmp_path)

@@ -79,3 +79,35 @@ def test_the_sampling_of_a_judge_is_part_of_what_its_ratings_are_kept_under() ->
 )
 def test_only_a_rating_in_range_counts(text: object, rating: float | None) -> None:
     assert parse_rating(text) == rating
+
+
+MALFORMED = {
+    "usage is text": b'{"choices": [{"message": {"content": "[[7]]"}}], "usage": "x"}',
+    "usage is infinite": b'{"choices": [{"message": {"content": "[[7]]"}}], "usage": '
+    b'{"prompt_tokens": 1e999}}',
+    "usage is a list": b'{"choices": [{"message": {"content": "[[7]]"}}], "usage": [1]}',
+    "deep": b'{"choices":' + b"[" * 100_000,
+    "digits": b'{"choices": ' + b"9" * 10_000 + b"}",
+    "half a character": b'{"choices": {"\\ud800": 1}}',
+    "no object": b"[1]",
+}
+
+
+@pytest.mark.parametrize("kind", MALFORMED)
+def test_one_malformed_answer_is_one_null(kind: str) -> None:
+    class Malformed(Service):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(MALFORMED[kind])
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Malformed) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        judge = load_reward_model(f"judge:http://127.0.0.1:{server.server_port}/v1#m")
+        [score] = judge.score([chat("useful")])
+        server.shutdown()
+    # The rating counts, whatever stands beside it.
+    assert (score.reward, score.tokens) == (7.0 if "usage" in kind else None, 0)
+    assert (score.error is None) == ("usage" in kind)
+    assert len((score.error or "").encode()) < 1000

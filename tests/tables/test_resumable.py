@@ -4,6 +4,7 @@ import pytest
 
 from expo_ray.errors import ConfigError, TableError
 from expo_ray.tables import REWARDS_SCHEMA, ResumableTable, read_table
+from expo_ray.tables.schemas import table_of
 
 KEY = ("prompt_id", "sample", "weights_digest")
 
@@ -82,3 +83,9 @@ def test_other_settings_and_other_columns_are_refused(tmp_path: Path) -> None:
         ResumableTable(tmp_path / "t.parquet", REWARDS_SCHEMA.remove(0), key=KEY[1:])
     with pytest.raises(ValueError, match="error"):
         table.append([{k: v for k, v in row("z").items() if k != "error"}])
+
+
+def test_half_a_character_is_written_as_its_code() -> None:
+    schema = pa.schema([("id", pa.int64()), ("model", pa.string())])
+    rows = [{"id": 1, "model": "caf\udce9"}, {"id": 2, "model": None}]
+    assert table_of(rows, schema)["model"].to_pylist() == ["caf\\udce9", None]

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from expo_ray.errors import ConfigError
+from expo_ray.json_text import parse_json
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -59,8 +59,8 @@ def parse_engine_args(pairs: Sequence[str]) -> dict[str, Any]:
                 "not an engine argument", where="--engine-arg", got=pair, expected="name=value"
             )
         try:
-            value = json.loads(text)
-        except json.JSONDecodeError:
+            value = parse_json(text)
+        except ValueError:
             value = {"True": True, "False": False, "None": None}.get(text, text)
         found[name.strip().lstrip("-").replace("-", "_")] = value
     return found
