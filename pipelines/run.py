@@ -11,7 +11,8 @@ from __future__ import annotations
 import argparse
 import sys
 
-from expo_ray.cli.session import Session, exit_code_of
+from expo_ray.cli.endings import exit_code_of
+from expo_ray.cli.session import Session
 from expo_ray.workflow.run import run
 
 

@@ -1,115 +1,47 @@
-"""Entry point of `expo-ray`: builds the command tree and turns errors into exit codes.
+"""Entry point of `expo-ray`: runs a command line and ends with the code of the contract.
 
-Nothing heavy is imported before a command runs: `expo-ray --help` answers at once.
+Nothing is imported before signals are heard; nothing heavy before a command runs: `expo-ray --help`
+answers at once.
 """
 
 from __future__ import annotations
 
-import inspect
 import os
 import sys
-from typing import Annotated
+from typing import TYPE_CHECKING
 
-import typer
-from typer.exceptions import TyperException
+from expo_ray.cli.endings import exit_code_of
+from expo_ray.cli.supervisor import supervised
+from expo_ray.lazy import lazy_exports
 
-from expo_ray import __version__
-from expo_ray.cli import checkpoint_commands, run_commands, serving_commands
-from expo_ray.cli.session import exit_code_of
-from expo_ray.errors import ConfigError
+if TYPE_CHECKING:
+    from expo_ray.cli.tree import app as app
 
-app = typer.Typer(
-    name="expo-ray",
-    help=(
-        "Extrapolate an aligned language model beyond its alignment training, on a Ray cluster, "
-        "and prove whether that helped.\n\n"
-        "theta2 = theta1 + alpha * (theta1 - theta0), with theta0 the initial (SFT) and theta1 the "
-        "aligned (DPO, RLHF) model."
-    ),
-    epilog="Start with: expo-ray diagnose INITIAL ALIGNED, then expo-ray run RECIPE.",
-    add_completion=False,
-    rich_markup_mode="rich",
-    pretty_exceptions_enable=False,
-)
-
-
-def _print_version(wanted: bool) -> None:
-    if wanted:
-        sys.stdout.write(f"expo-ray {__version__}\n")
-        raise typer.Exit
-
-
-@app.callback()
-def _root(
-    version: Annotated[
-        bool,
-        typer.Option(
-            "--version",
-            is_eager=True,
-            callback=_print_version,
-            help="Print the version and stop.",
-        ),
-    ] = False,
-) -> None:
-    """Options that stand before any command."""
-
-
-checkpoint_commands.register(app)
-serving_commands.register(app)
-run_commands.register(app)
-
-
-def _unwrap(tree: typer.Typer) -> None:
-    """Join the lines of each paragraph of the help: a terminal breaks them by its own width."""
-    for command in tree.registered_commands:
-        paragraphs = (inspect.getdoc(command.callback) or "").split("\n\n")
-        command.help = "\n\n".join(" ".join(text.split()) for text in paragraphs)
-    for group in tree.registered_groups:
-        if group.typer_instance is not None:
-            _unwrap(group.typer_instance)
-
-
-_unwrap(app)
+__getattr__ = lazy_exports("expo_ray.cli", {"app": "tree"})
 
 
 def main(argv: list[str] | None = None) -> None:
     """Run the command line and exit with the code of the contract.
 
     Exit codes: 0 done; 1 the work failed; 2 the request was wrong; 130 and 143 on signals.
+
+    Args:
+        argv: Arguments of a call within this process; None takes those of the command line, which
+            gets a process of its own.
     """
     arguments = sys.argv[1:] if argv is None else argv
     # Nothing here needs the usage reports of Ray or the Hub's telemetry.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    sys.exit(exit_code_of(lambda: _call(arguments), arguments))
+
+    def command() -> int:
+        return exit_code_of(lambda: _call(arguments), arguments)
+
+    sys.exit(supervised(command, arguments) if argv is None else command())
 
 
 def _call(arguments: list[str]) -> int | None:
-    try:
-        code: int | None = app(args=arguments or ["--help"], standalone_mode=False)
-    except TyperException as error:
-        raise ConfigError(
-            error.format_message(),
-            where=_where(error),
-            hint=_hint(error),
-        ) from error
-    return code
+    from expo_ray.cli.tree import call
 
-
-def _hint(error: TyperException) -> str:
-    context = getattr(error, "ctx", None)
-    command = "expo-ray" if context is None else context.command_path
-    flag = str(getattr(error, "option_name", ""))
-    if flag[:1] == "-" and flag[1:2].isdigit():
-        return f"put -- before a negative number; see `{command} --help`"
-    return f"see `{command} --help`"
-
-
-def _where(error: TyperException) -> str | None:
-    """Return the flag or argument that typer could not take, where it names one."""
-    parameter = getattr(error, "param", None)
-    if parameter is None:
-        return getattr(error, "option_name", None)
-    flags = [text for text in parameter.opts if text.startswith("-")]
-    return flags[0] if flags else str(parameter.name).upper()
+    return call(arguments)

@@ -8,13 +8,8 @@ from __future__ import annotations
 
 import json
 import logging
-import os
-import signal
 import sys
-import threading
-import traceback
-from collections.abc import Callable, Mapping, Sequence
-from types import FrameType
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any, TypeVar
 
 import typer
@@ -36,9 +31,10 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from expo_ray.errors import ConfigError, ExpoError, InternalError, StoppedError
+from expo_ray.cli.endings import Told
+from expo_ray.errors import ConfigError, ExpoError
 from expo_ray.progress import NullProgress, ProgressBar
-from expo_ray.redaction import RedactingFormatter, redacted
+from expo_ray.redaction import RedactingFormatter
 
 SCHEMA_VERSION = 1
 Settings = TypeVar("Settings", bound=BaseModel)
@@ -139,10 +135,6 @@ class _QuietProgress(NullProgress):
         pass
 
 
-_AGAIN_SECONDS = 0.1
-_SIGNALS = {130: "interrupted", 143: "stopped by SIGTERM"}
-
-
 class Session:
     """The output side of one command; use as a context manager.
 
@@ -154,7 +146,6 @@ class Session:
 
     def __init__(self, *, json_output: bool, verbose: bool = False, quiet: bool = False) -> None:
         self.json_output = json_output
-        self._received: int | None = None
         self.stdout = Console(file=sys.stdout)
         self.stderr = Console(file=sys.stderr)
         self.progress: TerminalProgress | _QuietProgress = (
@@ -167,33 +158,10 @@ class Session:
         logging.getLogger("expo_ray").setLevel(level)
 
     def __enter__(self) -> Session:
-        # SIGTERM unwinds like an exception, so that Ray, Serve and temporary files are cleaned up.
-        signal.signal(signal.SIGTERM, self._stop)
-        self._tell_dropped, sys.unraisablehook = sys.unraisablehook, self._send_again
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        sys.unraisablehook = self._tell_dropped
         self.progress.stop()
-        # A call of Ray that waits makes a SystemExit(1) of any other.
-        if self._received is not None and isinstance(error, SystemExit):
-            raise SystemExit(128 + self._received) from error
-
-    def _stop(self, signum: int, frame: FrameType | None) -> None:
-        self._received = signum
-        raise SystemExit(128 + signum)
-
-    def _send_again(self, dropped: sys.UnraisableHookArgs) -> None:
-        # A signal that comes while garbage is collected raises in a finalizer, where Python drops
-        # what is raised; from this hook too. So it is sent again when the finalizer is done.
-        raised = {KeyboardInterrupt: signal.SIGINT, SystemExit: self._received}
-        number = raised.get(dropped.exc_type)
-        if number is None:
-            self._tell_dropped(dropped)
-            return
-        again = threading.Timer(_AGAIN_SECONDS, os.kill, (os.getpid(), number))
-        again.daemon = True
-        again.start()
 
     def emit(
         self, payload: Mapping[str, Any], render: Callable[[Console], None] | None = None
@@ -206,63 +174,11 @@ class Session:
             render(self.stdout)
 
 
-def exit_code_of(command: Callable[[], int | None], arguments: Sequence[str]) -> int:
-    """Run a command; whatever it ends in is told in the way of the contract.
-
-    Args:
-        command: Returns an exit code; None is 0.
-        arguments: What stands on the command line: whether `--json` and `-v` are there.
-
-    Returns:
-        0 done; 1 the work failed; 2 the request was wrong; 130 and 143 on signals.
-    """
-    json_output = "--json" in arguments
-    _Answer.given = False
-    try:
-        code: object = command()
-    except ExpoError as error:
-        print_error(error, json_output=json_output)
-        return error.exit_code
-    except (KeyboardInterrupt, typer.Abort):
-        code = 130
-    except SystemExit as stop:  # how a session leaves at SIGTERM
-        code = stop.code
-    except Exception as error:  # noqa: BLE001 - the last one: nobody else would tell it
-        if {"-v", "--verbose"} & set(arguments):
-            sys.stderr.write(redacted(traceback.format_exc()))
-        print_error(_unforeseen(error), json_output=json_output)
-        return InternalError.exit_code
-    # typer itself makes 130 of an interrupt inside a command.
-    if code in _SIGNALS:
-        stopped = StoppedError(_SIGNALS[code], hint="run the same command again to continue")
-        if json_output and not _Answer.given:
-            print_error(stopped, json_output=True)
-        sys.stderr.write(f"{stopped.message}; {stopped.hint}\n")
-    return code if isinstance(code, int) else 0 if code is None else 1
-
-
-def _unforeseen(error: Exception) -> InternalError:
-    frames = traceback.extract_tb(error.__traceback__)
-    ours = [frame for frame in frames if "expo_ray" in frame.filename] or frames
-    return InternalError(
-        "an unexpected error",
-        where=f"{ours[-1].filename}:{ours[-1].lineno}" if ours else None,
-        got=f"{type(error).__name__}: {error}",
-        hint="run it again with -v to see the traceback; it may be a defect of expo_ray",
-    )
-
-
-class _Answer:
-    """Whether stdout has had an object: whoever reads one is not to get a second."""
-
-    given = False
-
-
 def _print_json(payload: Mapping[str, Any]) -> None:
     body = {"schema_version": SCHEMA_VERSION, **payload}
     sys.stdout.write(json.dumps(body, default=str, allow_nan=False) + "\n")
     sys.stdout.flush()
-    _Answer.given = True
+    Told.answer()
 
 
 def print_error(error: ExpoError, *, json_output: bool) -> None:
