@@ -18,6 +18,7 @@ from transformers import AutoConfig, AutoTokenizer
 from expo_ray.checkpoints import Checkpoint
 from expo_ray.checkpoints.local_files import local_folder
 from expo_ray.errors import CheckpointError, TableError
+from expo_ray.rewards.template_limits import limit_templates, require_bounded
 from expo_ray.tables.prompts import Message
 
 
@@ -25,15 +26,18 @@ def load_tokenizer(checkpoint: Checkpoint) -> Any:
     """Load the tokenizer of a checkpoint.
 
     Raises:
-        CheckpointError: There is none.
+        CheckpointError: There is none, or its chat template does not come to an end.
     """
     folder = str(local_folder(checkpoint))
     try:
-        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise CheckpointError(
             "the tokenizer cannot be loaded", where=checkpoint.uri, got=error
         ) from error
+    require_bounded(tokenizer, where=checkpoint.uri)
+    limit_templates()
+    return tokenizer
 
 
 def tokenizer_digest(tokenizer: Any) -> str:
