@@ -9,7 +9,19 @@ import typer
 from rich.console import Console
 
 from expo_ray.cli.reward_commands import AnchorsOption, CacheFlag, SelfTestFlag, TruncationFlag
-from expo_ray.cli.serving_commands import NumPrompts, PromptColumn, Prompts
+from expo_ray.cli.serving_commands import (
+    EngineArgs,
+    EngineOption,
+    MaxModelLen,
+    NumPrompts,
+    PromptColumn,
+    Prompts,
+    Stop,
+    Temperature,
+    TensorParallel,
+    TopK,
+    TopP,
+)
 from expo_ray.cli.session import (
     AddressOption,
     JsonFlag,
@@ -96,12 +108,19 @@ def select(
     preset: Annotated[
         str | None, typer.Option(help="Sampling of the method's authors: paper.")
     ] = None,
+    temperature: Temperature = None,
+    top_p: TopP = None,
+    top_k: TopK = None,
     max_tokens: Annotated[
         int | None,
         typer.Option(min=1, help="Longest response. (default: 1024)", show_default=False),
     ] = None,
     num_samples: Annotated[int, typer.Option(min=1, help="Responses per prompt.")] = 1,
-    engine: Annotated[str, typer.Option(help="auto, transformers or vllm.")] = "auto",
+    stop: Stop = None,
+    engine: EngineOption = "auto",
+    max_model_len: MaxModelLen = None,
+    tensor_parallel_size: TensorParallel = 1,
+    engine_arg: EngineArgs = None,
     replicas: Annotated[int, typer.Option(min=1, help="Replicas of each model.")] = 1,
     seed: Annotated[int, typer.Option(min=0)] = 42,
     self_test: SelfTestFlag = True,
@@ -121,12 +140,21 @@ def select(
     expo-ray select ./sft ./dpo --strategy expanding+racing --num-prompts 1000 --output run
     --prompts hf://datasets/HuggingFaceH4/ultrafeedback_binarized#split=test_gen
     """
+    from expo_ray.serving import parse_engine_args
     from expo_ray.workflow.run import select as run_select
 
     with Session(json_output=json_output, verbose=verbose, quiet=quiet) as session:
-        sampling = preset_sampling(preset) | {"num_samples": num_samples, "seed": seed}
-        if max_tokens is not None:
-            sampling["max_tokens"] = max_tokens
+        given = {
+            "temperature": temperature,
+            "top_p": top_p,
+            "top_k": top_k,
+            "max_tokens": max_tokens,
+            "stop": stop or None,
+            "num_samples": num_samples,
+            "seed": seed,
+        }
+        sampling = preset_sampling(preset)
+        sampling |= {name: value for name, value in given.items() if value is not None}
         result = run_select(
             initial,
             aligned,
@@ -148,7 +176,13 @@ def select(
             settings={
                 "seed": seed,
                 "sampling": sampling,
-                "generators": {"engine": engine, "num_replicas": replicas},
+                "generators": {
+                    "engine": engine,
+                    "num_replicas": replicas,
+                    "max_model_len": max_model_len,
+                    "tensor_parallel_size": tensor_parallel_size,
+                    "engine_args": parse_engine_args(engine_arg or ()),
+                },
                 "rewarders": {
                     "num_replicas": replicas,
                     "self_test": self_test,

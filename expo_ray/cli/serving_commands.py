@@ -64,7 +64,9 @@ AlphaRulesOption = Annotated[
 EngineOption = Annotated[
     str,
     typer.Option(
-        help="transformers (embedded), vllm, or auto: vllm if it is installed and there is a GPU."
+        help="transformers (embedded), vllm, or auto: vllm if it is installed and there is a GPU. "
+        "On a CPU both compute in float32, uncompiled; vllm in bfloat16 where the weights are and "
+        "the processor has AMX (--engine-arg dtype=... decides)."
     ),
 ]
 MaxModelLen = Annotated[
@@ -84,6 +86,19 @@ EngineArgs = Annotated[
 ]
 Replicas = Annotated[int, typer.Option(min=1, help="Replicas of the model.")]
 PANEL = "Serving"
+
+
+def sampling_option(name: str, **limits: Any) -> Any:
+    """Return a flag that says what happens where it is left out."""
+    field = SamplingParams.model_fields[name]
+    text = f"{field.description} (default: {field.default})"
+    return typer.Option(help=text, show_default=False, **limits)
+
+
+Temperature = Annotated[float | None, sampling_option("temperature", min=0)]
+TopP = Annotated[float | None, sampling_option("top_p", min=0, max=1)]
+TopK = Annotated[int | None, sampling_option("top_k", min=0)]
+Stop = Annotated[list[str] | None, typer.Option(help="Stop at this text; may repeat.")]
 
 
 def register(app: typer.Typer) -> None:
@@ -149,6 +164,8 @@ def serve(
             elif event["event"] == "starting":
                 engine = f"engine {event['engine']} ({event['engine_reason']})"
                 session.progress.message(f"starting {event['model']}: {engine}")
+                if event["precision"]:
+                    session.progress.message(str(event["precision"]))
             elif event["event"] == "ready":
                 session.stdout.print(f"{event['model']} is ready at {event['url']}", markup=False)
                 session.stdout.print(_curl_example(event), soft_wrap=True, markup=False)
@@ -195,13 +212,6 @@ def _curl_example(event: dict[str, Any]) -> str:
     )
 
 
-def _sampling_option(name: str, **limits: Any) -> Any:
-    """Return a flag that says what happens where it is left out."""
-    field = SamplingParams.model_fields[name]
-    text = f"{field.description} (default: {field.default})"
-    return typer.Option(help=text, show_default=False, **limits)
-
-
 _PAPER_SETTINGS = ", ".join(
     f"{name} {value}"
     for name, value in PAPER_SAMPLING.model_dump(exclude={"stop", "num_samples"}).items()
@@ -221,13 +231,13 @@ def generate(
         str | None,
         typer.Option(help=f"Defaults of the method's authors: paper ({_PAPER_SETTINGS})."),
     ] = None,
-    temperature: Annotated[float | None, _sampling_option("temperature", min=0)] = None,
-    top_p: Annotated[float | None, _sampling_option("top_p", min=0, max=1)] = None,
-    top_k: Annotated[int | None, _sampling_option("top_k", min=0)] = None,
-    max_tokens: Annotated[int | None, _sampling_option("max_tokens", min=1)] = None,
-    num_samples: Annotated[int | None, _sampling_option("num_samples", min=1)] = None,
-    stop: Annotated[list[str] | None, typer.Option(help="Stop at this text; may repeat.")] = None,
-    seed: Annotated[int | None, _sampling_option("seed", min=0)] = None,
+    temperature: Temperature = None,
+    top_p: TopP = None,
+    top_k: TopK = None,
+    max_tokens: Annotated[int | None, sampling_option("max_tokens", min=1)] = None,
+    num_samples: Annotated[int | None, sampling_option("num_samples", min=1)] = None,
+    stop: Stop = None,
+    seed: Annotated[int | None, sampling_option("seed", min=0)] = None,
     engine: EngineOption = "auto",
     replicas: Replicas = 1,
     max_model_len: MaxModelLen = None,

@@ -14,6 +14,8 @@ from typer.testing import CliRunner
 from expo_ray.cli.main import app
 from expo_ray.cli.select_command import render_result
 from expo_ray.errors import ConfigError
+from expo_ray.serving import PAPER_SAMPLING, EngineOptions, SamplingParams
+from expo_ray.workflow.recipe import Recipe
 from tests.reports.run_directory import RunDirectory
 
 RUNNER = CliRunner()
@@ -32,6 +34,9 @@ def select(*arguments: object) -> list[str]:
         (("--strategy", "random"), "select", None),
         (("--min-alpha", "1"), "select", None),
         (("--adaptive", "8", "--keep", "all"), "select", None),
+        (("--top-p", "0"), "select", None),
+        (("--engine-arg", "max_num_seqs"), "--engine-arg", "name=value"),
+        (("--engine-arg", "max_num_seqs=8"), "select", None),
     ],
 )
 def test_wrong_flags_are_refused_before_anything_is_written(
@@ -43,6 +48,34 @@ def test_wrong_flags_are_refused_before_anything_is_written(
     assert error.where == where
     assert expected is None or expected in str(error.expected)
     assert not output.exists()
+
+
+def test_how_answers_are_made_reaches_the_recipe(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    seen: list[Recipe] = []
+
+    def stop(recipe: Recipe, **_: object) -> None:
+        seen.append(recipe)
+        raise ConfigError("enough")
+
+    monkeypatch.setattr("expo_ray.workflow.run.run_recipe", stop)
+    sampling = ["--temperature", 0.2, "--top-p", 0.8, "--top-k", 7, "--stop", "END", "--stop", "Q:"]
+    engine = ["--engine", "vllm", "--max-model-len", 512, "--tensor-parallel-size", 2]
+    engine += ["--engine-arg", "dtype=float32", "--engine-arg", "max_num_seqs=8"]
+    RUNNER.invoke(app, select("--output", tmp_path / "a", *sampling, *engine))
+    RUNNER.invoke(app, select("--output", tmp_path / "b", "--preset", "paper", "--top-k", 0))
+    RUNNER.invoke(app, select("--output", tmp_path / "c"))
+    full, paper, plain = seen
+    made = full.sampling
+    assert (made.temperature, made.top_p, made.top_k, made.stop) == (0.2, 0.8, 7, ("END", "Q:"))
+    wanted = {"dtype": "float32", "max_num_seqs": 8}
+    assert full.generators.options == EngineOptions(
+        max_model_len=512, tensor_parallel_size=2, engine_args=wanted
+    )
+    assert paper.sampling == PAPER_SAMPLING.model_copy(update={"top_k": 0})
+    assert plain.sampling == SamplingParams(max_tokens=1024)
+    assert plain.generators.options == EngineOptions()
 
 
 @pytest.mark.slow
