@@ -16,6 +16,7 @@ from expo_ray.rewards.anchors import read_anchors
 from expo_ray.serving.alpha_setting import RulesLike, read_rules
 from expo_ray.serving.engines import pick_engine, resolve_engine
 from expo_ray.serving.engines.options import EngineOptions
+from expo_ray.serving.engines.precision import describe_precision
 from expo_ray.serving.generator_replicas import GeneratorReplicas
 from expo_ray.serving.launching import LOCALHOST, require_free_port
 from expo_ray.serving.replica_apps import require_support
@@ -214,7 +215,14 @@ def serve(
 
     with ray_session(address):
         picked, reason = pick_engine(engine)
-        tell("starting", model=source.name, engine=picked, engine_reason=reason)
+        precision = describe_precision(picked, source, options) or None
+        tell(
+            "starting",
+            model=source.name,
+            engine=picked,
+            engine_reason=reason,
+            precision=precision,
+        )
         with ServedModel(source, engine=picked, **settings) as served:
             try:
                 tell(

@@ -14,6 +14,7 @@ from expo_ray.serving.chunked_calls import call_in_chunks, split
 from expo_ray.serving.engines import TRANSFORMERS, resolve_engine
 from expo_ray.serving.engines.interface import Generated
 from expo_ray.serving.engines.options import EngineOptions
+from expo_ray.serving.engines.precision import describe_precision
 from expo_ray.serving.generator import MAX_BATCH_ROWS
 from expo_ray.serving.launching import application, ensure_serve
 from expo_ray.serving.loaded import Answered, ChatRow, Loaded
@@ -147,8 +148,10 @@ class GeneratorReplicas:
         if self._launched is not None and not same_engine(self._engine, self._launched, source):
             self._close()
         if self._handle is None:
-            progress.message(f"starting {self._num_replicas} {self._engine} generator replica(s)")
             source.check()
+            precision = describe_precision(self._engine, source, self._options)
+            told = f"starting {self._num_replicas} {self._engine} generator replica(s)"
+            progress.message(f"{told} ({precision})" if precision else told)
             app = bulk_app(self._engine, source, self._options, num_replicas=self._num_replicas)
             ensure_serve()
             self._handle, _ = self._stack.enter_context(application(app, label="generator"))

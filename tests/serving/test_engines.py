@@ -1,9 +1,12 @@
 from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 
 from expo_ray.errors import ConfigError, MissingExtraError
-from expo_ray.serving.engines import options, pick_engine
+from expo_ray.serving import EngineOptions, ModelSource
+from expo_ray.serving.engines import options, pick_engine, precision
+from tests.pico import save_pair
 
 
 def test_auto_says_what_it_picks_and_why(
@@ -39,3 +42,29 @@ def test_engine_args_are_json_where_they_can_be_read_so() -> None:
         "a": {"b": 1},
         "c": "d=e",
     }
+
+
+def test_a_cpu_computes_in_bfloat16_only_where_that_is_faster_and_says_so(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    import torch
+
+    narrow = ModelSource(model=str(save_pair(tmp_path / "narrow", dtype=torch.bfloat16)[1]))
+    wide = ModelSource(model=str(save_pair(tmp_path / "wide", dtype=torch.float32)[1]))
+    there = {"amx_bf16": True}
+    monkeypatch.setattr("torch.cpu.get_capabilities", lambda: there)
+    monkeypatch.setattr("expo_ray.serving.engines.precision.has_gpu", lambda: False)
+
+    def told(source: ModelSource, engine: str = "vllm", **engine_args: str) -> str:
+        return precision.describe_precision(engine, source, EngineOptions(engine_args=engine_args))
+
+    assert precision.cpu_dtype(narrow.open()) == "bfloat16"
+    assert "bfloat16" in told(narrow) and "AMX" in told(narrow)
+    assert "--engine-arg dtype=float32" in told(narrow)
+    assert told(narrow, dtype="float32").startswith("CPU, float32 as asked for")
+    for source, engine in ((wide, "vllm"), (narrow, "transformers")):
+        assert told(source, engine).startswith("CPU, float32: ")
+    there["amx_bf16"] = False
+    assert precision.cpu_dtype(narrow.open()) == "float32"
+    monkeypatch.setattr("expo_ray.serving.engines.precision.has_gpu", lambda: True)
+    assert told(narrow) == "", "with a GPU the weights decide"

@@ -37,6 +37,8 @@ require_vllm()
 KEY = "sk-pico"
 # Long answers take seconds, in which a client can go away.
 CONTEXT = 4096
+# As the embedded engine, whatever the processor: some would compute bfloat16 weights as such.
+FLOAT32 = {"dtype": "float32"}
 HELLO = [{"role": "user", "content": "hello"}]
 
 
@@ -54,7 +56,7 @@ def served(ray_cluster: str, pair: tuple[str, str]) -> Iterator[ServedModel]:
     source = ModelSource(model=pair[1], initial=pair[0], alpha=0.5)
     # Small blocks: prompts of these tests fill some, which the prefix cache then keeps. And few
     # tokens at a time: longer prompts are processed in parts.
-    engine_args = {"max_num_seqs": 16, "block_size": 32, "max_num_batched_tokens": 256}
+    engine_args = {"max_num_seqs": 16, "block_size": 32, "max_num_batched_tokens": 256, **FLOAT32}
     options = EngineOptions(max_model_len=CONTEXT, engine_args=engine_args)
     with ServedModel(
         source, engine="vllm", api_key=KEY, options=options, allow_alpha_change=True
@@ -307,7 +309,7 @@ def test_candidates_on_the_same_vllm_replicas(
 def test_candidates_on_vllm_replicas_of_their_own(
     ray_cluster: str, pair: tuple[str, str], tmp_path: Path
 ) -> None:
-    options = EngineOptions(max_model_len=1024, engine_args={"max_num_seqs": 16})
+    options = EngineOptions(max_model_len=1024, engine_args={"max_num_seqs": 16, **FLOAT32})
     with GeneratorReplicas(engine="vllm", options=options) as replicas:
         candidates_answer_as_the_embedded_engine(replicas, pair, tmp_path)
 

@@ -12,6 +12,7 @@ import ray
 from expo_ray.checkpoints.local_files import local_folder
 from expo_ray.errors import ConfigError
 from expo_ray.serving.engines.options import EngineOptions
+from expo_ray.serving.engines.precision import cpu_dtype
 from expo_ray.serving.source import ModelSource
 
 MAX_NUM_SEQS = 256
@@ -67,9 +68,8 @@ def _engine_args(source: ModelSource, options: EngineOptions, *, has_gpu: bool) 
     from expo_ray.serving.engines.vllm_noise import PROCESSOR
     from expo_ray.serving.engines.vllm_worker import EXTENSION, LOAD_FORMAT
 
-    # Without a GPU: tests and laptops. float32 as the transformers engine there; compiling
-    # would take longer than most such services live.
-    defaults = {} if has_gpu else {"dtype": "float32", "enforce_eager": True}
+    # Without a GPU: tests and laptops. Compiling would take longer than most such services live.
+    defaults = {} if has_gpu else {"dtype": cpu_dtype(source.open()), "enforce_eager": True}
     parallel = {"tensor_parallel_size": options.tensor_parallel_size}
     context = {} if options.max_model_len is None else {"max_model_len": options.max_model_len}
     ours = {

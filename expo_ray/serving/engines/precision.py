@@ -1,0 +1,58 @@
+"""In which dtype an engine computes on a CPU, and what that means for repeating a run.
+
+Light: no torch until a question is asked. On GPUs every engine takes the weights' own dtype.
+"""
+
+from __future__ import annotations
+
+from expo_ray.checkpoints import Checkpoint
+from expo_ray.lazy import quick_imports
+from expo_ray.serving.engines import VLLM, has_gpu
+from expo_ray.serving.engines.options import EngineOptions
+from expo_ray.serving.source import ModelSource
+
+FLOAT32 = "float32"
+BFLOAT16 = "bfloat16"
+_BF16_HEADER = "BF16"
+
+
+def cpu_dtype(checkpoint: Checkpoint) -> str:
+    """Return what vLLM computes in on this machine's processor, unless an argument says it.
+
+    bfloat16 halves the time where the processor multiplies it in tiles (AMX), and only there: in
+    vector registers it is no faster than float32. Weights that are not bfloat16 would be rounded.
+    """
+    is_bfloat16 = all(
+        ref.dtype == _BF16_HEADER for ref in checkpoint.tensors.values() if len(ref.shape) > 1
+    )
+    return BFLOAT16 if is_bfloat16 and has_amx() else FLOAT32
+
+
+def has_amx() -> bool:
+    """Say whether this machine's processor multiplies bfloat16 matrices in tiles."""
+    with quick_imports():
+        import torch
+    return bool(torch.cpu.get_capabilities().get("amx_bf16"))
+
+
+def describe_precision(engine: str, source: ModelSource, options: EngineOptions) -> str:
+    """Return in words what a CPU computes in, why, and what that costs; nothing with a GPU.
+
+    Args:
+        engine: As `resolve_engine` returns it.
+        source: Which weights.
+        options: Settings of the engine.
+    """
+    if has_gpu():
+        return ""
+    dtype, why = FLOAT32, ""
+    if engine == VLLM and (asked := options.engine_args.get("dtype")) is not None:
+        dtype, why = str(asked), " as asked for"
+    elif engine == VLLM and (dtype := cpu_dtype(source.open())) == BFLOAT16:
+        why = ", as the weights are and this processor multiplies fast (AMX)"
+    if dtype == FLOAT32:
+        return f"CPU, {dtype}{why}: an answer does not depend on what else is in its batch"
+    return (
+        f"CPU, {dtype}{why}: an answer may vary with what else is in its batch; "
+        "--engine-arg dtype=float32 (slower) gives the same every time"
+    )
