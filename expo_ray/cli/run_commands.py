@@ -6,11 +6,15 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
 from expo_ray.cli import select_command
 from expo_ray.cli.reward_commands import CacheFlag, SelfTestFlag, reward_bench, reward_self_test
-from expo_ray.cli.select_command import render_result
+from expo_ray.cli.select_command import (
+    TokensPerSecond,
+    refuse_rate_without_plan,
+    render_plan,
+    render_result,
+)
 from expo_ray.cli.serving_commands import AlphaRulesOption, EngineOption, Replicas
 from expo_ray.cli.session import (
     AddressOption,
@@ -18,9 +22,7 @@ from expo_ray.cli.session import (
     QuietFlag,
     Session,
     VerboseFlag,
-    format_bytes,
     key_value_table,
-    new_table,
 )
 from expo_ray.errors import ConfigError
 
@@ -51,8 +53,10 @@ def run(
         typer.Option("--set", help="Lay key=value over the recipe; may repeat."),
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print tasks, bytes, memory, replicas; do nothing.")
+        bool,
+        typer.Option("--dry-run", help="Print tasks, bytes, memory, replicas, time; do nothing."),
     ] = False,
+    tokens_per_second: TokensPerSecond = None,
     self_test: SelfTestFlag = True,
     cache: CacheFlag = True,
     address: AddressOption = None,
@@ -75,9 +79,10 @@ def run(
         if dry_run:
             from expo_ray.workflow.plan import plan_run
 
-            plan = plan_run(recipe, overrides)
-            session.emit(plan, lambda console: _render_plan(console, plan))
+            plan = plan_run(recipe, overrides, tokens_per_second=tokens_per_second)
+            session.emit(plan, lambda console: render_plan(console, plan))
             return
+        refuse_rate_without_plan(tokens_per_second)
         result = run_recipe(recipe, overrides=overrides, address=address, progress=session.progress)
         session.emit(result, lambda console: render_result(console, result))
 
@@ -212,20 +217,3 @@ def alpaca_eval(
                 hint="see `expo-ray evaluate alpaca-eval --help`",
             )
         session.emit(result, lambda console: console.print(key_value_table(result)))
-
-
-def _render_plan(console: Console, plan: dict[str, Any]) -> None:
-    headings = ("stage", "work", "read", "written", "memory per task", "replicas")
-    table = new_table(*headings, title=f"Plan of {plan['name']}")
-    for stage in plan["stages"]:
-        sizes = [stage.get(key) for key in ("bytes_in", "bytes_out", "worker_memory_bytes")]
-        tasks = stage.get("tasks")
-        table.add_row(
-            stage["stage"],
-            "-" if tasks is None else f"{tasks:,} {stage['unit']}",
-            *("-" if size is None else format_bytes(size) for size in sizes),
-            str(stage.get("replicas", "-")),
-        )
-    console.print(table)
-    notes = {stage["stage"]: stage.get("note") for stage in plan["stages"]}
-    console.print(key_value_table({**notes, "results": plan["output"]}))

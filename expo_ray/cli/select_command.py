@@ -28,12 +28,23 @@ from expo_ray.cli.session import (
     QuietFlag,
     Session,
     VerboseFlag,
+    format_bytes,
     key_value_table,
     new_table,
 )
 from expo_ray.errors import ConfigError
 from expo_ray.selection.guard_settings import FIELDS, parse_guards
 from expo_ray.serving.sampling import PAPER_SAMPLING
+
+TokensPerSecond = Annotated[
+    float | None,
+    typer.Option(
+        min=0.001,
+        help="With --dry-run: what one replica generates, for the time. (default: as measured by "
+        "earlier work in the output, else 100)",
+        show_default=False,
+    ),
+]
 
 
 def select(
@@ -127,6 +138,11 @@ def select(
     anchors: AnchorsOption = None,
     cache: CacheFlag = True,
     allow_truncation: TruncationFlag = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Print tasks, bytes, memory, replicas, time; do nothing."),
+    ] = False,
+    tokens_per_second: TokensPerSecond = None,
     address: AddressOption = None,
     json_output: JsonFlag = False,
     verbose: VerboseFlag = False,
@@ -144,6 +160,8 @@ def select(
     from expo_ray.workflow.run import select as run_select
 
     with Session(json_output=json_output, verbose=verbose, quiet=quiet) as session:
+        if not dry_run:
+            refuse_rate_without_plan(tokens_per_second)
         given = {
             "temperature": temperature,
             "top_p": top_p,
@@ -190,10 +208,13 @@ def select(
                     "allow_truncation": allow_truncation,
                 },
             },
+            dry_run=dry_run,
+            tokens_per_second=tokens_per_second,
             address=address,
             progress=session.progress,
         )
-        session.emit(result, lambda console: render_result(console, result))
+        render = render_plan if dry_run else render_result
+        session.emit(result, lambda console: render(console, result))
 
 
 def preset_sampling(preset: str | None) -> dict[str, Any]:
@@ -228,3 +249,36 @@ def render_result(console: Console, result: dict[str, Any]) -> None:
     for step in result["next"]:
         console.print(f"{step['what']}:", style="dim")
         console.print(f"  {step['command']}", soft_wrap=True, markup=False, highlight=False)
+
+
+def render_plan(console: Console, plan: dict[str, Any]) -> None:
+    """Print what a run would do, stage by stage."""
+    headings = ("stage", "work", "read", "written", "memory per task", "replicas")
+    table = new_table(*headings, title=f"Plan of {plan['name']}")
+    for stage in plan["stages"]:
+        sizes = [stage.get(key) for key in ("bytes_in", "bytes_out", "worker_memory_bytes")]
+        tasks = stage.get("tasks")
+        table.add_row(
+            stage["stage"],
+            "-" if tasks is None else f"{tasks:,} {stage['unit']}",
+            *("-" if size is None else format_bytes(size) for size in sizes),
+            str(stage.get("replicas", "-")),
+        )
+    console.print(table)
+    notes = {stage["stage"]: stage.get("note") for stage in plan["stages"]}
+    console.print(key_value_table({**notes, "results": plan["output"]}))
+
+
+def refuse_rate_without_plan(tokens_per_second: float | None) -> None:
+    """Check that a rate is not given where nothing is reckoned from it.
+
+    Raises:
+        ConfigError: It is.
+    """
+    if tokens_per_second is not None:
+        raise ConfigError(
+            "a rate has no effect on a run",
+            where="--tokens-per-second",
+            got=tokens_per_second,
+            hint="leave it out, or add --dry-run",
+        )

@@ -8,15 +8,28 @@ from typing import Any
 
 from expo_ray.extrapolation import extrapolate
 from expo_ray.lab import find_lab
+from expo_ray.workflow.generation_time import GenerationRate, generation_rate
 from expo_ray.workflow.inputs import check_settings, find_prompts, pin_reward_models
 from expo_ray.workflow.recipe import Recipe, load_recipe
 
 
-def plan_run(recipe: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """Return the plan of a recipe: tasks, bytes in and out, memory and replicas per stage.
+def plan_run(
+    recipe: str | Path, overrides: Sequence[str] = (), *, tokens_per_second: float | None = None
+) -> dict[str, Any]:
+    """Return the plan of a recipe file, see `plan_recipe`."""
+    return plan_recipe(load_recipe(recipe, overrides), tokens_per_second=tokens_per_second)
+
+
+def plan_recipe(parsed: Recipe, *, tokens_per_second: float | None = None) -> dict[str, Any]:
+    """Return the plan of a recipe: tasks, bytes in and out, memory, replicas and time per stage.
 
     Nothing is written and no Ray is started. Where a laboratory must be trained first, the sizes
     of the checkpoints are not known yet and the note says so.
+
+    Args:
+        parsed: The recipe.
+        tokens_per_second: What one replica generates; None takes what earlier work in the output
+            folder took, else an assumption, and says which.
 
     Raises:
         ConfigError: The recipe is wrong, or its output cannot be written.
@@ -24,7 +37,6 @@ def plan_run(recipe: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any
         PairError: The pair does not belong together.
         TableError: The prompts file is wrong.
     """
-    parsed = load_recipe(recipe, overrides)
     check_settings(parsed)
     stages: list[dict[str, Any]] = []
     initial, aligned, prompts = parsed.initial, parsed.aligned, parsed.prompts.path
@@ -63,7 +75,8 @@ def plan_run(recipe: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any
         }
     )
     stages.append(extrapolation)
-    stages.extend(_inference_stages(parsed, num_prompts or 0, num_rewards))
+    rate = generation_rate(parsed, tokens_per_second)
+    stages.extend(_inference_stages(parsed, num_prompts or 0, num_rewards, rate))
     return {
         "name": parsed.name,
         "output": parsed.output,
@@ -103,7 +116,9 @@ def _extrapolation_stage(
     return {**stage, "tasks": plan["plan"]["num_shards"], **plan["plan"]}
 
 
-def _inference_stages(recipe: Recipe, num_prompts: int, num_rewards: int) -> list[dict[str, Any]]:
+def _inference_stages(
+    recipe: Recipe, num_prompts: int, num_rewards: int, rate: GenerationRate
+) -> list[dict[str, Any]]:
     strategy = recipe.selection.strategy
     adaptive = strategy not in ("grid", "racing")
     num_candidates = 1 + (
@@ -118,7 +133,9 @@ def _inference_stages(recipe: Recipe, num_prompts: int, num_rewards: int) -> lis
             "tasks": num_responses,
             "replicas": recipe.generators.num_replicas,
             "note": f"{at_most}{num_candidates} candidates, "
-            f"up to {recipe.sampling.max_tokens} tokens each",
+            f"up to {recipe.sampling.max_tokens} tokens each: "
+            f"{rate.describe(num_responses * recipe.sampling.max_tokens)}",
+            **rate.facts(num_responses * recipe.sampling.max_tokens),
         },
         {
             "stage": "scoring",
@@ -132,13 +149,15 @@ def _inference_stages(recipe: Recipe, num_prompts: int, num_rewards: int) -> lis
         num_trials = recipe.adaptive.num_trials
         num_heldout = round(num_prompts * recipe.prompts.heldout_fraction)
         num_asked = (num_trials - 1) * (num_prompts - num_heldout) + num_heldout
+        num_asked *= recipe.sampling.num_samples
         stages.append(
             {
                 "stage": "alpha by part",
                 "unit": "responses",
-                "tasks": num_asked * recipe.sampling.num_samples,
+                "tasks": num_asked,
                 "replicas": recipe.generators.num_replicas,
                 "note": f"at most: {num_trials} trials, if an alpha is confirmed",
+                **rate.facts(num_asked * recipe.sampling.max_tokens),
             }
         )
     if recipe.loadtest is not None:

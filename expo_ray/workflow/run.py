@@ -19,6 +19,7 @@ from expo_ray.selection.adaptive import require_optuna
 from expo_ray.workflow import stages
 from expo_ray.workflow.adaptive import search_parts
 from expo_ray.workflow.inputs import check_request, prepare_models
+from expo_ray.workflow.plan import plan_recipe
 from expo_ray.workflow.recipe import Recipe, load_recipe, validate_recipe
 from expo_ray.workflow.run_dir import RunDir
 from expo_ray.workflow.search import search_candidates
@@ -114,6 +115,8 @@ def select(
     columns: Mapping[str, str] | None = None,
     num_prompts: int | None = None,
     settings: dict[str, Any] | None = None,
+    dry_run: bool = False,
+    tokens_per_second: float | None = None,
     address: str | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
@@ -145,11 +148,14 @@ def select(
         columns: The source's names of our columns (`{"prompt": "question"}`).
         num_prompts: Use so many prompts, drawn at random by the seed.
         settings: Further recipe keys (`sampling`, `generators`, `seed`, ...).
+        dry_run: Return the plan instead, from headers alone; nothing is written.
+        tokens_per_second: For the plan: what one replica generates.
         address: Ray cluster; None means `RAY_ADDRESS`, else a local Ray.
         progress: Where to report.
 
     Returns:
         `{"output", "report", "selection", "next"}`; `next` lists what to do now, with commands.
+        Under `dry_run` the plan, see `plan_recipe`.
     """
     for alpha in alphas or ():
         parse_alpha(alpha)
@@ -182,6 +188,8 @@ def select(
     if adaptive is not None:
         document["adaptive"] = {"num_trials": adaptive}
     recipe = validate_recipe(document, where="select")
+    if dry_run:
+        return plan_recipe(recipe, tokens_per_second=tokens_per_second)
     text = yaml.safe_dump(document, sort_keys=False)
     return run_recipe(recipe, recipe_text=text, address=address, progress=progress)
 
