@@ -70,8 +70,14 @@ def test_layers_of_two_towers_are_told_apart(tmp_path: Path) -> None:
     assert found == pytest.approx(expected, rel=1e-4)
 
 
-def test_supervised_tuning_scale_is_doubted(tmp_path: Path) -> None:
-    result = diagnose(*make(tmp_path, 3e-4), address="inline")
+def test_supervised_tuning_scale_is_doubted_of_models_of_the_published_size(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pair = make(tmp_path, 3e-4)
+    small = diagnose(*pair, address="inline")
+    assert (small.fit, small.warnings) == (True, ())
+    monkeypatch.setattr("expo_ray.extrapolation.diagnosis.SMALL_MODEL", 1000)
+    result = diagnose(*pair, address="inline")
     assert result.fit
     assert any("supervised" in warning for warning in result.warnings)
 
