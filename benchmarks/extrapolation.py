@@ -3,7 +3,7 @@
     python benchmarks/extrapolation.py --layers 22 --hidden 2048 --alphas 1 --workers 1 2
 
 Prints medians over rounds of alternating runs and the ratios of the medians. Floor and engine use
-the same chunks, threads, early writing and fsync, in this process without Ray; `sha256 alone` is
+the same chunks, threads, early writing and fsync, in this process without Ray; `BLAKE3 alone` is
 what hashing every output byte once costs by itself. Then the whole command on a local Ray, against
 the floor and Ray's own start-up, and the fan-out with so many workers. `--cold` drops the inputs
 from the page cache before a run. What a worker takes above its imports is measured in a process of
@@ -13,7 +13,6 @@ its own.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import os
 import random
@@ -32,6 +31,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from generated_pair import add_arguments, write_pair
 
+from expo_ray.checkpoints import ContentDigest
 from expo_ray.cluster import ray_session
 from expo_ray.extrapolation import extrapolate
 from expo_ray.extrapolation.engine import run_shard
@@ -137,27 +137,24 @@ def run_floor(plan: Plan, output: Path, num_outputs: int, num_threads: int) -> N
 
 def run_hash(num_bytes: int) -> None:
     """Hash so many bytes once, in one thread."""
-    chunk, digest = bytes(CHUNK_BYTES), hashlib.sha256()
+    chunk, digest = bytes(CHUNK_BYTES), ContentDigest()
     for _ in range(num_bytes // CHUNK_BYTES):
         digest.update(chunk)
 
 
 @contextmanager
-def digests(*, of_files: bool, of_tensors: bool) -> Iterator[None]:
-    """Switch kinds of hashing off, to show what they cost."""
-    kept = ShardFile.hash_file, ShardFile.hash_tensor
+def without_digests() -> Iterator[None]:
+    """Switch hashing off, to show what it costs."""
+    kept = ShardFile.follow
 
-    def count_only(self: ShardFile, data: memoryview) -> None:
+    def count_only(self: ShardFile, name: str, data: memoryview) -> None:
         self.num_bytes += len(data)
 
-    if not of_files:
-        ShardFile.hash_file = count_only
-    if not of_tensors:
-        ShardFile.hash_tensor = lambda self, name, data: None
+    ShardFile.follow = count_only
     try:
         yield
     finally:
-        ShardFile.hash_file, ShardFile.hash_tensor = kept
+        ShardFile.follow = kept
 
 
 def drop_cache(plan: Plan) -> None:
@@ -268,16 +265,18 @@ def main() -> None:
             flush=True,
         )
 
-        def engine(output: Path, *, of_files: bool, of_tensors: bool) -> None:
-            with digests(of_files=of_files, of_tensors=of_tensors):
-                run_engine(plan, output, alphas, options.threads)
+        def engine(output: Path) -> None:
+            run_engine(plan, output, alphas, options.threads)
+
+        def engine_alone(output: Path) -> None:
+            with without_digests():
+                engine(output)
 
         kinds: dict[str, Callable[[Path], object]] = {
             "floor": lambda out: run_floor(plan, out, len(alphas), options.threads),
-            "sha256 alone, one thread": lambda _: run_hash(plan.file_bytes * len(alphas)),
-            "engine without digests": lambda out: engine(out, of_files=False, of_tensors=False),
-            "engine, sha256 of shards": lambda out: engine(out, of_files=True, of_tensors=False),
-            "engine, shards and tensors": lambda out: engine(out, of_files=True, of_tensors=True),
+            "BLAKE3 alone, one thread": lambda _: run_hash(plan.file_bytes * len(alphas)),
+            "engine without digests": engine_alone,
+            "engine, all digests": engine,
         }
         show(rounds(kinds, plan, folder, options), moved, in_process=True)
         above = peak_memory_bytes(plan, folder / "out", alphas, options.threads)

@@ -16,12 +16,13 @@ if TYPE_CHECKING:
         atomic_write_text,
     )
     from expo_ray.checkpoints.checkpoint import Checkpoint
-    from expo_ray.checkpoints.digests import WeightsDigest, weights_digest
+    from expo_ray.checkpoints.digests import ContentDigest, WeightsDigest, weights_digest
     from expo_ray.checkpoints.header import TensorRef
     from expo_ray.checkpoints.tensors import iter_tensors, read_tensor
 
 __all__ = [
     "Checkpoint",
+    "ContentDigest",
     "TensorRef",
     "WeightsDigest",
     "atomic_write_bytes",
@@ -37,6 +38,7 @@ __getattr__ = lazy_exports(
     {
         "Checkpoint": "checkpoint",
         "TensorRef": "header",
+        "ContentDigest": "digests",
         "WeightsDigest": "digests",
         "atomic_write_bytes": "atomic_io",
         "atomic_write_json": "atomic_io",

@@ -20,7 +20,7 @@ from expo_ray.checkpoints.header import (
 )
 from expo_ray.checkpoints.lfs_pointers import refuse_pointer_file
 from expo_ray.checkpoints.pickle_archive import read_archive_header
-from expo_ray.checkpoints.storage import Storage
+from expo_ray.checkpoints.storage import RangeReader, Storage
 from expo_ray.errors import CheckpointError
 
 INDEX_NAME = "model.safetensors.index.json"
@@ -78,19 +78,35 @@ def read_file_header(storage: Storage, file: str) -> Header:
     """
     where = f"{storage.uri}/{file}"
     with storage.open(file) as reader:
-        file_bytes = reader.facts.num_bytes
         try:
             refuse_pointer_file(reader, where=where)
             if file.endswith(".bin"):
                 return read_archive_header(reader, where=where)
-            prefix = bytearray(min(LENGTH_BYTES, file_bytes))
-            reader.read_into(0, memoryview(prefix))
-            length = parse_length(bytes(prefix), file=where, file_bytes=file_bytes)
-            data = bytearray(LENGTH_BYTES + length)
-            reader.read_into(0, memoryview(data))
         except (EOFError, OSError) as error:
             raise CheckpointError("the file cannot be read", where=where, got=error) from error
-    return parse_header(bytes(data), file=file, file_bytes=file_bytes, folder_uri=storage.uri)
+        return parse_file_header(reader, file=file, folder_uri=storage.uri)[1]
+
+
+def parse_file_header(
+    reader: RangeReader, *, file: str, folder_uri: str | None = None
+) -> tuple[bytes, Header]:
+    """Return the header of an open safetensors file: its bytes, and what they say.
+
+    Raises:
+        CheckpointError: The file cannot be read or is not well-formed.
+    """
+    where = f"{folder_uri}/{file}" if folder_uri else file
+    file_bytes = reader.facts.num_bytes
+    try:
+        prefix = bytearray(min(LENGTH_BYTES, file_bytes))
+        reader.read_into(0, memoryview(prefix))
+        length = parse_length(bytes(prefix), file=where, file_bytes=file_bytes)
+        data = bytearray(LENGTH_BYTES + length)
+        reader.read_into(0, memoryview(data))
+    except (EOFError, OSError) as error:
+        raise CheckpointError("the file cannot be read", where=where, got=error) from error
+    raw = bytes(data)
+    return raw, parse_header(raw, file=file, file_bytes=file_bytes, folder_uri=folder_uri)
 
 
 def collect_tensors(

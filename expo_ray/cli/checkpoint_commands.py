@@ -195,6 +195,9 @@ def verify(
     onto: Annotated[
         str | None, typer.Option(help="Where the BASE of --onto lies now, if it was moved.")
     ] = None,
+    sha256: Annotated[
+        bool, typer.Option("--sha256", help="Print what sha256sum would, for every file.")
+    ] = False,
     address: InlineAddress = None,
     json_output: JsonFlag = False,
     verbose: VerboseFlag = False,
@@ -214,6 +217,7 @@ def verify(
             initial=initial,
             aligned=aligned,
             onto=onto,
+            sha256=sha256,
             address=address,
             progress=session.progress,
         ).as_dict()

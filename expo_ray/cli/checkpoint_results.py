@@ -52,7 +52,7 @@ def render_extrapolation(console: Console, result: dict[str, Any]) -> None:
             output["status"],
             format_bytes(output["num_bytes"]),
             str(output["num_shards"]),
-            (output["weights_digest"] or "-")[:16],
+            (output["weights_digest"] or "-")[:23],
         )
     console.print(table)
     for output in result["outputs"]:
@@ -96,6 +96,8 @@ def render_verification(console: Console, result: dict[str, Any]) -> None:
         f"({format_bytes(result['num_bytes'])}) {how}, alpha {_alpha_text(result['alpha'])}"
     )
     console.print(key_value_table({"weights digest": result["weights_digest"]}))
+    for name, digest in (result["sha256"] or {}).items():
+        console.print(Text(f"{digest}  {name}"), soft_wrap=True)
 
 
 def render_inspection(console: Console, result: dict[str, Any], *, every_tensor: bool) -> None:

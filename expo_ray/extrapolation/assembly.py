@@ -14,7 +14,7 @@ from typing import Any
 
 from expo_ray.checkpoints.atomic_io import atomic_write_bytes, atomic_write_parts
 from expo_ray.checkpoints.checkpoint import CONFIG_NAME, Checkpoint
-from expo_ray.checkpoints.digests import WeightsDigest
+from expo_ray.checkpoints.digests import WeightsDigest, digest_of
 from expo_ray.checkpoints.header import FLOAT_DTYPES
 from expo_ray.checkpoints.index import INDEX_NAME, build_index
 from expo_ray.checkpoints.remote_path import AnyPath
@@ -32,12 +32,11 @@ from expo_ray.extrapolation.loading import LoadingCheck
 from expo_ray.extrapolation.model_card import render_card
 from expo_ray.extrapolation.plan import Plan
 from expo_ray.extrapolation.receipts import is_as_written
-from expo_ray.extrapolation.record import read_record, sealed_parts
+from expo_ray.extrapolation.record import SCHEMA_VERSION, read_record, sealed_parts
 from expo_ray.extrapolation.requantization_costs import requantization_loss
 from expo_ray.extrapolation.shard_files import check_token
 from expo_ray.extrapolation.tasks import ShardReceipt
 
-RECORD_VERSION = 1
 CARD_NAME = "README.md"
 _DTYPE_NAMES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float64"}
 
@@ -169,7 +168,7 @@ def assemble(
 
     digest = _weights_digest(receipts)
     alphas = resolution.alphas if resolution else {}
-    files = [_entry(r.name, r.num_bytes, r.sha256, "weights") for r in receipts]
+    files = [_entry(r.name, r.num_bytes, r.digest, "weights") for r in receipts]
     if len(receipts) > 1:
         index = build_index(
             {name: r.name for r in receipts for name in r.tensors},
@@ -194,7 +193,7 @@ def assemble(
     files.append(write(CONFIG_NAME, attachments.config, "config"))
     _check_shards(plan, folder, receipts, run_token)
     record = {
-        "schema_version": RECORD_VERSION,
+        "schema_version": SCHEMA_VERSION,
         "alpha": alpha,
         "alpha_float32": None if alpha is None else round_alpha(alpha),
         "alpha_rules": resolution.as_dict() if resolution else None,
@@ -256,8 +255,8 @@ def _weights_digest(receipts: Sequence[ShardReceipt]) -> str:
     digest = WeightsDigest()
     for receipt in receipts:
         for name, facts in receipt.tensors.items():
-            digest.add_sha256(name, facts["sha256"], facts["dtype"], facts["shape"])
-    return digest.hexdigest()
+            digest.add_digest(name, facts["digest"], facts["dtype"], facts["shape"])
+    return digest.written()
 
 
 def _withdraw_if_taken_over(folder: AnyPath, run_token: str, digest: str) -> None:
@@ -291,7 +290,7 @@ def _check_shards(
             raise ShardError(
                 "a finished shard was changed while others were written",
                 where=folder / receipt.name,
-                expected=f"sha256 {receipt.sha256}",
+                expected=receipt.digest,
                 hint="run the same command again, it writes this shard anew",
             )
 
@@ -300,11 +299,11 @@ def _write(folder: AnyPath, name: str, data: bytes, kind: str) -> dict[str, str 
     path = folder / name
     path.parent.mkdir(parents=True, exist_ok=True)
     atomic_write_bytes(path, data)
-    return _entry(name, len(data), hashlib.sha256(data).hexdigest(), kind)
+    return _entry(name, len(data), digest_of(data), kind)
 
 
-def _entry(name: str, num_bytes: int, sha256: str, kind: str) -> dict[str, str | int]:
-    return {"name": name, "bytes": num_bytes, "sha256": sha256, "kind": kind}
+def _entry(name: str, num_bytes: int, digest: str, kind: str) -> dict[str, str | int]:
+    return {"name": name, "bytes": num_bytes, "digest": digest, "kind": kind}
 
 
 def _vocabulary(plan: Plan) -> dict[str, Any] | None:

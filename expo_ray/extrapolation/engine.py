@@ -98,7 +98,7 @@ def _process(
     files: list[ShardFile],
     on_bytes: Callable[[int], None],
 ) -> list[DeltaSums]:
-    """Pass all chunks through the threads and hash their bytes in order."""
+    """Pass all chunks through the threads; the files follow their bytes in order."""
     worker = ChunkWorker(task, inputs, files)
     names = [[name for name, _, _ in pair.outputs] for pair in task.shard.tensors]
     for file in files:
@@ -112,7 +112,7 @@ def _process(
     running: deque[tuple[Chunk, Slot, _Computed, list[Future[None]]]] = deque()
     with contextlib.ExitStack() as stack:
         # Lanes end last: they wait for what the workers compute.
-        lanes = [stack.enter_context(_pool(1)) for _ in range(2 * min(len(files), MAX_LANES // 2))]
+        lanes = [stack.enter_context(_pool(1)) for _ in range(min(len(files), MAX_LANES))]
         workers = stack.enter_context(_pool(task.num_threads))
 
         def free_slot() -> None:
@@ -140,7 +140,7 @@ def _process(
             slot = slots.pop()
             computed = workers.submit(worker.run, chunk, slot)
             name = names[chunk.index][int(chunk.is_scales)]
-            running.append((chunk, slot, computed, _hash(lanes, files, name, computed)))
+            running.append((chunk, slot, computed, _follow(lanes, files, name, computed)))
         while running:
             free_slot()
     return sums
@@ -171,25 +171,18 @@ def _pool(num_threads: int) -> Iterator[ThreadPoolExecutor]:
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _hash(
+def _follow(
     lanes: list[ThreadPoolExecutor], files: list[ShardFile], name: str, computed: _Computed
 ) -> list[Future[None]]:
     """Queue the bytes of a chunk; a lane has one thread, so that bytes keep their order."""
-    jobs: list[Future[None]] = []
-    for index, file in enumerate(files):
-        lane = 2 * index % len(lanes)
-        jobs.append(lanes[lane].submit(_hash_file, file, index, computed))
-        jobs.append(lanes[lane + 1].submit(_hash_tensor, file, index, name, computed))
-    return jobs
 
+    # A lane waits for a chunk by itself: woken by another thread, it would idle between chunks.
+    def follow(index: int, file: ShardFile) -> None:
+        file.follow(name, computed.result()[1][index])
 
-# A lane waits for a chunk by itself: woken by another thread, it would idle between chunks.
-def _hash_file(file: ShardFile, index: int, computed: _Computed) -> None:
-    file.hash_file(computed.result()[1][index])
-
-
-def _hash_tensor(file: ShardFile, index: int, name: str, computed: _Computed) -> None:
-    file.hash_tensor(name, computed.result()[1][index])
+    return [
+        lanes[index % len(lanes)].submit(follow, index, file) for index, file in enumerate(files)
+    ]
 
 
 def _input_bytes(pair: TensorPair, chunk: Chunk) -> int:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections.abc import Sequence
-from typing import Any, BinaryIO
+from typing import Any
 
 from expo_ray.checkpoints.checkpoint import Checkpoint
-from expo_ray.checkpoints.digests import BUFFER_BYTES
+from expo_ray.checkpoints.digests import BUFFER_BYTES, digest_of, hash_weight_file
 from expo_ray.checkpoints.remote_path import AnyPath
+from expo_ray.checkpoints.storage import open_storage
 from expo_ray.errors import CheckpointError
+from expo_ray.extrapolation.record import digest_algorithm
 from expo_ray.extrapolation.tasks import Problem, ShardReceipt, pack_tensors
 from expo_ray.extrapolation.work_folder import names_found_by_loaders
 from expo_ray.progress import Progress
@@ -28,10 +31,10 @@ def check_files(folder: AnyPath, record: dict[str, Any]) -> list[Problem]:
                 file_problem(entry["name"], "the size differs", size, f"{entry['bytes']} bytes")
             )
         elif entry["kind"] != "weights":
-            found = hashlib.sha256(path.read_bytes()).hexdigest()
-            if found != entry["sha256"]:
+            found = digest_of(path.read_bytes(), digest_algorithm(record))
+            if found != entry["digest"]:
                 problems.append(
-                    file_problem(entry["name"], "the content differs", found, entry["sha256"])
+                    file_problem(entry["name"], "the content differs", found, entry["digest"])
                 )
     recorded = {entry["name"] for entry in record["files"]}
     for pattern in ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin"):
@@ -76,47 +79,43 @@ def hash_files(
     folder: AnyPath, record: dict[str, Any], present: Sequence[dict[str, Any]], progress: Progress
 ) -> list[ShardReceipt]:
     """Hash files and tensors as they lie there, without the inputs."""
-    try:
-        refs = list(Checkpoint.open(str(folder)).tensors.values())
-    except CheckpointError:
-        refs = []  # reported before; the file digests still tell which file it is
     receipts = []
+    storage, algorithm = open_storage(str(folder)), digest_algorithm(record)
     bar = progress.start("Hashing weights", sum(entry["bytes"] for entry in present), "B")
     for entry in present:
-        with (folder / entry["name"]).open("rb") as file:
-            facts = {
-                ref.name: {
-                    "dtype": ref.dtype,
-                    "shape": list(ref.shape),
-                    "sha256": _hash_range(file, ref.offset_bytes, ref.num_bytes),
-                }
-                for ref in refs
-                if ref.file == entry["name"]
-            }
-            receipts.append(
-                ShardReceipt(
-                    name=entry["name"],
-                    plan_digest="",
-                    num_bytes=entry["bytes"],
-                    sha256=_hash_range(file, 0, entry["bytes"]),
-                    packed_tensors=pack_tensors(facts),
-                )
+        digest = "not a whole safetensors file"
+        facts: dict[str, dict[str, Any]] = {}
+        # What is wrong with a header was told before; here it tells which file it is.
+        with contextlib.suppress(CheckpointError, EOFError), storage.open(entry["name"]) as reader:
+            digest, facts = hash_weight_file(reader, algorithm=algorithm, on_bytes=bar.advance)
+        receipts.append(
+            ShardReceipt(
+                name=entry["name"],
+                plan_digest="",
+                num_bytes=entry["bytes"],
+                digest=digest,
+                packed_tensors=pack_tensors(facts),
             )
-        bar.advance(entry["bytes"])
+        )
     bar.close()
     return receipts
+
+
+def sha256_of_files(folder: AnyPath, record: dict[str, Any], progress: Progress) -> dict[str, str]:
+    """Return what `sha256sum` prints for every recorded file, by name."""
+    found = {}
+    bar = progress.start("SHA-256", sum(entry["bytes"] for entry in record["files"]), "B")
+    for entry in record["files"]:
+        digest = hashlib.sha256()
+        with (folder / entry["name"]).open("rb") as file:
+            while data := file.read(BUFFER_BYTES):
+                digest.update(data)
+                bar.advance(len(data))
+        found[entry["name"]] = digest.hexdigest()
+    bar.close()
+    return found
 
 
 def file_problem(file: str, message: str, got: str, expected: str) -> Problem:
     """Return a problem that concerns a whole file."""
     return Problem(file=file, tensor=None, message=message, got=got, expected=expected)
-
-
-def _hash_range(file: BinaryIO, offset_bytes: int, num_bytes: int) -> str:
-    """Return the sha256 of a range; of what is there, where the file is shorter."""
-    digest = hashlib.sha256()
-    file.seek(offset_bytes)
-    while num_bytes and (data := file.read(min(num_bytes, BUFFER_BYTES))):
-        digest.update(data)
-        num_bytes -= len(data)
-    return digest.hexdigest()

@@ -127,7 +127,8 @@ def push(folder: Path, repo_id: str, *, private: bool) -> str:
         ]
         stale = [name for name in stale if is_weight_file(name) or is_found_by_name(name)]
         operations.extend(CommitOperationDelete(path_in_repo=file) for file in sorted(stale))
-        title = f"Extrapolated weights {str(record['weights_digest'])[:12]}"
+        digest = str(record["weights_digest"]).rpartition(":")[2]
+        title = f"Extrapolated weights {digest[:12]}"
         return api.create_commit(repo_id, operations, commit_message=title).oid
 
     try:

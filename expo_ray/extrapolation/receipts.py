@@ -6,8 +6,7 @@ its bytes decide, hashed anew: a file may have been moved, or somebody may have 
 
 from __future__ import annotations
 
-import hashlib
-
+from expo_ray.checkpoints.digests import hash_weight_file
 from expo_ray.checkpoints.remote_path import AnyPath
 from expo_ray.checkpoints.storage import WORK_FOLDER, FileFacts, open_storage
 from expo_ray.errors import CheckpointError
@@ -15,7 +14,6 @@ from expo_ray.extrapolation.tasks import ShardReceipt, pack_tensors
 from expo_ray.json_text import parse_json
 
 RECEIPT_FOLDER = "receipts"
-_BUFFER_BYTES = 4 * 1024 * 1024
 
 
 def receipt_path(folder: AnyPath, name: str) -> AnyPath:
@@ -41,7 +39,7 @@ def read_receipt(folder: AnyPath, name: str, plan_digest: str) -> ShardReceipt |
             name=table["name"],
             plan_digest=table["plan_digest"],
             num_bytes=table["bytes"],
-            sha256=table["sha256"],
+            digest=table["digest"],
             version=table.get("version", ""),
             packed_tensors=pack_tensors(table["tensors"]),
         )
@@ -68,13 +66,7 @@ def is_as_written(folder: AnyPath, receipt: ShardReceipt, facts: FileFacts | Non
                 return True
             if reader.facts.num_bytes != receipt.num_bytes:
                 return False
-            digest = hashlib.sha256()
-            buffer = memoryview(bytearray(_BUFFER_BYTES))
-            for start in range(0, receipt.num_bytes, _BUFFER_BYTES):
-                part = buffer[: min(_BUFFER_BYTES, receipt.num_bytes - start)]
-                reader.read_into(start, part)
-                digest.update(part)
-            return digest.hexdigest() == receipt.sha256
+            return hash_weight_file(reader)[0] == receipt.digest
     except (CheckpointError, EOFError, OSError):
         return False
 

@@ -1,23 +1,25 @@
 """Reading `expo_ray.json`, the record that makes a checkpoint complete, and sealing it.
 
-Its last field is the sha256 of its own text, with zeros in the place of that field: so a flipped
-bit shows in the record too. The facts of all tensors, one a line, pass by one after the other: of
-a model with 90,000 tensors they take 60 MB as text and several times that as objects.
+Its last field is the digest of its own text, with zeros in the place of the hex: so a flipped bit
+shows in the record too. Records of schema 1, whose digests are SHA-256, are read as well. The facts
+of all tensors, one a line, pass by one after the other: of a model with 90,000 tensors they take
+60 MB as text and several times that as objects.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from expo_ray.checkpoints.digests import ALGORITHM, SHA256, ContentDigest, digest_of
 from expo_ray.checkpoints.header import parse_strict_json
 from expo_ray.checkpoints.remote_path import AnyPath, any_path
 from expo_ray.checkpoints.storage import RECORD_NAME, WORK_FOLDER
 from expo_ray.errors import CheckpointError
 
-_SEAL = "record_sha256"
+SCHEMA_VERSION = 2
+_ALGORITHMS = {1: SHA256, SCHEMA_VERSION: ALGORITHM}
 _TENSORS = "tensors"
 _BLANK = "0" * 64
 _NEEDED = ("alpha", "weights_digest", "initial", "aligned", "options", "files", "tensors")
@@ -44,18 +46,19 @@ def sealed_parts(
     Raises:
         ValueError: A number is not finite, which JSON has no word for.
     """
-    others = {key: value for key, value in record.items() if key not in (_TENSORS, _SEAL)}
-    digest = hashlib.sha256()
+    seal, prefix = _seal(record)
+    others = {key: value for key, value in record.items() if key not in (_TENSORS, seal)}
+    digest = ContentDigest(digest_algorithm(record))
     separator = _json(others, indent=2).removesuffix("\n}") + f',\n  "{_TENSORS}": {{'
     for name, facts in tensors:
         part = f"{separator}\n    {_json(name)}: {_json(facts)}".encode()
         digest.update(part)
         yield part
         separator = ","
-    head = f'{"" if separator == "," else separator}\n  }},\n  "{_SEAL}": "'.encode()
+    head = f'{"" if separator == "," else separator}\n  }},\n  "{seal}": "{prefix}'.encode()
     tail = b'"\n}\n'
     digest.update(head + _BLANK.encode() + tail)
-    yield head + digest.hexdigest().encode() + tail
+    yield head + _hex(digest.written()) + tail
 
 
 def _json(value: object, indent: int | None = None) -> str:
@@ -69,13 +72,24 @@ def is_as_sealed(data: bytes, record: Mapping[str, Any]) -> bool:
         data: The content.
         record: What it says.
     """
-    seal = str(record.get(_SEAL)).encode()
-    head, _, tail = data.rpartition(seal or b"none")
-    return seal == _seal_of(head, tail)
+    value = _hex(str(record.get(_seal(record)[0])))
+    head, _, tail = data.rpartition(value or b"none")
+    return value == _hex(digest_of(head + _BLANK.encode() + tail, digest_algorithm(record)))
 
 
-def _seal_of(head: bytes, tail: bytes) -> bytes:
-    return hashlib.sha256(head + _BLANK.encode() + tail).hexdigest().encode()
+def digest_algorithm(record: Mapping[str, Any]) -> str:
+    """Return the algorithm of all digests of a record."""
+    return _ALGORITHMS.get(record.get("schema_version", 0), ALGORITHM)
+
+
+def _seal(record: Mapping[str, Any]) -> tuple[str, str]:
+    """Return the name of the last field, and what stands there before the hex."""
+    algorithm = digest_algorithm(record)
+    return ("record_sha256", "") if algorithm == SHA256 else ("record_digest", f"{algorithm}:")
+
+
+def _hex(digest: str) -> bytes:
+    return digest.rpartition(":")[2].encode()
 
 
 def read_record(folder: str | AnyPath) -> dict[str, Any]:
@@ -129,11 +143,26 @@ def parse_record(data: bytes, *, where: str) -> dict[str, Any]:
     """
     record = parse_strict_json(data, file=where)
     missing = [key for key in _NEEDED if key not in record]
-    if missing or record.get("schema_version") != 1:
+    if missing or record.get("schema_version") not in _ALGORITHMS:
         raise CheckpointError(
             "the record has another schema",
             where=where,
             got=f"schema_version {record.get('schema_version')}, without {missing}",
-            expected="schema_version 1",
+            expected=f"schema_version {' or '.join(map(str, _ALGORITHMS))}",
         )
-    return record
+    return _with_named_digests(record) if digest_algorithm(record) == SHA256 else record
+
+
+def _with_named_digests(record: dict[str, Any]) -> dict[str, Any]:
+    """Return a record of schema 1 with its digests as they are written since."""
+
+    def named(facts: Mapping[str, Any]) -> dict[str, Any]:
+        others = {key: value for key, value in facts.items() if key != SHA256}
+        return {**others, "digest": f"{SHA256}:{facts.get(SHA256)}"}
+
+    return {
+        **record,
+        "weights_digest": f"{SHA256}:{record['weights_digest']}",
+        "files": [named(entry) for entry in record["files"]],
+        "tensors": {name: named(facts) for name, facts in record["tensors"].items()},
+    }

@@ -36,7 +36,6 @@ class RemoteShardWriter(ShardFile):
         self._is_published = False
         self._stream = self._temporary.filesystem.open_output_stream(self._temporary.key)
         self._stream.write(header)
-        self.file_sha256.update(header)
 
     def put(self, offset_bytes: int, computed: torch.Tensor, name: str) -> memoryview:
         """Return the bytes; they are sent when their turn in the file comes."""
@@ -44,10 +43,10 @@ class RemoteShardWriter(ShardFile):
 
         return computed.view(torch.uint8).numpy().data
 
-    def hash_file(self, data: memoryview) -> None:
+    def follow(self, name: str, data: memoryview) -> None:
         """Send and hash the next bytes of the file."""
         self._stream.write(data)
-        super().hash_file(data)
+        super().follow(name, data)
 
     def finish(self, tensors: dict[str, dict[str, object]]) -> ShardReceipt:
         """Complete the upload, publish it, then write its receipt."""

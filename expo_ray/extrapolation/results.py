@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -87,6 +88,8 @@ class VerifyResult:
     recomputed: bool
     seconds: float
     problems: tuple[Problem, ...] = ()
+    sha256: Mapping[str, str] = field(default_factory=dict)
+    """What `sha256sum` prints, by file; where it was asked for."""
 
     def as_dict(self) -> dict[str, Any]:
         """Return the JSON of the command."""
@@ -102,4 +105,5 @@ class VerifyResult:
             "recomputed": self.recomputed,
             "seconds": round(self.seconds, 3),
             "problems": [problem.as_dict() for problem in self.problems],
+            "sha256": dict(self.sha256) or None,
         }

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
 import os
 import secrets
 import threading
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from expo_ray.checkpoints.atomic_io import atomic_write_json, fsync_folder
+from expo_ray.checkpoints.digests import ContentDigest, WeightsDigest, digest_of
 from expo_ray.checkpoints.remote_path import AnyPath
 from expo_ray.checkpoints.storage import WORK_FOLDER, open_storage
 from expo_ray.errors import ShardError
@@ -30,29 +30,24 @@ CLOSED = -1
 
 
 class ShardFile:
-    """Base of both: hashes the bytes of the file and of each tensor, in order."""
+    """Base of both: hashes the bytes of each tensor, in order, and with them those of the file."""
 
     def __init__(self, output: ShardOutput, name: str, header: bytes) -> None:
         self.output = output
         self.name = name
         self.header = header
-        self.file_sha256 = hashlib.sha256()
-        self.tensor_sha256: dict[str, Any] = {}
+        self.digests: dict[str, ContentDigest] = {}
         self.problems: list[Problem] = []
         self.num_bytes = len(header)
 
     def begin(self, tensors: Sequence[str]) -> None:
         """Prepare for tensors that come in this order."""
-        self.tensor_sha256 = {name: hashlib.sha256() for name in tensors}
+        self.digests = {name: ContentDigest() for name in tensors}
 
-    def hash_file(self, data: memoryview) -> None:
-        """Add the next bytes of the file."""
-        self.file_sha256.update(data)
+    def follow(self, name: str, data: memoryview) -> None:
+        """Take the next bytes of the file, which belong to this tensor, in their order."""
         self.num_bytes += len(data)
-
-    def hash_tensor(self, name: str, data: memoryview) -> None:
-        """Add the next bytes of one tensor."""
-        self.tensor_sha256[name].update(data)
+        self.digests[name].update(data)
 
     def put(self, offset_bytes: int, computed: torch.Tensor, name: str) -> memoryview:
         """Take computed bytes for a place in the file; safe to call from several threads.
@@ -76,13 +71,16 @@ class ShardFile:
 
     def receipt(self, tensors: dict[str, dict[str, Any]]) -> ShardReceipt:
         """Return the receipt of what went through."""
-        for name, digest in self.tensor_sha256.items():
-            tensors[name]["sha256"] = digest.hexdigest()
+        whole = WeightsDigest()
+        for name, digest in self.digests.items():
+            facts = tensors[name]
+            facts["digest"] = digest.written()
+            whole.add_digest(name, facts["digest"], facts["dtype"], facts["shape"])
         return ShardReceipt(
             name=self.name,
             plan_digest=self.output.plan_digest,
             num_bytes=self.num_bytes,
-            sha256=self.file_sha256.hexdigest(),
+            digest=whole.written(self.header),
             packed_tensors=pack_tensors(tensors),
             problems=tuple(self.problems),
         )
@@ -121,7 +119,6 @@ class ShardWriter(ShardFile):
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
         self._descriptor = os.open(self._temporary, flags, 0o666)
         self._write(0, memoryview(header))
-        self.file_sha256.update(header)
 
     def put(self, offset_bytes: int, computed: torch.Tensor, name: str) -> memoryview:
         """Write the bytes at their place."""
@@ -195,11 +192,11 @@ class ShardComparer(ShardFile):
                     file=name,
                     tensor=None,
                     message="the header differs",
-                    got=f"sha256 {hashlib.sha256(found).hexdigest()}",
-                    expected=f"sha256 {hashlib.sha256(header).hexdigest()}",
+                    got=digest_of(found),
+                    expected=digest_of(header),
                 )
             )
-        self.file_sha256.update(found)
+        self.header = bytes(found)
 
     def put(self, offset_bytes: int, computed: torch.Tensor, name: str) -> memoryview:
         """Read the bytes at this place and count elements that differ."""

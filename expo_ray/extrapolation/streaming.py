@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,7 +12,7 @@ from typing import Self
 
 import torch
 
-from expo_ray.checkpoints import WeightsDigest
+from expo_ray.checkpoints import ContentDigest, WeightsDigest
 from expo_ray.checkpoints.tensors import TORCH_DTYPES
 from expo_ray.errors import CheckpointError
 from expo_ray.extrapolation.alpha import parse_alphas
@@ -121,15 +120,15 @@ def fill_weights(
     with _Computation(task, num_threads) as computation, ThreadPoolExecutor(num_threads) as pool:
 
         def fill(index: int) -> None:
-            pair, sha256 = tensors[index], hashlib.sha256()
+            pair, content = tensors[index], ContentDigest()
             into_place = _filling(place_of(pair.name, torch.Size(pair.aligned.shape)))
 
             def put(values: torch.Tensor) -> None:
-                sha256.update(values.view(torch.uint8).numpy().data)
+                content.update(values.view(torch.uint8).numpy().data)
                 into_place(values)
 
             computation.run(index, put)
-            digest.add_sha256(pair.name, sha256.hexdigest(), pair.output_dtype, pair.aligned.shape)
+            digest.add_digest(pair.name, content.written(), pair.output_dtype, pair.aligned.shape)
 
         for _ in pool.map(fill, order):
             pass

@@ -133,7 +133,8 @@ class ShardReceipt:
     name: str
     plan_digest: str
     num_bytes: int
-    sha256: str
+    digest: str
+    """See `checkpoints.digests`."""
     packed_tensors: bytes
     """See `pack_tensors`: a driver holds the facts of all tensors of the model."""
     version: str = ""
@@ -142,7 +143,7 @@ class ShardReceipt:
 
     @property
     def tensors(self) -> dict[str, dict[str, Any]]:
-        """Per tensor: dtype, shape, sha256, statistics; made anew at each call."""
+        """Per tensor: dtype, shape, digest, statistics; made anew at each call."""
         found: dict[str, dict[str, Any]] = json.loads(zlib.decompress(self.packed_tensors))
         return found
 
@@ -152,7 +153,7 @@ class ShardReceipt:
             "name": self.name,
             "plan_digest": self.plan_digest,
             "bytes": self.num_bytes,
-            "sha256": self.sha256,
+            "digest": self.digest,
             "version": self.version,
             "tensors": self.tensors,
         }

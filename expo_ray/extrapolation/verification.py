@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from expo_ray.checkpoints.digests import WeightsDigest
+from expo_ray.checkpoints.digests import ALGORITHM, WeightsDigest
 from expo_ray.checkpoints.remote_path import AnyPath, any_path
 from expo_ray.checkpoints.storage import RECORD_NAME
 from expo_ray.errors import CheckpointError, ConfigError, PairError, VerifyError
@@ -17,9 +18,15 @@ from expo_ray.extrapolation.output_checks import (
     check_structure,
     file_problem,
     hash_files,
+    sha256_of_files,
 )
 from expo_ray.extrapolation.plan import Plan, build_plan
-from expo_ray.extrapolation.record import is_as_sealed, parse_record, read_record_bytes
+from expo_ray.extrapolation.record import (
+    digest_algorithm,
+    is_as_sealed,
+    parse_record,
+    read_record_bytes,
+)
 from expo_ray.extrapolation.results import VerifyResult
 from expo_ray.extrapolation.tasks import COMPARE, Problem, ShardOutput, ShardReceipt, shard_task
 from expo_ray.progress import NullProgress, Progress
@@ -34,6 +41,7 @@ def verify(
     aligned: str | Path | None = None,
     onto: str | Path | None = None,
     recompute: bool = True,
+    sha256: bool = False,
     address: str | None = None,
     progress: Progress | None = None,
 ) -> VerifyResult:
@@ -45,6 +53,7 @@ def verify(
         aligned: Where aligned lies now; by default where the record says.
         onto: Where the base lies now, of an output that was written onto one.
         recompute: Compute all weights again and compare them; False checks digests only.
+        sha256: Give what `sha256sum` prints for every file too; reads them once more.
         address: Ray cluster, `local`, or `inline` for this process.
         progress: Where to report.
 
@@ -64,7 +73,7 @@ def verify(
         raise VerifyError(
             "the record of the checkpoint is not what was written",
             where=folder / RECORD_NAME,
-            expected="the sha256 of its own text in its last field",
+            expected="the digest of its own text in its last field",
             hint="do not trust it: write it again with extrapolate --overwrite",
         )
     problems = check_files(folder, record)
@@ -80,6 +89,10 @@ def verify(
         plan = _recorded_plan(record, given)
         changed = "" if any(given.values()) else _describe_changes(record, plan)
         receipts = _recompute(folder, record, plan, present, address, progress or NullProgress())
+        if digest_algorithm(record) != ALGORITHM:
+            found = hash_files(folder, record, present, NullProgress())
+            problems_of = {receipt.name: receipt.problems for receipt in receipts}
+            receipts = [replace(r, problems=problems_of.get(r.name, ())) for r in found]
     else:
         receipts = hash_files(folder, record, present, progress or NullProgress())
     intact = not problems
@@ -100,6 +113,7 @@ def verify(
         num_tensors=len(record["tensors"]),
         num_bytes=sum(receipt.num_bytes for receipt in receipts),
         recomputed=recompute,
+        sha256=sha256_of_files(folder, record, progress or NullProgress()) if sha256 else {},
         seconds=time.monotonic() - started,
     )
 
@@ -181,37 +195,37 @@ def _recompute(
 
 def _check_receipts(record: dict[str, Any], receipts: Sequence[ShardReceipt]) -> list[Problem]:
     problems: list[Problem] = []
-    digest = WeightsDigest()
-    expected = {entry["name"]: entry["sha256"] for entry in record["files"]}
+    digest = WeightsDigest(digest_algorithm(record))
+    expected = {entry["name"]: entry["digest"] for entry in record["files"]}
     for receipt in receipts:
         found = list(receipt.problems)
         named = {problem.tensor for problem in found}
         for name, facts in receipt.tensors.items():
-            digest.add_sha256(name, facts["sha256"], facts["dtype"], facts["shape"])
-            recorded = record["tensors"].get(name, {}).get("sha256")
-            if facts["sha256"] != recorded and name not in named:
+            digest.add_digest(name, facts["digest"], facts["dtype"], facts["shape"])
+            recorded = record["tensors"].get(name, {}).get("digest")
+            if facts["digest"] != recorded and name not in named:
                 found.append(
                     Problem(
                         file=receipt.name,
                         tensor=name,
                         message="the weights differ from the record",
-                        got=facts["sha256"],
+                        got=facts["digest"],
                         expected=str(recorded),
                     )
                 )
-        if receipt.sha256 != expected[receipt.name] and not found:
+        if receipt.digest != expected[receipt.name] and not found:
             found.append(
                 file_problem(
-                    receipt.name, "the content differs", receipt.sha256, expected[receipt.name]
+                    receipt.name, "the content differs", receipt.digest, expected[receipt.name]
                 )
             )
         problems += found
-    if receipts and not problems and digest.hexdigest() != record["weights_digest"]:
+    if receipts and not problems and digest.written() != record["weights_digest"]:
         problems.append(
             file_problem(
                 "expo_ray.json",
                 "the weights digest differs",
-                digest.hexdigest(),
+                digest.written(),
                 record["weights_digest"],
             )
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,9 +10,10 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from expo_ray.checkpoints import atomic_write_bytes, atomic_write_json, atomic_write_text
+from expo_ray.checkpoints.digests import digest_of
 from expo_ray.checkpoints.storage import RECORD_NAME
 from expo_ray.errors import ConfigError
-from expo_ray.extrapolation.record import is_as_sealed, sealed
+from expo_ray.extrapolation.record import digest_algorithm, is_as_sealed, sealed
 from expo_ray.json_text import parse_json
 from expo_ray.reports import wording
 
@@ -63,7 +63,11 @@ def _update_receipt(card: Path) -> None:
     for entry in record.get("files", ()):
         if entry["name"] == card.name:
             entry["bytes"] = len(content)
-            entry["sha256"] = hashlib.sha256(content).hexdigest()
+            digest = digest_of(content, digest_algorithm(record))
+            if "digest" in entry:
+                entry["digest"] = digest
+            else:  # schema 1
+                entry["sha256"] = digest.rpartition(":")[2]
     if was_as_sealed:
         atomic_write_bytes(file, sealed(record))
     else:  # a record that was altered must not become a valid one

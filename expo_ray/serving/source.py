@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from expo_ray.checkpoints import Checkpoint, WeightsDigest
 from expo_ray.checkpoints.checkpoint import open_aligned
+from expo_ray.checkpoints.digests import ALGORITHM
 from expo_ray.checkpoints.header import parse_config
 from expo_ray.checkpoints.hub_storage import is_hub_address
 from expo_ray.checkpoints.read_ahead import read_ahead
@@ -206,14 +207,16 @@ class ModelSource:
         if self.is_live:
             return None
         if (record := self._record()) is not None:
-            digest = record.get("weights_digest")
-            return digest if isinstance(digest, str) else None
+            digest = str(record.get("weights_digest"))
+            # What an older record holds cannot be compared with what a replica loads.
+            if digest.startswith(f"{ALGORITHM}:"):
+                return digest
         if not read_weights:
             return None
         found = WeightsDigest()
         for _ in self.iter_weights(found):
             pass
-        return found.hexdigest()
+        return found.written()
 
     def known_alpha(self) -> float | None:
         """Return alpha, of a checkpoint the one that its record tells; None where none is known."""

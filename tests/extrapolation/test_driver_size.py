@@ -70,9 +70,9 @@ def work(tasks, *, begin, **_):
                 statistics = {key: random.random() for key in NUMBERS}
                 statistics |= {"identical": False, "num_moved": 1, "num_nonfinite": 0}
                 facts[name] = {"dtype": dtype, "shape": list(shape), "statistics": statistics,
-                               "sha256": f"{random.getrandbits(256):064x}"}
+                               "digest": f"blake3:{random.getrandbits(256):064x}"}
         receipt = ShardReceipt(name=shard.name, plan_digest="", num_bytes=shard.file_bytes,
-                               sha256="0" * 64, packed_tensors=pack_tensors(facts),
+                               digest="blake3:" + "0" * 64, packed_tensors=pack_tensors(facts),
                                version=version_of(Path(output.folder), shard.name))
         reports.append(ShardReport(shard_name=shard.name, bytes_read=0, bytes_written=0,
                                    seconds=0.0, receipts=(receipt,)))

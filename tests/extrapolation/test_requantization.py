@@ -311,7 +311,7 @@ def test_an_interrupted_run_continues(tmp_path: Path) -> None:
             "name": entry["name"],
             "plan_digest": record["plan_digest"],
             "bytes": entry["bytes"],
-            "sha256": entry["sha256"],
+            "digest": entry["digest"],
             "tensors": {n: record["tensors"][n] for n in names},
         }
         (work / "receipts" / f"{entry['name']}.json").write_text(json.dumps(receipt))

@@ -1,12 +1,17 @@
 from __future__ import annotations
 
+import hashlib
 import json
 import random
 import shutil
+import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from blake3 import blake3
+from safetensors.torch import load_file
 
 from expo_ray.checkpoints import Checkpoint
 from expo_ray.errors import CheckpointError, PairError, VerifyError
@@ -27,6 +32,12 @@ def written(pico_pair: Pair, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def copy(written: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(written, tmp_path / "copy"))
+
+
+@pytest.fixture
+def one_file(pico_pair: Pair, tmp_path: Path) -> Path:
+    extrapolate(*pico_pair, tmp_path / "one", alpha=0.3, address="inline")
+    return tmp_path / "one"
 
 
 def flip(path: Path, position: int, bit: int = 0) -> None:
@@ -130,11 +141,72 @@ def test_missing_truncated_and_foreign_files_are_found(copy: Path) -> None:
         (copy / name).unlink()
 
 
+def as_schema_1(folder: Path) -> None:
+    """Rewrite a record as earlier versions wrote it: SHA-256, without the algorithm's name."""
+
+    def renamed(facts: dict[str, Any], data: bytes) -> dict[str, Any]:
+        others = {key: value for key, value in facts.items() if key != "digest"}
+        return {**others, "sha256": hashlib.sha256(data).hexdigest()}
+
+    record = json.loads((folder / "expo_ray.json").read_text())
+    weights = load_file(folder / "model.safetensors")
+    lines, tensors = "", {}
+    for name in sorted(record["tensors"]):
+        data = weights[name].contiguous().view(torch.uint8).numpy().tobytes()
+        tensors[name] = facts = renamed(record["tensors"][name], data)
+        shape = ",".join(map(str, facts["shape"]))
+        lines += f"{name} {facts['dtype']} [{shape}] {facts['sha256']}\n"
+    record.pop("record_digest")
+    record["schema_version"] = 1
+    record["weights_digest"] = hashlib.sha256(lines.encode()).hexdigest()
+    record["files"] = [renamed(e, (folder / e["name"]).read_bytes()) for e in record["files"]]
+    record.pop("tensors")
+    text = json.dumps(record, indent=2).removesuffix("\n}") + ',\n  "tensors": {'
+    text += ",".join(f"\n    {json.dumps(n)}: {json.dumps(f)}" for n, f in tensors.items())
+    head, tail = text + '\n  },\n  "record_sha256": "', '"\n}\n'
+    seal = hashlib.sha256((head + "0" * 64 + tail).encode()).hexdigest()
+    (folder / "expo_ray.json").write_text(head + seal + tail)
+
+
+@pytest.mark.parametrize("recompute", [True, False])
+def test_records_in_sha256_are_still_verified(one_file: Path, recompute: bool) -> None:
+    as_schema_1(one_file)
+    result = verify(one_file, address="inline", recompute=recompute)
+    assert result.weights_digest.startswith("sha256:")
+    flip(one_file / "model.safetensors", -1)
+    with pytest.raises(VerifyError, match="weights differ"):
+        verify(one_file, address="inline", recompute=recompute)
+
+
+def test_the_digest_of_a_file_is_the_documented_one(one_file: Path) -> None:
+    data = (one_file / "model.safetensors").read_bytes()
+    record = json.loads((one_file / "expo_ray.json").read_text())
+    header = data[: 8 + int.from_bytes(data[:8], "little")]
+    lines = "".join(
+        f"{name} {facts['dtype']} [{','.join(map(str, facts['shape']))}] "
+        f"{facts['digest'].removeprefix('blake3:')}\n"
+        for name, facts in sorted(record["tensors"].items())
+    )
+    found = {entry["name"]: entry["digest"] for entry in record["files"]}
+    assert found["model.safetensors"] == f"blake3:{blake3(header + lines.encode()).hexdigest()}"
+    config = (one_file / "config.json").read_bytes()
+    assert found["config.json"] == f"blake3:{blake3(config).hexdigest()}"
+
+
+def test_sha256sum_is_given_on_request(one_file: Path) -> None:
+    found = verify(one_file, address="inline", recompute=False, sha256=True).sha256
+    printed = subprocess.run(
+        ["sha256sum", *found], cwd=one_file, capture_output=True, text=True, check=True
+    ).stdout
+    assert printed == "".join(f"{digest}  {name}\n" for name, digest in found.items())
+    assert {"model.safetensors", "config.json"} <= found.keys()
+
+
 def test_moved_inputs_are_given_by_hand(copy: Path, pico_pair: Pair, tmp_path: Path) -> None:
     moved = [Path(shutil.copytree(p, tmp_path / f"moved-{p.name}")) for p in pico_pair]
     text = (copy / "expo_ray.json").read_text()
     record = json.loads(text.replace(str(pico_pair[0].parent), "/gone"))
-    record.pop("record_sha256")
+    record.pop("record_digest")
     (copy / "expo_ray.json").write_bytes(sealed(record))
     with pytest.raises(CheckpointError, match="no such") as caught:
         verify(copy, address="inline")

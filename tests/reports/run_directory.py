@@ -234,7 +234,7 @@ class RunDirectory:
                 "schema_version": 1,
                 "alpha": alpha,
                 "weights_digest": _sha("weights"),
-                "files": [{"name": "model.safetensors", "bytes": 1_620_480, "sha256": _sha("f")}],
+                "files": [{"name": "model.safetensors", "bytes": 1_620_480, "digest": _sha("f")}],
                 "tensors": self._tensors(),
             },
         )

@@ -52,7 +52,7 @@ def test_the_checkpoint_still_verifies(tmp_path: Path, pico_pair: tuple[Path, Pa
     after = json.loads((output / "expo_ray.json").read_text())
     changed = [a["name"] for a, b in zip(after["files"], before["files"], strict=True) if a != b]
     assert changed == ["README.md"]
-    follow = {"files": None, "record_sha256": None}
+    follow = {"files": None, "record_digest": None}
     assert {**after, **follow} == {**before, **follow}
     # An altered record gets no valid seal from a new card.
     altered = (output / "expo_ray.json").read_text().replace('"alpha": 3.0', '"alpha": 4.0')

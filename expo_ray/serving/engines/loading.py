@@ -61,7 +61,7 @@ def load_model(source: ModelSource, *, device: str) -> LoadedModel:
     return LoadedModel(
         model=model,
         tokenizer=tokenizer,
-        weights_digest=digest.hexdigest(),
+        weights_digest=digest.written(),
         eos_ids=eos_ids,
         special_ids=special_ids(tokenizer),
         max_model_len=context or _DEFAULT_CONTEXT,
@@ -97,7 +97,7 @@ def refill(loaded: LoadedModel, source: ModelSource) -> LoadedModel:
         return places[name].view(-1)  # type: ignore[no-any-return]
 
     source.fill(place_of, digest)
-    return replace(loaded, weights_digest=digest.hexdigest())
+    return replace(loaded, weights_digest=digest.written())
 
 
 def _eos_ids(folder: Path, config: Any, tokenizer: Any) -> tuple[int, ...]:

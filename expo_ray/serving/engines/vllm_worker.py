@@ -39,7 +39,7 @@ class WeightsStream:
         WeightsStream.last_digest = None
         digest = WeightsDigest()
         yield from self._source.iter_weights(digest)
-        WeightsStream.last_digest = digest.hexdigest()
+        WeightsStream.last_digest = digest.written()
 
 
 @register_model_loader(LOAD_FORMAT)
