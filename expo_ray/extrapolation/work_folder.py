@@ -7,9 +7,6 @@ A checkpoint is complete if and only if its `expo_ray.json` exists.
 from __future__ import annotations
 
 import contextlib
-import errno
-import fcntl
-import os
 import secrets
 import shutil
 from collections.abc import Iterator, Mapping
@@ -18,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from expo_ray.checkpoints.atomic_io import atomic_write_json
+from expo_ray.checkpoints.folder_lock import owned_lock
 from expo_ray.checkpoints.remote_path import AnyPath, RemotePath
 from expo_ray.checkpoints.sidecars import is_found_by_name
 from expo_ray.checkpoints.storage import RECORD_NAME, WORK_FOLDER
@@ -34,7 +32,6 @@ from expo_ray.json_text import parse_json
 
 LOCK_FILE = "lock"
 _TEMPLATES = "additional_chat_templates"
-_NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
 
 
 class OutputState(Enum):
@@ -271,34 +268,15 @@ def _locked(path: AnyPath) -> Iterator[None]:
     if isinstance(path, RemotePath):
         yield  # object stores have no locks; the run token fences off older tasks
         return
-    descriptor = _open_lock(path)
     try:
+        stack = contextlib.ExitStack()
+        # Where there are none on a disk either, the run token still does.
+        stack.enter_context(owned_lock(path))
+    except BlockingIOError as error:
+        raise ConfigError(
+            "another run is writing into this output folder",
+            where=path.parent.parent,
+            hint="wait for it, or choose another folder",
+        ) from error
+    with stack:
         yield
-    finally:
-        os.close(descriptor)
-
-
-def _open_lock(path: Path) -> int:
-    while True:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # The owner before us may have removed the file: then we hold a lock on nothing.
-            if os.fstat(descriptor).st_ino == path.stat().st_ino:
-                return descriptor
-        except FileNotFoundError:
-            pass
-        except BlockingIOError as error:
-            os.close(descriptor)
-            raise ConfigError(
-                "another run is writing into this output folder",
-                where=path.parent.parent,
-                hint="wait for it, or choose another folder",
-            ) from error
-        except OSError as error:
-            if error.errno in _NO_LOCKS:  # the run token still fences off older tasks
-                return descriptor
-            os.close(descriptor)
-            raise
-        os.close(descriptor)

@@ -21,10 +21,10 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from filelock import FileLock, Timeout
 from ray.exceptions import RayError, RayTaskError
 
 from expo_ray.checkpoints import atomic_write_json, atomic_write_text
+from expo_ray.checkpoints.folder_lock import owned_lock
 from expo_ray.cluster import cancel_unfinished, ray_session
 from expo_ray.errors import ConfigError, EvaluationError, MissingExtraError
 from expo_ray.json_text import parse_json
@@ -75,16 +75,14 @@ def prepare_lab(
 @contextmanager
 def _only_one(folder: Path, progress: Progress) -> Iterator[None]:
     """Wait until no other process prepares the same laboratory."""
-    lock = FileLock(folder / ".lock")
-    try:
-        lock.acquire(blocking=False)
-    except Timeout:
-        progress.message(f"another process prepares {folder}; waiting for it")
-        lock.acquire()
-    try:
+    path = folder / ".lock"
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(owned_lock(path))
+        except BlockingIOError:
+            progress.message(f"another process prepares {folder}; waiting for it")
+            stack.enter_context(owned_lock(path, wait=True))
         yield
-    finally:
-        lock.release()
 
 
 def _prepare(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import logging
-import secrets
 import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -17,6 +16,8 @@ from ray.serve.exceptions import RayServeException
 
 from expo_ray.errors import ConfigError, ServingError
 from expo_ray.serving.engines.options import EngineOptions
+from expo_ray.serving.keeper import application_name, hire_keeper, serve_was_started
+from expo_ray.serving.placement_watch import told_when_unplaced
 
 LOCALHOST = "127.0.0.1"
 _LOGGING = {"log_level": "WARNING", "enable_access_log": False}
@@ -53,12 +54,14 @@ def ensure_serve(*, host: str = LOCALHOST, port: int | None = None) -> str:
     # Its warnings are about moments that pass by themselves; whoever asks for logs gets them.
     asked = logging.getLogger("expo_ray").isEnabledFor(logging.DEBUG)
     logging.getLogger("ray.serve").setLevel(logging.WARNING if asked else logging.ERROR)
+    hire_keeper()
     running = running_endpoint()
     if running is None:
         if port is None:
             port = _free_port(host)
         require_free_port(host, port)
         serve.start(http_options={"host": host, "port": port}, logging_config=_LOGGING)
+        serve_was_started()
     elif port is not None and running != (host, port):
         raise ConfigError(
             "Ray Serve of this cluster listens on another address already",
@@ -123,17 +126,18 @@ def application(
     Raises:
         ServingError: Its replicas do not start.
     """
-    name = f"expo-ray-{label}-{secrets.token_hex(4)}"
+    name = application_name(label)
     route_prefix = f"/{name}" if route == "" else route
-    try:
+    with told_when_unplaced(name):
         try:
-            handle = serve.run(app, name=name, route_prefix=route_prefix)
-        except (RuntimeError, RayServeException, RayError) as error:
-            raise ServingError("the replicas did not start", where=label, got=error) from error
-        yield handle, route_prefix
-    finally:
-        if ray.is_initialized():
-            serve.delete(name)
+            try:
+                handle = serve.run(app, name=name, route_prefix=route_prefix)
+            except (RuntimeError, RayServeException, RayError) as error:
+                raise ServingError("the replicas did not start", where=label, got=error) from error
+            yield handle, route_prefix
+        finally:
+            if ray.is_initialized():
+                serve.delete(name)
 
 
 def replica_options(num_replicas: int) -> dict[str, Any]:

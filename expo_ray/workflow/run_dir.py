@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import fcntl
+import contextlib
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from expo_ray.checkpoints import atomic_write_json, atomic_write_text
+from expo_ray.checkpoints.folder_lock import owned_lock
 from expo_ray.errors import ConfigError
 from expo_ray.extrapolation import checkpoint_name
 from expo_ray.extrapolation.alpha_rules import AlphaRules
@@ -88,10 +89,10 @@ class RunDir:
                 hint="give another output folder",
             )
         self.path.mkdir(parents=True, exist_ok=True)
-        with (self.path / ".lock").open("w") as lock:
+        with contextlib.ExitStack() as stack:
             try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
+                stack.enter_context(owned_lock(self.path / ".lock"))
+            except BlockingIOError as error:
                 raise ConfigError(
                     "another run is writing to this folder",
                     where=self.path,

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from filelock import FileLock
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from expo_ray.checkpoints import Checkpoint, weights_digest
+from expo_ray.checkpoints.folder_lock import owned_lock
 from expo_ray.errors import EvaluationError, MissingExtraError
 from expo_ray.lab import LabResult, LabSettings, find_lab, prepare, prepare_lab, truth_reward
 from expo_ray.lab.data import eval_prompts, requests_for
@@ -171,7 +171,7 @@ def test_a_second_process_waits_and_finds_it_finished(
     shown = RecordingProgress()
     waits = threading.Event()
     monkeypatch.setattr(shown, "message", lambda text: waits.set() if "waiting" in text else None)
-    with ThreadPoolExecutor(1) as other, FileLock(folder / ".lock"):
+    with ThreadPoolExecutor(1) as other, owned_lock(folder / ".lock"):
         # Any work would need Ray, which this address refuses.
         found = other.submit(prepare_lab, tmp_path, MICRO, address="inline", progress=shown)
         assert waits.wait(60)
