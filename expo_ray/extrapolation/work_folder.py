@@ -27,7 +27,7 @@ from expo_ray.checkpoints.unfinished_uploads import (
 from expo_ray.errors import ConfigError, first_names
 from expo_ray.extrapolation.receipts import RECEIPT_FOLDER
 from expo_ray.extrapolation.record import outputs_by_alpha
-from expo_ray.extrapolation.shard_files import RUN_FILE
+from expo_ray.extrapolation.shard_files import RUN_FILE, check_token
 from expo_ray.json_text import parse_json
 
 LOCK_FILE = "lock"
@@ -122,24 +122,27 @@ def begin_output(
 
     `request` (alpha and the sides, as in the record) is for whoever finds the folder unfinished.
 
-    Uploads of killed runs are listed before the folder is taken over and aborted after: the tasks
-    of whoever wrote them are fenced off by then, and those of this run or a newer one, which begin
-    after its token is written, cannot be among them.
+    A task of an older run may have seen its own token just before ours was written, and publish
+    its shard any time later. So what it would publish is removed, before anything of this run can
+    lie there: its temporary file, then an upload that copies from it. An upload in the list began
+    before a newer run's, as long as our token stands.
 
     Raises:
         OSError: The folder cannot be written to.
+        ShardError: A newer run has taken over the folder.
     """
     work = folder / WORK_FOLDER
-    stale = _unfinished_uploads(folder)
     # The token first: an older run that is about to complete the folder must see it.
     table = {"plan_digest": plan_digest, "run_token": run_token, **(request or {})}
     atomic_write_json(work / RUN_FILE, table)
+    for leftover in work.glob("*.tmp"):
+        leftover.unlink(missing_ok=True)
+    stale = _unfinished_uploads(folder)
+    check_token(folder, run_token)
+    abort_uploads(stale)
     if overwrite:
         _remove_old_result(folder)
     (work / RECEIPT_FOLDER).mkdir(exist_ok=True)
-    for leftover in work.glob("*.tmp"):
-        leftover.unlink()
-    abort_uploads(stale)
 
 
 def _unfinished_uploads(folder: AnyPath) -> list[Upload]:

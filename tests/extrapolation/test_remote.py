@@ -315,13 +315,15 @@ def test_uploads_that_begin_once_the_folder_is_taken_over_are_left(
     folder = RemotePath(f"s3://{BUCKET}/living/out")
     write_json = work_folder.atomic_write_json
 
-    def begin_upload(path: RemotePath, data: object) -> None:
+    def newer_run(path: RemotePath, data: object) -> None:
         write_json(path, data)
+        write_json(path, {"plan_digest": "digest", "run_token": "newer"})
         key = "living/out/.expo_ray/model.safetensors.1.tmp"
         client(s3).create_multipart_upload(Bucket=BUCKET, Key=key)
 
-    monkeypatch.setattr(work_folder, "atomic_write_json", begin_upload)
-    work_folder.begin_output(folder, "digest", "token", overwrite=False)
+    monkeypatch.setattr(work_folder, "atomic_write_json", newer_run)
+    with pytest.raises(ShardError, match="taken over"):
+        work_folder.begin_output(folder, "digest", "token", overwrite=False)
     assert uploads() == {"living/out/.expo_ray/model.safetensors.1.tmp"}
     monkeypatch.undo()
     use(monkeypatch, s3)
