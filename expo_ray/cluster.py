@@ -15,6 +15,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from expo_ray.errors import ConfigError
+from expo_ray.ray_start import join, not_joined, start_local
 
 LOCAL = "local"
 INLINE = "inline"
@@ -55,16 +56,7 @@ def require_cluster(address: str | None) -> None:
         # Ray goes on trying for minutes where nobody answers.
         socket.create_connection((parts.hostname or "", port), timeout=PROBE_SECONDS).close()
     except (OSError, ValueError) as error:
-        raise _unreachable(resolved, error) from error
-
-
-def _unreachable(address: str, error: Exception) -> ConfigError:
-    return ConfigError(
-        "cannot connect to the Ray cluster",
-        where="--address",
-        got=f"{address} ({error})",
-        hint="start one with `ray start --head`, or leave --address out for a local Ray",
-    )
+        raise not_joined(resolved, error) from error
 
 
 @contextlib.contextmanager
@@ -81,7 +73,9 @@ def ray_session(address: str | None, *, num_cpus: int | None = None) -> Iterator
             existing cluster.
 
     Raises:
-        ConfigError: The cluster cannot be reached, or the address is `inline`.
+        ConfigError: The cluster cannot be reached or refuses, no folder is fit for a local Ray,
+            or the address is `inline`.
+        WorkError: A local Ray did not start.
     """
     resolved = resolve_address(address)
     if resolved == INLINE:
@@ -97,17 +91,12 @@ def ray_session(address: str | None, *, num_cpus: int | None = None) -> Iterator
     # Serve's proxy then takes a streamed token from a replica for two thirds of the time.
     os.environ.setdefault("RAY_SERVE_PROXY_USE_GRPC", "1")
     sigterm_handler = signal.getsignal(signal.SIGTERM)
-    try:
-        ray.init(
-            address=resolved,
-            num_cpus=num_cpus if resolved == LOCAL else None,
-            # Its warnings at start-up are about defaults of future releases.
-            logging_level=logging.ERROR,
-            log_to_driver=False,
-            include_dashboard=False if resolved == LOCAL else None,
-        )
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        raise _unreachable(resolved, error) from error
+    # Its warnings at start-up are about defaults of future releases.
+    options = {"logging_level": logging.ERROR, "log_to_driver": False}
+    if resolved == LOCAL:
+        start_local(num_cpus, options)
+    else:
+        join(resolved, options)
     # Ray's own handler prints a native stack and aborts the process three seconds later, before
     # replicas and temporary files are cleaned up.
     if sigterm_handler is not None and threading.current_thread() is threading.main_thread():

@@ -19,7 +19,11 @@ os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 _CACHE = tempfile.TemporaryDirectory(prefix="expo-ray-scores-")
 os.environ["EXPO_RAY_SCORE_CACHE"] = str(Path(_CACHE.name) / "scores.sqlite")
 
-SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+ROOT = Path(__file__).resolve().parents[1]
+SHARED_DATA = ROOT.parent / "shared" / "data"
+
+# Workers look for modules of the tests; the folder of the driver is not on their path.
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.getenv("PYTHONPATH")]))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -19,6 +19,7 @@ FLOORS = [
     {"redaction", "json_text"},
     {"errors", "progress", "lazy", "http_text", "yaml_text", "__init__"},
     {"credentials"},
+    {"ray_start"},
     {"cluster"},
     {"checkpoints"},
     {"tables"},
