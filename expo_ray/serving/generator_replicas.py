@@ -56,6 +56,7 @@ class GeneratorReplicas:
         self._stack = ExitStack()
         self._handle: Any = None
         self._launched: ModelSource | None = None
+        self._precision = ""
 
     def __enter__(self) -> Self:
         return self
@@ -90,7 +91,7 @@ class GeneratorReplicas:
             progress: Where progress is shown.
 
         Returns:
-            A summary: counts, tokens, seconds, weights digest.
+            A summary: counts, tokens, seconds, weights digest, and on a CPU the precision.
 
         Raises:
             CheckpointError: The weights cannot be loaded.
@@ -135,6 +136,7 @@ class GeneratorReplicas:
             "model": source.name,
             "weights_digest": digest,
             "engine": self._engine,
+            "precision": self._precision or None,
             "num_rows": len(rows),
             "num_generated": len(todo),
             "num_resumed": len(wanted) - len(todo),
@@ -149,9 +151,9 @@ class GeneratorReplicas:
             self._close()
         if self._handle is None:
             source.check()
-            precision = describe_precision(self._engine, source, self._options)
+            self._precision = describe_precision(self._engine, source, self._options)
             told = f"starting {self._num_replicas} {self._engine} generator replica(s)"
-            progress.message(f"{told} ({precision})" if precision else told)
+            progress.message(f"{told} ({self._precision})" if self._precision else told)
             app = bulk_app(self._engine, source, self._options, num_replicas=self._num_replicas)
             ensure_serve()
             self._handle, _ = self._stack.enter_context(application(app, label="generator"))

@@ -64,7 +64,7 @@ class LiveTables:
         asked = [prompt for prompt in run.prompts if prompt.prompt_id in prompts]
         with self._replicas.generating(total) as (replicas, progress):
             for alpha in alphas:
-                replicas.write_responses(
+                made = replicas.write_responses(
                     run.source(alpha),
                     asked,
                     run.directory.responses(alpha),
@@ -73,6 +73,7 @@ class LiveTables:
                     alpha=None if isinstance(alpha, AlphaRules) else alpha,
                     progress=progress,
                 )
+                run.note_generation(made)
 
     def _score(self, label: str, alphas: Sequence[AlphaSetting]) -> None:
         directory = self._run.directory

@@ -105,6 +105,12 @@ class Run:
             tests=self.self_tests,
         )
 
+    def note_generation(self, made: Mapping[str, Any]) -> None:
+        """Record what computed the answers, for whoever repeats the run or reads its report."""
+        known = self.directory.read_resolved().get("generation", {})
+        facts = {key: made[key] for key in ("engine", "precision") if made[key]}
+        self.directory.update_resolved({"generation": {**known, **facts}})
+
     @contextmanager
     def responses_bar(self, description: str, alphas: Sequence[float]) -> Iterator[Progress]:
         """Show the work on several candidates as one line."""
@@ -225,7 +231,7 @@ def generate_responses(run: Run) -> None:
             run.responses_bar("Generating", missing) as progress,
         ):
             for alpha in missing:
-                replicas.write_responses(
+                made = replicas.write_responses(
                     run.source(alpha),
                     run.prompts,
                     run.directory.responses(alpha),
@@ -234,6 +240,7 @@ def generate_responses(run: Run) -> None:
                     alpha=alpha,
                     progress=progress,
                 )
+                run.note_generation(made)
 
 
 def score_responses(run: Run) -> None:

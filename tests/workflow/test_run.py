@@ -16,6 +16,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+import torch
 import yaml
 
 from expo_ray.errors import ConfigError, VerifyError
@@ -113,6 +114,8 @@ def test_a_run_leaves_everything_it_promises(finished: Path) -> None:
     assert "</html>" in (directory / "report.html").read_text()
     resolved = json.loads((directory / "resolved.json").read_text())
     assert resolved["initial"]["files"] and resolved["recipe_digest"]
+    assert resolved["generation"]["engine"] == "transformers"
+    assert ("precision" in resolved["generation"]) != torch.cuda.is_available()
 
 
 def test_responses_are_of_the_written_checkpoints(finished: Path) -> None:
