@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from expo_ray.checkpoints.adapters import MERGE_HINT, Adapter, is_square
+from expo_ray.checkpoints.adapters import MERGE_HINT, OTHER_BASE_HINT, Adapter, is_square
 from expo_ray.checkpoints.header import TensorRef
 from expo_ray.errors import CheckpointError
 
@@ -31,8 +31,7 @@ def check_against_base(
             raise CheckpointError(
                 "the adapter changes a tensor that the base does not have",
                 where=f"{uri}, tensor {name!r}",
-                hint="the base must be the model that the adapter was trained on, with the same "
-                "names in its files",
+                hint=OTHER_BASE_HINT,
             )
     for name, ref in adapter.replaced.items():
         if ref.shape != base[name].shape:

@@ -18,12 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from expo_ray.checkpoints.header import FLOAT_DTYPES, Header, TensorRef, parse_config
-from expo_ray.checkpoints.index import (
-    INDEX_NAME,
-    PICKLE_SINGLE_NAME,
-    SINGLE_NAME,
-    read_file_header,
-)
+from expo_ray.checkpoints.index import read_file_header
+from expo_ray.checkpoints.layouts import INDEX_NAME, PICKLE_SINGLE_NAME, SINGLE_NAME
 from expo_ray.checkpoints.storage import FileFacts, Storage, open_storage
 from expo_ray.errors import CheckpointError
 
@@ -47,6 +43,11 @@ _UNDERSTOOD = {
 # Other ways to begin training (PiSSA, OLoRA, ...) change the weights of the base too.
 _PLAIN_STARTS = (True, False, "gaussian", "eva", "orthogonal", None)
 _BASE_HINT = "name it in the address: ADAPTER#base=PATH"
+OTHER_BASE_HINT = (
+    "the base must be the model that the adapter was trained on, with the same names in its files: "
+    f"{_BASE_HINT}"
+)
+_SAVE_HINT = "config and weights do not belong together: save or fetch both again"
 MERGE_HINT = "merge the adapter into its model with peft first, and give the merged checkpoint"
 
 
@@ -98,7 +99,8 @@ class Adapter:
         is_embedding = "embedding_A" in factors
         sides = ("embedding_A", "embedding_B") if is_embedding else ("A", "B")
         if set(factors) != set(sides):
-            raise self._refusal("half of a LoRA pair is missing", module, sorted(factors))
+            found = sorted(factors)
+            raise self._refusal("half of a LoRA pair is missing", module, found, _SAVE_HINT)
         a, b = (factors[side] for side in sides)
         rank = self._check_shapes(module, a, b, ref)
         alpha = float(_pattern_value(self.config, "alpha_pattern", "lora_alpha", module))
@@ -120,17 +122,21 @@ class Adapter:
         if len(a.shape) != 2 or len(b.shape) != 2 or b.shape[1] != rank or not rank:
             raise self._refusal("only LoRA on matrices is supported", module, shapes)
         if rank != _pattern_value(self.config, "rank_pattern", "r", module):
-            raise self._refusal("the rank is not the one in the config", module, shapes)
+            message = "the rank is not the one in the config"
+            raise self._refusal(message, module, shapes, _SAVE_HINT)
         if ref.shape not in ((b.shape[0], a.shape[1]), (a.shape[1], b.shape[0])):
-            raise self._refusal("the adapter does not fit the shape of the base", module, shapes)
+            message = "the adapter does not fit the shape of the base"
+            raise self._refusal(message, module, shapes, OTHER_BASE_HINT)
         if ref.dtype not in FLOAT_DTYPES - {"F64"} or not {a.dtype, b.dtype} <= FLOAT_DTYPES:
             dtypes = f"A {a.dtype}, B {b.dtype}, base {ref.dtype}"
             raise self._refusal("LoRA on weights of this dtype is not supported", module, dtypes)
         return rank
 
-    def _refusal(self, message: str, module: str, got: object) -> CheckpointError:
+    def _refusal(
+        self, message: str, module: str, got: object, hint: str | None = None
+    ) -> CheckpointError:
         where = f"{self.storage.uri}, module {module!r}"
-        return CheckpointError(message, where=where, got=got, hint=MERGE_HINT)
+        return CheckpointError(message, where=where, got=got, hint=hint or MERGE_HINT)
 
 
 def is_square(ref: TensorRef) -> bool:
@@ -158,7 +164,7 @@ def base_address_of(storage: Storage) -> str:
         raise CheckpointError(
             "the base that the adapter names cannot be found",
             where=where,
-            got=name,
+            got=f"{name}: {error.got or error.message}",
             hint=_BASE_HINT,
         ) from error
     return address
@@ -185,7 +191,10 @@ def read_adapter(storage: Storage, files: Mapping[str, FileFacts]) -> Adapter:
     file = next((name for name in ADAPTER_FILES if name in files), None)
     if file is None:
         raise CheckpointError(
-            "the adapter has no weights", where=storage.uri, expected=" or ".join(ADAPTER_FILES)
+            "the adapter has no weights",
+            where=storage.uri,
+            expected=" or ".join(ADAPTER_FILES),
+            hint="fetch them, too",
         )
     header = read_file_header(storage, file)
     factors, replaced = _sort_tensors(header, f"{storage.uri}/{file}")

@@ -170,8 +170,9 @@ class DequantizedStorage:
         wanted = {f"{ref.name}{SCALE_SUFFIX}" for ref in refs if ref.dtype == CODE_DTYPE} - names
         if not wanted:
             return {}
-        claims, _ = weight_files(self._base, self._base.list_files())
-        files = sorted({claims[name] for name in wanted if name in claims})
+        claims, files = weight_files(self._base, self._base.list_files())
+        if claims:  # without an index any file may hold them
+            files = sorted({claims[name] for name in wanted if name in claims})
         found = (ref for file in files for ref in read_file_header(self._base, file).tensors)
         return {ref.name: ref for ref in found if ref.name in wanted}
 

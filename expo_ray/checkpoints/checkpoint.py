@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,12 +10,8 @@ from typing import Any
 from expo_ray.checkpoints.adapters import ADAPTER_CONFIG, base_address_of
 from expo_ray.checkpoints.fp8_format import BlockFormat
 from expo_ray.checkpoints.header import TensorRef, parse_config
-from expo_ray.checkpoints.index import (
-    INDEX_NAME,
-    collect_tensors,
-    read_file_headers,
-    weight_files,
-)
+from expo_ray.checkpoints.index import collect_tensors, read_file_headers, weight_files
+from expo_ray.checkpoints.layouts import INDEX_NAME
 from expo_ray.checkpoints.lfs_pointers import refuse_pointers
 from expo_ray.checkpoints.remote_path import any_path
 from expo_ray.checkpoints.sidecars import sort_files
@@ -112,9 +108,7 @@ class Checkpoint:
         headers = read_file_headers(storage, files)
         tensors = collect_tensors(storage.uri, claims, headers)
         if CONFIG_NAME not in facts:
-            raise CheckpointError(
-                "config.json is missing", where=storage.uri, hint="fetch the checkpoint again"
-            )
+            raise _missing_config(storage.uri, facts)
         config = parse_config(storage.read_bytes(CONFIG_NAME), file=f"{storage.uri}/{CONFIG_NAME}")
         carried, others = sort_files(set(facts) - {*files, INDEX_NAME})
         if isinstance(storage, LocalStorage):  # others are read when they are needed
@@ -182,6 +176,13 @@ def open_aligned(aligned: str | Path, initial: Checkpoint) -> Checkpoint:
     """
     base = split_address(initial.uri)[1]
     return Checkpoint.open(aligned, base=Checkpoint.open(base) if base else initial)
+
+
+def _missing_config(uri: str, names: Collection[str]) -> CheckpointError:
+    hint = "fetch it, too; where a trainer saved weights alone, copy that of the model before"
+    if "params.json" in names:
+        hint = "params.json is of Mistral's or Meta's own format: give the version for transformers"
+    return CheckpointError("config.json is missing", where=uri, hint=hint)
 
 
 def _refuse_unfinished(storage: Storage) -> None:

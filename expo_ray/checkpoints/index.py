@@ -14,19 +14,23 @@ from expo_ray.checkpoints.header import (
     LENGTH_BYTES,
     Header,
     TensorRef,
+    is_tensor_name,
     parse_header,
     parse_length,
     parse_strict_json,
 )
+from expo_ray.checkpoints.layouts import (
+    INDEX_NAME,
+    PICKLE_INDEX_NAME,
+    PICKLE_SINGLE_NAME,
+    SINGLE_NAME,
+    find_layout,
+)
 from expo_ray.checkpoints.lfs_pointers import refuse_pointer_file
 from expo_ray.checkpoints.pickle_archive import read_archive_header
-from expo_ray.checkpoints.storage import RangeReader, Storage
+from expo_ray.checkpoints.storage import MAX_DEPTH, RangeReader, Storage
 from expo_ray.errors import CheckpointError
 
-INDEX_NAME = "model.safetensors.index.json"
-SINGLE_NAME = "model.safetensors"
-PICKLE_INDEX_NAME = "pytorch_model.bin.index.json"
-PICKLE_SINGLE_NAME = "pytorch_model.bin"
 # A header over a network is two or three short answers that are waited for.
 NUM_HEADER_READERS = 16
 
@@ -50,7 +54,10 @@ def weight_files(storage: Storage, names: Collection[str]) -> tuple[dict[str, st
             return _indexed_files(storage, names, index, single)
         if single in names:
             return {}, [single]
-    raise _no_weights(storage.uri, names)
+    layout = find_layout(storage.uri, names)
+    if layout.index is not None:
+        return _indexed_files(storage, names, layout.index, SINGLE_NAME)
+    return {}, list(layout.files)
 
 
 def read_file_headers(storage: Storage, files: Sequence[str]) -> dict[str, Header]:
@@ -156,7 +163,8 @@ def _indexed_files(
                 "the index names a file that is missing",
                 where=f"{storage.uri}/{index}",
                 got=file,
-                hint="fetch the checkpoint again",
+                hint="fetch it, too"
+                + ("; folders that are links are not followed" if "/" in file else ""),
             )
     return claims, files
 
@@ -172,7 +180,7 @@ def build_index(files: Mapping[str, str], *, total_bytes: int, num_parameters: i
 
 def _read_claims(storage: Storage, index: str) -> dict[str, str]:
     where = f"{storage.uri}/{index}"
-    suffix = index.removesuffix(".index.json").rpartition(".")[2]
+    suffix = "bin" if ".bin." in index else "safetensors"
     table = parse_strict_json(storage.read_bytes(index), file=where)
     claims = table.get("weight_map")
     if not isinstance(claims, dict) or not claims:
@@ -185,20 +193,30 @@ def _read_claims(storage: Storage, index: str) -> dict[str, str]:
             raise CheckpointError(
                 "the index names a file that is no string", where=f"{where}, tensor {name!r}"
             )
-        if file not in plain and not _is_plain(file, suffix):
+        fault = None if file in plain else _fault_of(file, suffix)
+        if fault is not None:
             raise CheckpointError(
-                "the index points outside the checkpoint folder",
+                f"the index {fault}",
                 where=f"{where}, tensor {name!r}",
-                got=file,
-                expected=f"the bare name of a .{suffix} file",
+                got=file if is_tensor_name(file) else ascii(file),
+                expected=f"the name of a .{suffix} file in the folder or in one below it",
             )
         plain.add(file)
     return claims
 
 
-def _is_plain(file: str, suffix: str) -> bool:
-    bad = any(c in file for c in "/\\\0:") or file.startswith(".")
-    return file.endswith(f".{suffix}") and not bad
+def _fault_of(file: str, suffix: str) -> str | None:
+    """Return what is wrong with a path in an index, None for one below the folder."""
+    parts = file.split("/")
+    if not is_tensor_name(file):
+        return "names a file by no name, or by one with control characters"
+    if ".." in parts or file.startswith("/") or any(c in file for c in "\\:"):
+        return "points outside the checkpoint folder"
+    if any(not part or part.startswith(".") for part in parts):
+        return "names a hidden file, or one by a path that is not plain"
+    if len(parts) > MAX_DEPTH + 1:
+        return f"names a file more than {MAX_DEPTH} folders deep"
+    return None if file.endswith(f".{suffix}") else f"names a file that is no .{suffix} file"
 
 
 def _compare(uri: str, claims: Mapping[str, str], found: Mapping[str, TensorRef]) -> None:
@@ -218,21 +236,3 @@ def _compare(uri: str, claims: Mapping[str, str], found: Mapping[str, TensorRef]
                 where=f"{uri}/{ref.file}, tensor {name!r}",
                 expected="every tensor in the index",
             )
-
-
-def _no_weights(uri: str, names: Collection[str]) -> CheckpointError:
-    hint = "check the path"
-    if any(name.startswith("adapter_model") for name in names):
-        hint = "a LoRA adapter needs its adapter_config.json beside the weights"
-    elif any(name.endswith((".bin", ".pth", ".pt")) for name in names):
-        hint = f"pickled weights are read from {PICKLE_SINGLE_NAME} or {PICKLE_INDEX_NAME}"
-    elif any(name.endswith(".gguf") for name in names):
-        hint = "GGUF files are not supported: give the original safetensors checkpoint"
-    elif any(name.endswith(".safetensors") for name in names):
-        hint = f"safetensors files are there, their index is not: fetch {INDEX_NAME}"
-    return CheckpointError(
-        "the folder holds no weights that can be read",
-        where=uri,
-        expected=f"{SINGLE_NAME} or {INDEX_NAME}",
-        hint=hint,
-    )

@@ -28,6 +28,7 @@ from expo_ray.checkpoints.computed_file import ComputedReader, ComputedTensor, l
 from expo_ray.checkpoints.header import TensorRef
 from expo_ray.checkpoints.index import read_file_header
 from expo_ray.checkpoints.lfs_pointers import refuse_pointers
+from expo_ray.checkpoints.quantization import QUANTIZED_BASE_HINT, refuse_quantized
 from expo_ray.checkpoints.sidecars import belongs_to_tokenizer, sort_files
 from expo_ray.checkpoints.storage import (
     BASE_MARK,
@@ -64,7 +65,11 @@ def open_merged(storage: Storage, files: Mapping[str, FileFacts], base: Checkpoi
     adapter = read_adapter(storage, files)
     if adapter.file in base.weight_files:
         raise CheckpointError("a weight file of the base is named like an adapter", where=base.uri)
-    check_against_base(adapter, base.tensors, base.config)
+    try:
+        check_against_base(adapter, base.tensors, base.config)
+    except CheckpointError:
+        refuse_quantized(base, hint=QUANTIZED_BASE_HINT)  # whose shapes and names are others
+        raise
     tensors = dict(base.tensors)
     tensors.update({n: replace(ref, name=n) for n, ref in adapter.replaced.items()})
     weight_files = {}

@@ -30,6 +30,11 @@ _SUFFIXES = {
     "codebooks": "aqlm",
     "_data": "quanto",
 }
+QUANTIZED_BASE_HINT = (
+    "the adapter was trained on a quantized base: name the model before quantization, "
+    "ADAPTER#base=MODEL"
+)
+_HINT = "give the checkpoint it was quantized from"
 # Of gpt-oss: packed nibbles and exponents, both plain bytes as far as the header tells.
 _MXFP4 = ("_blocks", "_scales")
 
@@ -79,18 +84,23 @@ def without_block_scales(checkpoint: Checkpoint) -> Checkpoint:
     return dequantized(checkpoint)
 
 
-def refuse_quantized(checkpoint: Checkpoint) -> None:
+def refuse_quantized(checkpoint: Checkpoint, *, hint: str | None = None) -> None:
     """Let plain weights pass.
+
+    Args:
+        checkpoint: The weights.
+        hint: What to do; by default to give the checkpoint before quantization.
 
     Raises:
         CheckpointError: The weights are quantized.
     """
     kind = quantization_of(checkpoint)
+    is_adapter = bool(split_address(checkpoint.uri)[1])
     if kind is not None:
         raise CheckpointError(
             "quantized weights cannot be extrapolated",
             where=checkpoint.uri,
             got=kind,
             expected="float16, bfloat16, float32 or float64 weights",
-            hint="give the checkpoint it was quantized from",
+            hint=hint or (QUANTIZED_BASE_HINT if is_adapter else _HINT),
         )

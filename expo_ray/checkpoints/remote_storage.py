@@ -88,7 +88,9 @@ class RemoteStorage:
                 "no such checkpoint folder",
                 where=self.uri,
                 got="no objects below this prefix",
-                hint="check bucket, prefix and endpoint (AWS_ENDPOINT_URL)",
+                hint="a checkpoint is a folder: give the prefix above the file"
+                if is_weight_file(self.uri)
+                else "check bucket, prefix and endpoint (AWS_ENDPOINT_URL)",
             )
         return dict(sorted(found.items()))
 

@@ -226,11 +226,7 @@ def open_storage(uri: str | Path) -> Storage:
     except OSError as error:  # a folder above is closed to us, or the name is too long
         raise _unreadable(path, error) from error
     if is_file:
-        raise CheckpointError(
-            "a checkpoint is a folder, this is a file",
-            where=path,
-            hint=f"give the folder: {path.parent}",
-        )
+        raise _a_file(path)
     if is_folder:
         return LocalStorage(path)
     if is_hub_address(text):
@@ -238,6 +234,15 @@ def open_storage(uri: str | Path) -> Storage:
     raise CheckpointError(
         "no such checkpoint folder", where=path, expected="a folder", hint="check the path"
     )
+
+
+def _a_file(path: Path) -> CheckpointError:
+    hint = f"give the folder: {path.parent}"
+    if path.suffix == ".gguf":
+        hint = "GGUF files are not supported: give the original safetensors checkpoint"
+    elif path.suffix in (".zip", ".tar", ".gz", ".tgz", ".zst"):
+        hint = "unpack it, and give the folder"
+    return CheckpointError("a checkpoint is a folder, this is a file", where=path, hint=hint)
 
 
 def split_address(uri: str) -> tuple[str, str]:

@@ -16,7 +16,8 @@ from expo_ray.checkpoints.atomic_io import atomic_write_bytes, atomic_write_part
 from expo_ray.checkpoints.checkpoint import CONFIG_NAME, Checkpoint
 from expo_ray.checkpoints.digests import WeightsDigest, digest_of
 from expo_ray.checkpoints.header import FLOAT_DTYPES
-from expo_ray.checkpoints.index import INDEX_NAME, build_index
+from expo_ray.checkpoints.index import build_index
+from expo_ray.checkpoints.layouts import INDEX_NAME
 from expo_ray.checkpoints.remote_path import AnyPath
 from expo_ray.checkpoints.sidecars import is_legal
 from expo_ray.checkpoints.storage import (

@@ -25,6 +25,7 @@ from expo_ray.extrapolation.pair import (
     mark_ties,
     missing_tensor,
 )
+from expo_ray.extrapolation.pair_hints import refuse_empty_weights
 from expo_ray.extrapolation.tensor_pair import Pair, TensorPair
 from expo_ray.extrapolation.ties import tied_partner
 from expo_ray.extrapolation.vocabulary import refuse_other_tokens
@@ -53,6 +54,7 @@ def add_onto(
         PairError: The base does not belong to the pair.
     """
     refuse_quantized(base)
+    refuse_empty_weights(base, side="the base")
     check_architecture(pair.aligned.config, base.config, sides=("aligned", "base"))
     refuse_other_tokens(base, pair.aligned, sides=("base", "aligned"), hint=_HINT)
     if any(p.runs for p in pair.tensors) or pair.vocabulary is not None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -13,6 +12,7 @@ from expo_ray.checkpoints.quantization import refuse_quantized
 from expo_ray.checkpoints.storage import split_address
 from expo_ray.errors import CheckpointError, ConfigError, PairError
 from expo_ray.extrapolation.extra_tensors import FLAG, find_extras
+from expo_ray.extrapolation.pair_hints import naming_hint, refuse_empty_weights, shape_hint
 from expo_ray.extrapolation.tensor_pair import Pair, TensorPair
 from expo_ray.extrapolation.ties import is_one_matrix, same_bytes, stored_ties, tied_partner
 from expo_ray.extrapolation.token_tables import compare_tokenizers, were_compared
@@ -28,7 +28,6 @@ from expo_ray.extrapolation.vocabulary import (
 # Samples of all tensors first: equal tensors of frozen layers are not read whole then.
 _SAMPLE_BYTES = 64 * 1024
 _PARENT_HINT = "initial must be the model that aligned was trained from"
-_ONE_EXPERT = re.compile(r"\.experts\.\d+\.")
 OUTPUT_DTYPES = {"auto": None, "bfloat16": "BF16", "float16": "F16", "float32": "F32"}
 
 # Shapes alone do not show these: the same matrices with other heads are another function.
@@ -69,8 +68,9 @@ def match_pair(
     """
     _check_option("--vocab-policy", vocab_policy, VOCAB_POLICIES)
     _check_option("--output-dtype", output_dtype, tuple(OUTPUT_DTYPES))
-    for checkpoint in (initial, aligned):
+    for side, checkpoint in (("initial", initial), ("aligned", aligned)):
         refuse_quantized(checkpoint)
+        refuse_empty_weights(checkpoint, side=side)
     check_architecture(initial.config, aligned.config, sides=("initial", "aligned"))
     notes = _adapter_notes(initial, aligned)
     if not were_compared(initial, aligned):
@@ -287,7 +287,7 @@ def _two_shapes(
         where=f"tensor {ref.name!r}",
         got=got,
         expected="the same shape on both sides",
-        hint=_PARENT_HINT,
+        hint=shape_hint(partner, ref) or _PARENT_HINT,
     )
 
 
@@ -335,23 +335,10 @@ def missing_tensor(name: str, *, present: Checkpoint, missing: Checkpoint, side:
         where=f"tensor {name!r}",
         got=f"only in {present.uri}",
         expected=f"in {missing.uri} too",
-        hint=_naming_hint(name, missing)
+        hint=naming_hint(name, present=present, missing=missing)
         or f"{_PARENT_HINT}; where it is no weight of the model, extrapolate {FLAG} copy:PATTERN "
         "lets it pass",
     )
-
-
-def _naming_hint(name: str, missing: Checkpoint) -> str | None:
-    """Tell two ways of naming one model from two models."""
-    experts = [other for other in missing.tensors if ".experts." in other]
-    one_by_one = [bool(_ONE_EXPERT.search(other)) for other in experts]
-    if ".experts." in name and experts and bool(_ONE_EXPERT.search(name)) not in one_by_one:
-        difference = "stores experts fused, the other one by one"
-    elif any(f".{name}".endswith(f".{o}") or o.endswith(f".{name}") for o in missing.tensors):
-        difference = "names its tensors with another prefix"
-    else:
-        return None
-    return f"one side {difference}: save both with the same version of transformers"
 
 
 def _check_option(flag: str, value: str, choices: tuple[str, ...]) -> None:

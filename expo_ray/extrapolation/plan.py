@@ -13,7 +13,7 @@ from typing import Any
 
 from expo_ray.checkpoints.checkpoint import Checkpoint, open_aligned
 from expo_ray.checkpoints.header import build_header, tensor_bytes
-from expo_ray.checkpoints.index import SINGLE_NAME
+from expo_ray.checkpoints.layouts import SINGLE_NAME
 from expo_ray.checkpoints.quantization import without_block_scales
 from expo_ray.checkpoints.storage import FileFacts
 from expo_ray.errors import ConfigError

@@ -141,7 +141,8 @@ def _recorded_plan(record: dict[str, Any], given: Mapping[str, str | Path | None
             extra_tensors=options.get("extra_tensors", ()),
         )
     except CheckpointError as error:
-        error.hint = "say with --initial, --aligned and --onto where the inputs lie now"
+        moved = "say with --initial, --aligned and --onto where the inputs lie now"
+        error.hint = f"{error.hint}; or {moved}" if error.hint else moved
         raise
     weights = {entry["name"] for entry in record["files"] if entry["kind"] == "weights"}
     names = {name for pair in plan.pair.tensors for name, _, _ in pair.outputs}

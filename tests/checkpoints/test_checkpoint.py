@@ -3,6 +3,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +21,9 @@ from expo_ray.checkpoints.storage import open_storage
 from expo_ray.errors import CheckpointError
 
 INDEX = "model.safetensors.index.json"
+INT32 = torch.ones(2, 2, dtype=torch.int32)
+BYTES = torch.ones(2, 2, dtype=torch.uint8)
+PLAIN = torch.ones(2, 2)
 
 
 @pytest.fixture
@@ -93,14 +97,39 @@ def test_weights_digest_is_the_documented_one_and_ignores_the_layout(
 
 
 @pytest.mark.parametrize(
-    "file",
-    ["../model-00001-of-00003.safetensors", "/etc/passwd", "sub/x.safetensors", ".x.safetensors"],
+    ("file", "words"),
+    [
+        ("../model-00001-of-00003.safetensors", "outside the checkpoint folder"),
+        ("sub/../../x.safetensors", "outside the checkpoint folder"),
+        ("/etc/passwd", "outside the checkpoint folder"),
+        ("..\\x.safetensors", "outside the checkpoint folder"),
+        (".x.safetensors", "hidden"),
+        ("./x.safetensors", "hidden file, or one by a path that is not plain"),
+        ("a/b/c/x.safetensors", "folders deep"),
+        ("notes.txt", "no .safetensors file"),
+        ("sub/x.safetensors", "names a file that is missing"),
+        ("x\x1b[2J.safetensors", "control characters"),
+        ("", "no name"),
+    ],
 )
-def test_index_pointing_outside_is_refused(copy: Path, file: str) -> None:
+def test_paths_of_an_index_stay_in_the_folder(copy: Path, file: str, words: str) -> None:
     edit_index(copy, "model.norm.weight", file)
-    with pytest.raises(CheckpointError, match="outside the checkpoint folder") as caught:
+    with pytest.raises(CheckpointError, match=re.escape(words)) as caught:
         Checkpoint.open(copy)
-    assert caught.value.got == file
+    assert caught.value.got in (file, ascii(file))
+    assert "\x1b" not in str(caught.value)
+
+
+def test_an_index_may_point_into_a_folder_of_the_checkpoint(copy: Path) -> None:
+    before = weights_digest(Checkpoint.open(copy))
+    (copy / "weights").mkdir()
+    name = "model-00001-of-00003.safetensors"
+    (copy / name).rename(copy / "weights" / name)
+    index = (copy / INDEX).read_text().replace(f'"{name}"', f'"weights/{name}"')
+    (copy / INDEX).write_text(index)
+    checkpoint = Checkpoint.open(copy)
+    assert weights_digest(checkpoint) == before
+    assert f"weights/{name}" in checkpoint.files
 
 
 def test_index_must_agree_with_the_files(copy: Path) -> None:
@@ -148,15 +177,111 @@ def test_index_beside_a_single_file_is_ambiguous(copy: Path) -> None:
         ("weights.bin", "pytorch_model.bin"),
         ("adapter_model.safetensors", "LoRA"),
         ("model.gguf", "GGUF"),
-        ("model-00001-of-00002.safetensors", "fetch model.safetensors.index.json"),
         ("notes.txt", "path"),
+        ("unknown.safetensors", "rename it to model.safetensors"),
+        ("consolidated.00.pth", "Meta"),
+        ("zero_to_fp32.py", "zero_to_fp32.py . OUTPUT"),
+        ("global_step10/mp_rank_00_model_states.pt", "ZeRO"),
+        ("pytorch_model_fsdp_0/__0_0.distcp", "accelerate merge-weights"),
+        ("model.ckpt", "training checkpoint"),
+        ("tf_model.h5", "TensorFlow"),
+        ("flax_model.msgpack", "Flax"),
+        ("model.onnx", "ONNX"),
+        ("config.json", "the weights are not"),
+        ("tokenizer.json", "only a tokenizer"),
+        ("training_args.bin", "path"),
+        ("checkpoint-100/model.safetensors", "give one of them: checkpoint-100"),
+        ("helpful/adapter_config.json", "give one of them: helpful"),
     ],
 )
 def test_folder_without_weights_says_what_it_has(tmp_path: Path, name: str, hint: str) -> None:
+    (tmp_path / name).parent.mkdir(exist_ok=True)
     (tmp_path / name).write_bytes(b"x")
     with pytest.raises(CheckpointError, match="no weights that can be read") as caught:
         Checkpoint.open(tmp_path)
     assert hint in str(caught.value.hint)
+
+
+def test_several_folders_of_models_are_listed_in_order(tmp_path: Path) -> None:
+    for name in ("checkpoint-1000", "checkpoint-200", "last"):
+        make(tmp_path / name, {"w": PLAIN})
+    with pytest.raises(CheckpointError) as caught:
+        Checkpoint.open(tmp_path)
+    assert str(caught.value.hint).endswith("checkpoint-200, checkpoint-1000, last")
+
+
+SPLIT = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        ("consolidated.safetensors",),
+        ("model.fp16.safetensors",),
+        ("model-00001-of-00001.safetensors",),
+        ("consolidated-00001-of-00002.safetensors", "consolidated-00002-of-00002.safetensors"),
+        ("model.fp16-00001-of-00002.safetensors", "model.fp16-00002-of-00002.safetensors"),
+        SPLIT,
+        (*SPLIT, "model.fp16.safetensors.index.json"),
+        (*SPLIT, "model.safetensors.index.fp16.json"),
+        ("pytorch_model-00001-of-00002.bin", "pytorch_model-00002-of-00002.bin"),
+        ("pytorch_model.fp16.bin",),
+    ],
+)
+def test_weights_by_other_names_are_read(tmp_path: Path, files: tuple[str, ...]) -> None:
+    tensors = {"a": PLAIN, "b": PLAIN * 2}
+    expected = weights_digest(Checkpoint.open(make(tmp_path / "plain", tensors)))
+    folder = make(tmp_path / "other", tensors)
+    (folder / "model.safetensors").unlink()
+    *_, last = files
+    if last.endswith(".json"):
+        claims = dict(zip(tensors, files, strict=False))
+        (folder / last).write_text(json.dumps({"weight_map": claims}))
+        files = files[:-1]
+    names = [["a"], ["b"]] if len(files) > 1 else [["a", "b"]]
+    for file, part in zip(files, names, strict=True):
+        save = torch.save if file.endswith(".bin") else save_file
+        save({name: tensors[name].clone() for name in part}, folder / file)
+    checkpoint = Checkpoint.open(folder)
+    assert checkpoint.files == tuple(files)
+    assert weights_digest(checkpoint) == expected
+
+
+def test_missing_shards_are_named_without_an_index(tmp_path: Path) -> None:
+    folder = make(tmp_path, {"w": PLAIN})
+    (folder / "model.safetensors").rename(folder / "model-00002-of-00003.safetensors")
+    with pytest.raises(CheckpointError, match="some of the shards are missing") as caught:
+        Checkpoint.open(folder)
+    assert "1 of 3" in str(caught.value.got)
+    assert "model-00001-of-00003.safetensors, model-00003" in str(caught.value.got)
+
+
+def test_of_several_variants_none_is_guessed(tmp_path: Path) -> None:
+    folder = make(tmp_path, {"w": PLAIN})
+    shutil.copy(folder / "model.safetensors", folder / "model.fp16.safetensors")
+    assert Checkpoint.open(folder).files == ("model.safetensors",)
+    (folder / "model.safetensors").rename(folder / "model.fp32.safetensors")
+    with pytest.raises(CheckpointError, match="which one counts") as caught:
+        Checkpoint.open(folder)
+    assert caught.value.got == "model.fp16.safetensors, model.fp32.safetensors"
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"), [("m.gguf", "GGUF"), ("m.tar", "unpack"), ("m.safetensors", "the folder: ")]
+)
+def test_a_file_is_no_checkpoint(tmp_path: Path, name: str, hint: str) -> None:
+    (tmp_path / name).write_bytes(b"x")
+    with pytest.raises(CheckpointError, match="this is a file") as caught:
+        Checkpoint.open(tmp_path / name)
+    assert hint in str(caught.value.hint)
+
+
+def test_a_config_of_another_format_is_told(tmp_path: Path) -> None:
+    folder = make(tmp_path, {"w": PLAIN})
+    (folder / "config.json").rename(folder / "params.json")
+    with pytest.raises(CheckpointError, match=r"config\.json is missing") as caught:
+        Checkpoint.open(folder)
+    assert "Mistral" in str(caught.value.hint)
 
 
 @pytest.mark.parametrize("uri", ["ftp://host/model", "hf://a/b", "/no/such/folder", "owner/name"])
@@ -177,11 +302,6 @@ def test_unfinished_output_is_no_checkpoint(copy: Path) -> None:
     (copy / ".expo_ray").mkdir()
     with pytest.raises(CheckpointError, match="unfinished"):
         Checkpoint.open(copy)
-
-
-INT32 = torch.ones(2, 2, dtype=torch.int32)
-BYTES = torch.ones(2, 2, dtype=torch.uint8)
-PLAIN = torch.ones(2, 2)
 
 
 @pytest.mark.parametrize("section", ["", "text_config", "vision_config"])

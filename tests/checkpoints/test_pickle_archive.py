@@ -15,7 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from expo_ray.checkpoints import Checkpoint, iter_tensors, weights_digest
-from expo_ray.checkpoints.index import PICKLE_INDEX_NAME, read_file_header
+from expo_ray.checkpoints.index import read_file_header
+from expo_ray.checkpoints.layouts import PICKLE_INDEX_NAME
 from expo_ray.checkpoints.state_pickle import read_state
 from expo_ray.checkpoints.storage import open_storage
 from expo_ray.errors import CheckpointError

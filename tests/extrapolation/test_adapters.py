@@ -309,3 +309,24 @@ def test_a_tied_embedding_is_not_split(tmp_path: Path) -> None:
     folder = adapter(tied, tmp_path / "adapter", target_modules=["embed_tokens"])
     with pytest.raises(CheckpointError, match="tied"):
         Checkpoint.open(folder)
+
+
+@pytest.mark.parametrize("has_config", [True, False])
+def test_a_quantized_base_is_called_one(
+    base: Path, plain: Path, tmp_path: Path, has_config: bool
+) -> None:
+    quantized = Path(shutil.copytree(base, tmp_path / "base-bnb-4bit"))
+    for file in quantized.glob("*.safetensors"):
+        tensors = load_file(file)
+        for name in [n for n in tensors if n.endswith("_proj.weight")]:
+            tensors[name] = torch.zeros(tensors[name].numel() // 2, 1, dtype=torch.uint8)
+        save_file(tensors, file, metadata={"format": "pt"})
+    if has_config:
+        path = quantized / "config.json"
+        settings = {"quantization_config": {"quant_method": "bitsandbytes"}}
+        path.write_text(json.dumps(json.loads(path.read_text()) | settings))
+    with pytest.raises(CheckpointError) as caught:
+        Checkpoint.open(f"{plain}#base={quantized}")
+    words = "before quantization" if has_config else "trained on"
+    assert words in str(caught.value.hint)
+    assert "merge" not in str(caught.value.hint)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 from pathlib import Path
 
 import pytest
@@ -295,3 +296,42 @@ def test_vocabularies_of_two_sizes(tmp_path: Path, grows: bool, policy: str) -> 
         )
         assert same_bits(written[name], expected)
         assert any(name in note for note in result.notes)
+
+
+@pytest.mark.parametrize(
+    ("names", "words"),
+    [
+        (("language_model.model.w", "model.language_model.w"), "versions of transformers"),
+        (("model.text_model.layers.0.w", "model.layers.0.w"), "versions of transformers"),
+        (("_orig_mod.model.w", "model.w"), "torch.compile"),
+        (("model.w", "module.model.w"), "DDP"),
+        (("model.w", "model._fsdp_wrapped_module.w"), "FSDP"),
+        (("model.w", "pretrained_model.model.w"), "value head of TRL"),
+        (("model.w", "base_model.model.model.w"), "merge it with peft"),
+        (("model.q_proj.base_layer.weight", "model.q_proj.weight"), "merge it with peft"),
+        (("model.w", "model.other"), "initial must be the model"),
+    ],
+)
+def test_names_that_differ_tell_their_cause(
+    tmp_path: Path, names: tuple[str, str], words: str
+) -> None:
+    sides = [{name: noise((4, 4), torch.bfloat16, i)} for i, name in enumerate(names)]
+    for first, second in (sides, sides[::-1]):
+        shutil.rmtree(tmp_path, ignore_errors=True)
+        assert words in refused(tmp_path, [first, second], "missing from").partition("hint:")[2]
+
+
+def test_a_transposed_matrix_is_told(tmp_path: Path) -> None:
+    sides = [{"w": torch.ones(4, 6)}, {"w": torch.ones(6, 4)}]
+    assert "transposed" in refused(tmp_path, sides, "two shapes")
+
+
+@pytest.mark.parametrize("both", [False, True])
+def test_weights_that_zero3_left_empty_are_told(tmp_path: Path, both: bool) -> None:
+    empty = {name: torch.empty(0) for name in matrices(1)}
+    initial = write(tmp_path / "initial", empty if both else matrices(1))
+    aligned = write(tmp_path / "aligned", empty)
+    with pytest.raises(CheckpointError, match="ZeRO-3") as caught:
+        extrapolate(initial, aligned, tmp_path / "out", alpha=0.3, address="inline")
+    assert "zero_to_fp32.py" in str(caught.value.hint)
+    assert caught.value.message.startswith("initial" if both else "aligned")
