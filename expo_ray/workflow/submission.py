@@ -9,6 +9,7 @@ import shlex
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from expo_ray.errors import ConfigError, ExpoError, RequestError, WorkError
 from expo_ray.workflow.recipe import load_recipe
@@ -16,6 +17,8 @@ from expo_ray.workflow.recipe import load_recipe
 ENTRY_POINT = "pipelines/run.py"
 _ADDRESS = "RAY_API_SERVER_ADDRESS"
 SCHEMA_VERSION = 1
+_PROBE_SECONDS = 10.0
+_NUM_PROBES = 3
 
 
 def submit(
@@ -73,8 +76,9 @@ def submit(
         }
         if not wait:
             return result
-        asyncio.run(_follow(client, job_id, on_log))
-        details = client.get_job_info(job_id)
+        with _told_if_gone(client, job_id):
+            asyncio.run(_follow(client, job_id, on_log))
+            details = client.get_job_info(job_id)
     if str(details.status) != "SUCCEEDED":
         raise _failure(job_id, details)
     return {**result, "status": str(details.status)}
@@ -105,9 +109,55 @@ def _job_client(address: str | None) -> Iterator[Any]:
     yield client
 
 
+@contextlib.contextmanager
+def _told_if_gone(client: Any, job_id: str) -> Iterator[None]:
+    import aiohttp
+
+    try:
+        yield
+    except (OSError, RuntimeError, aiohttp.ClientError) as error:
+        raise WorkError(
+            "the job server is gone, or cannot be reached any more",
+            where=client.get_address(),
+            got=f"{type(error).__name__}: {error}",
+            hint=f"the job may go on: `ray job status {job_id}` tells once the server answers; if "
+            "the cluster was lost, submit again to continue the run",
+        ) from error
+
+
 async def _follow(client: Any, job_id: str, on_log: Callable[[str], None]) -> None:
-    async for text in client.tail_job_logs(job_id):
-        on_log(text)
+    async def tail() -> None:
+        async for text in client.tail_job_logs(job_id):
+            on_log(text)
+
+    # A host that is cut off closes no connection: the log would be waited for without end.
+    both = [asyncio.ensure_future(tail()), asyncio.ensure_future(_lose(client.get_address()))]
+    try:
+        done, _ = await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
+    finally:
+        for task in both:
+            task.cancel()
+        await asyncio.gather(*both, return_exceptions=True)
+
+
+async def _lose(address: str) -> None:
+    """Return never; raise once a server has taken no connection for a minute."""
+    parts = urlsplit(address)
+    port = parts.port or (443 if parts.scheme == "https" else 80)
+    num_failures = 0
+    while True:
+        await asyncio.sleep(_PROBE_SECONDS)
+        try:
+            async with asyncio.timeout(_PROBE_SECONDS):
+                _, writer = await asyncio.open_connection(parts.hostname, port)
+            writer.close()
+            num_failures = 0
+        except OSError:
+            num_failures += 1
+            if num_failures == _NUM_PROBES:
+                raise
 
 
 def _failure(job_id: str, details: Any) -> ExpoError:
