@@ -68,6 +68,27 @@ def require_writable_folder(path: str | Path, *, where: str = "--output") -> Pat
     return folder
 
 
+def refuse_links(folder: Path) -> None:
+    """Let a folder pass in which files are read and written, perhaps one that came from elsewhere.
+
+    Raises:
+        ConfigError: Something in it is a link to a folder, or leads out of it.
+    """
+    top = folder.resolve()
+    for root, folders, names in os.walk(folder):
+        for path in (Path(root, name) for name in sorted((*folders, *names))):
+            if not path.is_symlink():
+                continue
+            if path.name in folders or not path.resolve().is_relative_to(top):
+                raise ConfigError(
+                    "nothing is read or written through a link that leaves the folder",
+                    where=path,
+                    got=f"a link to {path.resolve()}",
+                    hint="put the file or folder itself in its place; to use another disk, give an "
+                    "output folder there",
+                )
+
+
 def _require_writable_parent(target: Path, asked: str | Path, where: str) -> None:
     parent = next(folder for folder in target.absolute().parents if folder.exists())
     if not parent.is_dir():

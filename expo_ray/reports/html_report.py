@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from expo_ray.checkpoints import atomic_write_bytes, atomic_write_text
-from expo_ray.checkpoints.local_output import require_local
+from expo_ray.checkpoints.local_output import refuse_links, require_local
 from expo_ray.reports import cautions, costs, deltas, examples, figures, provenance, wording
 from expo_ray.reports.drawing import Drawing
 from expo_ray.reports.first_order_figure import first_order_curve
@@ -42,10 +42,11 @@ def write_report(run_dir: str | Path) -> Path:
         The path of report.html.
 
     Raises:
-        ConfigError: It is neither, or a JSON file is malformed.
+        ConfigError: It is neither, a JSON file is malformed, or a link leads out of it.
         TableError: A Parquet file is malformed.
     """
     path = require_local(run_dir, where="RUN")
+    refuse_links(path)
     if is_load_test(path):
         template, (page, drawings) = "load_report.html.j2", load_page(path)
     else:

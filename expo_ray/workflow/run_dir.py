@@ -11,6 +11,7 @@ from typing import Any
 
 from expo_ray.checkpoints import atomic_write_json, atomic_write_text
 from expo_ray.checkpoints.folder_lock import owned_lock
+from expo_ray.checkpoints.local_output import refuse_links
 from expo_ray.errors import ConfigError
 from expo_ray.extrapolation import checkpoint_name
 from expo_ray.extrapolation.alpha_rules import AlphaRules
@@ -67,8 +68,10 @@ class RunDir:
             digest: Digest of what the recipe computes; another one is refused.
 
         Raises:
-            ConfigError: The folder holds another recipe's result, something else, or is in use.
+            ConfigError: The folder holds another recipe's result, something else or links that
+                leave it, or is in use.
         """
+        refuse_links(self.path)
         foreign = _foreign(self.path) if self.path.is_dir() else []
         # Of a request that ended before its work began nothing is worth keeping.
         found = self.read_resolved().get("recipe_digest") if foreign else None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 import xml.etree.ElementTree as ET
@@ -162,6 +163,33 @@ def test_any_part_may_be_missing(full_run: Path, tmp_path: Path, part: str) -> N
             (target / relative).parent.mkdir(parents=True, exist_ok=True)
             (target / relative).hardlink_to(file)
     assert Page(write_report(target)).unclosed == []
+
+
+@pytest.mark.parametrize("name", ["figures", "checkpoints", "recipe.yaml", "report.html"])
+def test_links_that_leave_the_run_are_refused(full_run: Path, tmp_path: Path, name: str) -> None:
+    copy = shutil.copytree(full_run, tmp_path / "run")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "secret").write_text("key")
+    if (copy / name).is_dir():
+        shutil.rmtree(copy / name)
+    else:
+        (copy / name).unlink(missing_ok=True)
+    is_folder = "." not in name
+    (copy / name).symlink_to(tmp_path / ("elsewhere" if is_folder else "secret"))
+    with pytest.raises(ConfigError, match="leaves the folder") as caught:
+        write_report(copy)
+    assert caught.value.where == str(copy / name)
+    assert not any((tmp_path / "elsewhere").iterdir())
+    assert (tmp_path / "secret").read_text() == "key"
+    # A run directory may be reached through a link, and hold links to its own files.
+    (copy / name).unlink()
+    (tmp_path / "link").symlink_to(copy)
+    (copy / "recipe.yaml").write_text("name: a")
+    (copy / "report.html").unlink(missing_ok=True)
+    (copy / "report.html").symlink_to("recipe.yaml")
+    write_report(tmp_path / "link")
+    assert (copy / "recipe.yaml").read_text() == "name: a"
+    assert not (copy / "report.html").is_symlink()
 
 
 def test_without_a_selection_nothing_is_written(tmp_path: Path) -> None:

@@ -26,6 +26,19 @@ def test_a_directory_is_claimed_once_per_recipe(tmp_path: Path) -> None:
     assert sorted(p.name for p in run.path.iterdir()) == before
 
 
+@pytest.mark.parametrize("name", [".lock", "recipe.yaml", "rewards/0-a/.alpha-0.parquet.tmp"])
+def test_links_planted_in_a_directory_are_not_followed(tmp_path: Path, name: str) -> None:
+    (tmp_path / "own").write_text("mine")
+    path = tmp_path / "run" / name
+    path.parent.mkdir(parents=True)
+    path.symlink_to(tmp_path / "own")
+    with pytest.raises(ConfigError, match="leaves the folder") as caught:
+        with RunDir(tmp_path / "run").claim(recipe_text="", digest="d"):
+            pass
+    assert str(path) == caught.value.where
+    assert (tmp_path / "own").read_text() == "mine"
+
+
 def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("")
     with pytest.raises(ConfigError, match="no run directory"):
