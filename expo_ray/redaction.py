@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from typing import Final
 from urllib.parse import quote, quote_plus
 
+from expo_ray.printable import printable
+
 MASK: Final = "***"
 _SECRET_NAME = re.compile(
     r"(?:TOKEN|SECRET|PASSWORD|PASSWD|PASSPHRASE|APIKEY|API_?KEY\w*|ACCESS_KEY\w*|[A-Z0-9]_KEY)$",
@@ -84,8 +86,8 @@ def _known() -> Iterator[str]:
 
 
 class RedactingFormatter(logging.Formatter):
-    """A log line, its traceback included, without secrets."""
+    """A log line, its traceback included, without secrets and codes that act on a terminal."""
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the line."""
-        return redacted(super().format(record))
+        return printable(redacted(super().format(record)))

@@ -27,7 +27,9 @@ def render_doctor(console: Console, result: dict[str, Any]) -> None:
     for problem in result["problems"]:
         console.print(Text(f"problem: {problem}", style="red"))
     if result["ok"]:
-        console.print(f"[green]fit[/green]: {len(result['nodes'])} nodes can take part in a run.")
+        console.print(
+            f"[green]fit[/green]: {len(result['nodes'])} nodes can take part in a run.", markup=True
+        )
 
 
 def render_extrapolation(console: Console, result: dict[str, Any]) -> None:
@@ -93,7 +95,8 @@ def render_verification(console: Console, result: dict[str, Any]) -> None:
     how = "recomputed from the inputs" if result["recomputed"] else "compared with their receipts"
     console.print(
         f"[green]verified[/green] {result['num_tensors']:,} tensors "
-        f"({format_bytes(result['num_bytes'])}) {how}, alpha {_alpha_text(result['alpha'])}"
+        f"({format_bytes(result['num_bytes'])}) {how}, alpha {_alpha_text(result['alpha'])}",
+        markup=True,
     )
     console.print(key_value_table({"weights digest": result["weights_digest"]}))
     for name, digest in (result["sha256"] or {}).items():
@@ -125,7 +128,7 @@ def render_inspection(console: Console, result: dict[str, Any], *, every_tensor:
             table.add_row(Text(tensor["name"]), tensor["dtype"], shape, tensor["file"])
         console.print(table)
     else:
-        console.print("[dim]-v lists every tensor[/dim]")
+        console.print("-v lists every tensor", style="dim")
 
 
 def _render_layers(console: Console, layers: list[dict[str, Any]]) -> None:
@@ -176,4 +179,4 @@ def render_diagnosis(console: Console, result: dict[str, Any], *, every_layer: b
     verdict = "[green]fit[/green]" if result["fit"] else "[red]not fit[/red]"
     is_doubted = result["fit"] and result["warnings"]
     but = ", if what the warnings ask is as it should be" if is_doubted else ""
-    console.print(f"This pair is {verdict} for extrapolation{but}.")
+    console.print(f"This pair is {verdict} for extrapolation{but}.", markup=True)

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 
 from expo_ray.cli.signals import SignalWatch
 from expo_ray.errors import ExpoError, InternalError, StoppedError
+from expo_ray.printable import printable
 from expo_ray.redaction import redacted
 
 _SIGNALS = {130: "interrupted", 143: "stopped by SIGTERM"}
@@ -110,7 +111,7 @@ def _tell_error(error: BaseException, arguments: Sequence[str]) -> int:
         return error.code if isinstance(error.code, int) else 0 if error.code is None else 1
     if not isinstance(error, ExpoError):
         if {"-v", "--verbose"} & set(arguments):
-            sys.stderr.write(redacted("".join(traceback.format_exception(error))))
+            sys.stderr.write(printable(redacted("".join(traceback.format_exception(error)))))
         error = _unforeseen(error)
     print_error(error, json_output="--json" in arguments)
     return error.exit_code

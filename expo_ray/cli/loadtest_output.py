@@ -5,8 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from rich.console import Console
+from rich.text import Text
 
 from expo_ray.cli.session import new_table
+
+VOID = Text("void:", style="red")
 
 
 def _cell(value: object) -> str:
@@ -44,7 +47,7 @@ def render_points(console: Console, result: dict[str, Any]) -> None:
     console.print(table)
     for point in result["points"]:
         for reason in point["void_reasons"]:
-            console.print("[red]void:[/red] the client could not keep up:", reason, highlight=False)
+            console.print(VOID, f"the client could not keep up: {reason}", highlight=False)
         if point["errors"]:
             classes = ", ".join(f"{kind} {number}" for kind, number in point["errors"].items())
             console.print(f"failed: {classes}", markup=False, highlight=False)
@@ -70,7 +73,7 @@ def render_comparison(console: Console, result: dict[str, Any]) -> None:
         load = point["concurrency"] or f"{point['offered_rate']:g}/s"
         console.print(f"at {load}, {point['num_pairs']} pairs: {point['text']}", markup=False)
     if result["void"]:
-        console.print("[red]void:[/red] the client could not keep up at some points")
+        console.print(VOID, "the client could not keep up at some points")
 
 
 def render_scaling(console: Console, result: dict[str, Any]) -> None:
@@ -84,4 +87,4 @@ def render_scaling(console: Console, result: dict[str, Any]) -> None:
         table.add_row(*map(_cell, row))
     console.print(table)
     if any(point["void"] for point in result["points"]):
-        console.print("[red]void:[/red] the client could not keep up at some points")
+        console.print(VOID, "the client could not keep up at some points")

@@ -32,6 +32,7 @@ from rich.table import Table
 from rich.text import Text
 
 from expo_ray.cli.endings import Told
+from expo_ray.cli.terminal import PlainConsole
 from expo_ray.errors import ConfigError, ExpoError
 from expo_ray.progress import NullProgress, ProgressBar
 from expo_ray.redaction import RedactingFormatter
@@ -99,7 +100,7 @@ class TerminalProgress:
     def __init__(self, console: Console) -> None:
         self._console = console
         self._progress = RichProgress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=28),
             _AmountColumn(),
             TimeElapsedColumn(),
@@ -146,8 +147,8 @@ class Session:
 
     def __init__(self, *, json_output: bool, verbose: bool = False, quiet: bool = False) -> None:
         self.json_output = json_output
-        self.stdout = Console(file=sys.stdout)
-        self.stderr = Console(file=sys.stderr)
+        self.stdout = PlainConsole(sys.stdout)
+        self.stderr = PlainConsole(sys.stderr)
         self.progress: TerminalProgress | _QuietProgress = (
             _QuietProgress() if quiet else TerminalProgress(self.stderr)
         )
@@ -186,12 +187,14 @@ def print_error(error: ExpoError, *, json_output: bool) -> None:
     if json_output:
         _print_json({"error": error.as_dict()})
         return
-    console = Console(file=sys.stderr)
+    console = PlainConsole(sys.stderr)
     console.print(Text.assemble(("error: ", "bold red"), error.message), soft_wrap=True)
     for label in ("where", "got", "expected", "hint"):
         value = getattr(error, label)
         if value is not None:
-            console.print(Text.assemble((f"  {label}: ", "dim"), value), soft_wrap=True)
+            # What goes on in a second line must not look like a line of ours.
+            shown = value.replace("\n", "\n    ")
+            console.print(Text.assemble((f"  {label}: ", "dim"), shown), soft_wrap=True)
 
 
 def from_flags(settings: type[Settings], values: Mapping[str, Any]) -> Settings:

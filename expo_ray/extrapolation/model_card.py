@@ -8,6 +8,7 @@ from pathlib import Path
 from expo_ray.checkpoints.storage import split_address
 from expo_ray.extrapolation.alpha import format_alpha
 from expo_ray.extrapolation.plan import FORMULA, ONTO_FORMULA
+from expo_ray.printable import markdown_code, markdown_text
 
 _HUB_CACHE = re.compile(r"models--([^/]+?)--([^/]+)/snapshots/[0-9a-f]{40}$")
 
@@ -88,10 +89,12 @@ def render_card(
         tags=["expo", "model-extrapolation", "merge", "arxiv:2404.16792"],
     )
     body = _BODY.format(
-        title=folder_name,
+        title=markdown_text(folder_name),
         alpha=_alpha_words(alpha, alpha_range),
         equation=equation,
-        parents="\n".join(f"| {role} | `{public_name(uri)}` |" for role, uri in parents.items()),
+        parents="\n".join(
+            f"| {role} | {markdown_code(public_name(uri))} |" for role, uri in parents.items()
+        ),
         source="aligned model" if onto_uri is None else "base",
         formula=FORMULA if onto_uri is None else ONTO_FORMULA,
         num_parameters=num_parameters,
