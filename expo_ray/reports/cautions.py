@@ -59,7 +59,7 @@ def _about_the_grid(selection: Mapping[str, Any]) -> Iterator[str]:
         yield (
             f"{what} at the largest candidate, alpha {format_alpha(edge['alpha'])}: the edge of "
             "the grid. Either the optimum lies beyond it, or the reward model is being "
-            "over-optimised; length and guards tell which."
+            "over-optimised; length and guards may tell which."
         )
 
 

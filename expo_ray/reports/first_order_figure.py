@@ -9,6 +9,12 @@ from expo_ray.reports.drawing import BLUE, MUTED, WASH, Drawing, canvas, finish
 from expo_ray.reports.figures import ALIGNED_LINE
 from expo_ray.reports.wording import format_alpha
 
+_MARKS: tuple[tuple[str, str, dict[str, str]], ...] = (
+    ("holds", "within a fifth of the line", {"marker": "o"}),
+    ("fails", "off the line", {"marker": "X"}),
+    ("cannot-tell", "cannot be told", {"marker": "o", "markerfacecolor": "white"}),
+)
+
 
 def first_order_curve(first_order: Mapping[str, Any]) -> Drawing:
     """Draw the gains and the line that the slope at alpha 0 predicts, over the real alpha axis."""
@@ -29,9 +35,13 @@ def first_order_curve(first_order: Mapping[str, Any]) -> Drawing:
                 line, [first_order["ci_low"] * a for a in line],
                 [first_order["ci_high"] * a for a in line], color=WASH, linewidth=0,
             )  # fmt: skip
-        panel.plot(
-            x, gains, color=BLUE, marker="o", markersize=4.5, linewidth=1.6, label="measured"
-        )
+        panel.plot(x, gains, color=BLUE, linewidth=1.6, label="measured")
+        for answer, words, style in _MARKS:
+            told = [i for i, p in enumerate(points) if p.get("answer", "cannot-tell") == answer]
+            panel.plot(
+                [x[i] for i in told], [gains[i] for i in told], color=BLUE, linestyle="",
+                markersize=5, label=words if told else None, **style,
+            )  # fmt: skip
         measured = [p for p in points if p["departure_ci_low"] is not None]
         panel.vlines(
             [p["alpha"] for p in measured],

@@ -23,8 +23,8 @@ def parts_sentence(selection: Mapping[str, Any]) -> str | None:
     tried = f"{found['num_trials']} trials"
     if found["heldout"] is None:
         return (
-            f"An alpha for each part of the model is not better than {uniform}: none of {tried} "
-            "gained more on the tuning prompts."
+            f"An alpha for each part of the model was not found to be better than {uniform}: none "
+            f"of {tried} had a higher mean on the tuning prompts."
         )
     result = wording.measured(selection, found["heldout"], over=uniform)
     best = f"the best of {tried} {result}"

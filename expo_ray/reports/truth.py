@@ -98,21 +98,24 @@ def _explain(judged: Gain, label: str, *, chosen: bool, where: str) -> tuple[str
         }[judged.sign]
     return {
         1: ("No", f"{fact}: a real gain was left on the table."),
-        0: ("Yes", f"{fact}: no proven gain was lost."),
+        0: (
+            "Undecided",
+            f"{fact}: the interval includes zero, so whether a gain was lost cannot be told.",
+        ),
         -1: ("Yes", f"{fact}: keeping the aligned model avoided a real loss."),
     }[judged.sign]
 
 
 def _compare(judged: Gain, best: Gain, label: str, *, chosen: bool) -> str:
     if best.alpha == 0:
-        return "Judged by the truth on the tuning prompts, no candidate was better than aligned."
+        return "On the tuning prompts no candidate had a higher mean of the truth than aligned."
     if best.alpha == judged.alpha:
         return "The truth itself, on the tuning prompts, would have picked the same alpha."
     text = (
         f"Had the truth been visible on the tuning prompts, it would have picked alpha "
         f"{format_alpha(best.alpha)}; there it {_words(best, label)} on the same prompts"
     )
-    if chosen and best.sign > 0 and judged.mean > 0:
+    if chosen and best.sign > 0 and judged.sign > 0:
         return (
             f"{text}, so the choice by reward reached {100 * judged.mean / best.mean:.0f}% of that."
         )

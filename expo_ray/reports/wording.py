@@ -200,7 +200,7 @@ def batching_spread(selection: Selection) -> str | None:
             "How far batching alone moves a score was not measured: the self-test was switched off."
         )
     if spread == 0:
-        return "Batching moves no score (self-test of the reward model)."
+        return "Batching moved no score of the chats in the self-test of the reward model."
     return (
         f"Batching alone moves a score by up to {spread:.2g} (self-test of the reward model); "
         "gains up to that are not called gains."
@@ -227,17 +227,31 @@ def first_order(selection: Selection) -> str | None:
             f"{found['num_prompts']} prompts{why if found.get('num_dropped') else ''}, so the "
             "argument of the method is neither supported nor refuted here."
         )
-    held, failed = found["holds_until"], found["fails_at"]
-    if failed is None:
-        end = f"holds, to a fifth, over everything tried, up to alpha {format_alpha(held)}"
-    elif held is None:
-        end = f"fails already at alpha {format_alpha(failed)}, the smallest that was tried"
-    else:
-        end = (
-            f"holds, to a fifth, up to somewhere between alpha {format_alpha(held)} and alpha "
-            f"{format_alpha(failed)}, where the reward has left it"
+    return f"{slope} ({surety}). {_line_sentence(found)}"
+
+
+def _line_sentence(found: Mapping[str, Any]) -> str:
+    """Say where the line holds, where it fails, and where so many prompts cannot tell."""
+    points, failed = found["points"], found["fails_at"]
+    # Selections of older versions call a line that was not refuted one that holds.
+    held = found["holds_until"] if "cannot_tell" in found else None
+    below = [p["alpha"] for p in points if failed is None or p["alpha"] < failed]
+    unknown = found.get("cannot_tell", below)
+    told = []
+    if held is not None:
+        last = ", the largest that was tried" if held == points[-1]["alpha"] else ""
+        told.append(f"holds, to a fifth, up to alpha {format_alpha(held)}{last}")
+    if failed is not None:
+        first = ", the smallest that was tried" if not below else ""
+        told.append(f"fails at alpha {format_alpha(failed)}{first}")
+    sentence = f"The straight line {' and '.join(told)}." if told else ""
+    if unknown:
+        alphas = ", ".join(map(format_alpha, unknown))
+        sentence += (
+            f" At alpha {alphas} it cannot be told from {found['num_prompts']} prompts whether "
+            "it holds: the measured gain may lie within a fifth of it, or beyond."
         )
-    return f"{slope} ({surety}). The straight line {end}."
+    return sentence.strip()
 
 
 def summary_rows(run_dir: str | Path) -> tuple[list[str], list[list[str]]]:

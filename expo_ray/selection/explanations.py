@@ -116,6 +116,8 @@ def _why_not(candidate: Candidate, settings: SelectionSettings) -> str:
         return f"has only {candidate.num_pairs} prompts scored under both models"
     if candidate.gain <= settings.min_gain:
         spread = f", up to {settings.min_gain:.4g} is no gain" if settings.min_gain else ""
-        return f"does not gain ({candidate.gain:+.4g}{spread})"
+        high = candidate.gain_ci_high
+        is_sure = high is not None and high <= settings.min_gain
+        return f"{'does not gain' if is_sure else 'shows no gain'} ({candidate.gain:+.4g}{spread})"
     chance = f"adjusted p = {candidate.p_adjusted:.2g}"
     return f"gains {candidate.gain:+.4g}, which may be chance ({chance})"

@@ -4,13 +4,16 @@ The method rests on omega(theta + alpha * delta) = omega(theta) + alpha * slope 
 raised the reward, so a further step raises it too while the line holds. The slope is measured here
 from the candidates with the smallest alphas, by least squares of slope * alpha + bend * alpha ** 2
 through the origin, prompt by prompt; being linear in the rewards, its mean over prompts has a
-paired bootstrap interval. Then each candidate is asked how far it lies from the line.
+paired bootstrap interval. Then each candidate is asked how far it lies from the line. There are
+three answers, because a line that could not be refuted is not one that holds: the interval of the
+departure lies within the tolerance, the departure is beyond it by more than chance, or so many
+prompts cannot tell.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -25,6 +28,8 @@ TOLERANCE = 0.2
 """Share of the prediction by which a gain may miss it: with enough prompts every curve is told from
 a straight line, and a fifth is near enough to plan by."""
 
+Answer = Literal["holds", "fails", "cannot-tell"]
+
 
 def check_first_order(
     samples: SplitSamples, settings: SelectionSettings, dropped: Mapping[float, str]
@@ -37,10 +42,11 @@ def check_first_order(
         dropped: Candidates that did not answer all prompts; they count on those they answered.
 
     Returns:
-        The part of selection.json; None without a positive alpha. `holds_until` is the largest
-        alpha tried whose gain may lie within a fifth of the line, with all smaller ones;
-        `fails_at` the first whose gain does not, beyond chance. The line ends somewhere between the
-        two; null means that no such alpha was tried.
+        The part of selection.json; None without a positive alpha. `fails_at` is the first alpha
+        tried whose gain misses the line by more than a fifth, beyond chance; `holds_until` the
+        largest below it that was shown to lie within a fifth; `cannot_tell` those below it of which
+        neither is shown. Null means that no such alpha was tried. A point has `answer`; its
+        `on_the_line` only says that it does not fail.
     """
     positive = [alpha for alpha in samples.alphas if alpha > 0]
     if not positive:
@@ -58,9 +64,12 @@ def check_first_order(
     for point, p_value in zip(points, adjusted, strict=True):
         point["p_adjusted"] = p_value
         point["on_the_line"] = p_value > 1 - settings.confidence
-    departed = [p["alpha"] for p in points if not p["on_the_line"]]
-    fails_at = departed[0] if departed else None
-    held = [p["alpha"] for p in points if fails_at is None or p["alpha"] < fails_at]
+        # A line through a single point is no evidence of its own.
+        point["answer"] = _answer(point) if len(points) > 1 else "cannot-tell"
+    failed = [p["alpha"] for p in points if p["answer"] == "fails"]
+    fails_at = failed[0] if failed else None
+    below = [p for p in points if fails_at is None or p["alpha"] < fails_at]
+    held = [p["alpha"] for p in below if p["answer"] == "holds"]
     return {
         "slope": slope.mean,
         "ci_low": low,
@@ -70,9 +79,20 @@ def check_first_order(
         "num_prompts": slope.num_values,
         "holds_until": held[-1] if held else None,
         "fails_at": fails_at,
+        "cannot_tell": [p["alpha"] for p in below if p["answer"] == "cannot-tell"],
+        "tolerance": TOLERANCE,
         "num_dropped": sum(alpha in dropped for alpha in positive),
         "points": points,
     }
+
+
+def _answer(point: Mapping[str, Any]) -> Answer:
+    low, high = point["departure_ci_low"], point["departure_ci_high"]
+    allowed = TOLERANCE * abs(point["predicted"])
+    if not point["on_the_line"]:
+        return "fails"
+    is_shown = low is not None and high is not None and -allowed <= low and high <= allowed
+    return "holds" if is_shown else "cannot-tell"
 
 
 def _per_prompt(samples: SplitSamples, alpha: float) -> FloatArray:

@@ -91,7 +91,7 @@ def test_rules_that_are_better_are_told_with_their_commands(tmp_path: Path) -> N
     ("heldout", "words"),
     [
         (COMPARED | WORSE, "did not prove better: the best of 3 trials changed the mean reward"),
-        (None, "is not better than the uniform alpha 3: none of 3 trials gained more"),
+        (None, "was not found to be better than the uniform alpha 3: none of 3 trials had"),
     ],
 )
 def test_rules_that_are_not_better_are_told_without_commands(

@@ -28,6 +28,8 @@ LINE = {
     "num_prompts": 100,
     "holds_until": 1.0,
     "fails_at": 2.0,
+    "cannot_tell": [],
+    "tolerance": 0.2,
     "num_dropped": 0,
     "points": [
         {
@@ -36,6 +38,7 @@ LINE = {
             "departure": -0.03 * alpha**2,
             "departure_ci_low": -0.04 * alpha**2,
             "departure_ci_high": -0.02 * alpha**2,
+            "answer": "holds" if alpha <= 1.0 else "fails",
         }
         for alpha in ALPHAS[1:]
     ],
@@ -63,7 +66,7 @@ def test_the_search_is_told_step_by_step(tmp_path: Path, race: dict[str, Any]) -
     assert "further answers would hardly change the choice" in page.text
     assert str(look_sizes(200)[0]) in page.text
     assert "+0.250 per unit of alpha" in page.text or "+0.25 per unit of alpha" in page.text
-    assert "somewhere between alpha 1 and alpha 2" in page.text
+    assert "line holds, to a fifth, up to alpha 1 and fails at alpha 2." in page.text
     assert (run.path / "figures" / "first-order.svg").is_file()
     assert f"serve deploy {run.path / 'serve_config.yaml'}" in page.text
     assert "expo-ray extrapolate" in page.text and "OUTPUT --alpha 3" in page.text
@@ -87,6 +90,41 @@ def test_a_slope_that_noise_hides_is_not_judged() -> None:
     assert text is not None and "neither supported nor refuted" in text
     assert "before they were dropped" in text
     assert first_order({"candidates": []}) is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        (
+            {"holds_until": None, "fails_at": None, "cannot_tell": [0.1, 1.0, 3.0]},
+            "At alpha 0.1, 1, 3 it cannot be told from 100 prompts whether it holds",
+        ),
+        (
+            {"holds_until": 1.0, "fails_at": None, "cannot_tell": [3.0]},
+            "The straight line holds, to a fifth, up to alpha 1. At alpha 3 it cannot be told",
+        ),
+        (
+            {"holds_until": 3.0, "fails_at": None},
+            "The straight line holds, to a fifth, up to alpha 3, the largest that was tried.",
+        ),
+        (
+            {"holds_until": None, "fails_at": 3.0, "cannot_tell": [0.1, 1.0]},
+            "The straight line fails at alpha 3. At alpha 0.1, 1 it cannot be told",
+        ),
+        (
+            {"holds_until": None, "fails_at": 0.1},
+            "The straight line fails at alpha 0.1, the smallest that was tried.",
+        ),
+    ],
+)
+def test_three_answers_about_the_line(changes: dict[str, Any], told: str) -> None:
+    points = [{"alpha": alpha} for alpha in (0.1, 1.0, 3.0)]
+    found = {**LINE, "points": points, **changes}
+    text = first_order({"candidates": [{"gain": 0.2}], "first_order": found})
+    assert text is not None and told in text
+    old = {name: value for name, value in found.items() if name != "cannot_tell"}
+    text = first_order({"candidates": [{"gain": 0.2}], "first_order": old})
+    assert text is not None and "holds, to a fifth" not in text
 
 
 def test_a_dropped_candidate_stands_as_dropped() -> None:

@@ -50,6 +50,29 @@ def test_a_bend_ends_the_line() -> None:
     assert not last["on_the_line"]
 
 
+def test_a_line_that_is_not_refuted_is_not_called_one_that_holds() -> None:
+    # So much noise that the line predicts 2.8 and anything around it may be measured.
+    found = first_order(lambda a: 0.7 * a, noise=4.0, seed=3)
+    assert found["fails_at"] is None
+    assert found["holds_until"] is None
+    assert found["cannot_tell"] == list(ALPHAS)
+    assert {point["answer"] for point in found["points"]} == {"cannot-tell"}
+    assert all(point["on_the_line"] for point in found["points"])
+
+
+def test_each_point_holds_where_its_interval_lies_within_the_tolerance() -> None:
+    found = first_order(lambda a: 0.7 * a, noise=0.35, seed=1)
+    answers = set()
+    for point in found["points"]:
+        allowed = found["tolerance"] * abs(point["predicted"])
+        inside = -allowed <= point["departure_ci_low"] <= point["departure_ci_high"] <= allowed
+        assert (point["answer"] == "holds") == inside
+        answers.add(point["answer"])
+    assert answers == {"holds", "cannot-tell"}
+    held = [p["alpha"] for p in found["points"] if p["answer"] == "holds"]
+    assert found["holds_until"] == max(held)
+
+
 def test_noise_does_not_end_a_line() -> None:
     ended = [
         first_order(lambda a: 0.7 * a, noise=1.0, seed=seed)["fails_at"] is not None
@@ -61,7 +84,8 @@ def test_noise_does_not_end_a_line() -> None:
 def test_one_candidate_gives_a_slope_and_no_judgement() -> None:
     found = first_order(lambda a: 0.7 * a, alphas=(0.5,))
     assert found["slope"] == pytest.approx(0.7, abs=0.05)
-    assert found["holds_until"] == 0.5
+    # The line was drawn through this very point.
+    assert (found["holds_until"], found["cannot_tell"]) == (None, [0.5])
     assert found["points"][0]["departure"] == pytest.approx(0, abs=1e-9)
 
 
