@@ -15,6 +15,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from expo_ray.errors import ConfigError
+from expo_ray.proxies import spare_this_machine
 from expo_ray.ray_start import join, not_joined, start_local
 
 LOCAL = "local"
@@ -86,6 +87,9 @@ def ray_session(address: str | None, *, num_cpus: int | None = None) -> Iterator
         yield
         return
     require_cluster(resolved)
+    if resolved == LOCAL:
+        # Serve's proxy reaches replicas by gRPC, which takes the proxies of the environment.
+        spare_this_machine(ray.util.get_node_ip_address())
     # Ray warns about a future default on every start; the new behaviour is the one we want.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     # Serve's proxy then takes a streamed token from a replica for two thirds of the time.

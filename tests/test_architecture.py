@@ -19,7 +19,7 @@ FLOORS = [
     {"printable", "json_text"},
     {"redaction"},
     {"errors", "progress", "lazy", "http_text", "yaml_text", "__init__"},
-    {"credentials"},
+    {"credentials", "proxies"},
     {"ray_start"},
     {"cluster"},
     {"checkpoints"},
@@ -36,7 +36,15 @@ FLOORS = [
     {"cli"},
 ]
 FLOOR_OF = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
-WITHOUT_RAY = {"redaction", "errors", "progress", "credentials", "checkpoints", "tables"} | {
+WITHOUT_RAY = {
+    "redaction",
+    "errors",
+    "progress",
+    "credentials",
+    "proxies",
+    "checkpoints",
+    "tables",
+} | {
     "extrapolation",
     "rewards",
     "reports",

@@ -17,6 +17,7 @@ from expo_ray.checkpoints.lfs_pointers import refuse_pointer
 from expo_ray.checkpoints.retries import is_passing, retry_io
 from expo_ray.checkpoints.storage import MAX_SMALL_FILE_BYTES, FileFacts, hidden_or_deep
 from expo_ray.errors import CheckpointError
+from expo_ray.proxies import through_proxy
 
 SCHEME = "hf://"
 _NAME = r"[A-Za-z0-9_][\w.-]*"
@@ -238,7 +239,8 @@ def _is_passing(error: BaseException) -> bool:
 def _failure(where: str, error: Exception) -> CheckpointError:
     from huggingface_hub import errors
 
-    got, hint = f"{type(error).__name__}: {error}", "is HF_ENDPOINT right, is the network there?"
+    got = f"{type(error).__name__}: {error}{through_proxy(hub_endpoint())}"
+    hint = "is HF_ENDPOINT right, is the network there?"
     is_bare = not where.startswith(SCHEME)
     if is_bare:
         hint = f"no local folder has this name; if it is meant as a Hub id: {hint}"

@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 
 from expo_ray.checkpoints.retries import retry_io
 from expo_ray.errors import CheckpointError
+from expo_ray.proxies import find_proxy, through_proxy
 
 SCHEMES = ("s3://", "gs://")
 ENDPOINT_VARIABLES = {
@@ -25,6 +26,7 @@ ENDPOINT_VARIABLES = {
 }
 CONNECT_TIMEOUT_SECONDS = 10
 REQUEST_TIMEOUT_SECONDS = 60
+_AMAZON = "https://s3.amazonaws.com"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -247,6 +249,11 @@ def endpoint_url(scheme: str) -> str | None:
     return f"{'http' if scheme == 'gs' else 'https'}://{endpoint}"
 
 
+def store_proxy(uri: str) -> str:
+    """Say through which proxy a store is reached, for the end of a message; empty without."""
+    return through_proxy(endpoint_url("s3") or _AMAZON) if uri.startswith("s3://") else ""
+
+
 def region() -> str | None:
     """Return the S3 region that the environment sets; a server of its own needs some name."""
     found = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
@@ -255,11 +262,16 @@ def region() -> str | None:
 
 def filesystem(scheme: str) -> Any:
     """Return the pyarrow file system of a scheme, as the environment sets it up."""
-    return _filesystem(scheme, endpoint_url(scheme), region(), os.getpid())
+    endpoint = endpoint_url(scheme)
+    # Google's client looks for a proxy by itself, Amazon's does not.
+    proxy = find_proxy(endpoint or _AMAZON) if scheme == "s3" else None
+    return _filesystem(scheme, endpoint, region(), proxy and proxy.url, os.getpid())
 
 
 @lru_cache(maxsize=8)
-def _filesystem(scheme: str, endpoint: str | None, region: str | None, process: int) -> Any:
+def _filesystem(
+    scheme: str, endpoint: str | None, region: str | None, proxy: str | None, process: int
+) -> Any:
     # The process is a key because a connection does not survive a fork.
     import pyarrow.fs as fs
 
@@ -273,5 +285,6 @@ def _filesystem(scheme: str, endpoint: str | None, region: str | None, process: 
         request_timeout=REQUEST_TIMEOUT_SECONDS,
         # Parts that wait in the background would have no bound on their memory.
         background_writes=False,
+        proxy_options=proxy,
         **place,
     )

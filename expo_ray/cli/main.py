@@ -43,5 +43,7 @@ def main(argv: list[str] | None = None) -> None:
 
 def _call(arguments: list[str]) -> int | None:
     from expo_ray.cli.tree import call
+    from expo_ray.proxies import spare_this_machine
 
+    spare_this_machine()
     return call(arguments)

@@ -21,6 +21,7 @@ from expo_ray.extrapolation.alpha import checkpoint_name
 from expo_ray.extrapolation.model_card import public_name
 from expo_ray.extrapolation.record import parse_record, read_record_bytes, sealed
 from expo_ray.extrapolation.targets import Target
+from expo_ray.proxies import through_proxy
 
 FLAG = "--push-to"
 _READ_ONLY = "read"
@@ -189,7 +190,8 @@ def _words(error: BaseException) -> str:
     cause = error.__cause__ if isinstance(error, RuntimeError) and error.__cause__ else error
     response = getattr(cause, "response", None)
     status = f"status {response.status_code}: " if response is not None else ""
-    return f"{status}{str(cause).strip().splitlines()[0] if str(cause).strip() else type(cause)}"
+    words = str(cause).strip().splitlines()[0] if str(cause).strip() else type(cause)
+    return f"{status}{words}{through_proxy(hub_endpoint())}"
 
 
 def _refusal(message: str, repo_id: str, got: object, expected: str) -> ConfigError:

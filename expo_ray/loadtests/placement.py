@@ -17,6 +17,7 @@ from ray import serve
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from expo_ray.errors import ConfigError
+from expo_ray.proxies import is_loopback
 
 _MAX_CLIENTS = 8
 
@@ -109,11 +110,6 @@ def choose_nodes(
         beside_replicas=not free,
         num_clients=num_clients or min(_MAX_CLIENTS, max(2, len(nodes))),
     )
-
-
-def is_loopback(host: str | None) -> bool:
-    """Say whether only programs on the same machine reach this host."""
-    return host is not None and (host in ("localhost", "::1") or host.startswith("127."))
 
 
 def _replica_nodes() -> set[str]:

@@ -15,6 +15,7 @@ import aiohttp
 from expo_ray.loadtests.answer import Answer, StreamError
 from expo_ray.loadtests.dispatch import Clock
 from expo_ray.loadtests.records import Job, RequestRecord
+from expo_ray.proxies import find_proxy, through_proxy
 
 REPLICA_HEADER = "x-expo-ray-replica"
 """Response header in which `expo-ray serve` names the replica that answers."""
@@ -84,6 +85,9 @@ class HttpSender:
     def __init__(self, endpoint: Endpoint, body: dict[str, Any], timeout_seconds: float) -> None:
         self._endpoint = endpoint
         self._url = f"{endpoint.api_url}/chat/completions"
+        proxy = find_proxy(self._url) if endpoint.app_name is None else None
+        self._proxy = None if proxy is None else proxy.url
+        self._through = through_proxy(self._url) if proxy else ""
         self._body = body
         self._timeout_seconds = timeout_seconds
 
@@ -117,12 +121,12 @@ class HttpSender:
         body = request_body(self._endpoint, job, self._body)
         try:
             async with self._session.post(
-                self._url, json=body, headers=self._endpoint.headers
+                self._url, json=body, headers=self._endpoint.headers, proxy=self._proxy
             ) as response:
                 answer.replica = response.headers.get(REPLICA_HEADER)
                 if response.status != 200:
                     text = await response.text(errors="replace")
-                    raise StreamError(f"http_{response.status}", text)
+                    raise StreamError(f"http_{response.status}", f"{self._through} {text}".strip())
                 answering = True
                 async for data, stamp in _events(response, clock):
                     answer.add(data, stamp)
@@ -133,7 +137,7 @@ class HttpSender:
             failure = "timeout", "no end within the time limit"
         except (aiohttp.ClientError, OSError) as error:
             kind = "mid_stream" if answering else "connect"
-            failure = kind, f"{type(error).__name__}: {error}"
+            failure = kind, f"{type(error).__name__}: {error}{self._through}"
         return answer.as_record(
             job, intended_seconds=due, sent_seconds=sent, done_seconds=clock(), failure=failure
         )

@@ -6,6 +6,7 @@ import contextlib
 import secrets
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
@@ -14,11 +15,15 @@ import ray
 from expo_ray.credentials import read_api_key
 from expo_ray.errors import ConfigError, ServingError
 from expo_ray.loadtests.options import LoadtestOptions
-from expo_ray.loadtests.placement import is_loopback
 from expo_ray.loadtests.stream import Endpoint
+from expo_ray.proxies import http_client, is_loopback, through_proxy
+from expo_ray.redaction import redacted
 from expo_ray.serving.alpha_setting import RulesLike, setting_fields
 
 _TIMEOUT_SECONDS = 30.0
+_NO_SUCH_PATH = (404, 405, 410, 501)
+"""Of a service that answers chats and lists no models."""
+_NAME_IT = "does it answer chats and list no models? then name one: --model NAME"
 
 
 @contextlib.contextmanager
@@ -99,20 +104,30 @@ def _resolve(endpoint: Endpoint) -> Endpoint:
     """Ask a service for its models: that it answers, the name, the weights and their alpha."""
     url = f"{endpoint.api_url}/models"
     try:
-        answer = httpx.get(url, headers=endpoint.headers, timeout=_TIMEOUT_SECONDS)
-        answer.raise_for_status()
-        models = {str(model["id"]): model for model in answer.json()["data"]}
+        with http_client(url, headers=endpoint.headers, timeout=_TIMEOUT_SECONDS) as client:
+            answer = client.get(url)
+        if endpoint.model and answer.status_code in _NO_SUCH_PATH:
+            return endpoint
+        models = _listed(answer.raise_for_status())
     except (httpx.HTTPError, httpx.InvalidURL) as error:
+        is_missing = isinstance(error, httpx.HTTPStatusError) and not endpoint.model
         raise ServingError(
             "the service does not answer",
             where=url,
-            got=f"{type(error).__name__}: {error}",
+            got=f"{type(error).__name__}: {error}{through_proxy(url)}",
             expected="a list of models",
+            hint=_NAME_IT if is_missing else None,
         ) from error
-    except (ValueError, KeyError, TypeError) as error:
+    if models is None and endpoint.model:
+        return endpoint
+    if models is None:
         raise ServingError(
-            "the service does not speak the OpenAI API", where=url, expected="a list of models"
-        ) from error
+            "the service lists no models",
+            where=url,
+            got=f"{redacted(answer.text)[:100]!r}{through_proxy(url)}",
+            expected="a list of models, as of the OpenAI API",
+            hint=_NAME_IT,
+        )
     if not endpoint.model and len(models) != 1:
         raise ConfigError(
             "the service has not exactly one model",
@@ -130,3 +145,10 @@ def _resolve(endpoint: Endpoint) -> Endpoint:
         alpha=float(alpha) if isinstance(alpha, int | float) else None,
         alpha_rules=rules if isinstance(rules, dict) else None,
     )
+
+
+def _listed(answer: httpx.Response) -> dict[str, Any] | None:
+    try:
+        return {str(model["id"]): model for model in answer.json()["data"]}
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None

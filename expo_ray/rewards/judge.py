@@ -16,6 +16,7 @@ import httpx
 
 from expo_ray.http_text import limited_request
 from expo_ray.json_text import parse_json
+from expo_ray.proxies import http_client, through_proxy
 from expo_ray.rewards.interface import Chat, References, RewardScore
 from expo_ray.rewards.spec import judge_api_key
 
@@ -50,7 +51,9 @@ class JudgeRewardModel:
         self.revision = "prompt-" + hashlib.sha256(_INSTRUCTIONS.encode()).hexdigest()[:16]
         self.settings = f"{url}#{model} {_SAMPLING}"
         key = judge_api_key()
-        self._client = httpx.Client(
+        self._through = through_proxy(url)
+        self._client = http_client(
+            url,
             base_url=url,
             timeout=_TIMEOUT_SECONDS,
             headers={"Authorization": f"Bearer {key}"} if key else {},
@@ -82,7 +85,9 @@ class JudgeRewardModel:
             answer = self._post(body)
             text = answer["choices"][0]["message"]["content"]
         except (httpx.HTTPError, ValueError, KeyError, IndexError, TypeError) as error:
-            return RewardScore.failed(f"the judge did not answer: {type(error).__name__}: {error}")
+            return RewardScore.failed(
+                f"the judge did not answer: {type(error).__name__}: {error}{self._through}"
+            )
         tokens = _num_tokens(answer.get("usage"))
         rating = parse_rating(text)
         if rating is None:

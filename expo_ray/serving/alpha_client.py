@@ -8,6 +8,7 @@ from typing import Any
 import httpx
 
 from expo_ray.errors import ConfigError, ExpoError, ServingError
+from expo_ray.proxies import http_client, through_proxy
 from expo_ray.redaction import redacted
 from expo_ray.serving.alpha_setting import RulesLike, require_setting, setting_fields
 
@@ -107,18 +108,17 @@ def _ask(
     endpoint = f"{url.rstrip('/').removesuffix('/v1')}/v1/alpha"
     headers = {} if api_key is None else {"Authorization": f"Bearer {api_key}"}
     timeout = httpx.Timeout(timeout_seconds, connect=30)
-    # Certificates are read only where one has to be checked: that takes longer than the request.
-    is_checked = not endpoint.startswith("http:")
     try:
-        answer = httpx.request(
-            verb, endpoint, json=body, headers=headers, timeout=timeout, verify=is_checked
-        )
+        with http_client(endpoint, headers=headers, timeout=timeout) as client:
+            answer = client.request(verb, endpoint, json=body)
     except (httpx.InvalidURL, httpx.UnsupportedProtocol) as error:
         raise ConfigError("not a URL", where="--url", got=url, hint=str(error)) from error
     except httpx.HTTPError as error:
         was_sent = not isinstance(error, httpx.ConnectError | httpx.ConnectTimeout)
         raise (_LostError if was_sent else ServingError)(
-            "the service does not answer", where=endpoint, got=f"{type(error).__name__}: {error}"
+            "the service does not answer",
+            where=endpoint,
+            got=f"{type(error).__name__}: {error}{through_proxy(endpoint)}",
         ) from error
     if answer.status_code == 200:
         state: dict[str, Any] = answer.json()
@@ -132,4 +132,8 @@ def _ask(
         kind = _LostError
     elif answer.status_code == 409:
         kind = ServingError
-    raise kind("the service refuses", where=endpoint, got=f"{answer.status_code}: {message}")
+    raise kind(
+        "the service refuses",
+        where=endpoint,
+        got=f"{answer.status_code}: {message}{through_proxy(endpoint)}",
+    )

@@ -12,6 +12,7 @@ import ray
 from ray import serve
 
 from expo_ray.errors import ConfigError, ServingError
+from expo_ray.proxies import http_client
 from expo_ray.redaction import redacted
 from expo_ray.rewards import RewardModelSpec, pin_reward_model
 from expo_ray.serving.alpha_board import stop_board
@@ -226,11 +227,10 @@ class ServedModel:
         body = {"model": self.model, "prompt": "a", "max_tokens": 1}
         deadline = time.monotonic() + _ANSWER_TIMEOUT_SECONDS
         problem = "no attempt"
+        client = http_client(self.url, is_ours=True, headers=headers, timeout=60)
         while time.monotonic() < deadline:
             try:
-                answer = httpx.post(
-                    f"{self.url}/v1/completions", json=body, headers=headers, timeout=60
-                )
+                answer = client.post(f"{self.url}/v1/completions", json=body)
             except httpx.HTTPError as error:
                 problem = f"{type(error).__name__}: {error}"
             else:

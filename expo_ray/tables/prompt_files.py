@@ -15,6 +15,7 @@ from typing import Any
 from expo_ray.checkpoints.hub_storage import hub_endpoint
 from expo_ray.checkpoints.remote_path import RemotePath, is_remote
 from expo_ray.errors import TableError
+from expo_ray.proxies import through_proxy
 
 DATASETS = "hf://datasets/"
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".parquet", ".csv")
@@ -186,7 +187,8 @@ def _split_of(name: str) -> str:
 def _failure(where: str, error: Exception) -> TableError:
     from huggingface_hub import errors
 
-    got, hint = f"{type(error).__name__}: {error}", "is HF_ENDPOINT right, is the network there?"
+    got = f"{type(error).__name__}: {error}{through_proxy(hub_endpoint())}"
+    hint = "is HF_ENDPOINT right, is the network there?"
     if isinstance(error, errors.OfflineModeIsEnabled):
         got, hint = "HF_HUB_OFFLINE is set", "unset it, or give a local file"
     elif isinstance(error, errors.GatedRepoError):

@@ -12,6 +12,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from expo_ray.errors import ConfigError, ExpoError, RequestError, WorkError
+from expo_ray.proxies import through_proxy
 from expo_ray.workflow.recipe import load_recipe
 
 ENTRY_POINT = "pipelines/run.py"
@@ -95,10 +96,11 @@ def _job_client(address: str | None) -> Iterator[Any]:
     try:
         client = JobSubmissionClient()
     except (ConnectionError, RuntimeError, ValueError) as error:
+        asked = address or before or os.environ.get("RAY_ADDRESS") or "auto"
         raise ConfigError(
             "cannot reach the job server of the cluster",
             where="--address",
-            got=f"{address or before or os.environ.get('RAY_ADDRESS') or 'auto'} ({error})",
+            got=f"{asked} ({error}){through_proxy(asked)}",
             expected="http://HEAD:8265",
             hint="is the dashboard running there, and its port open?",
         ) from error

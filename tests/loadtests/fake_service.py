@@ -23,6 +23,8 @@ class FakeService:
     models: list[dict[str, Any]] = field(
         default_factory=lambda: [{"id": "fake", "weights_digest": "abc"}]
     )
+    lists: int | str | None = None
+    """Answered where the models are asked for, a status or a text, instead of their list."""
     requests: list[dict[str, Any]] = field(default_factory=list)
     headers: list[dict[str, str]] = field(default_factory=list)
     in_flight: int = 0
@@ -34,7 +36,9 @@ class FakeService:
     _lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     async def list_models(self, request: web.Request) -> web.Response:
-        return web.json_response({"object": "list", "data": self.models})
+        if isinstance(self.lists, int):
+            return web.Response(status=self.lists, text="no\nluck")
+        return web.json_response(self.lists or {"object": "list", "data": self.models})
 
     async def chat(self, request: web.Request) -> web.StreamResponse:
         body = await request.json()

@@ -3,7 +3,8 @@ from __future__ import annotations
 import pytest
 
 from expo_ray.errors import ConfigError
-from expo_ray.loadtests.placement import choose_nodes, is_loopback
+from expo_ray.loadtests.placement import choose_nodes
+from expo_ray.proxies import is_loopback
 
 A, B, C = (letter * 56 for letter in "abc")  # node ids have 28 bytes
 NODES = [{"NodeID": A}, {"NodeID": B, "Labels": {"role": "load"}}, {"NodeID": C}]

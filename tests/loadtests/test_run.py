@@ -10,6 +10,8 @@ import pytest
 
 from expo_ray.errors import ConfigError, EvaluationError, ServingError, TableError
 from expo_ray.loadtests import LoadtestOptions, loadtest
+from expo_ray.loadtests.stream import Endpoint
+from expo_ray.loadtests.target import open_target
 from tests.loadtests.fake_service import FakeService, running_service
 
 
@@ -147,6 +149,33 @@ def test_wrong_targets_write_nothing(
         run(service.url)
     assert error.value.got == "another, fake"
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("answer", [404, 405, "not a list"])
+def test_a_service_that_lists_no_models_is_tested_by_name(
+    service: FakeService, answer: int | str
+) -> None:
+    def resolved(**options: Any) -> Endpoint:
+        settings = LoadtestOptions(**options)
+        with open_target(service.url, initial=None, alpha=None, options=settings) as endpoint:
+            return endpoint
+
+    service.lists = answer
+    endpoint = resolved(model="named")
+    assert (endpoint.model, endpoint.weights_digest) == ("named", None)
+    with pytest.raises(ServingError) as error:
+        resolved()
+    assert "--model" in str(error.value.hint)
+
+
+def test_a_service_whose_list_needs_a_key_is_not_tested(service: FakeService) -> None:
+    service.lists = 401
+    settings = LoadtestOptions(model="named")
+    with (
+        pytest.raises(ServingError, match="does not answer"),
+        open_target(service.url, initial=None, alpha=None, options=settings),
+    ):
+        pass
 
 
 def test_a_model_is_served_for_the_time_of_the_test(

@@ -4,6 +4,7 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
@@ -14,6 +15,7 @@ from expo_ray.errors import CheckpointError, ConfigError, PairError, TableError
 from expo_ray.serving import SamplingParams, generate, score, serve
 from expo_ray.tables import REWARDS_SCHEMA, read_table
 from tests.pico import save_pair
+from tests.proxy_server import ProxyServer, running_proxy
 
 EXPO_RAY = Path(sys.executable).with_name("expo-ray")
 
@@ -103,13 +105,23 @@ def test_wrong_requests_start_nothing(
     assert not output.exists()
 
 
+@pytest.fixture
+def company_proxy() -> Iterator[ProxyServer]:
+    with running_proxy() as running:
+        yield running
+
+
 @pytest.mark.parametrize("proxy", ["serve", pytest.param("haproxy", marks=pytest.mark.slow)])
 def test_serve_says_ready_when_it_answers_and_a_signal_ends_it(
-    pico_pair: tuple[Path, Path], proxy: str
+    pico_pair: tuple[Path, Path], proxy: str, company_proxy: ProxyServer
 ) -> None:
-    """A Ray of its own: the command starts and stops it."""
+    """A Ray of its own: the command starts and stops it, and asks no proxy of the environment."""
     port = free_port()
-    environment = {**os.environ, "PICO_KEY": "sk-1"}
+    environment = {**os.environ, "PICO_KEY": "sk-1\n"}  # as files give it
+    for name in ("http_proxy", "https_proxy", "all_proxy"):
+        environment |= {name: company_proxy.url, name.upper(): company_proxy.url}
+        environment.pop("no_proxy", None)
+        environment.pop("NO_PROXY", None)
     environment["RAY_SERVE_ENABLE_HA_PROXY"] = str(int(proxy == "haproxy"))
     environment.pop("RAY_ADDRESS", None)
     initial, aligned = map(str, pico_pair)
@@ -139,6 +151,8 @@ def test_serve_says_ready_when_it_answers_and_a_signal_ends_it(
             assert json.loads(process.stdout.readline()) == stopping
             assert process.wait(timeout=60) == 128 + signal.SIGTERM
             assert process.stdout.read() == ""
+            # Ray itself may ask whether it runs in a cloud.
+            assert [line for line in company_proxy.asked if "metadata" not in line] == []
         finally:
             process.kill()
     with socket.socket() as probe:
