@@ -10,6 +10,7 @@ from typing import Any
 from expo_ray.checkpoints.local_output import require_local, require_writable_file
 from expo_ray.cluster import LOCAL, ray_session, resolve_address
 from expo_ray.credentials import read_api_key
+from expo_ray.errors import ServingError
 from expo_ray.extrapolation.plan import build_plan
 from expo_ray.progress import Progress
 from expo_ray.rewards.anchors import read_anchors
@@ -26,7 +27,7 @@ from expo_ray.serving.sampling import SamplingParams
 from expo_ray.serving.served_model import ServedModel
 from expo_ray.serving.source import ModelSource
 from expo_ray.tables import read_prompts
-from expo_ray.tables.streamed import parquet_files
+from expo_ray.tables.streamed import iter_batches, parquet_files
 
 _DEFAULT_SAMPLING = SamplingParams()
 _NO_OPTIONS = EngineOptions()
@@ -74,7 +75,7 @@ def generate(
 
     Raises:
         RequestError: A flag, the checkpoint, the pair or the prompts are wrong.
-        ServingError: Replicas failed.
+        ServingError: Replicas failed, or every response did.
     """
     # Checks what can be checked before a Ray is started; there auto may pick another engine.
     output = require_writable_file(output)
@@ -84,7 +85,9 @@ def generate(
     if resolve_address(address) == LOCAL:
         require_support(resolve_engine(engine), source)
     with ray_session(address), GeneratorReplicas(num_replicas, engine, options=options) as replicas:
-        return replicas.write_responses(source, rows, output, sampling=sampling, progress=progress)
+        made = replicas.write_responses(source, rows, output, sampling=sampling, progress=progress)
+    _require_some(made, output, "responses")
+    return made
 
 
 def score(
@@ -126,7 +129,7 @@ def score(
 
     Raises:
         RequestError: A flag, a table or a checkpoint is wrong.
-        ServingError: Replicas failed.
+        ServingError: Replicas failed, or every reward did.
     """
     # A wrong reward model or table shows before a Ray is started.
     output = require_writable_file(output)
@@ -143,9 +146,29 @@ def score(
     for table in (responses, *(() if reference is None else (reference,))):
         count_rows(parquet_files(require_local(table, where="RESPONSES, --reference")))
     with ray_session(address), replicas:
-        return replicas.write_rewards(
+        made = replicas.write_rewards(
             responses, output, references_path=reference, progress=progress
         )
+    _require_some(made, output, "rewards")
+    return made
+
+
+def _require_some(made: Mapping[str, Any], table: Path, rows: str) -> None:
+    """Let work pass of which anything came out.
+
+    Raises:
+        ServingError: Every row of its table holds an error.
+    """
+    if not 0 < made["num_rows"] == made["num_errors"]:
+        return
+    first = next(iter_batches([table], ["prompt_id", "error"])).slice(0, 1).to_pylist()[0]
+    raise ServingError(
+        f"every one of the {rows} failed",
+        where=table,
+        got=f"{made['num_errors']} of {made['num_rows']}; prompt {first['prompt_id']}: "
+        f"{first['error']}",
+        hint="the table says why for each; once that is mended the same command tries them again",
+    )
 
 
 def serve(

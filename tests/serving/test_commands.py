@@ -11,7 +11,7 @@ import httpx
 import psutil
 import pytest
 
-from expo_ray.errors import CheckpointError, ConfigError, PairError, TableError
+from expo_ray.errors import CheckpointError, ConfigError, PairError, ServingError, TableError
 from expo_ray.serving import SamplingParams, generate, score, serve
 from expo_ray.tables import REWARDS_SCHEMA, read_table
 from tests.pico import save_pair
@@ -56,6 +56,18 @@ def test_generate_and_score_files(
     assert fine["reward"] == scored["mean_reward"]
     assert fine["alpha"] == 0.3
     assert json.dumps([made, scored])
+    prompts.write_text(json.dumps({"prompt": "x" * 300}))
+    with pytest.raises(ServingError, match="every one of the responses failed") as caught:
+        generate(aligned, prompts=prompts, output=tmp_path / "none.parquet")
+    assert str(caught.value.got).startswith("1 of 1; prompt 0: the prompt has")
+    with pytest.raises(ServingError, match="every one of the rewards failed"):
+        score(
+            tmp_path / "none.parquet",
+            reward_model="implicit:beta=1",
+            output=tmp_path / "no-rewards.parquet",
+            initial=initial,
+            aligned=aligned,
+        )
 
 
 def test_wrong_requests_start_nothing(
