@@ -106,13 +106,23 @@ def push(folder: Path, repo_id: str, *, private: bool) -> str:
         Its address, hf://owner/name@commit.
 
     Raises:
-        WorkError: The upload failed; the next one sends only what is missing.
+        WorkError: A file is a link that leaves the folder, or the upload failed; the next one sends
+            only what is missing.
     """
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
     data = read_record_bytes(folder)
     record = parse_record(data, where=str(folder / RECORD_NAME))
     names = [str(entry["name"]) for entry in record["files"]]
+    for name in names:
+        if not (folder / name).resolve().is_relative_to(folder.resolve()):
+            raise WorkError(
+                "a file of the checkpoint lies elsewhere: it is not given away",
+                where=folder / name,
+                got=(folder / name).resolve(),
+                expected="a file inside the folder",
+                hint="write the checkpoint again with --overwrite",
+            )
     operations: list[CommitOperationAdd | CommitOperationDelete] = [
         CommitOperationAdd(path_in_repo=name, path_or_fileobj=folder / name) for name in names
     ]

@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from expo_ray.checkpoints import Checkpoint
-from expo_ray.errors import CheckpointError
+from expo_ray.errors import CheckpointError, WorkError
 from expo_ray.extrapolation import assembly, extrapolate, verify
+from expo_ray.extrapolation.publishing import push
 from expo_ray.extrapolation.record import read_record
 from tests.extrapolation.synthetic import file_digests, noise, write
 
@@ -116,6 +117,17 @@ def test_the_cache_of_the_hub_links_to_its_own_blobs(
     (snapshot / "tokenizer_x.json").symlink_to("../../blobs/planted")
     shutil.rmtree(tmp_path / "out")
     assert refused((pair[0], snapshot), tmp_path).got == str(secret)
+
+
+def test_a_finished_output_is_not_pushed_with_links_that_leave_it(
+    pair: Pair, secret: Path, tmp_path: Path
+) -> None:
+    run(pair, tmp_path / "out")
+    (tmp_path / "out" / "README.md").unlink()
+    (tmp_path / "out" / "README.md").symlink_to(secret)
+    with pytest.raises(WorkError, match="lies elsewhere") as caught:
+        push(tmp_path / "out", "owner/name", private=True)
+    assert caught.value.got == str(secret)
 
 
 def test_a_pipe_or_a_linked_folder_holds_nobody_up(pair: Pair, tmp_path: Path) -> None:
