@@ -7,18 +7,21 @@ read by ranges from wherever a checkpoint lies; transformers sees a local folder
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
-from jinja2 import TemplateError
+from jinja2 import TemplateError, meta
 from transformers import AutoConfig, AutoTokenizer
 
 from expo_ray.checkpoints import Checkpoint
 from expo_ray.checkpoints.local_files import local_folder
 from expo_ray.errors import CheckpointError, TableError
 from expo_ray.rewards.template_limits import limit_templates, require_bounded
+from expo_ray.rewards.token_bound import max_chars_per_token, require_room
 from expo_ray.tables.prompts import Message
 
 
@@ -129,6 +132,20 @@ def _for_device(tensor: torch.Tensor, device: str) -> torch.Tensor:
     return tensor.float() if device == "cpu" and tensor.is_floating_point() else tensor
 
 
+def template_variables(tokenizer: Any) -> frozenset[str]:
+    """Return what a chat template reads besides what every chat sets: messages, special tokens."""
+    # The dialect that transformers reads has no public name.
+    from transformers.utils.chat_template_utils import _compile_jinja_template
+
+    source = tokenizer.get_chat_template()
+    dialect = _compile_jinja_template(source).environment
+    found = meta.find_undeclared_variables(dialect.parse(source))
+    arguments = inspect.signature(tokenizer.apply_chat_template).parameters
+    return frozenset(
+        found - {"messages", *arguments, *tokenizer.special_tokens_map} - {*dialect.globals}
+    )
+
+
 class ChatTokenizer:
     """Turns chats into token ids.
 
@@ -146,27 +163,82 @@ class ChatTokenizer:
         """Of all that decides how a chat is read."""
         self._adds_bos = self._bos is not None and plain[:1] == [self._bos]
 
-    def ids(self, messages: Sequence[Message], *, add_generation_prompt: bool = False) -> list[int]:
+    def ids(
+        self,
+        messages: Sequence[Message],
+        *,
+        add_generation_prompt: bool = False,
+        continue_final_message: bool = False,
+        variables: Mapping[str, Any] | None = None,
+        max_tokens: int | None = None,
+    ) -> list[int]:
         """Return the token ids of a chat, with one BOS where the model knows a BOS.
 
         Args:
             messages: The turns.
             add_generation_prompt: Whether to open the assistant's turn.
+            continue_final_message: Whether to leave the last turn open.
+            variables: What the template takes besides the chat, such as `enable_thinking`.
+            max_tokens: Room for the chat: where it is certain to be longer it is not read.
 
         Raises:
             CheckpointError: The tokenizer has no chat template.
-            TableError: A turn has no text, or the template refuses the chat (roles, their order).
+            TableError: A turn has no text, the template refuses the chat (roles, their order) or
+                does not take a variable, or the chat cannot fit.
         """
         self.require_template()
         if not all(isinstance(message["content"], str) for message in messages):
             raise TableError("a turn has no text", where=self._where)
-        try:
-            encoding = self._tokenizer.apply_chat_template(
-                [dict(message) for message in messages],
-                add_generation_prompt=add_generation_prompt,
-                tokenize=True,
-                return_dict=True,
+        if variables:
+            self.require_variables(variables)
+        how = {
+            "add_generation_prompt": add_generation_prompt,
+            "continue_final_message": continue_final_message,
+            **(variables or {}),
+        }
+        num_chars = sum(len(message["content"]) for message in messages)
+        if max_tokens is not None and num_chars > max_tokens * (self.chars_per_token or num_chars):
+            # Only what the template leaves of a chat has to fit.
+            num_chars = len(self._applied(messages, tokenize=False, **how))
+            require_room(num_chars, max_tokens=max_tokens, chars_per_token=self.chars_per_token)
+        encoding = self._applied(messages, tokenize=True, return_dict=True, **how)
+        ids = [int(token) for token in encoding["input_ids"]]
+        return self._with_one_bos(ids)
+
+    def text_ids(self, text: str, *, max_tokens: int) -> list[int]:
+        """Return the token ids of plain text.
+
+        Args:
+            text: Any.
+            max_tokens: Room for it: where it is certain to be longer it is not read.
+
+        Raises:
+            TableError: It cannot fit.
+        """
+        require_room(len(text), max_tokens=max_tokens, chars_per_token=self.chars_per_token)
+        ids: list[int] = self._tokenizer(text).input_ids
+        return ids
+
+    @cached_property
+    def chars_per_token(self) -> int | None:
+        """Characters of a text that become one token at most; None where there is no such limit."""
+        return max_chars_per_token(self._tokenizer)
+
+    def require_variables(self, names: Iterable[str]) -> None:
+        """Check that the chat template reads variables: it would ignore others.
+
+        Raises:
+            TableError: It does not, or they are set by other means.
+        """
+        wrong = sorted({*names} - template_variables(self._tokenizer))
+        if wrong:
+            raise TableError(
+                "the chat template takes no such variable", where=self._where, got=", ".join(wrong)
             )
+
+    def _applied(self, messages: Sequence[Message], **how: Any) -> Any:
+        try:
+            return self._tokenizer.apply_chat_template([dict(m) for m in messages], **how)
         except TemplateError as error:
             raise TableError(
                 "the chat template refuses this chat", where=self._where, got=error
@@ -177,8 +249,6 @@ class ChatTokenizer:
                 where=self._where,
                 got=f"{type(error).__name__}: {error}",
             ) from error
-        ids = [int(token) for token in encoding["input_ids"]]
-        return self._with_one_bos(ids)
 
     def require_template(self) -> None:
         """Check that chats can be read.

@@ -38,14 +38,21 @@ class TextStream:
         tokenizer: A transformers tokenizer.
         stop: Texts that end the response; they and what follows are left out.
         keep_special_tokens: Whether special tokens are part of the text.
+        keep_stop: Whether the stop text itself is part of it.
     """
 
     def __init__(
-        self, tokenizer: Any, stop: Sequence[str] = (), *, keep_special_tokens: bool = False
+        self,
+        tokenizer: Any,
+        stop: Sequence[str] = (),
+        *,
+        keep_special_tokens: bool = False,
+        keep_stop: bool = False,
     ) -> None:
         self._tokenizer = tokenizer
         self._skips_special = not keep_special_tokens
         self._stop = stop
+        self._keeps_stop = keep_stop
         self._ids: list[int] = []
         self._prefix = 0
         self._read = 0
@@ -77,11 +84,12 @@ class TextStream:
 
     def _emit(self, new: str, *, flush: bool) -> str:
         text = self._held + new
-        found = [at for s in self._stop if (at := text.find(s)) >= 0]
+        found = [(at, s) for s in self._stop if (at := text.find(s)) >= 0]
         if found:
             self.stopped = True
             self._held = ""
-            return text[: min(found)]
+            at, stop = min(found)
+            return text[: at + len(stop) * self._keeps_stop]
         held = 0 if flush else self._num_held(text)
         self._held = text[len(text) - held :]
         return text[: len(text) - held]

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from expo_ray.serving.sampling import SamplingParams
 from expo_ray.serving.source import ModelSource
@@ -42,6 +42,8 @@ class Row:
     """Whether special tokens in mid-text are part of the text, as tables have it that are scored
     and guarded; clients of a service are not shown them. Never the one that ends the response, or
     any directly before it."""
+    keep_stop: bool = False
+    """Whether a stop text that ends the response is part of it."""
     on_text: Callable[[str], None] | None = None
     """Called with each new piece of text."""
     on_done: Callable[[Generated], None] | None = None
@@ -63,12 +65,33 @@ class Engine(Protocol):
         """Load weights, in place of any that were loaded before."""
         ...
 
-    def encode_chat(self, messages: Sequence[Message]) -> list[int]:
-        """Return the token ids of a chat, with the assistant's turn opened."""
+    def encode_chat(
+        self,
+        messages: Sequence[Message],
+        *,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        variables: Mapping[str, Any] | None = None,
+    ) -> list[int]:
+        """Return the token ids of a chat, with the assistant's turn opened.
+
+        Args:
+            messages: The turns.
+            add_generation_prompt: Whether to open the assistant's turn.
+            continue_final_message: Whether to leave the last turn open.
+            variables: What the template takes besides the chat.
+
+        Raises:
+            TableError: The template refuses the chat, or it is certain not to fit.
+        """
         ...
 
     def encode_text(self, text: str) -> list[int]:
-        """Return the token ids of plain text."""
+        """Return the token ids of plain text.
+
+        Raises:
+            TableError: It is certain not to fit.
+        """
         ...
 
     def generate(self, rows: Sequence[Row]) -> list[Generated]:

@@ -5,7 +5,7 @@ Shapes: B rows, T tokens so far.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -51,14 +51,26 @@ class TransformersEngine:
         self.max_model_len = min(loaded.max_model_len, self._max_model_len or loaded.max_model_len)
         self._loaded = loaded
 
-    def encode_chat(self, messages: Sequence[Message]) -> list[int]:
-        """Return the token ids of a chat, with the assistant's turn opened."""
-        return self._chats.ids(messages, add_generation_prompt=True)
+    def encode_chat(
+        self,
+        messages: Sequence[Message],
+        *,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        variables: Mapping[str, Any] | None = None,
+    ) -> list[int]:
+        """Return the token ids of a chat, see `Engine`."""
+        return self._chats.ids(
+            messages,
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=continue_final_message,
+            variables=variables,
+            max_tokens=self.max_model_len,
+        )
 
     def encode_text(self, text: str) -> list[int]:
-        """Return the token ids of plain text."""
-        ids: list[int] = self._loaded.tokenizer(text).input_ids
-        return ids
+        """Return the token ids of plain text, see `Engine`."""
+        return self._chats.text_ids(text, max_tokens=self.max_model_len)
 
     def generate(self, rows: Sequence[Row]) -> list[Generated]:
         """Make one response per row, as one batch; blocks."""
@@ -119,7 +131,10 @@ class _Watcher:
         # Text is decoded on the way only for those who need it on the way.
         self._streams = {
             i: TextStream(
-                self._tokenizer, row.params.stop, keep_special_tokens=row.keep_special_tokens
+                self._tokenizer,
+                row.params.stop,
+                keep_special_tokens=row.keep_special_tokens,
+                keep_stop=row.keep_stop,
             )
             for i, row in enumerate(rows)
             if row.on_text is not None or row.params.stop
