@@ -139,6 +139,13 @@ def serve(
     ] = False,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 8000,
+    allow_host: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Without a key, answer clients that use this name, too (may repeat): a web page "
+            "could send requests by a name of its own."
+        ),
+    ] = None,
     api_key_env: Annotated[
         str | None,
         typer.Option(help="Environment variable that holds the key clients must send."),
@@ -186,6 +193,7 @@ def serve(
             allow_alpha_change=allow_alpha_change,
             host=host,
             port=port,
+            allowed_hosts=allow_host or (),
             api_key_env=api_key_env,
             address=address,
             on_event=show,
@@ -205,7 +213,7 @@ def _engine_options(
 
 
 def _curl_example(event: dict[str, Any]) -> str:
-    body = {"model": event["model"], "messages": [{"role": "user", "content": "Hello"}]}
+    body = {"model": event["stable_model"], "messages": [{"role": "user", "content": "Hello"}]}
     return (
         f"curl {event['url']}/v1/chat/completions -H 'Content-Type: application/json' "
         f"-d '{json.dumps(body)}'"

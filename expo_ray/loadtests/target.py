@@ -128,15 +128,19 @@ def _resolve(endpoint: Endpoint) -> Endpoint:
             expected="a list of models, as of the OpenAI API",
             hint=_NAME_IT,
         )
-    if not endpoint.model and len(models) != 1:
+    # Of names of the same weights the last one: `serve` lists the name that stays first, and who
+    # measures weights asks for these.
+    names = {str(entry.get("weights_digest") or name): name for name, entry in models.items()}
+    if not endpoint.model and len(names) != 1:
         raise ConfigError(
             "the service has not exactly one model",
             where=url,
             got=", ".join(sorted(models)) or "none",
             expected="the name of one of them",
         )
-    model = endpoint.model or next(iter(models))
+    model = endpoint.model or next(iter(names.values()))
     entry = models.get(model, {})
+    model = names.get(str(entry.get("weights_digest")), model)
     digest, alpha, rules = (entry.get(n) for n in ("weights_digest", "alpha", "alpha_rules"))
     return replace(
         endpoint,

@@ -33,7 +33,8 @@ def set_alpha(
     """Bring all replicas of a running service to another alpha, in place.
 
     Requests that are being answered finish first, by the old weights; the others wait, and are
-    answered by the new ones if they ask for the new name, else with 404.
+    answered by the new ones. Those that ask for the name of the old alpha get 404; the model's own
+    name, or none, always means the current weights.
 
     Args:
         alpha: The new one; beside rules, for tensors without a rule.

@@ -9,6 +9,7 @@ from ray import serve
 from expo_ray.credentials import read_api_key
 from expo_ray.serving.commands import model_source
 from expo_ray.serving.engines.options import EngineOptions
+from expo_ray.serving.front_door import ANY_ADDRESS
 from expo_ray.serving.served_model import ServedModel
 
 
@@ -50,6 +51,9 @@ class AppArguments(BaseModel):
     max_replicas: int | None = None
     """Let the autoscaler add replicas up to so many; None keeps `num_replicas`."""
 
+    allowed_hosts: list[str] = Field(default_factory=list)
+    """Names besides addresses and localhost by which clients may call a service without a key."""
+
     api_key_env: str | None = None
     """Environment variable that holds the key clients must send."""
 
@@ -72,5 +76,8 @@ def build_app(args: AppArguments) -> serve.Application:
         ),
         allow_alpha_change=args.allow_alpha_change,
         max_replicas=args.max_replicas,
+        # Where Serve listens is for the file that names this application to say.
+        host=ANY_ADDRESS[0],
+        allowed_hosts=args.allowed_hosts,
         api_key=read_api_key(args.api_key_env),
     ).bind()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -185,6 +185,7 @@ def serve(
     allow_alpha_change: bool = False,
     host: str = LOCALHOST,
     port: int = 8000,
+    allowed_hosts: Sequence[str] = (),
     api_key_env: str | None = None,
     address: str | None = None,
     on_event: Callable[[dict[str, Any]], None] = lambda event: None,
@@ -207,6 +208,7 @@ def serve(
         allow_alpha_change: Whether clients may change alpha while it runs.
         host: Address to listen on.
         port: Port to listen on.
+        allowed_hosts: Further names by which clients may call a service without a key.
         api_key_env: Environment variable that holds the key clients must send.
         address: Ray cluster; None means `RAY_ADDRESS` where set, else a local Ray.
         on_event: Called with `{"schema_version", "event": "starting" | "ready" | "stopping", ...}`.
@@ -224,6 +226,7 @@ def serve(
         "reward_model": reward_model,
         "host": host,
         "port": port,
+        "allowed_hosts": tuple(allowed_hosts),
         "route": "/",
         "api_key": read_api_key(api_key_env),
     }
@@ -252,6 +255,7 @@ def serve(
                     "ready",
                     url=served.url,
                     model=served.model,
+                    stable_model=source.stable_name,
                     engine=picked,
                     weights_digest=served.weights_digest,
                 )

@@ -5,37 +5,34 @@ The digest of the weights is the `system_fingerprint` of every response.
 
 from __future__ import annotations
 
+import asyncio
 import secrets
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
 from typing import Any, Literal
 
-from fastapi import Request
 from fastapi.responses import Response
 from ray import serve
 
+from expo_ray.rewards.token_bound import TooLongError
+from expo_ray.serving.api_error import ApiError
 from expo_ray.serving.engines.interface import Generated, Row
 from expo_ray.serving.engines.options import EngineOptions
+from expo_ray.serving.front_door import ServiceSettings
 from expo_ray.serving.generator import Generator
 from expo_ray.serving.loaded import Loaded
-from expo_ray.serving.openai_protocol import (
-    ApiError,
-    ChatBody,
-    CompletionBody,
-    GenerationBody,
-    ResponseFormat,
-    server_sent_event,
-)
+from expo_ray.serving.openai_protocol import ResponseFormat, server_sent_event
+from expo_ray.serving.openai_requests import ChatBody, CompletionBody, GenerationBody
 from expo_ray.serving.openai_service import (
     REPLICA_HEADER,
     OpenAIService,
-    ServiceSettings,
     openai_ingress,
     replica_name,
 )
 from expo_ray.serving.source import ModelSource
 from expo_ray.serving.weights_gate import WeightsGate
 
+_PROMPT_FIELDS = {"chat": "messages", "text": "prompt"}
 _DEFAULT_COMPLETION_TOKENS = 16  # OpenAI's, for /v1/completions alone
 
 
@@ -72,17 +69,15 @@ class OpenAIServer(OpenAIService, Generator):
         """Raise an error where Serve shall start another replica in place of this one."""
         self._require_weights()
 
-    async def chat_completions(self, body: ChatBody, request: Request) -> Response:
+    async def chat_completions(self, body: ChatBody) -> Response:
         """Continue a chat."""
-        self._authorize(request)
         events = self._admit(body.model, lambda: self._chat(body))
-        return await self._respond(events, is_stream=body.stream)
+        return await self._respond(events, is_stream=bool(body.stream))
 
-    async def text_completions(self, body: CompletionBody, request: Request) -> Response:
+    async def text_completions(self, body: CompletionBody) -> Response:
         """Continue a text."""
-        self._authorize(request)
         events = self._admit(body.model, lambda: self._text(body))
-        return await self._respond(events, is_stream=body.stream)
+        return await self._respond(events, is_stream=bool(body.stream))
 
     async def chat_events(self, body: dict[str, Any]) -> AsyncIterator[str]:
         """Stream a chat completion to a caller with a Serve handle, without proxy and HTTP.
@@ -101,27 +96,33 @@ class OpenAIServer(OpenAIService, Generator):
                 yield event
 
     def _chat(self, body: ChatBody) -> AsyncIterator[Any]:
-        wanted = body.max_completion_tokens or body.max_tokens
-        row = self._row(body, self._engine.encode_chat(body.chat()), wanted)
-        return self._events("chat", body, row)
+        def encode() -> list[int]:
+            opens = body.add_generation_prompt
+            return self._engine.encode_chat(
+                body.chat(),
+                add_generation_prompt=not body.continue_final_message if opens is None else opens,
+                continue_final_message=body.continue_final_message,
+                variables=body.chat_template_kwargs,
+            )
+
+        return self._events("chat", body, encode, body.max_completion_tokens or body.max_tokens)
 
     def _text(self, body: CompletionBody) -> AsyncIterator[Any]:
         wanted = body.max_tokens or _DEFAULT_COMPLETION_TOKENS
-        row = self._row(body, self._engine.encode_text(body.prompt), wanted)
-        return self._events("text", body, row)
+        return self._events("text", body, lambda: self._engine.encode_text(body.prompt), wanted)
 
-    def _row(self, body: GenerationBody, ids: list[int], max_tokens: int | None) -> Row:
+    def _row(self, body: GenerationBody, ids: list[int], max_tokens: int | None, param: str) -> Row:
         context = self._loaded.max_model_len
         room = context - len(ids)
         if not ids:
-            raise ApiError(400, "the prompt has no tokens", code="invalid_value", param="prompt")
+            raise ApiError(400, "the prompt has no tokens", code="invalid_value", param=param)
         if room < (max_tokens or 1):
             asked = f" and max_tokens is {max_tokens}" if max_tokens else ""
             raise ApiError(
                 400,
                 f"the model's context is {context} tokens; the prompt has {len(ids)}{asked}",
                 code="context_length_exceeded",
-                param="max_tokens" if room >= 1 else "messages",
+                param="max_tokens" if room >= 1 else param,
             )
         limit = max_tokens or room
         return Row(
@@ -130,16 +131,30 @@ class OpenAIServer(OpenAIService, Generator):
             seed=secrets.randbits(63) if body.seed is None else body.seed % 2**63,
             max_tokens=limit,
             ignore_eos=body.ignore_eos,
+            keep_special_tokens=not body.skip_special_tokens,
+            keep_stop=body.include_stop_str_in_output,
         )
 
     async def _events(
-        self, kind: Literal["chat", "text"], body: GenerationBody, row: Row
+        self,
+        kind: Literal["chat", "text"],
+        body: GenerationBody,
+        encode: Callable[[], list[int]],
+        max_tokens: int | None,
     ) -> AsyncIterator[Any]:
         """Yield server-sent events, or the one body of a response that is not streamed."""
+        try:
+            # In a thread: a long prompt would keep all others waiting.
+            ids = await asyncio.to_thread(encode)
+        except TooLongError as error:
+            raise ApiError(
+                400, str(error), code="context_length_exceeded", param=_PROMPT_FIELDS[kind]
+            ) from error
+        row = self._row(body, ids, max_tokens, _PROMPT_FIELDS[kind])
         answer = ResponseFormat(
             kind,
             request_id=secrets.token_hex(12),
-            model=body.model,
+            model=str(self._loaded.model),
             weights_digest=str(self._loaded.weights_digest),
         )
         with_usage = body.stream_options is not None and body.stream_options.include_usage

@@ -7,17 +7,14 @@ alpha may be changed, `weights_digest` and `alpha` in the model list.
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import hmac
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import ray
-from fastapi import Depends, FastAPI, Request
+from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from pydantic import ValidationError
@@ -29,9 +26,10 @@ from expo_ray.errors import ExpoError, ServingError
 from expo_ray.serving.alpha_board import find_or_start_board
 from expo_ray.serving.alpha_member import AlphaMember
 from expo_ray.serving.alpha_setting import AlphaSetting, require_setting, setting_fields
-from expo_ray.serving.body_limit import BodyLimit
+from expo_ray.serving.api_error import ApiError
+from expo_ray.serving.front_door import FrontDoor, ServiceSettings
 from expo_ray.serving.loaded import Loaded
-from expo_ray.serving.openai_protocol import AlphaBody, ApiError, RewardsBody
+from expo_ray.serving.openai_requests import AlphaBody, RewardsBody
 from expo_ray.serving.reward_answer import reward_answer
 from expo_ray.serving.source import ModelSource
 from expo_ray.serving.weights_gate import WeightsGate
@@ -40,6 +38,7 @@ REPLICA_HEADER = "x-expo-ray-replica"
 """Response header that names the replica, so that a load test sees how evenly they share."""
 
 _UNREADY_SECONDS = 60.0
+_HTTP_CODES = {404: "not_found", 405: "method_not_allowed"}
 _ROUTES = {
     "health": ("GET", "/health"),
     "models": ("GET", "/v1/models"),
@@ -61,33 +60,34 @@ async def _invalid_request(
 ) -> Response:
     first = error.errors()[0]
     field = ".".join(str(part) for part in first["loc"] if part != "body")
-    is_syntax = first["type"] == "json_invalid"
-    message = "the body is not valid JSON" if is_syntax else f"{field}: {first['msg']}"
-    code = "invalid_json" if is_syntax else "invalid_value"
-    return await _api_error(
-        request, ApiError(400, message, code=code, param=None if is_syntax else field or None)
-    )
+    said = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "json_invalid":
+        told = ApiError(400, "the body is not valid JSON", code="invalid_json")
+    elif first["type"] == "extra_forbidden":
+        message = f"{field}: there is no such field"
+        told = ApiError(400, message, code="unknown_parameter", param=field)
+    else:
+        message = f"{field}: {said}" if field else said
+        told = ApiError(400, message, code="invalid_value", param=field or None)
+    return await _api_error(request, told)
 
 
-async def _refused_chat(request: Request, error: ExpoError) -> Response:
+async def _refused(request: Request, error: ExpoError) -> Response:
     return await _api_error(request, ApiError(400, str(error), code="invalid_value"))
 
 
 async def _http_error(request: Request, error: HTTPException) -> Response:
-    return await _api_error(
-        request, ApiError(error.status_code, str(error.detail), code="not_found")
-    )
+    if error.status_code == 400:  # FastAPI could not read the body, and does not say why
+        told = ApiError(400, "the body is not valid JSON in UTF-8", code="invalid_json")
+    else:
+        code = _HTTP_CODES.get(error.status_code, "invalid_request")
+        told = ApiError(error.status_code, str(error.detail), code=code)
+    return await _api_error(request, told)
 
 
-async def _require_json(request: Request) -> None:
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if request.method == "POST" and kind != "application/json" and not kind.endswith("+json"):
-        raise ApiError(
-            400,
-            f"the Content-Type of the request is {kind or 'missing'}, send the body as JSON with "
-            "Content-Type: application/json (curl: -H 'Content-Type: application/json')",
-            code="invalid_content_type",
-        )
+async def _unexpected(request: Request, error: Exception) -> Response:
+    # It is raised again behind this, and logged; clients are not shown what it says.
+    return await _api_error(request, ApiError(500, "an unexpected error", code="internal_error"))
 
 
 def openai_app(owner: Any) -> FastAPI:
@@ -101,17 +101,25 @@ def openai_app(owner: Any) -> FastAPI:
         docs_url=None,
         redoc_url=None,
         openapi_url=None,
-        dependencies=[Depends(_require_json)],
+        redirect_slashes=False,
     )
-    app.add_middleware(BodyLimit)
+    app.add_middleware(FrontDoor, settings=partial(_settings_of, owner))
     app.add_exception_handler(ApiError, _api_error)  # type: ignore[arg-type]
     app.add_exception_handler(RequestValidationError, _invalid_request)  # type: ignore[arg-type]
     app.add_exception_handler(ValidationError, _invalid_request)  # type: ignore[arg-type]
-    app.add_exception_handler(ExpoError, _refused_chat)  # type: ignore[arg-type]
+    app.add_exception_handler(ExpoError, _refused)  # type: ignore[arg-type]
     app.add_exception_handler(HTTPException, _http_error)  # type: ignore[arg-type]
+    app.add_exception_handler(Exception, _unexpected)
     for name, (verb, path) in _ROUTES.items():
         app.add_api_route(path, getattr(owner, name), methods=[verb], response_model=None)
     return app
+
+
+def _settings_of(owner: Any) -> ServiceSettings:
+    if isinstance(owner, type):  # the application was made before the replica
+        owner = serve.get_replica_context().servable_object
+    settings: ServiceSettings = owner._settings
+    return settings
 
 
 def openai_ingress(cls: Any) -> Any:
@@ -119,26 +127,9 @@ def openai_ingress(cls: Any) -> Any:
     return serve.ingress(openai_app(cls))(cls)
 
 
-def key_digest(key: str) -> str:
-    """Return what replicas keep of an API key: the key itself never enters Ray."""
-    return hashlib.sha256(key.encode()).hexdigest()
-
-
 def replica_name() -> str:
     """Return the name of the replica that runs this."""
     return str(serve.get_replica_context().replica_id.unique_id)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ServiceSettings:
-    """What a service is started with besides its model."""
-
-    api_key_digest: str | None = None
-    """`key_digest` of the key that clients must send; None asks for none."""
-    allow_alpha_change: bool = False
-    """Whether clients may change alpha of the running service."""
-    max_requests: int = 384
-    """Requests of one replica, those that wait included; more are answered by 503."""
 
 
 class OpenAIService:
@@ -219,34 +210,30 @@ class OpenAIService:
             {"status": "ok" if ready else "not ready"}, status_code=200 if ready else 503
         )
 
-    async def models(self, request: Request) -> dict[str, Any]:
-        """List the one model."""
-        self._authorize(request)
+    async def models(self) -> dict[str, Any]:
+        """List the names of the one model: the one that stays, then the one that tells alpha."""
         async with self._gate.reading():
-            return {"object": "list", "data": [self._model_entry()]}
+            data = [self._model_entry(name) for name in self._names()]
+            return {"object": "list", "data": data}
 
-    async def model(self, name: str, request: Request) -> dict[str, Any]:
+    async def model(self, name: str) -> dict[str, Any]:
         """Describe the model."""
-        self._authorize(request)
         async with self._gate.reading():
             self._require_model(name)
-            return self._model_entry()
+            return self._model_entry(name)
 
-    async def rewards(self, body: RewardsBody, request: Request) -> dict[str, Any]:
+    async def rewards(self, body: RewardsBody) -> dict[str, Any]:
         """Score a chat whose last turn is the assistant's, by itself or against a reference."""
-        self._authorize(request)
         if self._rewarder is None:
             raise ApiError(404, "no reward model is served here", code="not_found")
         return await reward_answer(self._rewarder, body)
 
-    async def alpha(self, request: Request) -> dict[str, Any]:
+    async def alpha(self) -> dict[str, Any]:
         """Say what every replica holds."""
-        self._authorize(request)
         return await self._alpha_state()
 
-    async def change_alpha(self, body: AlphaBody, request: Request) -> dict[str, Any]:
+    async def change_alpha(self, body: AlphaBody) -> dict[str, Any]:
         """Bring all replicas to another alpha, or to rules; answers when they serve it."""
-        self._authorize(request)
         self._require_member()
         setting = require_setting(body.alpha, body.alpha_rules)
         # Rules that do not fit this model are refused before anybody has to wait.
@@ -288,31 +275,27 @@ class OpenAIService:
             )
         return self._member
 
-    def _authorize(self, request: Request) -> None:
-        expected = self._settings.api_key_digest
-        if expected is None:
-            return
-        scheme, _, key = request.headers.get("authorization", "").partition(" ")
-        right = hmac.compare_digest(key_digest(key.strip()), expected)
-        if scheme.lower() != "bearer" or not right:
-            raise ApiError(401, "the API key is missing or wrong", code="invalid_api_key")
-
     def _require_model(self, name: str | None) -> None:
         if self._loaded.weights_digest is None or self._source is None:
             raise ApiError(503, "the weights are not loaded", code="not_ready")
-        if name != self._source.name:
+        if name is not None and name not in self._names():
             raise ApiError(
                 404,
-                f"the model {name!r} does not exist, {self._source.name!r} is served here",
+                f"the model {name!r} does not exist; served here: {', '.join(self._names())}",
                 code="model_not_found",
                 param="model",
             )
 
-    def _model_entry(self) -> dict[str, Any]:
+    def _names(self) -> list[str]:
+        source = self._source
+        return [] if source is None else [*dict.fromkeys((source.stable_name, source.name))]
+
+    def _model_entry(self, name: str) -> dict[str, Any]:
         source = self._source
         return {
-            "id": None if source is None else source.name,
+            "id": name,
             "object": "model",
+            "root": None if source is None else source.stable_name,
             "created": self._created,
             "owned_by": "expo-ray",
             "max_model_len": self._loaded.max_model_len,

@@ -12,10 +12,10 @@ from ray import serve
 from expo_ray.errors import ConfigError
 from expo_ray.serving.engines import VLLM, has_gpu
 from expo_ray.serving.engines.options import EngineOptions
+from expo_ray.serving.front_door import ServiceSettings
 from expo_ray.serving.generator import Generator
 from expo_ray.serving.launching import replica_options, vllm_options
 from expo_ray.serving.openai_app import OpenAIServer
-from expo_ray.serving.openai_service import ServiceSettings
 from expo_ray.serving.source import ModelSource
 
 _SAME_MODEL = ("_name_or_path", "dtype", "torch_dtype", "transformers_version")

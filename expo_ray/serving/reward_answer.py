@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import PurePosixPath
 from typing import Any
 
-from expo_ray.serving.openai_protocol import ApiError, RewardsBody
+from expo_ray.serving.api_error import ApiError
+from expo_ray.serving.openai_requests import RewardsBody
 from expo_ray.serving.rewarder import Scored
 
 
@@ -22,11 +24,19 @@ async def reward_answer(rewarder: Any, body: RewardsBody) -> dict[str, Any]:
     scored: Scored = await rewarder.score.remote([chat], [body.reference])
     if scored.error is not None:
         raise ApiError(503, scored.error.message, code="not_ready")
+    name = PurePosixPath(scored.name).name if scored.name.startswith("/") else scored.name
+    if body.model not in (None, name, scored.name):
+        raise ApiError(
+            404,
+            f"the reward model {body.model!r} does not exist, {name!r} is served here",
+            code="model_not_found",
+            param="model",
+        )
     _require_reference(body.reference, scored)
     [score] = scored.scores
     return {
         "object": "reward",
-        "model": scored.name,
+        "model": name,
         "model_revision": scored.revision,
         "reward": score.reward,
         "truncated": score.truncated,

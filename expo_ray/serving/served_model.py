@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Self
@@ -22,6 +23,7 @@ from expo_ray.serving.chunked_calls import call_in_chunks
 from expo_ray.serving.engines import TRANSFORMERS, VLLM, resolve_engine
 from expo_ray.serving.engines.options import EngineOptions
 from expo_ray.serving.engines.vllm_config import MAX_NUM_SEQS
+from expo_ray.serving.front_door import ServiceSettings, key_digest
 from expo_ray.serving.generator import MAX_BATCH_ROWS
 from expo_ray.serving.launching import (
     LOCALHOST,
@@ -30,7 +32,6 @@ from expo_ray.serving.launching import (
     replica_options,
     vllm_options,
 )
-from expo_ray.serving.openai_service import ServiceSettings, key_digest
 from expo_ray.serving.replica_apps import server_app
 from expo_ray.serving.rewarder import Rewarder
 from expo_ray.serving.source import ModelSource
@@ -53,6 +54,7 @@ class ServedModel:
         reward_model: Also serve this one at /v1/rewards.
         initial: For an implicit reward: the checkpoint before alignment.
         host: Address to listen on.
+        allowed_hosts: Further names by which clients may call a service without a key.
         port: Port to listen on; None takes the one of a Serve that runs, else a free one.
         route: URL prefix; "" makes a unique one, so that several can live on one port.
         api_key: Key that clients must send; None asks for none.
@@ -67,7 +69,7 @@ class ServedModel:
     url: str
     """Without `/v1` and without a trailing slash."""
     model: str
-    """The name that requests give."""
+    """The name of the weights that are served, alpha included; requests may give it."""
     weights_digest: str
     engine: str
     """The one that `auto` stands for."""
@@ -83,6 +85,7 @@ class ServedModel:
         reward_model: str | None = None,
         initial: str | Path | None = None,
         host: str = LOCALHOST,
+        allowed_hosts: Sequence[str] = (),
         port: int | None = None,
         route: str = "",
         api_key: str | None = None,
@@ -119,6 +122,7 @@ class ServedModel:
             )
         self._num_replicas = num_replicas
         self._listen = (host, port)
+        self._allowed_hosts = tuple(allowed_hosts)
         self._route = route
         self._api_key = api_key
         self._stack = ExitStack()
@@ -171,6 +175,8 @@ class ServedModel:
         """Return the Serve application, not deployed yet."""
         settings = ServiceSettings(
             api_key_digest=None if self._api_key is None else key_digest(self._api_key),
+            host=self._listen[0],
+            allowed_hosts=self._allowed_hosts,
             allow_alpha_change=self._allow_alpha_change,
             # Twice the batch: while one batch runs, the next one gathers in the replica.
             max_requests=2 * self._batch_size + _MAX_WAITING_REQUESTS,

@@ -94,13 +94,18 @@ class ModelSource:
         return hashlib.sha256(repr(self).encode()).hexdigest()[:8]
 
     @property
-    def name(self) -> str:
-        """The name that clients use: the folder's, for a pair `@alpha=0.3` or `@rules=1a2b3c4d`."""
+    def stable_name(self) -> str:
+        """The name that stays whatever alpha becomes: the folder's."""
         address = split_address(self.model)[0].rstrip("/")
         if is_hub_address(address):
             address = address.partition("@")[0]
-        folder = address.rsplit("/", 1)[-1]
-        return folder if self.setting is None else f"{folder}@{setting_label(self.setting)}"
+        return address.rsplit("/", 1)[-1]
+
+    @property
+    def name(self) -> str:
+        """The name of these very weights: of a pair with `@alpha=0.3` or `@rules=1a2b3c4d`."""
+        setting = self.setting
+        return self.stable_name + ("" if setting is None else f"@{setting_label(setting)}")
 
     def open(self) -> Checkpoint:
         """Read the headers of `model`: its config and tokenizer are those of what is served.

@@ -17,18 +17,29 @@ from ray.serve.llm.openai_api_models import (
     CompletionRequest,
 )
 
+from expo_ray.serving.api_error import ApiError
+from expo_ray.serving.front_door import ServiceSettings
 from expo_ray.serving.loaded import Loaded
-from expo_ray.serving.openai_protocol import ApiError
+from expo_ray.serving.openai_requests import require_characters
 from expo_ray.serving.openai_service import (
     REPLICA_HEADER,
     OpenAIService,
-    ServiceSettings,
     openai_app,
     replica_name,
 )
+from expo_ray.serving.request_fields import heeded_in_turn, refuse_extra
 from expo_ray.serving.source import ModelSource
 from expo_ray.serving.vllm_generator import VLLMGenerator
 
+_TURN_FIELDS = (
+    "role",
+    "content",
+    "name",
+    "reasoning",
+    "reasoning_content",
+    "tool_calls",
+    "tool_call_id",
+)
 _ERROR_EVENT = 'data: {"error"'
 
 
@@ -74,30 +85,37 @@ class VLLMServer(OpenAIService, VLLMGenerator):
 
     async def chat_completions(self, request: Request) -> Response:
         """Continue a chat."""
-        self._authorize(request)
-        asked = await _parsed(ChatCompletionRequest, request)
+        asked = self._asked(ChatCompletionRequest, await _json(request))
         events = self._admit(asked.model, lambda: self._events("chat", asked))
         return await self._respond(events, is_stream=bool(asked.stream))
 
     async def text_completions(self, request: Request) -> Response:
         """Continue a text."""
-        self._authorize(request)
-        asked = await _parsed(CompletionRequest, request)
+        asked = self._asked(CompletionRequest, await _json(request))
         events = self._admit(asked.model, lambda: self._events("completions", asked))
         return await self._respond(events, is_stream=bool(asked.stream))
 
     async def chat_events(self, body: dict[str, Any]) -> AsyncIterator[str]:
         """Stream a chat completion to a caller with a Serve handle, see `OpenAIServer`."""
-        asked = ChatCompletionRequest.model_validate(
-            {**body, "stream": True, "stream_options": {"include_usage": True}}
-        )
+        streamed = {**body, "stream": True, "stream_options": {"include_usage": True}}
+        asked = self._asked(ChatCompletionRequest, streamed)
         yield f": {REPLICA_HEADER} {replica_name()}\n\n"
         admitted = self._admit(asked.model, lambda: self._events("chat", asked))
         async with aclosing(admitted) as events:  # type: ignore[type-var]
             async for event in events:
                 yield event
 
+    def _asked(self, kind: Any, body: Any) -> Any:
+        asked = _parsed(kind, body)
+        # Also of these, vLLM passes over those that the template does not read.
+        if variables := getattr(asked, "chat_template_kwargs", None):
+            self._chats.require_template()
+            self._chats.require_variables(variables)
+        return asked
+
     async def _events(self, method: str, asked: Any) -> AsyncIterator[Any]:
+        # vLLM knows one name; which ones are right was checked before.
+        asked.model = self._loaded.model
         answers = await getattr(VLLMGenerator, method)(self, asked)
         has_begun = False  # later, an error is an event of the stream
         async with aclosing(answers):
@@ -123,18 +141,34 @@ class VLLMServer(OpenAIService, VLLMGenerator):
             serving.system_fingerprint = self._loaded.weights_digest
 
 
-async def _parsed(kind: Any, request: Request) -> Any:
+async def _json(request: Request) -> Any:
+    content = await request.body()
     try:
-        return kind.model_validate(await request.json())
+        body = json.loads(content)
+        if b"\\ud" in content.lower():  # only an escape can be half of a pair
+            require_characters(json.dumps(body, ensure_ascii=False))
+    except (ValueError, RecursionError) as error:
+        raise ApiError(400, "the body is not valid JSON in UTF-8", code="invalid_json") from error
+    return body
+
+
+def _parsed(kind: Any, body: Any) -> Any:
+    """Return a request as vLLM takes it; what it would ignore in silence is refused."""
+    try:
+        asked = kind.model_validate(body)
     except ValidationError:
         raise  # answered with the field's name
-    except UnicodeDecodeError as error:
-        raise ApiError(400, "the body is not UTF-8", code="invalid_json") from error
-    except json.JSONDecodeError as error:
-        raise ApiError(400, "the body is not valid JSON", code="invalid_json") from error
     except (TypeError, AttributeError, LookupError, ValueError) as error:
         # vLLM's own validators expect the shapes that they are to check.
         raise ApiError(400, f"the body is malformed: {error}", code="invalid_value") from error
+    refuse_extra(asked)
+    for turn in getattr(asked, "messages", ()):
+        heeded_in_turn(turn, _TURN_FIELDS)
+        parts = turn.get("content")
+        for part in parts if isinstance(parts, list) else ():
+            if part.get("type") == "text":
+                heeded_in_turn(part, ("type", "text"), "messages.content.")
+    return asked
 
 
 def _api_error(info: dict[str, Any]) -> ApiError:

@@ -179,7 +179,7 @@ def test_the_serve_configuration_fits_ray_serve() -> None:
     assert (application.route_prefix, config.http_options.port) == ("/", 8000)
     module, _, builder = application.import_path.partition(":")
     assert (module, builder) == ("expo_ray.serving.app", "build_app")
-    assert application.args.keys() == {"model", "initial", "alpha", "num_replicas"}
+    assert application.args.keys() == {"model", "initial", "alpha", "num_replicas", "allowed_hosts"}
     workers = cluster_spec(resource("rayservice.yaml"))["workerGroupSpecs"]
     assert application.args["num_replicas"] == sum(group["replicas"] for group in workers)
 

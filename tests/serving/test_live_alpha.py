@@ -82,11 +82,13 @@ def test_no_answer_is_ever_labelled_with_other_weights(
     async def load_and_change() -> list[tuple[int, str, str]]:
         answers: list[tuple[int, str, str]] = []
         ended = False
+        stable.clear()
 
         async def keep_asking(client: httpx.AsyncClient) -> None:
             while not ended:
                 for model in digests:
                     answers.append(await ask(client, served, model))
+                stable.append(await ask(client, served, "aligned"))
 
         async with httpx.AsyncClient(timeout=60, headers=HEADERS) as client:
             askers = [asyncio.create_task(keep_asking(client)) for _ in range(6)]
@@ -102,7 +104,11 @@ def test_no_answer_is_ever_labelled_with_other_weights(
             await asyncio.gather(*askers)
         return answers
 
+    stable: list[tuple[int, str, str]] = []
     answers = asyncio.run(load_and_change())
+    # The name that stays is always answered, and the answer says by which weights.
+    assert {(200, *pair) for pair in digests.items()} >= {*stable}
+    assert len({model for _, model, _ in stable}) > 1
     assert {status for status, _, _ in answers} == {200, 404}
     fine = {(model, digest) for status, model, digest in answers if status == 200}
     assert fine == set(digests.items())
@@ -130,11 +136,13 @@ def test_rules_from_a_file_on_the_command_line(
     assert state["weights_digest"] == digest
     assert (state["alpha"], state["alpha_rules"]) == (None, current.as_dict())
     assert [r["weights_digest"] for r in state["replicas"].values()] == [digest] * 2
-    [entry] = httpx.get(f"{served.url}/v1/models", headers=HEADERS).json()["data"]
+    stable, entry = httpx.get(f"{served.url}/v1/models", headers=HEADERS).json()["data"]
+    assert (stable["id"], stable["alpha_rules"]) == ("aligned", entry["alpha_rules"])
     assert (entry["id"], entry["alpha"]) == (state["model"], None)
     assert entry["alpha_rules"] == current.as_dict()
     assert asyncio.run(once(served, state["model"])) == (200, state["model"], digest)
     assert asyncio.run(once(served, old))[0] == 404
+    assert asyncio.run(once(served, "aligned")) == (200, state["model"], digest)
 
     # Rules that do not fit this model change nothing, and nobody waits for them.
     rules.write_text(yaml.safe_dump([*RULES, {"match": "*.no_such.*", "alpha": 1}]))
@@ -320,7 +328,7 @@ def test_a_config_file_that_changes_starts_anew_and_leaves_nothing_behind(
         serve.run(build_app(arguments), name=name, route_prefix=f"/{name}")
         assert serve.status().applications[name].status == ApplicationStatus.RUNNING
         answer = httpx.get(f"{root}/{name}/v1/models", timeout=60)
-        return str(answer.json()["data"][0]["id"])
+        return str(answer.json()["data"][-1]["id"])
 
     def wait_for_boards(number: int) -> None:
         deadline = time.monotonic() + 60

@@ -64,7 +64,7 @@ def test_a_board_that_is_gone_is_a_503_to_try_again(ray_cluster: str) -> None:
 
     async def ask() -> list[httpx.Response]:
         transport = httpx.ASGITransport(openai_app(service))
-        async with httpx.AsyncClient(transport=transport, base_url="http://m") as client:
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
             return [
                 await client.get("/v1/alpha"),
                 await client.post("/v1/alpha", json={"alpha": 0.3}),

@@ -80,11 +80,20 @@ def test_a_huge_body_is_refused(served: ServedModel) -> None:
     assert (answer.status_code, answer.json()["error"]["code"]) == (413, "body_too_large")
 
     def pieces() -> Iterator[bytes]:  # without a content-length
-        for _ in range(18):
+        for _ in range(40):
             yield b" " * (1 << 20)
 
     answer = httpx.post(f"{served.url}/v1/completions", content=pieces(), timeout=60)
     assert answer.status_code == 413
+    # A client that reads only when it has sent everything finds the answer, too.
+    parts = urlsplit(served.url)
+    with socket.create_connection((str(parts.hostname), int(parts.port or 0)), timeout=60) as late:
+        head = (
+            f"POST {parts.path}/v1/completions HTTP/1.1\r\nHost: localhost\r\n"
+            f"Content-Length: {40 << 20}\r\nConnection: close\r\n\r\n"
+        )
+        late.sendall(head.encode() + b" " * (40 << 20))
+        assert late.recv(12) == b"HTTP/1.1 413"
     assert works(served)
 
 
@@ -92,7 +101,7 @@ def test_clients_that_stall_vanish_or_read_slowly(served: ServedModel) -> None:
     parts = urlsplit(served.url)
     asked = json.dumps(body(served, stream=True, max_tokens=200)).encode()
     head = (
-        f"POST {parts.path}/v1/completions HTTP/1.1\r\nHost: x\r\n"
+        f"POST {parts.path}/v1/completions HTTP/1.1\r\nHost: localhost\r\n"
         f"Content-Type: application/json\r\nContent-Length: {len(asked)}\r\n\r\n"
     ).encode()
 

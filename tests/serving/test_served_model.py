@@ -12,9 +12,11 @@ from expo_ray.rewards import load_reward_model
 from expo_ray.serving import ModelSource, ServedModel, served_model
 from expo_ray.serving.launching import ensure_serve
 from expo_ray.tables import Message
+from tests.pico import SPECIAL_TOKENS
 from tests.rewards.own_heads import save_pairwise
 
 KEY = "sk-pico"
+LONG = "context_length_exceeded"
 HELLO = [{"role": "user", "content": "hello"}]
 
 
@@ -35,11 +37,14 @@ def client(served: ServedModel) -> openai.OpenAI:
 
 def test_models_and_health(served: ServedModel, client: openai.OpenAI) -> None:
     assert served.url.startswith("http://127.0.0.1:")
-    [model] = client.models.list().data
-    assert model.id == served.model == "aligned@alpha=0.3"
+    stable, model = client.models.list().data
+    assert (stable.id, model.id) == ("aligned", served.model)
+    assert {**stable.model_dump(), "id": model.id} == model.model_dump()
+    assert served.model == "aligned@alpha=0.3"
     assert model.model_dump()["weights_digest"] == served.weights_digest
     assert model.model_dump()["max_model_len"] == 256
-    assert client.models.retrieve(served.model).id == served.model
+    for name in ("aligned", served.model):
+        assert client.models.retrieve(name).id == name
     assert httpx.get(f"{served.url}/health").status_code == 200
 
 
@@ -141,6 +146,10 @@ def test_a_client_that_goes_away_leaves_the_service_fine(
         ({"n": 2}, 400, "invalid_value"),
         ({"logprobs": True}, 400, "invalid_value"),
         ({"tools": [{"type": "function"}]}, 400, "invalid_value"),
+        ({"extra_body": {"guided_choice": ["a"]}}, 400, "invalid_value"),
+        ({"extra_body": {"temprature": 1}}, 400, "unknown_parameter"),
+        ({"extra_body": {"chat_template_kwargs": {"thinks": True}}}, 400, "invalid_value"),
+        ({"messages": [{"role": "user", "content": "x" * 14_000_000}]}, 400, LONG),
     ],
 )
 def test_wrong_requests_get_errors_in_the_openai_format(
@@ -163,8 +172,11 @@ def test_wrong_requests_get_errors_in_the_openai_format(
 def test_malformed_json_unknown_paths_and_wrong_keys(served: ServedModel) -> None:
     headers = {"Authorization": f"Bearer {KEY}", "Content-Type": "application/json"}
     url = f"{served.url}/v1/chat/completions"
-    broken = httpx.post(url, content=b'{"model": ', headers=headers)
-    assert (broken.status_code, broken.json()["error"]["code"]) == (400, "invalid_json")
+    for content in (b'{"model": ', b"\xff", b"[" * 100_000, b'{"seed": ' + b"9" * 5000 + b"}"):
+        broken = httpx.post(url, content=content, headers=headers)
+        assert (broken.status_code, broken.json()["error"]["code"]) == (400, "invalid_json")
+    other = httpx.get(url, headers=headers)
+    assert (other.status_code, other.json()["error"]["code"]) == (405, "method_not_allowed")
     whole = json.dumps({"model": served.model, "messages": HELLO}).encode()
     for kind in (None, "text/plain", "application/x-www-form-urlencoded"):
         typed = {k: v for k, v in headers.items() if k != "Content-Type"}
@@ -258,3 +270,43 @@ def test_serve_listens_on_one_address_per_cluster(served: ServedModel) -> None:
         ensure_serve(port=port + 1)
     assert str(port) in str(caught.value.expected)
     assert json.dumps(caught.value.as_dict())
+
+
+def test_the_name_that_stays_and_none_at_all_are_the_current_weights(served: ServedModel) -> None:
+    headers = {"Authorization": f"Bearer {KEY}"}
+    answers = []
+    for named in ({}, {"model": None}, {"model": "aligned"}, {"model": served.model}):
+        body = {**named, "prompt": "hello", "max_tokens": 4, "seed": 1}
+        answer = httpx.post(f"{served.url}/v1/completions", json=body, headers=headers, timeout=60)
+        answers.append({k: v for k, v in answer.json().items() if k not in ("id", "created")})
+    assert answers[0]["model"] == served.model
+    assert answers[0]["system_fingerprint"] == served.weights_digest
+    assert all(answer == answers[0] for answer in answers)
+
+
+def test_special_tokens_stop_texts_and_open_turns_as_asked(
+    served: ServedModel, client: openai.OpenAI
+) -> None:
+    def text(**settings: object) -> str:
+        answer = client.completions.create(
+            model="aligned", prompt="hello", seed=1, max_tokens=240, **settings
+        )
+        return answer.choices[0].text
+
+    plain = text()
+    assert text(stop=[plain[2:4]], extra_body={"include_stop_str_in_output": True}) == plain[:4]
+    marked = text(extra_body={"skip_special_tokens": False, "ignore_eos": True})
+    assert any(token in marked for token in SPECIAL_TOKENS)
+    assert not any(token in plain for token in SPECIAL_TOKENS)
+    begun = [*HELLO, {"role": "assistant", "content": "Once"}]
+    used = {}
+    for continues in (False, True):
+        answer = client.chat.completions.create(
+            model="aligned",
+            messages=begun,
+            max_tokens=1,
+            extra_body={"continue_final_message": continues},
+        )
+        used[continues] = answer.usage.prompt_tokens
+    # Neither the end of the turn nor the beginning of another one.
+    assert used[True] == used[False] - 2

@@ -39,6 +39,7 @@ KEY = "sk-pico"
 CONTEXT = 4096
 # As the embedded engine, whatever the processor: some would compute bfloat16 weights as such.
 FLOAT32 = {"dtype": "float32"}
+LONG = "context_length_exceeded"
 HELLO = [{"role": "user", "content": "hello"}]
 
 
@@ -78,8 +79,8 @@ def embedded(pair: tuple[str, str], alpha: float) -> TransformersEngine:
 def test_models_and_digest(
     served: ServedModel, client: openai.OpenAI, pair: tuple[str, str]
 ) -> None:
-    [model] = client.models.list().data
-    assert model.id == served.model == "aligned@alpha=0.5"
+    stable, model = client.models.list().data
+    assert (stable.id, model.id, served.model) == ("aligned", served.model, "aligned@alpha=0.5")
     facts = model.model_dump()
     assert facts["weights_digest"] == served.weights_digest == embedded(pair, 0.5).weights_digest
     assert (facts["max_model_len"], facts["alpha"]) == (CONTEXT, 0.5)
@@ -171,6 +172,17 @@ def test_streams_and_vllm_features(served: ServedModel, client: openai.OpenAI) -
         ({"temperature": -1}, 400, "invalid_value"),
         ({"top_p": 7}, 400, "invalid_value"),
         ({"messages": 3}, 400, "invalid_value"),
+        ({"extra_body": {"guided_json": {"type": "object"}}}, 400, "invalid_value"),
+        ({"extra_body": {"temprature": 1}}, 400, "unknown_parameter"),
+        ({"extra_body": {"chat_template_kwargs": {"thinks": True}}}, 400, "invalid_value"),
+        ({"extra_body": {"response_format": {"type": "text", "x": 1}}}, 400, "unknown_parameter"),
+        ({"messages": [{**HELLO[0], "weight": 0}]}, 400, "unknown_parameter"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "text", "text": "a", "x": 1}]}]},
+            400,
+            "unknown_parameter",
+        ),
+        ({"messages": [{"role": "user", "content": "x" * 14_000_000}]}, 400, LONG),
     ],
 )
 def test_wrong_requests_and_the_next_one_works(
@@ -218,6 +230,8 @@ def test_alpha_changes_in_place_and_back(
     assert {r["weights_digest"] for r in state["replicas"].values()} == {written}
     with pytest.raises(openai.NotFoundError):
         client.chat.completions.create(model=old_model, **settings)
+    kept = client.chat.completions.create(model="aligned", **settings)
+    assert (kept.model, kept.system_fingerprint) == (served.model, written)
     engine = TransformersEngine()
     engine.load(ModelSource(model=str(tmp_path / "out")))
     params = SamplingParams(temperature=0, max_tokens=16)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from expo_ray.loadtests.options import LoadtestOptions
-from expo_ray.serving.openai_protocol import ChatBody
+from expo_ray.serving.openai_requests import ChatBody
 from expo_ray.tables import Prompt
 from expo_ray.workflow import stages
 from expo_ray.workflow.recipe import load_recipe

@@ -38,7 +38,8 @@ def test_serve_deploys_it_and_clients_see_the_alpha(
         assert done.returncode == 0, done.stderr[-3000:]
         _wait_until_it_answers(f"{url}/v1/models")
         client = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
-        [model] = client.models.list().data
+        stable, model = client.models.list().data
+        assert stable.id == "aligned"
         answer = client.chat.completions.create(
             model=model.id, messages=[{"role": "user", "content": "hello"}], max_tokens=4
         )
