@@ -14,6 +14,8 @@ import ray
 
 from expo_ray.credentials import read_api_key
 from expo_ray.errors import ConfigError, ServingError
+from expo_ray.http_text import limited_request
+from expo_ray.json_text import parse_json
 from expo_ray.loadtests.options import LoadtestOptions
 from expo_ray.loadtests.stream import Endpoint
 from expo_ray.proxies import http_client, is_loopback, through_proxy
@@ -105,7 +107,7 @@ def _resolve(endpoint: Endpoint) -> Endpoint:
     url = f"{endpoint.api_url}/models"
     try:
         with http_client(url, headers=endpoint.headers, timeout=_TIMEOUT_SECONDS) as client:
-            answer = client.get(url)
+            answer = limited_request(client, "GET", url)
         if endpoint.model and answer.status_code in _NO_SUCH_PATH:
             return endpoint
         models = _listed(answer.raise_for_status())
@@ -153,6 +155,6 @@ def _resolve(endpoint: Endpoint) -> Endpoint:
 
 def _listed(answer: httpx.Response) -> dict[str, Any] | None:
     try:
-        return {str(model["id"]): model for model in answer.json()["data"]}
+        return {str(model["id"]): model for model in parse_json(answer.content)["data"]}
     except (ValueError, KeyError, TypeError, RecursionError):
         return None

@@ -8,6 +8,8 @@ from typing import Any
 import httpx
 
 from expo_ray.errors import ConfigError, ExpoError, ServingError
+from expo_ray.http_text import limited_request
+from expo_ray.json_text import parse_json
 from expo_ray.proxies import http_client, through_proxy
 from expo_ray.redaction import redacted
 from expo_ray.serving.alpha_setting import RulesLike, require_setting, setting_fields
@@ -111,7 +113,7 @@ def _ask(
     timeout = httpx.Timeout(timeout_seconds, connect=30)
     try:
         with http_client(endpoint, headers=headers, timeout=timeout) as client:
-            answer = client.request(verb, endpoint, json=body)
+            answer = limited_request(client, verb, endpoint, json=body)
     except (httpx.InvalidURL, httpx.UnsupportedProtocol) as error:
         raise ConfigError("not a URL", where="--url", got=url, hint=str(error)) from error
     except httpx.HTTPError as error:
@@ -122,10 +124,14 @@ def _ask(
             got=f"{type(error).__name__}: {error}{through_proxy(endpoint)}",
         ) from error
     if answer.status_code == 200:
-        state: dict[str, Any] = answer.json()
-        return {"schema_version": 1, **state}
+        try:
+            return {"schema_version": 1, **parse_json(answer.content)}
+        except (ValueError, TypeError) as error:
+            raise ServingError(
+                "the answer is no state of alpha", where=endpoint, got=answer.text[:100]
+            ) from error
     try:
-        message = str(answer.json()["error"]["message"])
+        message = str(parse_json(answer.content)["error"]["message"])
     except (ValueError, KeyError, TypeError):
         message = redacted(answer.text)[:300]
     kind: type[ExpoError] = ConfigError
