@@ -6,9 +6,13 @@ import contextlib
 import errno
 import fcntl
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
+# A killed command holds its locks until its memory is given back: a moment after whoever started
+# it has been told of its end, and may start it again.
+_LINGER_SECONDS = 2.0
 _NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
 
 
@@ -20,12 +24,12 @@ def owned_lock(path: Path, *, wait: bool = False) -> Iterator[None]:
 
     Args:
         path: The file.
-        wait: Whether to wait for another owner.
+        wait: Whether to wait for another owner, and not only for one that is going.
 
     Raises:
         BlockingIOError: Another process owns it.
     """
-    descriptor = _open(path, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+    descriptor = _open(path, fcntl.LOCK_EX) if wait else _open_soon(path)
     try:
         yield
     finally:
@@ -34,6 +38,17 @@ def owned_lock(path: Path, *, wait: bool = False) -> Iterator[None]:
             if os.fstat(descriptor).st_ino == path.stat().st_ino:
                 path.unlink()
         os.close(descriptor)
+
+
+def _open_soon(path: Path) -> int:
+    deadline = time.monotonic() + _LINGER_SECONDS
+    while True:
+        try:
+            return _open(path, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.05)
 
 
 def _open(path: Path, operation: int) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -48,3 +49,15 @@ def test_the_lock_of_a_later_owner_stays(tmp_path: Path) -> None:
         path.touch()
         later = path.stat().st_ino
     assert path.stat().st_ino == later
+
+
+def test_an_owner_that_is_going_is_waited_for(tmp_path: Path) -> None:
+    path = tmp_path / ".lock"
+    with ExitStack() as going:
+        going.enter_context(owned_lock(path))
+        timer = threading.Timer(0.3, going.pop_all().close)
+        timer.start()
+        with owned_lock(path):
+            assert path.exists()
+        timer.join()
+    assert not path.exists()
