@@ -55,5 +55,5 @@ def describe_precision(engine: str, source: ModelSource, options: EngineOptions)
         return f"CPU, {dtype}{why}: an answer does not depend on what else is in its batch"
     return (
         f"CPU, {dtype}{why}: an answer may vary with what else is in its batch; "
-        "--engine-arg dtype=float32 (slower) gives the same every time"
+        "--engine-arg dtype=float32 gives the same every time"
     )
