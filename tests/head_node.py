@@ -27,7 +27,8 @@ def free_port() -> int:
 def head_node(folder: Path) -> Iterator[dict[str, str]]:
     """Run a head node in a process group that is ended with it; yields its environment.
 
-    `RAY_API_SERVER_ADDRESS` there is the dashboard, which answers.
+    `RAY_API_SERVER_ADDRESS` there is the dashboard, which answers; `HEAD_PID` and
+    `HEAD_ADDRESS` are for tests alone.
     """
     port, dashboard = free_port(), free_port()
     environment = {
@@ -58,17 +59,23 @@ def head_node(folder: Path) -> Iterator[dict[str, str]]:
     try:
         url = f"http://127.0.0.1:{dashboard}"
         _wait_for(f"{url}/api/version")
-        yield {**environment, "RAY_API_SERVER_ADDRESS": url}
+        yield {
+            **environment,
+            "RAY_API_SERVER_ADDRESS": url,
+            "HEAD_PID": str(process.pid),
+            "HEAD_ADDRESS": f"127.0.0.1:{port}",
+        }
     finally:
-        family = [
-            *psutil.Process(process.pid).children(recursive=True),
-            psutil.Process(process.pid),
-        ]
-        for member in family:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                member.kill()
+        kill_family(process.pid)
         process.wait(timeout=30)
         log.close()
+
+
+def kill_family(pid: int) -> None:
+    """Kill a process and all that it started."""
+    for member in [*psutil.Process(pid).children(recursive=True), psutil.Process(pid)]:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            member.kill()
 
 
 def _wait_for(url: str) -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import errno
 import logging
 import socket
+import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import ray
@@ -21,6 +22,7 @@ from expo_ray.serving.placement_watch import told_when_unplaced
 
 LOCALHOST = "127.0.0.1"
 _LOGGING = {"log_level": "WARNING", "enable_access_log": False}
+_DELIVERY_SECONDS = 3
 _SHUTDOWN = {
     "logging_config": _LOGGING,
     # Nothing of ours has to be drained when an application is taken down.
@@ -137,7 +139,25 @@ def application(
             yield handle, route_prefix
         finally:
             if ray.is_initialized():
-                serve.delete(name)
+                _take_down(name, wait=sys.exc_info()[0] is None)
+
+
+def _take_down(name: str, *, wait: bool) -> None:
+    """Delete an application; on the way out of a command nobody waits until it is gone.
+
+    Serve goes on with it by itself, or ends with the Ray of the command: a replica that loads its
+    model, or a loaded machine, would take a minute.
+    """
+    if wait:
+        serve.delete(name)
+        return
+    from ray.serve.context import _get_global_client
+
+    with suppress(RayError, RayServeException):
+        client = _get_global_client(raise_if_no_controller_running=False)
+        if client is not None:
+            # What was not delivered is dropped when this driver goes.
+            ray.get(client._controller.delete_apps.remote([name]), timeout=_DELIVERY_SECONDS)
 
 
 def replica_options(num_replicas: int) -> dict[str, Any]:
