@@ -25,9 +25,6 @@ _RATIOS = (
     "median_e2el_ms",
     "p99_e2el_ms",
 )
-_SAME = 0.05
-"""Ratios this close to 1 are called unchanged: repeated runs differ by about as much."""
-
 _PAIR_COLUMNS = [
     "point",
     "phase",
@@ -50,7 +47,8 @@ def compare_summaries(baseline: Mapping[str, Any], candidate: Mapping[str, Any])
     Returns:
         `{"baseline", "candidate", "points"}`; a point has the load, one `<name>_ratio`
         (candidate over baseline, None where either is missing) per figure,
-        `tokens_per_request_ratio`, `void` and a `text` that says what changed.
+        `tokens_per_request_ratio`, `void` and a `text`. Without an interval it calls nothing a
+        change, and nothing the same.
     """
     before = {_load(point): point for point in baseline["points"]}
     return {
@@ -112,9 +110,9 @@ def _compare_points(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict
         "void": bool(before["client_saturated"] or after["client_saturated"]),
         "text": "; ".join(
             (
-                _words("answers", tokens, "longer", "shorter"),
-                _words("tokens per second", ratios["output_throughput_ratio"], "more", "fewer"),
-                _words("requests per second", ratios["request_throughput_ratio"], "more", "fewer"),
+                _words("tokens per answer", tokens),
+                _words("tokens per second", ratios["output_throughput_ratio"]),
+                _words("requests per second", ratios["request_throughput_ratio"]),
             )
         ),
     }
@@ -129,9 +127,5 @@ def _ratio(before: float | None, after: float | None) -> float | None:
     return after / before if before and after is not None else None
 
 
-def _words(what: str, ratio: float | None, more: str, less: str) -> str:
-    if ratio is None:
-        return f"{what}: not known"
-    if abs(ratio - 1) <= _SAME:
-        return f"{what}: unchanged ({ratio:.2f} times)"
-    return f"{what}: {more if ratio > 1 else less} ({ratio:.2f} times)"
+def _words(what: str, ratio: float | None) -> str:
+    return f"{what}: {'not known' if ratio is None else f'{ratio:.2f} times'}"

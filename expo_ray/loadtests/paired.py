@@ -1,8 +1,9 @@
 """Two services on the same prompts: which ratios changed, with bootstrap intervals.
 
 Prompts are resampled, not requests: rounds repeat a prompt, and what one prompt makes of both
-models goes together. In a closed loop requests per second are the requests in flight over the mean
-time that one takes, so that every ratio comes from the pairs alone.
+models goes together. Rounds are resampled too: a machine that is slow for some seconds is slow for
+all requests of a round. In a closed loop requests per second are the requests in flight over the
+mean time that one takes, so that every ratio comes from the pairs alone.
 """
 
 from __future__ import annotations
@@ -38,24 +39,30 @@ def compare_requests(
         seed: Of the bootstrap.
 
     Returns:
-        `num_pairs` (both completed), `num_prompts`, `num_unpaired`, one
+        `num_pairs` (both completed), `num_prompts`, `num_rounds`, `num_unpaired`, one
         `{"ratio", "ci_low", "ci_high", "changed"}` (candidate over baseline) or None per figure,
         and a `text` that says what changed.
     """
-    sums = _sums_by_prompt(baseline, candidate)
-    num_pairs = int(sums[:, 0].sum()) if len(sums) else 0
+    sums = _sums(baseline, candidate)
+    num_rounds, num_prompts = sums.shape[:2]
+    num_pairs = int(sums[..., 0].sum())
     figures: dict[str, dict[str, Any] | None] = dict.fromkeys(_WORDS)
     if num_pairs:
-        draws = np.random.default_rng(seed).integers(len(sums), size=(_NUM_RESAMPLES, len(sums)))
-        resampled = np.stack([sums[draw].sum(axis=0) for draw in draws])
-        point, spread = _ratios(sums.sum(axis=0)), _ratios(resampled.T)
+        random = np.random.default_rng(seed)
+        prompts = random.multinomial(num_prompts, [1 / num_prompts] * num_prompts, _NUM_RESAMPLES)
+        rounds = random.multinomial(num_rounds, [1 / num_rounds] * num_rounds, _NUM_RESAMPLES)
+        resampled = np.einsum("nr,np,rpk->kn", rounds, prompts, sums, optimize=True)
+        # Rounds and prompts that share no pair tell nothing.
+        drawn = resampled[:, resampled[0] > 0]
+        point, spread = _ratios(sums.sum(axis=(0, 1))), _ratios(drawn)
         for name, ratio in point.items():
             if is_closed or not name.endswith("_per_second"):
                 figures[name] = _with_interval(float(ratio), spread[name])
     measured = [sum(r["phase"] == "measured" for r in rows) for rows in (baseline, candidate)]
     return {
         "num_pairs": num_pairs,
-        "num_prompts": len(sums),
+        "num_prompts": num_prompts,
+        "num_rounds": num_rounds,
         "num_unpaired": sum(measured) - 2 * num_pairs,
         **figures,
         "text": "; ".join(_say(name, figure) for name, figure in figures.items() if figure)
@@ -63,10 +70,10 @@ def compare_requests(
     }
 
 
-def _sums_by_prompt(baseline: Sequence[Row], candidate: Sequence[Row]) -> npt.NDArray[np.float64]:
-    """Return per prompt: pairs, tokens and seconds of the baseline, then of the candidate."""
+def _sums(baseline: Sequence[Row], candidate: Sequence[Row]) -> npt.NDArray[np.float64]:
+    """Return per round and prompt: pairs, tokens and seconds of the baseline, of the candidate."""
     others = {_key(row): row for row in candidate if _usable(row)}
-    sums: dict[str, npt.NDArray[np.float64]] = defaultdict(lambda: np.zeros(5))
+    sums: dict[tuple[int, str], npt.NDArray[np.float64]] = defaultdict(lambda: np.zeros(5))
     for row in baseline:
         other = others.get(_key(row))
         if not _usable(row) or other is None:
@@ -74,8 +81,12 @@ def _sums_by_prompt(baseline: Sequence[Row], candidate: Sequence[Row]) -> npt.ND
         pair = [1.0]
         for side in (row, other):
             pair += [side["output_tokens"], side["done_seconds"] - side["intended_seconds"]]
-        sums[row["prompt_id"]] += pair
-    return np.array([sums[prompt_id] for prompt_id in sorted(sums)]).reshape(-1, 5)
+        sums[row.get("round", 0), row["prompt_id"]] += pair
+    rounds = sorted({number for number, _ in sums})
+    prompts = sorted({prompt_id for _, prompt_id in sums})
+    none = np.zeros(5)
+    table = [[sums.get((number, prompt), none) for prompt in prompts] for number in rounds]
+    return np.array(table).reshape(len(rounds), len(prompts), 5)
 
 
 def _key(row: Row) -> tuple[Any, ...]:
@@ -106,6 +117,6 @@ def _with_interval(ratio: float, spread: npt.NDArray[np.float64]) -> dict[str, A
 
 def _say(name: str, figure: Mapping[str, Any]) -> str:
     what, more, less = _WORDS[name]
-    how = (more if figure["ratio"] > 1 else less) if figure["changed"] else "no clear change"
+    how = (more if figure["ratio"] > 1 else less) if figure["changed"] else "cannot be told apart"
     interval = f"{figure['ci_low']:.2f} to {figure['ci_high']:.2f}"
     return f"{what}: {how} ({figure['ratio']:.2f} times, {interval})"

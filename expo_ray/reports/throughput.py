@@ -12,8 +12,9 @@ import pyarrow as pa
 from expo_ray.errors import TableError
 from expo_ray.loadtests.compare import compare_folders, compare_summaries
 from expo_ray.reports.load_figures import can_be_drawn
-from expo_ray.reports.run_files import RunFiles
+from expo_ray.reports.run_files import RunFiles, read_json
 
+COMPARISON = "comparison.json"
 Point = Mapping[str, Any]
 
 
@@ -25,7 +26,8 @@ class Throughput:
     rejected: bool
     """The tested candidate was not chosen: the verdict keeps the aligned model."""
     sentence: str
-    ratio: float | None
+    ratio: Mapping[str, Any] | None
+    """Of tokens per second with its interval, measured by turns; None without."""
     void: bool
     """At some point the client could not keep up, so that its numbers are no measurement."""
     paired: Sequence[Point]
@@ -50,14 +52,19 @@ def compare_throughput(run: RunFiles) -> Throughput | None:
     series = {_readable(label): run.loadtests[label].get("points", []) for label in labels}
     rejected = bool(run.compared.get("candidate_rejected"))
     summaries = [run.loadtests[label] for label in labels]
-    ratio, sentence = _speed(*summaries) if len(summaries) == 2 else (None, "")
+    by_turns = read_json(run.path / "loadtest" / COMPARISON).get("points", [])
+    ratio, sentence = None, ""
+    if by_turns:
+        ratio, sentence = _by_turns(by_turns)
+    elif len(summaries) == 2:
+        sentence = _one_after_the_other(*summaries)
     return Throughput(
         series=series,
         rejected=rejected,
         sentence=sentence,
         ratio=ratio,
         void=any(point.get("client_saturated") for points in series.values() for point in points),
-        paired=_paired(run.path / "loadtest", labels),
+        paired=by_turns or _paired(run.path / "loadtest", labels),
     )
 
 
@@ -83,11 +90,22 @@ def _readable(label: str) -> str:
     return label.replace("alpha-", "alpha ", 1) if label.startswith("alpha-") else label
 
 
-def _speed(baseline: Mapping[str, Any], candidate: Mapping[str, Any]) -> tuple[float | None, str]:
-    """Compare the two models at the highest load that both have seen."""
+def _by_turns(points: Sequence[Point]) -> tuple[Mapping[str, Any] | None, str]:
+    """Compare the two models at the highest load."""
+    last = points[-1]
+    load = load_label({**last, "mode": "closed"})
+    sentence = f"Against the aligned model, by turns, with {load}: {last['text']}."
+    # A single turn of each is one after the other, whatever the interval over its prompts.
+    return last["tokens_per_second"] if last["num_rounds"] > 1 else None, sentence
+
+
+def _one_after_the_other(baseline: Mapping[str, Any], candidate: Mapping[str, Any]) -> str:
+    """Compare them at the highest load that both have seen, without an interval."""
     shared = compare_summaries(baseline, candidate)["points"]
     if not shared:
-        return None, ""
-    last = shared[-1]
-    text = f"Against the aligned model, with {load_label(last)}: {last['text']}."
-    return last["output_throughput_ratio"], text
+        return ""
+    return (
+        f"Against the aligned model, with {load_label(shared[-1])}: {shared[-1]['text']}. They "
+        "were tested one after the other: without turns and an interval, this cannot be told from "
+        "noise."
+    )

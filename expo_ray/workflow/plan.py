@@ -166,7 +166,7 @@ def _inference_stages(
             {
                 "stage": "load test",
                 "unit": "requests",
-                "tasks": 2 * points * recipe.loadtest.num_requests,
+                "tasks": 2 * points * recipe.loadtest.num_requests * recipe.loadtest.rounds,
                 "replicas": recipe.loadtest.num_replicas,
                 "note": f"aligned and candidate at {points} concurrencies",
             }

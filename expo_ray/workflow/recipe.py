@@ -206,7 +206,10 @@ class LoadtestSettings(BaseModel):
     concurrency: tuple[Annotated[int, Field(ge=1)], ...] = Field(
         (1, 4, 16), min_length=1, description="Requests in flight, per point."
     )
-    num_requests: int = Field(100, ge=1, description="Measured requests per point.")
+    num_requests: int = Field(40, ge=1, description="Measured requests per point and round.")
+    rounds: int = Field(
+        3, ge=1, description="Turns of each model; they alternate, so that noise meets both."
+    )
     max_tokens: int = Field(256, ge=1, description="Longest response.")
     num_replicas: int = Field(1, ge=1, description="Replicas that share the load.")
 

@@ -23,6 +23,7 @@ from expo_ray.workflow.plan import plan_recipe
 from expo_ray.workflow.recipe import Recipe, load_recipe, validate_recipe
 from expo_ray.workflow.run_dir import RunDir
 from expo_ray.workflow.search import search_candidates
+from expo_ray.workflow.speed import measure_throughput
 
 
 def run(
@@ -90,7 +91,7 @@ def _evaluate(this: stages.Run) -> dict[str, Any]:
     else:
         search_candidates(this)
     selection = search_parts(this, stages.choose(this))
-    stages.measure_throughput(this, selection)
+    measure_throughput(this, selection)
     stages.keep_chosen(this, selection)
     return selection
 

@@ -15,10 +15,9 @@ import pyarrow as pa
 from expo_ray.checkpoints import Checkpoint, atomic_write_json
 from expo_ray.cluster import ray_session
 from expo_ray.errors import VerifyError
-from expo_ray.extrapolation import checkpoint_name, diagnose, extrapolate
+from expo_ray.extrapolation import diagnose, extrapolate
 from expo_ray.extrapolation.alpha_rules import AlphaRules
 from expo_ray.lab import write_truth
-from expo_ray.loadtests import LoadtestOptions, loadtest
 from expo_ray.progress import CombinedProgress, Progress
 from expo_ray.reports import render_model_card, write_report
 from expo_ray.reports.wording import headline
@@ -31,7 +30,6 @@ from expo_ray.serving import GeneratorReplicas, ModelSource, RewardReplicas
 from expo_ray.serving.alpha_setting import AlphaSetting
 from expo_ray.serving.self_test_file import measured_spread
 from expo_ray.tables import Prompt, assign_splits, read_table
-from expo_ray.tables.prompts import write_prompts
 from expo_ray.tables.seeds import Split
 from expo_ray.workflow.recipe import Recipe
 from expo_ray.workflow.run_dir import TRUTH, RunDir, read_json
@@ -293,73 +291,6 @@ def decide(run: Run) -> dict[str, Any]:
         guard_rewards={label: rewards[label] for label in labels[1:]},
         measurement_spread=measured_spread(run.directory.rewards(labels[0], a) for a in run.alphas),
         search=run.search,
-    )
-
-
-def tested_alpha(selection: Mapping[str, Any]) -> float | None:
-    """Return the alpha whose speed is worth knowing, beside that of the aligned model.
-
-    That is the chosen one; under keep-aligned the candidate that came nearest, None where no
-    candidate could be measured.
-    """
-    kept = selection["verdict"] == "extrapolate"
-    alpha = selection["best_alpha" if kept else "rejected_alpha"]
-    return None if alpha is None else float(alpha)
-
-
-def measure_throughput(run: Run, selection: Mapping[str, Any]) -> None:
-    """Load-test the aligned and the chosen (or best rejected) model at the same points."""
-    settings = run.recipe.loadtest
-    if settings is None:
-        return
-    alpha = tested_alpha(selection)
-    tested = {"aligned": 0.0} | ({} if alpha is None else {checkpoint_name(alpha): alpha})
-    with run.stage("load test", done=run.directory.compared_file.exists()) as todo:
-        if not todo:
-            return
-        if alpha is None:
-            run.progress.message(
-                "no candidate could be measured: the aligned model is tested alone"
-            )
-        write_prompts(run.directory.loadtest_prompts, run.prompts)
-        for label, setting in tested.items():
-            if (run.directory.loadtest(label) / "summary.json").exists():
-                continue
-            source = run.source(setting)
-            loadtest(
-                source.model,
-                initial=source.initial,
-                alpha=source.alpha,
-                prompts=str(run.directory.loadtest_prompts),
-                output=run.directory.loadtest(label),
-                concurrency=settings.concurrency,
-                num_requests=settings.num_requests,
-                max_tokens=settings.max_tokens,
-                options=_loadtest_options(run, num_replicas=settings.num_replicas),
-                address=run.address,
-                progress=run.progress,
-            )
-        atomic_write_json(
-            run.directory.compared_file,
-            {
-                "baseline": "aligned",
-                "candidate": None if alpha is None else checkpoint_name(alpha),
-                "candidate_rejected": alpha is not None and selection["verdict"] != "extrapolate",
-            },
-        )
-
-
-def _loadtest_options(run: Run, *, num_replicas: int) -> LoadtestOptions:
-    """Decode as the evaluation did, so that answers have the same lengths."""
-    sampling = run.recipe.sampling.model_dump(
-        mode="json", exclude={"max_tokens", "num_samples", "seed"}
-    )
-    return LoadtestOptions(
-        extra_body=sampling,
-        engine=run.recipe.generators.engine,
-        engine_options=run.recipe.generators.options,
-        num_replicas=num_replicas,
-        seed=run.recipe.seed,
     )
 
 

@@ -63,6 +63,21 @@ def test_intervals_hold_what_they_promise() -> None:
     assert held >= 88
 
 
+def test_a_round_that_met_a_slow_machine_widens_the_interval() -> None:
+    # One model, twice: in one round the machine was slow while the second had its turn.
+    random = np.random.default_rng(3)
+    times = [float(t) for t in random.uniform(0.9, 1.1, 60)]
+    before = rows([10] * 60, times, rounds=4)
+    after = rows([10] * 60, times, rounds=4)
+    for row in after:
+        if row["round"] == 1:
+            row["done_seconds"] += 2.0
+    figure = compare_requests(before, after, is_closed=True)["tokens_per_second"]
+    assert figure["ratio"] == pytest.approx(1 / 1.5, abs=0.01)
+    assert not figure["changed"]
+    assert figure["ci_low"] < 0.55 and figure["ci_high"] == pytest.approx(1.0)
+
+
 def test_only_pairs_count() -> None:
     before = rows([10, 10, 10], [1.0, 1.0, 1.0])
     after = rows([20, 20, 20], [1.0, 1.0, 1.0])

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from expo_ray.loadtests.paired import compare_requests
 from expo_ray.reports.deltas import summarize
 from expo_ray.reports.examples import MAX_CHARACTERS, count_outcomes, differences, readable
 from expo_ray.reports.html_report import write_report
@@ -136,9 +137,49 @@ def test_throughput_compares_the_highest_common_load(run: RunDirectory) -> None:
     speed = compare_throughput(RunFiles.read(run.path))
     assert speed is not None
     assert list(speed.series) == ["aligned", "alpha 3"]
-    assert speed.ratio == pytest.approx(1 / 1.06)
-    assert speed.sentence.startswith("Against the aligned model, with 16 in flight: answers")
+    # One after the other, without an interval: no ratio is shown.
+    assert speed.ratio is None
+    assert speed.sentence.startswith("Against the aligned model, with 16 in flight: tokens per ")
+    assert "cannot be told from noise" in speed.sentence
     assert not speed.void and not speed.rejected
+
+
+@pytest.mark.parametrize(
+    ("slower", "tile"),
+    [
+        (0.3, "Tokens per second no telling cannot be told from aligned: "),
+        (3.0, "Tokens per second \N{MULTIPLICATION SIGN} 0.25 against aligned: "),
+    ],
+)
+def test_the_tile_of_the_speed_says_when_it_cannot_tell(
+    tmp_path: Path, slower: float, tile: str
+) -> None:
+    run = RunDirectory(tmp_path, num_prompts=20)
+    run.write_selection(verdict="extrapolate", best_alpha=3.0)
+    run.write_loadtests(3.0, rejected=False)
+    assert "Tokens per second" not in Page(write_report(tmp_path)).text
+    rows = {
+        side: [
+            {
+                "round": number, "request_id": i, "prompt_id": f"p{i}", "phase": "measured",
+                "error": None, "output_tokens": 10, "intended_seconds": 0.0,
+                "done_seconds": 1.0 + extra * (side == "candidate"),
+            }
+            for number, extra in enumerate((slower, slower if slower > 1 else -slower))
+            for i in range(20)
+        ]
+        for side in ("baseline", "candidate")
+    }  # fmt: skip
+    point = {
+        "concurrency": 16,
+        "offered_rate": None,
+        **compare_requests(rows["baseline"], rows["candidate"], is_closed=True),
+    }
+    comparison = {"schema_version": 1, "rounds": 2, "points": [point]}
+    (tmp_path / "loadtest" / "comparison.json").write_text(json.dumps(comparison))
+    text = Page(write_report(tmp_path)).text
+    assert tile in text
+    assert "Against the aligned model, by turns, with 16 in flight: " in text
 
 
 def test_a_void_load_test_is_said_to_be_void(tmp_path: Path) -> None:

@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 
+from expo_ray.loadtests.contest import Contender
 from expo_ray.loadtests.options import LoadtestOptions
 from expo_ray.serving.openai_requests import ChatBody
 from expo_ray.tables import Prompt
-from expo_ray.workflow import stages
+from expo_ray.workflow import speed, stages
 from expo_ray.workflow.recipe import load_recipe
 from expo_ray.workflow.run_dir import RunDir
 from tests.workflow.test_run import write_recipe
@@ -45,10 +46,22 @@ def tested(
     def record(model: str, **settings: Any) -> None:
         calls.append({"model": model, **settings})
 
-    monkeypatch.setattr(stages, "loadtest", record)
+    def compare(*sides: Contender, output: Path, rounds: int, **settings: Any) -> None:
+        for name, side in zip(("baseline", "candidate"), sides, strict=True):
+            record(side.target, output=output / name, **settings)
+            for number, faster in enumerate((3.0, 1.0, 2.0)[:rounds]):
+                folder = output / name / f"round-{number}"
+                folder.mkdir(parents=True)
+                point = {"request_throughput": faster}
+                (folder / "summary.json").write_text(json.dumps({"points": [point]}))
+
+    monkeypatch.setattr(speed, "loadtest", record)
+    monkeypatch.setattr(speed, "compare_targets", compare)
+    monkeypatch.setattr(speed, "_fits_twice", lambda *_, **__: True)
     monkeypatch.setattr(stages, "ray_session", lambda _: nullcontext())
     recipe = load_recipe(
-        write_recipe(tmp_path, pico_pair, tmp_path, sampling={**SAMPLING, "max_tokens": 6})
+        write_recipe(tmp_path, pico_pair, tmp_path, sampling={**SAMPLING, "max_tokens": 6}),
+        ["loadtest.rounds=3"],
     )
     run = stages.Run(
         recipe=recipe,
@@ -90,8 +103,13 @@ def test_the_models_that_are_tested(
     compared: dict[str, Any],
 ) -> None:
     run, calls = tested
-    stages.measure_throughput(run, selection)
-    assert [call["output"].name for call in calls] == labels
+    speed.measure_throughput(run, selection)
+    models = [str(run.source(float(label.partition("-")[2] or 0)).model) for label in labels]
+    assert [call["model"] for call in calls] == models
+    for label in labels[: len(labels) if len(labels) > 1 else 0]:
+        # The round of median speed stands for the model.
+        file = run.directory.loadtest(label) / "summary.json"
+        assert json.loads(file.read_text())["points"] == [{"request_throughput": 2.0}]
     written = json.loads(run.directory.compared_file.read_text())
     assert written == {"baseline": "aligned", **compared}
     news = " ".join(run.progress.lines)  # type: ignore[attr-defined]
@@ -103,7 +121,7 @@ def test_responses_are_decoded_as_the_evaluation_did(
 ) -> None:
     run, calls = tested
     selection = {"verdict": "keep-aligned", "best_alpha": 0.0, "rejected_alpha": 2.0}
-    stages.measure_throughput(run, selection)
+    speed.measure_throughput(run, selection)
     options: LoadtestOptions = calls[0]["options"]
     body = {"model": "m", "messages": [{"role": "user", "content": "Hi"}], **options.extra_body}
     asked = ChatBody.model_validate(body).sampling(run.recipe.sampling.max_tokens)

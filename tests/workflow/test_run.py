@@ -49,7 +49,7 @@ def write_recipe(
         "prompts": {"path": str(prompts)},
         "extrapolation": {"alphas": [0.5, 2.0], "max_shard_size": "20KB", "keep": "all"},
         "sampling": {"max_tokens": 6},
-        "loadtest": {"concurrency": [1, 2], "num_requests": 4, "max_tokens": 4},
+        "loadtest": {"concurrency": [1, 2], "num_requests": 4, "max_tokens": 4, "rounds": 2},
         **changes,
     }
     path = folder / "recipe.yaml"
@@ -111,6 +111,9 @@ def test_a_run_leaves_everything_it_promises(finished: Path) -> None:
             assert point["completed"] + point["failed"] == 4
             # Untrained models may end at once; nothing else may go wrong.
             assert set(point["errors"]) <= {"empty"}
+    comparison = json.loads((directory / "loadtest" / "comparison.json").read_text())
+    assert comparison["rounds"] == 2
+    assert [point["concurrency"] for point in comparison["points"]] == [1, 2]
     assert "</html>" in (directory / "report.html").read_text()
     resolved = json.loads((directory / "resolved.json").read_text())
     assert resolved["initial"]["files"] and resolved["recipe_digest"]
