@@ -96,6 +96,11 @@ class QuestionReader:
         full = _after_history(_history(given.get("history"), f"{where}, history"), turns, where)
         for name in asked[1:]:
             told = chats[name].turns
+            if main not in _CHATS and name in _CHATS and told[: len(full)] == full:
+                # UltraChat's: the chat goes on after its first question, which is the prompt.
+                if len(told) > len(full) + 1:
+                    self._unread.add(f"{self._names[name]} after the prompt")
+                continue
             if told not in (alone, turns, full) and _without_answer(told) not in (turns, full):
                 raise _contradiction(where, (main, full), (name, told))
         system = _one_system(

@@ -145,6 +145,21 @@ def test_columns_that_are_not_read_are_named_once(
     assert record.message.endswith("not read: answers, document, messages[].name")
 
 
+def test_a_chat_that_goes_on_after_its_prompt_is_asked_the_prompt(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As UltraChat is published."""
+    chat = said(("user", TEXT), ("assistant", "Short."), ("user", "And?"), ("assistant", "No."))
+    file = write(tmp_path / "p.jsonl", {"prompt": TEXT, "messages": chat})
+    with caplog.at_level(logging.WARNING):
+        (prompt,) = read_prompts(file)
+    assert list(prompt.messages) == said(("user", TEXT))
+    assert "messages after the prompt" in caplog.text
+    other = write(tmp_path / "o.jsonl", {"prompt": "Other", "messages": chat})
+    with pytest.raises(TableError, match="say two different things"):
+        read_prompts(other)
+
+
 def test_the_prompt_of_a_preference_may_have_every_form(tmp_path: Path) -> None:
     told = said(("user", "q"), ("assistant", "good"))
     path = write(
