@@ -22,6 +22,7 @@ FLOORS = [
     {"credentials", "proxies"},
     {"ray_start"},
     {"cluster"},
+    {"remote_errors"},
     {"checkpoints"},
     {"tables"},
     {"extrapolation"},

@@ -15,6 +15,7 @@ from expo_ray.cli.signals import SignalWatch
 from expo_ray.errors import ExpoError, InternalError, StoppedError
 from expo_ray.printable import printable
 from expo_ray.redaction import redacted
+from expo_ray.remote_errors import our_error
 
 _SIGNALS = {130: "interrupted", 143: "stopped by SIGTERM"}
 AGAIN = "run the same command again to continue"
@@ -112,7 +113,7 @@ def _tell_error(error: BaseException, arguments: Sequence[str]) -> int:
     if not isinstance(error, ExpoError):
         if {"-v", "--verbose"} & set(arguments):
             sys.stderr.write(printable(redacted("".join(traceback.format_exception(error)))))
-        error = _unforeseen(error)
+        error = our_error(error) or _unforeseen(error)
     print_error(error, json_output="--json" in arguments)
     return error.exit_code
 

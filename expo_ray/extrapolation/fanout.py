@@ -41,6 +41,7 @@ from expo_ray.extrapolation.node_check import (
 )
 from expo_ray.extrapolation.tasks import ShardReport, ShardTask
 from expo_ray.lazy import quick_imports
+from expo_ray.remote_errors import brought_home
 
 POLL_SECONDS = 0.5
 LOADING_TIMEOUT_SECONDS = 300
@@ -226,9 +227,10 @@ def _run_on_ray(
         trial = trial or _submit_trial(loading)
         check = None if trial is None else _loading_outcome(trial)
     except RayError as error:
-        raise ShardError(
+        raise brought_home(
+            error,
             "Ray could not finish a task",
-            got=str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__,
+            ShardError,
             hint="run the same command again, it continues where it stopped",
         ) from error
     finally:

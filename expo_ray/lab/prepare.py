@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import RayError, RayTaskError
+from ray.exceptions import RayError
 
 from expo_ray.checkpoints import atomic_write_json, atomic_write_text
 from expo_ray.checkpoints.folder_lock import owned_lock
@@ -32,6 +32,7 @@ from expo_ray.lab.data import eval_prompts
 from expo_ray.lab.result import LabResult, find_lab, lab_paths
 from expo_ray.lab.settings import CODE_VERSION, LabSettings
 from expo_ray.progress import NullProgress, Progress, ProgressBar
+from expo_ray.remote_errors import brought_home
 
 _EXTRA = ("trl", "datasets", "accelerate")
 _POLL_SECONDS = 0.5
@@ -158,12 +159,11 @@ def _get_facts(task: Any, name: str) -> Facts:
     try:
         facts: Facts = ray.get(task)
     except RayError as error:
-        # What the training code raised, where it was that; else what Ray says about the worker.
-        cause = error.cause if isinstance(error, RayTaskError) else error
-        raise EvaluationError(
+        raise brought_home(
+            error,
             "training a laboratory model failed",
+            EvaluationError,
             where=name,
-            got=f"{type(cause).__name__}: {cause}",
             hint="run the same command again; finished models are kept",
         ) from error
     return facts

@@ -23,6 +23,7 @@ from expo_ray.loadtests.records import Job, RequestRecord
 from expo_ray.loadtests.schedule import arrival_seconds
 from expo_ray.loadtests.stream import Endpoint
 from expo_ray.progress import Progress, ProgressBar
+from expo_ray.remote_errors import cause_in_one_line
 
 _START_DELAY_SECONDS = 0.2
 """Time for the calls to reach the clients before second 0."""
@@ -99,7 +100,7 @@ class Runner:
             raise EvaluationError(
                 "a load client did not start",
                 where="clients",
-                got=error,
+                got=cause_in_one_line(error),
                 hint="a node left the cluster meanwhile: run the load test again",
             ) from error
         self.client_nodes = sorted(set(nodes))
@@ -214,7 +215,10 @@ class Runner:
             answers: list[Sent] = ray.get(calls)
         except RayActorError as error:
             raise EvaluationError(
-                "a load client died", where=method, got=error, hint="run the load test again"
+                "a load client died",
+                where=method,
+                got=cause_in_one_line(error),
+                hint="run the load test again",
             ) from error
         return Offered(
             started_at=start_at,

@@ -10,6 +10,7 @@ from ray.exceptions import RayActorError, RayError, WorkerCrashedError
 from ray.serve.exceptions import RayServeException, ReplicaUnavailableError
 
 from expo_ray.errors import ServingError
+from expo_ray.remote_errors import brought_home, cause_in_one_line
 
 Item = TypeVar("Item")
 Chunk = TypeVar("Chunk")
@@ -65,7 +66,7 @@ def _result(call: Callable[[Chunk], Any], chunk: Chunk, response: Any) -> Any:
             if attempt == _MAX_ATTEMPTS:
                 raise ServingError(
                     "a replica died again and again under the same work",
-                    got=f"{_MAX_ATTEMPTS} attempts, last: {error}",
+                    got=f"{_MAX_ATTEMPTS} attempts, last: {cause_in_one_line(error)}",
                     hint="it may lack memory: give fewer replicas or shorter responses",
                 ) from error
             response = call(chunk)
@@ -74,5 +75,5 @@ def _result(call: Callable[[Chunk], Any], chunk: Chunk, response: Any) -> Any:
                 "a replica did not answer", expected=f"within {_TIMEOUT_SECONDS:g} s"
             ) from error
         except (RayError, RayServeException) as error:
-            raise ServingError("a replica answered with an error", got=error) from error
+            raise brought_home(error, "a replica answered with an error", ServingError) from error
     raise AssertionError("the last attempt returns or raises")

@@ -16,6 +16,7 @@ from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 
 from expo_ray.errors import ConfigError, ServingError
+from expo_ray.remote_errors import brought_home
 from expo_ray.serving.engines.options import EngineOptions
 from expo_ray.serving.keeper import application_name, hire_keeper, serve_was_started
 from expo_ray.serving.placement_watch import told_when_unplaced
@@ -53,9 +54,7 @@ def ensure_serve(*, host: str = LOCALHOST, port: int | None = None) -> str:
     Raises:
         ConfigError: The port is in use, or Serve listens elsewhere already.
     """
-    # Its warnings are about moments that pass by themselves; whoever asks for logs gets them.
-    asked = logging.getLogger("expo_ray").isEnabledFor(logging.DEBUG)
-    logging.getLogger("ray.serve").setLevel(logging.WARNING if asked else logging.ERROR)
+    quiet_logs()
     hire_keeper()
     running = running_endpoint()
     if running is None:
@@ -76,6 +75,20 @@ def ensure_serve(*, host: str = LOCALHOST, port: int | None = None) -> str:
     # A wildcard address is for listening, not for connecting.
     reachable = LOCALHOST if actual_host in ("0.0.0.0", "::") else actual_host  # noqa: S104
     return f"http://{reachable}:{actual_port}"
+
+
+def quiet_logs() -> None:
+    """Keep back what Serve logs here, unless logs were asked for.
+
+    Its warnings are about moments that pass by themselves. What it has for language models dumps
+    all options at every start, through loggers that take a level of their own when imported.
+    """
+    if logging.getLogger("expo_ray").isEnabledFor(logging.DEBUG):
+        logging.getLogger("ray.serve").setLevel(logging.WARNING)
+        return
+    names = [name for name in logging.root.manager.loggerDict if name.startswith("ray.serve.")]
+    for name in ("ray.serve", *names):
+        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def require_free_port(host: str, port: int) -> None:
@@ -135,7 +148,9 @@ def application(
             try:
                 handle = serve.run(app, name=name, route_prefix=route_prefix)
             except (RuntimeError, RayServeException, RayError) as error:
-                raise ServingError("the replicas did not start", where=label, got=error) from error
+                raise brought_home(
+                    error, "the replicas did not start", ServingError, where=label
+                ) from error
             yield handle, route_prefix
         finally:
             if ray.is_initialized():

@@ -14,7 +14,7 @@ from expo_ray.serving.engines import VLLM, has_gpu
 from expo_ray.serving.engines.options import EngineOptions
 from expo_ray.serving.front_door import ServiceSettings
 from expo_ray.serving.generator import Generator
-from expo_ray.serving.launching import replica_options, vllm_options
+from expo_ray.serving.launching import quiet_logs, replica_options, vllm_options
 from expo_ray.serving.openai_app import OpenAIServer
 from expo_ray.serving.source import ModelSource
 
@@ -115,6 +115,7 @@ def vllm_app(
     with _own_logging():
         from ray.serve.llm import build_llm_deployment
 
+    quiet_logs()
     from expo_ray.serving.engines.vllm_config import llm_config
 
     require_support(VLLM, source)

@@ -54,7 +54,13 @@ def llm_config(
                 **deployment,
                 "ray_actor_options": {"num_cpus": 1 if has_gpu else 0},
             },
-            runtime_env={} if has_gpu else {"env_vars": _cpu_environment(deployment)},
+            runtime_env={
+                "env_vars": {
+                    # Its processes start with the folder of their node first on their path.
+                    "PYTHONSAFEPATH": "1",
+                    **({} if has_gpu else _cpu_environment(deployment)),
+                }
+            },
             experimental_configs={"stream_batching_interval_ms": 0},
             log_engine_metrics=False,
         )
