@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
+from pathlib import Path
 
 import pytest
 import ray
@@ -12,6 +14,7 @@ from ray.exceptions import RayError
 
 from expo_ray.errors import CheckpointError, ServingError, TableError, WorkError
 from expo_ray.remote_errors import brought_home, cause_in_one_line, our_error
+from expo_ray.serving import generate
 from expo_ray.serving.launching import application, ensure_serve
 
 
@@ -97,3 +100,15 @@ def test_what_a_replica_raises_when_it_starts_comes_home(ray_cluster: str) -> No
         assert error.value.got == got
         assert "\x1b" not in str(error.value)
     assert error.value.message == "the replicas did not start"
+
+
+def test_generate_says_itself_that_a_model_has_no_chat_template(
+    pico_pair: tuple[Path, Path], ray_cluster: str, tmp_path: Path
+) -> None:
+    model, prompts = tmp_path / "model", tmp_path / "p.jsonl"
+    shutil.copytree(pico_pair[1], model)
+    (model / "chat_template.jinja").unlink()
+    prompts.write_text('{"prompt": "x"}')
+    with pytest.raises(CheckpointError, match="chat template") as error:
+        generate(model, prompts=prompts, output=tmp_path / "r.parquet", address=ray_cluster)
+    assert "ray::" not in str(error.value)
