@@ -227,6 +227,23 @@ _NOT_THERE = (
     "cannot connect to the Ray cluster",
     "start one with `ray start --head`, or leave --address out for a local Ray",
 )
+# Why, Ray prints and does not raise.
+_REFUSES = (
+    "something listens at this address, and does not take this process into a Ray cluster",
+    "is its token another one (RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH), or its port not that of "
+    "Ray's head? The lines before say more",
+)
+
+
+def _listens(address: str) -> bool:
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit():
+        return False
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=1).close()
+    except OSError:
+        return False
+    return True
 
 
 def not_joined(address: str, error: Exception) -> ConfigError:
@@ -238,7 +255,7 @@ def not_joined(address: str, error: Exception) -> ConfigError:
     """
     said = " ".join(str(error).split()) or type(error).__name__
     refusals = (found for words, found in _REFUSALS.items() if words in said.lower())
-    message, hint = next(refusals, _NOT_THERE)
+    message, hint = next(refusals, _REFUSES if _listens(address) else _NOT_THERE)
     return ConfigError(message, where="--address", got=f"{address} ({said})", hint=hint)
 
 

@@ -135,5 +135,5 @@ def test_a_cluster_with_another_token_says_so(ray_cluster: str) -> None:
     result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=150)
     assert result.returncode == 2, result.stderr
     error = json.loads(result.stdout)["error"]
-    assert "token" in error["message"]
+    assert "does not take this process" in error["message"]
     assert "RAY_AUTH_TOKEN" in error["hint"]

@@ -148,13 +148,24 @@ def application(
             try:
                 handle = serve.run(app, name=name, route_prefix=route_prefix)
             except (RuntimeError, RayServeException, RayError) as error:
+                told = RuntimeError(f"{error}\n{_why_not_deployed(name)}")
+                told.__cause__ = error.__cause__
                 raise brought_home(
-                    error, "the replicas did not start", ServingError, where=label
+                    told, "the replicas did not start", ServingError, where=label
                 ) from error
             yield handle, route_prefix
         finally:
             if ray.is_initialized():
                 _take_down(name, wait=sys.exc_info()[0] is None)
+
+
+def _why_not_deployed(name: str) -> str:
+    """Return what Serve tells of the deployments of an application that failed."""
+    with suppress(RayError, RayServeException):
+        status = serve.status().applications.get(name)
+        if status is not None:
+            return "\n".join(found.message for found in status.deployments.values())
+    return ""
 
 
 def _take_down(name: str, *, wait: bool) -> None:
