@@ -6,11 +6,13 @@ import contextlib
 import json
 import logging
 import os
+import secrets
 import signal
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -22,7 +24,11 @@ LOCAL = "local"
 INLINE = "inline"
 NODE_TIMEOUT_SECONDS = 120
 PROBE_SECONDS = 5
+POLL_NODES_SECONDS = 5.0
+NOTES = "expo-ray-tasks"
 _CLIENT_PORT = 10001
+
+logger = logging.getLogger(__name__)
 
 
 def resolve_address(address: str | None) -> str:
@@ -111,6 +117,13 @@ def ray_session(address: str | None, *, num_cpus: int | None = None) -> Iterator
         ray.shutdown()
 
 
+@dataclass(frozen=True, slots=True)
+class NoAnswer:
+    """Why a node did not answer: no fault of the request."""
+
+    reason: str
+
+
 def run_on_nodes(function: Callable[[Any, str], Any], argument: Any) -> dict[str, Any]:
     """Call a function once on every node that can take work, all at the same time.
 
@@ -119,10 +132,10 @@ def run_on_nodes(function: Callable[[Any, str], Any], argument: Any) -> dict[str
         argument: Sent to all.
 
     Returns:
-        By node what it returned, or in words why it did not.
+        By node what it returned, in words what it raised, or a `NoAnswer`. Nodes that Ray lost
+        meanwhile are left out.
     """
     import ray
-    from ray.exceptions import GetTimeoutError, RayError
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     remote = ray.remote(function)
@@ -131,18 +144,117 @@ def run_on_nodes(function: Callable[[Any, str], Any], argument: Any) -> dict[str
         name = f"{node['NodeManagerHostname']} {node['NodeManagerAddress']} {node['NodeID'][:8]}"
         here = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
         options = {"num_cpus": 0, "max_retries": 1, "scheduling_strategy": here}
-        refs[name] = remote.options(**options).remote(argument, file_name_of(name))
+        refs[name, node["NodeID"]] = remote.options(**options).remote(argument, file_name_of(name))
     found: dict[str, Any] = {}
     deadline = time.monotonic() + NODE_TIMEOUT_SECONDS
-    for name, ref in refs.items():
-        try:
-            found[name] = ray.get(ref, timeout=max(1.0, deadline - time.monotonic()))
-        except GetTimeoutError:
-            found[name] = f"no answer within {NODE_TIMEOUT_SECONDS} s"
-            ray.cancel(ref, force=True)
-        except RayError as error:
-            found[name] = f"{type(error).__name__}: {str(error).strip().splitlines()[-1]}"
+    for (name, node_id), ref in refs.items():
+        answer = _answer_of_node(ref, node_id, deadline)
+        if answer is None:
+            logger.warning("%s is gone: it is left out", name)
+        else:
+            found[name] = answer[0]
     return found
+
+
+def _answer_of_node(ref: Any, node_id: str, deadline: float) -> tuple[Any] | None:
+    """Return what a task on a node gave, see `run_on_nodes`; None where the node is lost."""
+    import ray
+    from ray.exceptions import GetTimeoutError, RayError, RayTaskError
+
+    reason = f"no answer within {NODE_TIMEOUT_SECONDS} s"
+    while True:
+        try:
+            # Not in one piece: for a task on a host that was cut off Ray waits longer than we do.
+            left = min(POLL_NODES_SECONDS, max(1.0, deadline - time.monotonic()))
+            return (ray.get(ref, timeout=left),)
+        except RayTaskError as error:
+            return (_last_line(error),)
+        except GetTimeoutError:
+            pass
+        except RayError as error:
+            # Ray may list a node as dead only some time after its processes are.
+            reason = _last_line(error)
+            time.sleep(1)
+        if node_id in dead_nodes():
+            return None
+        if time.monotonic() > deadline:
+            ray.cancel(ref, force=True)
+            return (NoAnswer(reason),)
+
+
+def _last_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).strip().splitlines()[-1]}"
+
+
+def dead_nodes() -> set[str]:
+    """Return the ids of the nodes that the cluster has lost."""
+    import ray
+
+    return {str(node["NodeID"]) for node in ray.nodes() if not node["Alive"]}
+
+
+class NodeWatch:
+    """Finds tasks whose node is lost: Ray lists a host that was cut off as dead after a minute.
+
+    The tasks there it holds for running until its connection to them gives up, minutes later.
+    So every task leaves a note where it runs.
+    """
+
+    def __init__(self) -> None:
+        self._dead = dead_nodes()
+        self._notes: dict[Any, str] = {}
+        self._next_look = 0.0
+
+    def submit(self, remote: Any, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Start `function` as a task of `remote`, which is `run_noted`; returns its reference."""
+        note = f"task-{secrets.token_hex(8)}"
+        ref = remote.remote(note, function, *arguments)
+        self._notes[ref] = note
+        return ref
+
+    def forget(self, ref: Any) -> None:
+        """Watch a task no more."""
+        from ray.experimental.internal_kv import _internal_kv_del
+
+        _internal_kv_del(self._notes.pop(ref), namespace=NOTES)
+
+    def close(self) -> None:
+        """Watch nothing more."""
+        from ray.exceptions import RayError
+
+        with contextlib.suppress(RayError, RuntimeError):  # the cluster may be what is lost
+            for ref in list(self._notes):
+                self.forget(ref)
+
+    def lost(self) -> dict[Any, bool]:
+        """Return the tasks to start again, watched no more, and whether they had begun.
+
+        Those that had not may have been on their way to a lost node, and are cancelled.
+        """
+        from ray.experimental.internal_kv import _internal_kv_get
+
+        if time.monotonic() < self._next_look:
+            return {}
+        self._next_look = time.monotonic() + POLL_NODES_SECONDS
+        lost = dead_nodes() - self._dead
+        self._dead |= lost
+        found: dict[Any, bool] = {}
+        for ref, note in list(self._notes.items()) if lost else ():
+            place = _internal_kv_get(note, namespace=NOTES)
+            if place is None or place.decode() in lost:
+                found[ref] = place is not None
+                self.forget(ref)
+        cancel_unfinished([ref for ref, has_begun in found.items() if not has_begun])
+        return found
+
+
+def run_noted(note: str, function: Callable[..., Any], *arguments: Any) -> Any:
+    """Leave a note where this task runs, then call a function; see `NodeWatch`."""
+    import ray
+    from ray.experimental.internal_kv import _internal_kv_put
+
+    _internal_kv_put(note, ray.get_runtime_context().get_node_id(), namespace=NOTES)
+    return function(*arguments)
 
 
 def cancel_unfinished(refs: Sequence[Any], *, force: bool = False) -> None:

@@ -14,12 +14,15 @@ from typing import Any
 
 from expo_ray.cluster import (
     INLINE,
+    NoAnswer,
+    NodeWatch,
     cancel_unfinished,
     file_name_of,
     is_one_node,
     may_grow,
     ray_session,
     resolve_address,
+    run_noted,
     run_on_nodes,
     worker_nodes,
 )
@@ -106,29 +109,45 @@ def run_tasks(
     with ray_session(address):
         refuse_too_big_for_nodes(tasks, worker_nodes(), may_grow=may_grow())
         if check is not None and not is_one_node():
-            refuse_problems(check_nodes(check))
+            _require_fit_nodes(check)
         begin()
         return _run_on_ray(tasks, loading, Advance(advance), running_bytes)
 
 
-def check_nodes(check: NodeCheck) -> dict[str, list[str]]:
+def check_nodes(check: NodeCheck) -> tuple[dict[str, list[str]], dict[str, str]]:
     """Probe every node of the connected cluster.
 
     Returns:
-        The problems of each node, in words; an empty list where there is none.
+        The problems of each node, in words (an empty list where there is none); and of those that
+        did not answer, why.
     """
+    problems: dict[str, list[str]] = {}
+    silent: dict[str, str] = {}
     try:
         leave_token(check, DRIVER)
-        found = run_on_nodes(probe_node, check)
-        problems = {}
-        for node, outcome in found.items():
+        for node, outcome in run_on_nodes(probe_node, check).items():
+            if isinstance(outcome, NoAnswer):
+                silent[node] = outcome.reason
+                continue
             texts = [outcome] if isinstance(outcome, str) else list(outcome)
             problems[node] = texts or unseen_outputs(check, file_name_of(node))
-        return problems
     except OSError as error:
-        return {DRIVER: [f"the output cannot be written to: {error.strerror or error}"]}
+        problems = {DRIVER: [f"the output cannot be written to: {error.strerror or error}"]}
     finally:
         remove_tokens(check)
+    return problems, silent
+
+
+def _require_fit_nodes(check: NodeCheck) -> None:
+    problems, silent = check_nodes(check)
+    refuse_problems(problems)
+    if silent:
+        raise ShardError(
+            "a node of the cluster did not answer",
+            where=", ".join(silent),
+            got="; ".join(silent.values()),
+            hint="run the same command again; `ray status` tells which nodes live",
+        )
 
 
 def call_on_nodes(
@@ -153,10 +172,11 @@ def call_on_nodes(
         return {DRIVER: function(argument, "inline")}, problems
     with ray_session(address):
         found = run_on_nodes(function, argument)
-        problems = {node: [text] for node, text in found.items() if isinstance(text, str)}
-        for node, texts in check_nodes(check).items():
-            problems.setdefault(node, texts)
-        return found, problems
+        answers = {n: a for n, a in found.items() if not isinstance(a, NoAnswer)}
+        problems, silent = check_nodes(check)
+        silent |= {n: a.reason for n, a in found.items() if isinstance(a, NoAnswer)}
+        raised = {n: a for n, a in found.items() if isinstance(a, str)}
+        return answers, problems | {n: [text] for n, text in (silent | raised).items()}
 
 
 def run_batch(tasks: Sequence[ShardTask]) -> list[ShardReport] | ExpoError:
@@ -192,7 +212,7 @@ def _run_on_ray(
     from ray.exceptions import RayError
 
     # Ray would try the same again, and out of memory without end: see `next_attempt`.
-    remote = ray.remote(num_cpus=1, max_retries=0, scheduling_strategy="SPREAD")(run_batch)
+    remote = ray.remote(num_cpus=1, max_retries=0, scheduling_strategy="SPREAD")(run_noted)
     sizes = [task.shard.input_bytes for task in tasks]
     limit = max_batches(tasks)
     # Big batches first: a big one that starts last would keep the others waiting.
@@ -202,18 +222,20 @@ def _run_on_ray(
     trial: Any = None
     reports: dict[int, ShardReport] = {}
     finished_bytes = 0
+    watch = NodeWatch()
     try:
         while queue or pending:
             for _ in range(len(queue)):
                 batch = queue.popleft()
                 if len(pending) < limit and batch.not_before <= time.monotonic():
-                    pending[_submit(remote, batch)] = batch
+                    pending[_submit(watch, remote, batch)] = batch
                 else:
                     queue.append(batch)
-            trial = trial or _submit_trial(loading)
+            trial = trial or _submit_trial(watch, loading)
             ready = _wait(list(pending))
             for ref in ready:
                 batch = pending.pop(ref)
+                watch.forget(ref)
                 try:
                     outcome = ray.get(ref, timeout=60)
                 except RayError as error:
@@ -223,9 +245,14 @@ def _run_on_ray(
                     raise outcome
                 reports.update(zip(batch.indices, outcome, strict=True))
                 finished_bytes += sum(sizes[i] for i in batch.indices)
+            for ref, has_begun in watch.lost().items():
+                if ref is trial:
+                    trial = None
+                else:
+                    queue.append(_after_node(pending.pop(ref), has_begun=has_begun))
             done.to(finished_bytes + running_bytes())
-        trial = trial or _submit_trial(loading)
-        check = None if trial is None else _loading_outcome(trial)
+        trial = trial or _submit_trial(watch, loading)
+        check = None if trial is None else _loading_outcome(watch, trial)
     except RayError as error:
         raise brought_home(
             error,
@@ -234,27 +261,29 @@ def _run_on_ray(
             hint="run the same command again, it continues where it stopped",
         ) from error
     finally:
+        watch.close()
         cancel_unfinished([*pending, *([] if trial is None else [trial])])
     return [reports[i] for i in range(len(tasks))], check
 
 
-def _submit(remote: Any, batch: Batch) -> Any:
+def _submit(watch: NodeWatch, remote: Any, batch: Batch) -> Any:
     """Start a batch; after an attempt without memory it asks its node for twice as much."""
     memory_bytes = WORKER_MEMORY_BYTES + max(task.extra_memory_bytes for task in batch.tasks)
     if batch.num_out_of_memory:
         known = (node["Resources"].get("memory", 0) for node in worker_nodes())
         largest = max(known, default=0)
         memory_bytes = max(memory_bytes, int(min(largest, memory_bytes << batch.num_out_of_memory)))
-    return remote.options(memory=memory_bytes).remote(batch.tasks)
+    return watch.submit(remote.options(memory=memory_bytes), run_batch, batch.tasks)
 
 
-def _submit_trial(loading: LoadingRequest | None) -> Any:
+def _submit_trial(watch: NodeWatch, loading: LoadingRequest | None) -> Any:
     """Start the trial load beside the batches: seconds of imports, while they wait for a disk."""
     import ray
 
     if loading is None:
         return None
-    return ray.remote(num_cpus=0, max_retries=1)(check_loading).remote(loading)
+    remote = ray.remote(num_cpus=0, max_retries=1)(run_noted)
+    return watch.submit(remote, check_loading, loading)
 
 
 def _wait(refs: list[Any]) -> list[Any]:
@@ -267,6 +296,22 @@ def _wait(refs: list[Any]) -> list[Any]:
     return ready
 
 
+def _after_node(batch: Batch, *, has_begun: bool) -> Batch:
+    """Return the batch as it is tried again after its node was lost.
+
+    Raises:
+        ShardError: It was lost too often.
+    """
+    again = batch.lost() if has_begun else batch
+    if again is None:
+        raise ShardError(
+            "the nodes that worked on a shard were lost again and again",
+            where=batch.tasks[0].shard.name,
+            hint="run the same command again, it continues where it stopped",
+        )
+    return again
+
+
 def next_attempt(batch: Batch, error: Exception) -> Batch:
     """Return the batch as it is tried again after Ray lost it.
 
@@ -275,6 +320,7 @@ def next_attempt(batch: Batch, error: Exception) -> Batch:
         RayError: It was lost too often, or trying again is pointless.
     """
     from ray.exceptions import (
+        GetTimeoutError,
         LocalRayletDiedError,
         NodeDiedError,
         ObjectLostError,
@@ -284,20 +330,30 @@ def next_attempt(batch: Batch, error: Exception) -> Batch:
 
     if isinstance(error, OutOfMemoryError):
         return batch.out_of_memory()
-    lost = (WorkerCrashedError, NodeDiedError, LocalRayletDiedError, ObjectLostError)
+    lost = (
+        WorkerCrashedError,
+        NodeDiedError,
+        LocalRayletDiedError,
+        ObjectLostError,
+        GetTimeoutError,  # a result that stayed on a host that is cut off
+    )
     again = batch.lost() if isinstance(error, lost) else None
     if again is None:
         raise error
     return again
 
 
-def _loading_outcome(ref: Any) -> LoadingCheck:
+def _loading_outcome(watch: NodeWatch, ref: Any) -> LoadingCheck:
     """Wait for the trial load; it is advice, so its own failure stops nothing."""
     import ray
     from ray.exceptions import RayError
 
+    deadline = time.monotonic() + LOADING_TIMEOUT_SECONDS
+    while not _wait([ref]) and time.monotonic() < deadline:
+        if ref in watch.lost():
+            return LoadingCheck(status="skipped", note="the trial load ended: its node was lost")
     try:
-        check: LoadingCheck = ray.get(ref, timeout=LOADING_TIMEOUT_SECONDS)
+        check: LoadingCheck = ray.get(ref, timeout=1)
     except RayError as error:
         return LoadingCheck(status="skipped", note=f"the trial load ended: {type(error).__name__}")
     return check

@@ -22,6 +22,7 @@ from ray._common.utils import get_system_memory
 from ray._private.utils import get_used_memory
 from ray.cluster_utils import Cluster
 
+from expo_ray.cluster import run_on_nodes
 from expo_ray.errors import ExpoError
 from expo_ray.extrapolation import extrapolate
 
@@ -105,6 +106,33 @@ def lost_node(pair: list[str], output: str, *, is_graceful: bool) -> dict[str, o
         cluster.shutdown()
 
 
+def _wait_there(folder: str, name: str) -> str:
+    Path(folder, name).touch()
+    time.sleep(20)
+    return "here"
+
+
+def node_gone_in_check(folder: str) -> dict[str, object]:
+    """Kill a node while every node is asked something."""
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    second = cluster.add_node(num_cpus=1)
+    ray.init(address=cluster.address, log_to_driver=False)
+
+    def kill() -> None:
+        while len(list(Path(folder).iterdir())) < 2:
+            time.sleep(0.05)
+        cluster.remove_node(second, allow_graceful=False)
+
+    threading.Thread(target=kill, daemon=True).start()
+    try:
+        began = time.monotonic()
+        found = run_on_nodes(_wait_there, folder)
+        return {"answers": list(found.values()), "seconds": time.monotonic() - began}
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
+
+
 class _Release(logging.Handler):
     """Frees memory as soon as a task is tried again for want of it."""
 
@@ -143,7 +171,9 @@ def short_of_memory(pair: list[str], output: str, *, is_lasting: bool) -> dict[s
 
 if __name__ == "__main__":
     scenario, *arguments = sys.argv[1:]
-    if scenario in ("hidden", "overwrite"):
+    if scenario == "gone in the check":
+        outcome = node_gone_in_check(arguments[0])
+    elif scenario in ("hidden", "overwrite"):
         outcome = hidden_path(
             arguments[:2], arguments[2], arguments[3], overwrite=scenario == "overwrite"
         )

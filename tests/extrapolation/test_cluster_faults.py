@@ -31,6 +31,14 @@ def may_mount() -> bool:
         return False
 
 
+def may_make_hosts() -> bool:
+    command = ["unshare", "-n", "ip", "link", "add", "probe", "type", "bridge"]
+    try:
+        return subprocess.run(command, capture_output=True).returncode == 0
+    except FileNotFoundError:
+        return False
+
+
 def run(scenario: str, *arguments: Path) -> dict[str, Any]:
     command = [sys.executable, "-m", "tests.extrapolation.cluster_faults", scenario]
     command += [str(argument) for argument in arguments]
@@ -104,6 +112,36 @@ def test_a_node_that_is_lost_costs_time_but_no_bytes(
     assert found["alive"] == 1
     assert found["killed_at"][0] < len(whole)
     assert file_digests(tmp_path / "out") == whole
+
+
+@pytest.mark.slow
+def test_a_node_that_dies_while_it_is_asked_is_left_out(tmp_path: Path) -> None:
+    assert run("gone in the check", tmp_path)["answers"] == ["here"]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not may_make_hosts(), reason="network namespaces are not permitted here")
+def test_a_host_that_is_cut_off_costs_a_minute_beyond_its_loss(tmp_path: Path) -> None:
+    block = noise((1000, 1000), torch.bfloat16, 1)
+    before = {f"layers.{i}.w": block * (1 + i / 64) for i in range(350)}
+    after = {name: t + t / 64 for name, t in before.items()}
+    pair = write(tmp_path / "initial", before, num_shards=3), write(tmp_path / "aligned", after)
+    command = [sys.executable, "-m", "tests.extrapolation.separate_hosts", *map(str, pair)]
+    done = subprocess.run(
+        [*command, str(tmp_path / "out"), f"x{os.getpid() % 100000}"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=500,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["status"] == "written"
+    # Ray's own connection to the lost host gives up 350 s after it has listed it as dead.
+    assert found["ended_after"] - found["listed_after"] < 60, found
+    extrapolate(*pair, tmp_path / "alone", alpha=0.3, max_shard_size="140MB", address="inline")
+    assert file_digests(tmp_path / "out") == file_digests(tmp_path / "alone")
 
 
 @pytest.mark.slow
