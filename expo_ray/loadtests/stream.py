@@ -23,6 +23,10 @@ REPLICA_HEADER = "x-expo-ray-replica"
 _READ_BUFFER_BYTES = 2**20
 """aiohttp's 64 KiB make the client look like a slow server at high rates."""
 
+_MAX_REFUSAL_BYTES = 2**16
+_MAX_EVENT_BYTES = 2**24
+"""Of one event; what a service sends without an end is not kept."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Endpoint:
@@ -97,6 +101,9 @@ class HttpSender:
             connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=2),
             timeout=aiohttp.ClientTimeout(total=self._timeout_seconds),
             read_bufsize=_READ_BUFFER_BYTES,
+            # A small packed answer could unpack to a large one: nobody is asked to pack.
+            headers={"Accept-Encoding": "identity"},
+            auto_decompress=False,
         )
         return self
 
@@ -125,9 +132,13 @@ class HttpSender:
             ) as response:
                 answer.replica = response.headers.get(REPLICA_HEADER)
                 if response.status != 200:
-                    text = await response.text(errors="replace")
+                    told = await response.content.read(_MAX_REFUSAL_BYTES)
+                    text = told.decode(errors="replace")
                     raise StreamError(f"http_{response.status}", f"{self._through} {text}".strip())
                 answering = True
+                packed = response.headers.get("Content-Encoding", "identity")
+                if packed.lower() != "identity":
+                    raise StreamError("malformed", f"packed as {packed!r}, which nobody asked for")
                 async for data, stamp in _events(response, clock):
                     answer.add(data, stamp)
             answer.check(model=self._endpoint.model, weights_digest=self._endpoint.weights_digest)
@@ -151,6 +162,8 @@ async def _events(
     async for block in response.content.iter_any():
         stamp = clock()
         *lines, rest = (rest + block).split(b"\n")
+        if len(rest) > _MAX_EVENT_BYTES:
+            raise StreamError("malformed", f"an event of more than {_MAX_EVENT_BYTES} bytes")
         for line in lines:
             if line.startswith(b"data:"):
                 yield line[len(b"data:") :].strip(), stamp

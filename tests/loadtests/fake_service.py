@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gzip
 import json
 import threading
 from collections.abc import Iterator
@@ -55,6 +56,11 @@ class FakeService:
     async def _answer(self, request: web.Request, order: str) -> web.StreamResponse:
         if order.startswith("http_"):
             return web.Response(status=int(order.removeprefix("http_")), text="no\nluck")
+        if order == "packed":
+            packed = {"Content-Encoding": "gzip", "Content-Type": "text/event-stream"}
+            return web.Response(body=gzip.compress(bytes(2**26)), headers=packed)
+        if order == "endless event":
+            return web.Response(body=b"data: " + b"x" * 2**25)
         options = dict(pair.split("=") for pair in order.split() if "=" in pair)
         num_tokens = int(options.get("tokens", 3)) + self.extra_tokens
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})

@@ -58,6 +58,8 @@ def test_a_good_answer(service: FakeService) -> None:
     [
         ("http_500", "http_500"),
         ("http_429", "http_429"),
+        ("packed", "malformed"),
+        ("endless event", "malformed"),
         ("cut", "mid_stream"),
         ("error", "mid_stream"),
         ("garbage", "malformed"),

@@ -158,10 +158,15 @@ def test_serve_says_ready_when_it_answers_and_a_signal_ends_it(
             assert answer.json()["system_fingerprint"] == ready["weights_digest"]
             proxies = [p.name() for p in psutil.Process(process.pid).children(recursive=True)]
             assert ("haproxy" in proxies) == (proxy == "haproxy")
-            process.send_signal(signal.SIGTERM)
-            stopping = {"schema_version": 1, "event": "stopping"}
-            assert json.loads(process.stdout.readline()) == stopping
-            assert process.wait(timeout=60) == 128 + signal.SIGTERM
+            body |= {"max_tokens": 100, "stream": True}
+            with httpx.stream("POST", url, json=body, headers=headers, timeout=30) as stream:
+                assert stream.status_code == 200, stream.read()
+                next(stream.iter_raw())
+                process.send_signal(signal.SIGTERM)
+                stopping = {"schema_version": 1, "event": "stopping"}
+                assert json.loads(process.stdout.readline()) == stopping
+                # Ten seconds on a machine with nothing else to do.
+                assert process.wait(timeout=30) == 128 + signal.SIGTERM
             assert process.stdout.read() == ""
             # Ray itself may ask whether it runs in a cloud.
             assert [line for line in company_proxy.asked if "metadata" not in line] == []
