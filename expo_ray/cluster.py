@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
-from expo_ray.errors import ConfigError
+from expo_ray.errors import ConfigError, WorkError
 from expo_ray.proxies import spare_this_machine
 from expo_ray.ray_start import join, not_joined, start_local
 
@@ -113,6 +113,15 @@ def ray_session(address: str | None, *, num_cpus: int | None = None) -> Iterator
         signal.signal(signal.SIGTERM, sigterm_handler)
     try:
         yield
+    except Exception as error:
+        if "://" in resolved and not ray.is_initialized():  # Ray's client gave up
+            raise WorkError(
+                "the connection to the Ray cluster was lost",
+                where=resolved,
+                got=error,
+                hint="see that the cluster is up, then run the same command again",
+            ) from error
+        raise
     finally:
         ray.shutdown()
 

@@ -84,6 +84,12 @@ def join(address: str, options: dict[str, Any]) -> None:
 
     # The drivers of Ray's client stand on the cluster; they know nothing of our folder.
     job = {} if "://" in address else {"job_config": _job_config()}
+    if not job:
+        # Other drivers send a token that is there by themselves.
+        from ray._private.authentication import authentication_token_setup
+
+        logging.getLogger(authentication_token_setup.__name__).setLevel(logging.ERROR)
+        authentication_token_setup.maybe_enable_token_auth_if_token_available(False)
     try:
         local = {"ENABLE_RAY_CLUSTER": False} if job and _is_for_this_machine(address) else {}
         with _without_uv_upload(), _changed(vars(ray_constants), local):

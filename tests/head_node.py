@@ -27,10 +27,10 @@ def free_port() -> int:
 def head_node(folder: Path) -> Iterator[dict[str, str]]:
     """Run a head node in a process group that is ended with it; yields its environment.
 
-    `RAY_API_SERVER_ADDRESS` there is the dashboard, which answers; `HEAD_PID` and
-    `HEAD_ADDRESS` are for tests alone.
+    `RAY_API_SERVER_ADDRESS` there is the dashboard, which answers; `HEAD_PID`, `HEAD_ADDRESS` and
+    `CLIENT_PORT` are for tests alone.
     """
-    port, dashboard = free_port(), free_port()
+    port, dashboard, client = free_port(), free_port(), free_port()
     environment = {
         **os.environ,
         "RAY_AUTH_MODE": "disabled",  # a throw-away cluster on the loopback address
@@ -49,7 +49,7 @@ def head_node(folder: Path) -> Iterator[dict[str, str]]:
         "--num-cpus=4",
         "--include-dashboard=true",
         "--disable-usage-stats",
-        f"--ray-client-server-port={free_port()}",
+        f"--ray-client-server-port={client}",
         f"--dashboard-agent-listen-port={free_port()}",
     ]
     log = (folder / "head.log").open("w")
@@ -64,6 +64,7 @@ def head_node(folder: Path) -> Iterator[dict[str, str]]:
             "RAY_API_SERVER_ADDRESS": url,
             "HEAD_PID": str(process.pid),
             "HEAD_ADDRESS": f"127.0.0.1:{port}",
+            "CLIENT_PORT": str(client),
         }
     finally:
         kill_family(process.pid)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import subprocess
 import sys
 import time
@@ -53,3 +54,39 @@ def test_a_head_that_is_lost_under_a_command_is_told(tmp_path: Path) -> None:
     error = json.loads(line)["error"]
     assert error["message"].startswith("the Ray cluster was lost"), stderr
     assert "run the same command again to continue" in error["hint"]
+
+
+def wait_for_port(port: int) -> None:
+    for _ in range(240):
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                return
+        time.sleep(0.5)
+    raise AssertionError(f"nobody listens on {port}")
+
+
+def test_a_client_of_ray_works_and_is_told_that_its_connection_is_lost(tmp_path: Path) -> None:
+    with head_node(tmp_path) as environment:
+        address = f"ray://127.0.0.1:{environment['CLIENT_PORT']}"
+        wait_for_port(int(environment["CLIENT_PORT"]))
+        few, out = pair_of(tmp_path / "few", 2), tmp_path / "few" / "out"
+        options = ["--alpha", "0.3", "--max-shard-size", "1MB", "--address", address, "--json"]
+        subprocess.run(
+            [str(EXPO_RAY), "extrapolate", *few, str(out), *options], env=environment, check=True
+        )
+        many, out = pair_of(tmp_path / "many", 400), tmp_path / "many" / "out"
+        with subprocess.Popen(
+            [str(EXPO_RAY), "extrapolate", *many, str(out), *options],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        ) as process:
+            while process.poll() is None and len(list(out.glob("*.safetensors"))) < 3:
+                time.sleep(0.01)
+            assert process.poll() is None, process.communicate()
+            kill_family(int(environment["HEAD_PID"]))
+            stdout, stderr = process.communicate(timeout=240)
+    assert process.returncode == 1, stderr
+    (line,) = stdout.splitlines()
+    assert json.loads(line)["error"]["message"] == "the connection to the Ray cluster was lost"
