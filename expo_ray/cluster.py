@@ -100,6 +100,9 @@ def ray_session(address: str | None, *, num_cpus: int | None = None) -> Iterator
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     # Serve's proxy then takes a streamed token from a replica for two thirds of the time.
     os.environ.setdefault("RAY_SERVE_PROXY_USE_GRPC", "1")
+    # Named, not imported: serving stands on this module.
+    header_limit = "expo_ray.serving.header_limit.limit_headers"
+    os.environ.setdefault("RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH", header_limit)
     sigterm_handler = signal.getsignal(signal.SIGTERM)
     # Its warnings at start-up are about defaults of future releases.
     options = {"logging_level": logging.ERROR, "log_to_driver": False}
