@@ -6,6 +6,7 @@ import pickle
 import httpx
 import pytest
 
+from expo_ray import redaction
 from expo_ray.credentials import read_api_key
 from expo_ray.errors import ConfigError, ServingError
 from expo_ray.redaction import MASK, RedactingFormatter, redacted
@@ -13,6 +14,12 @@ from expo_ray.rewards import RewardModelSpec
 from expo_ray.rewards.interface import RewardScore
 
 NAME = "SOME_NAME_OF_MINE"
+
+
+@pytest.fixture(autouse=True)
+def forget_keys() -> None:
+    """Short keys of other tests would be masked inside those of these."""
+    redaction._remembered.clear()
 
 
 @pytest.mark.parametrize("around", ["{}\n", "{}\r\n", " {}\t\n\n", "{}"])

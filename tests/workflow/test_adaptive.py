@@ -82,7 +82,7 @@ def test_the_uniform_alpha_stays_where_no_part_wants_another(
     # Alpha 2 is close to the best for this pair: nobody asks the held-out prompts.
     assert found["best"]["alphas"] == first["alphas"]
     assert found["heldout"] is None
-    assert "not better than the uniform alpha 2" in directory.report_file.read_text()
+    assert "not found to be better than the uniform alpha 2" in directory.report_file.read_text()
     assert not directory.alpha_rules_file.exists()
 
 
