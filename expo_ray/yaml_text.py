@@ -6,6 +6,8 @@ RecursionError. Both are measured before any value is made.
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import yaml
@@ -29,17 +31,24 @@ def parse_yaml(text: str) -> Any:
     """
     if len(text) > MAX_CHARACTERS:
         raise ValueError(f"the YAML has {len(text)} characters, more than {MAX_CHARACTERS}")
-    loader = yaml.SafeLoader(text)
     try:
-        node = loader.get_single_node()
-        if node is None:
-            return None
-        _require_small(node)
-        return loader.construct_document(node)
+        with _loader(text) as loader:
+            node = loader.get_single_node()
+            if node is None:
+                return None
+            _require_small(node)
+            return loader.construct_document(node)
     except yaml.YAMLError as error:
         raise ValueError(str(error)) from error
     except RecursionError as error:
         raise ValueError("the YAML is nested too deeply") from error
+
+
+@contextlib.contextmanager
+def _loader(text: str) -> Iterator[yaml.SafeLoader]:
+    loader = yaml.SafeLoader(text)  # looks at every character
+    try:
+        yield loader
     finally:
         loader.dispose()
 

@@ -139,3 +139,9 @@ def test_answers_arrive_packed_or_not() -> None:
         pytest.raises(httpx.DecodingError),
     ):
         limited_request(client, "GET", url)
+
+
+def test_control_characters_in_yaml_are_malformed_like_anything_else() -> None:
+    for text in ("a: \x07", "\x00"):
+        with pytest.raises(ValueError, match="not allowed"):
+            parse_yaml(text)

@@ -24,8 +24,9 @@ _INDEX = re.compile(
     rf"{_STEM}\.(?:(?:safetensors|bin)\.index\.{_VARIANT}|{_VARIANT}\.(?:safetensors|bin)\.index)\.json"
 )
 _SINGLE = re.compile(rf"(?:{_STEM}\.{_VARIANT}|consolidated)\.(?:safetensors|bin)")
+# Also as older versions of transformers named them: `model.00001-of-00002.safetensors`.
 _SHARD = re.compile(
-    rf"(?P<stem>{_STEM}(?:\.{_VARIANT})?)-(?P<number>\d+)-of-(?P<total>\d+)"
+    rf"(?P<stem>{_STEM}(?:\.(?!\d+-of-){_VARIANT})?)(?P<join>[-.])(?P<number>\d+)-of-(?P<total>\d+)"
     rf"(?P<end>(?:\.{_VARIANT})?\.(?:safetensors|bin))"
 )
 # What training keeps beside weights, in files of torch that hold none.
@@ -95,8 +96,9 @@ def find_layout(uri: str, names: Collection[str]) -> Layout:
     top = sorted(name for name in names if "/" not in name)
     found = [Layout(index=name) for name in top if _INDEX.fullmatch(name)]
     alone = [n for n in top if _SINGLE.fullmatch(n) and not _SHARD.fullmatch(n)]
-    found = found or [Layout(index=None, files=(name,)) for name in alone]
-    found = found or [Layout(index=None, files=files) for files in _shard_groups(uri, top)]
+    if not found:  # shards of an index are its own
+        found = [Layout(index=None, files=files) for files in _shard_groups(uri, top)]
+    found += [Layout(index=None, files=(name,)) for name in alone]
     if not found:
         raise _no_weights(uri, names)
     if len(found) > 1:
@@ -111,14 +113,16 @@ def find_layout(uri: str, names: Collection[str]) -> Layout:
 
 
 def _shard_groups(uri: str, names: Iterable[str]) -> list[tuple[str, ...]]:
-    groups: dict[tuple[str, str, str], dict[int, str]] = {}
+    groups: dict[tuple[str, str, str, str], dict[int, str]] = {}
     for name in names:
         if match := _SHARD.fullmatch(name):
-            group = groups.setdefault((match["stem"], match["total"], match["end"]), {})
+            group = groups.setdefault(
+                (match["stem"], match["join"], match["total"], match["end"]), {}
+            )
             group[int(match["number"])] = name
-    for (stem, total, end), files in groups.items():
+    for (stem, join, total, end), files in groups.items():
         missing = [
-            f"{stem}-{i:0{len(total)}d}-of-{total}{end}"
+            f"{stem}{join}{i:0{len(total)}d}-of-{total}{end}"
             for i in range(1, min(int(total), 10**5) + 1)
             if i not in files
         ]

@@ -261,9 +261,10 @@ def _outside(link: Path, top: Path) -> str | None:
     """Return where a link leads, None inside the checkpoint or among the Hub cache's own files."""
     target = link.resolve()
     is_blob = top.parent.name == "snapshots" and target.parent == top.parent.parent / "blobs"
-    # Hidden files are no part of a checkpoint: `.git/config` may hold a token.
+    # Hidden files are no part of a checkpoint: `.git/config` may hold a token. Kubernetes keeps the
+    # files of a volume in a folder `..2026_...` beside the links to them.
     is_inside = target.is_relative_to(top) and not any(
-        part.startswith(".") for part in target.relative_to(top).parts
+        part.startswith(".") and not part.startswith("..") for part in target.relative_to(top).parts
     )
     return None if is_blob or is_inside else str(target)
 

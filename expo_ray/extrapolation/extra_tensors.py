@@ -1,7 +1,7 @@
 """Tensors that not all sides have: buffers that loaders compute anew, and what the caller names.
 
-A buffer is no weight: it follows from the config. Where several sides have one it is copied too,
-since a line through two rotary frequencies or two masks means nothing.
+A buffer is no weight: it follows from the config. Where all sides have one, the formula holds for
+it as for every tensor, unless their shapes or kinds of values differ.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from expo_ray.checkpoints.checkpoint import Checkpoint
-from expo_ray.checkpoints.header import TensorRef
+from expo_ray.checkpoints.header import FLOAT_DTYPES, TensorRef
 from expo_ray.errors import ConfigError, first_names
 
 FLAG = "--extra-tensors"
@@ -30,7 +30,7 @@ _MASKS = frozenset({"bias", "mask"})
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Extras:
-    """What is not extrapolated because not all sides have it, or because it is no weight."""
+    """What is not extrapolated because not all sides have it."""
 
     copied: frozenset[str]
     """As the base has them."""
@@ -54,7 +54,7 @@ def parse_extra_tensors(specs: Sequence[str]) -> tuple[str, ...]:
 def is_buffer(ref: TensorRef) -> bool:
     """Tell whether loaders compute a tensor anew, or read past it."""
     last = ref.name.rpartition(".")[2]
-    is_square = len(ref.shape) == 4 and ref.shape[:2] == (1, 1) and ref.shape[2] == ref.shape[3]
+    is_square = len(ref.shape) == 4 and ref.shape[:2] == (1, 1) and ref.shape[2] == ref.shape[3] > 1
     return last in _BUFFERS or (last in _MASKS and is_square)
 
 
@@ -69,12 +69,18 @@ def find_extras(
         patterns: Of tensors that the caller lets pass though one side lacks them.
         sides: The roles of the two, for the notes.
     """
-    buffers = {n for c in (others, base) for n, ref in c.tensors.items() if is_buffer(ref)}
     one_sided = others.tensors.keys() ^ base.tensors.keys()
+    unlike = {
+        name
+        for name, ref in base.tensors.items()
+        if name in others.tensors and _is_unlike(others.tensors[name], ref)
+    }
+    sided = ((name, ref) for c in (others, base) for name, ref in c.tensors.items())
+    buffers = {name for name, ref in sided if name in one_sided | unlike and is_buffer(ref)}
     named = {name for name in one_sided if _matches(name, patterns)} - buffers
     other, first = sides
     groups = (
-        (buffers & base.tensors.keys() & others.tensors.keys(), "copied from {first}"),
+        (buffers & unlike, "copied from {first}, as {other} has them in another form"),
         (buffers & one_sided & base.tensors.keys(), "copied from {first}, which alone has them"),
         (buffers & one_sided & others.tensors.keys(), "left out, as only {other} has them"),
     )
@@ -92,6 +98,12 @@ def find_extras(
             if names
         ),
     )
+
+
+def _is_unlike(one: TensorRef, other: TensorRef) -> bool:
+    """Whether no formula holds between two tensors of one name."""
+    kinds = {ref.dtype if ref.dtype not in FLOAT_DTYPES else "float" for ref in (one, other)}
+    return one.shape != other.shape or len(kinds) > 1
 
 
 def refuse_unused(patterns: Sequence[str], sides: Iterable[Checkpoint]) -> None:

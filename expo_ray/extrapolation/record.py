@@ -79,7 +79,12 @@ def is_as_sealed(data: bytes, record: Mapping[str, Any]) -> bool:
 
 def digest_algorithm(record: Mapping[str, Any]) -> str:
     """Return the algorithm of all digests of a record."""
-    return _ALGORITHMS.get(record.get("schema_version", 0), ALGORITHM)
+    return _ALGORITHMS.get(_schema(record) or SCHEMA_VERSION, ALGORITHM)
+
+
+def _schema(record: Mapping[str, Any]) -> int | None:
+    version = record.get("schema_version")
+    return version if type(version) is int and version in _ALGORITHMS else None
 
 
 def _seal(record: Mapping[str, Any]) -> tuple[str, str]:
@@ -143,7 +148,7 @@ def parse_record(data: bytes, *, where: str) -> dict[str, Any]:
     """
     record = parse_strict_json(data, file=where)
     missing = [key for key in _NEEDED if key not in record]
-    if missing or record.get("schema_version") not in _ALGORITHMS:
+    if missing or _schema(record) is None:
         raise CheckpointError(
             "the record has another schema",
             where=where,

@@ -140,6 +140,9 @@ def _limited(pieces: Iterable[str]) -> str:
     return text.getvalue()
 
 
+_limits = threading.local()
+
+
 class _OutOfTimeError(Exception):
     pass
 
@@ -147,6 +150,9 @@ class _OutOfTimeError(Exception):
 @contextlib.contextmanager
 def _time_limit(seconds: float) -> Iterator[None]:
     """Raise in this thread when time is up: a template is compiled to Python, which looks."""
+    if getattr(_limits, "is_set", False):  # a macro of a template that is being rendered
+        yield
+        return
     thread, lock, is_over = threading.get_ident(), threading.Lock(), False
 
     def end() -> None:
@@ -157,11 +163,13 @@ def _time_limit(seconds: float) -> Iterator[None]:
     timer = threading.Timer(seconds, end)
     timer.daemon = True
     timer.start()
+    _limits.is_set = True
     try:
         yield
     except _OutOfTimeError as error:
         raise TemplateLimitError(f"it does not come to an end within {seconds:g} s") from error
     finally:
+        _limits.is_set = False
         with lock:
             is_over = True
             _raise_in(thread, None)  # what was sent and has not arrived would arrive elsewhere

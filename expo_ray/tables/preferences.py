@@ -15,7 +15,7 @@ from expo_ray.errors import TableError
 from expo_ray.tables.prompt_files import prompt_files
 from expo_ray.tables.prompt_rows import read_rows
 from expo_ray.tables.questions import QuestionReader
-from expo_ray.tables.turns import Turns, read_turns, shown, text_of
+from expo_ray.tables.turns import Turns, read_turns, same_turns, same_words, shown, text_of
 
 ALL = "all"
 _COLUMNS = ("chosen", "rejected", "id", "subset")
@@ -107,8 +107,14 @@ def _one_prompt(chat: Turns, given: Turns, where: str) -> Turns:
     systems = [turns[:1] for turns in (given, chat) if turns and turns[0]["role"] == "system"]
     asked, told = (turns[1:] if turns[:1] in systems else turns for turns in (given, chat))
     # Where the chat goes on, published files give the first or the last question as the prompt.
-    ends = ((), told, told[:1], told[-1:])
-    if (asked not in ends and told) or (len(systems) == 2 and systems[0] != systems[1]):
+    ends = ((), told, *((turn,) for turn in told if turn["role"] == "user"))
+    contradicts = not any(same_turns(asked, end) for end in ends)
+    if len(systems) == 2:
+        contradicts |= not same_turns(*systems)
+    elif told and asked and systems and chat[:1] == systems[0]:
+        # The prompt may be what the system says.
+        contradicts &= not same_words(asked[-1]["content"], systems[0][0]["content"])
+    if contradicts and (told or len(systems) == 2):
         raise TableError(
             "the prompt of a row contradicts the chat of its response",
             where=where,

@@ -20,6 +20,8 @@ from expo_ray.tables.turns import (
     from_json_text,
     holds_text,
     read_turns,
+    same_turns,
+    same_words,
     text_of,
     unread_keys,
 )
@@ -64,11 +66,12 @@ class QuestionReader:
         cut_answers: bool = False,
     ) -> None:
         columns = columns or {}
-        is_named = bool(set(QUESTIONS) & set(columns))
+        self._is_named = is_named = bool(set(QUESTIONS) & set(columns))
         same = (name for name in COLUMNS if name not in {*columns, *columns.values()})
         self._names = {n: n for n in same if not (is_named and n in QUESTIONS)} | dict(columns)
         self._known = {*known, *columns.values()}
-        self._cut = _CHATS if cut_answers else ("conversations",)
+        # A chat that is named as the prompt ends with its answer in most files.
+        self._cut = (*_CHATS, *QUESTIONS) if cut_answers else ("conversations", *columns)
         self._unread: set[str] = set()
 
     def read(self, row: Row, where: str) -> Question:
@@ -77,32 +80,40 @@ class QuestionReader:
         Raises:
             TableError: A column is malformed, or two contradict each other.
         """
-        given = {ours: row[name] for ours, name in self._names.items() if row.get(name) is not None}
+        given = {
+            ours: row[name]
+            for ours, name in self._names.items()
+            if row.get(name) is not None and not (self._is_named and _is_other(ours, row[name]))
+        }
         asked = self._asked(row, given)
         if not asked:
             return Question(_one_system(_system_columns(given, where), where), None)
         main = asked[0]
         chats = {name: self._chat(name, given.get(name, ""), where) for name in asked}
         alone = chats[main].turns
-        used = {*asked, *_SYSTEMS, "history"}
+        used = {*asked, *(name for name in (*_SYSTEMS, "history") if name in given)}
         turns = alone
         if (
             main not in _CHATS
             and isinstance(given.get(main, ""), str)
             and self._has_details(row, main)
         ):
-            used.update(_DETAILS)
+            used.update(name for name in _DETAILS if name in given)
             turns = _with_details(alone, given, where)
         full = _after_history(_history(given.get("history"), f"{where}, history"), turns, where)
         for name in asked[1:]:
             told = chats[name].turns
-            if main not in _CHATS and name in _CHATS and told[: len(full)] == full:
-                # UltraChat's: the chat goes on after its first question, which is the prompt.
-                if len(told) > len(full) + 1:
-                    self._unread.add(f"{self._names[name]} after the prompt")
+            said = [(told, form) for form in (alone, turns, full)]
+            said += [(_without_answer(told), form) for form in (turns, full)]
+            if any(same_turns(*pair) for pair in said):
                 continue
-            if told not in (alone, turns, full) and _without_answer(told) not in (turns, full):
+            asks = main not in _CHATS and name in _CHATS
+            part = _up_to(turns[-1]["content"], chats[name]) if asks else None
+            if part is None:
                 raise _contradiction(where, (main, full), (name, told))
+            if len(told) > len(part) + 1:
+                self._unread.add(f"{self._names[name]} after the prompt")
+            full = part
         system = _one_system(
             [*(chat.system for chat in chats.values()), *_system_columns(given, where)], where
         )
@@ -135,13 +146,22 @@ class QuestionReader:
 
     def _has_details(self, row: Row, main: str) -> bool:
         """Whether input and context are those of the main column, not of an instruction beside."""
-        return main == "instruction" or "instruction" in self._names or not row.get("instruction")
+        named = self._names.get(main)
+        is_it = "instruction" in (main, named)
+        return is_it or "instruction" in self._names or not row.get("instruction")
 
     def _note(self, row: Row, used: set[str]) -> None:
         read = used | self._known
         self._unread.update(
             str(name) for name, value in row.items() if name not in read and holds_text(value)
         )
+
+
+def _is_other(name: str, value: object) -> bool:
+    """Whether a column beside a named question holds something else than the name promises."""
+    if name in (*_DETAILS, *_SYSTEMS):
+        return not isinstance(value, str)
+    return name == "history" and not isinstance(value, list)
 
 
 class _Chat(NamedTuple):
@@ -152,6 +172,20 @@ class _Chat(NamedTuple):
 @cache  # a command may read the same file more than once
 def _tell_once(text: str) -> None:
     _logger.warning("%s", text)
+
+
+def _up_to(question: str, chat: _Chat) -> Turns | None:
+    """Return the chat up to a question that is one of its turns; None where it is none.
+
+    UltraChat gives the first question of a chat beside it. That of no_robots may be what the
+    system says: the chat then counts.
+    """
+    if chat.system is not None and same_words(chat.system, question):
+        return _without_answer(chat.turns)
+    for number, turn in enumerate(chat.turns, 1):
+        if turn["role"] == "user" and same_words(turn["content"], question):
+            return chat.turns[:number]
+    return None
 
 
 def _without_answer(turns: Turns) -> Turns:

@@ -35,6 +35,19 @@ class Message(TypedDict):
 Turns = tuple[Message, ...]
 
 
+def same_words(one: str, other: str) -> bool:
+    """Whether two texts differ in white space at most."""
+    return one.split() == other.split()
+
+
+def same_turns(some: Turns, others: Turns) -> bool:
+    """Whether two chats differ in white space at most."""
+    return len(some) == len(others) and all(
+        one["role"] == other["role"] and same_words(one["content"], other["content"])
+        for one, other in zip(some, others, strict=True)
+    )
+
+
 def read_turns(value: object, where: str) -> Turns:
     """Return the turns of a chat: a list of them, one of them, or either as JSON text.
 

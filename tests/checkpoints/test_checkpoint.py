@@ -422,3 +422,32 @@ def test_what_may_not_be_read_says_so(tmp_path: Path) -> None:
         tmp_path.joinpath("closed").chmod(0o700)
     with pytest.raises(CheckpointError, match="cannot be read"):
         open_storage(tmp_path / ("long" * 100))
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("model-00001-of-00001.safetensors", "consolidated.safetensors"),
+        ("model-00001-of-00001.safetensors", "model.fp16.safetensors"),
+    ],
+)
+def test_several_sets_of_weights_are_not_chosen_from(copy: Path, names: tuple[str, str]) -> None:
+    (copy / INDEX).unlink()
+    first = next(copy.glob("*.safetensors")).read_bytes()
+    for file in copy.glob("*.safetensors"):
+        file.unlink()
+    for name in names:
+        (copy / name).write_bytes(first)
+    with pytest.raises(CheckpointError, match="several sets of weights"):
+        Checkpoint.open(copy)
+
+
+def test_shards_by_the_older_names_are_shards(copy: Path) -> None:
+    (copy / INDEX).unlink()
+    files = sorted(copy.glob("*.safetensors"))
+    for number, file in enumerate(files, 1):
+        file.rename(copy / f"model.{number:05d}-of-{len(files):05d}.safetensors")
+    assert Checkpoint.open(copy).tensors
+    (copy / f"model.{len(files):05d}-of-{len(files):05d}.safetensors").unlink()
+    with pytest.raises(CheckpointError, match="some of the shards are missing"):
+        Checkpoint.open(copy)

@@ -57,18 +57,19 @@ def test_known_buffers_on_one_side_are_as_aligned_has_them(tmp_path: Path, name:
         assert all(same_bits(streamed[n], t) for n, t in written.items())
 
 
-def test_known_buffers_on_both_sides_are_not_extrapolated(tmp_path: Path) -> None:
-    first = {name: tensor for name, tensor in BUFFERS.items() if tensor.is_floating_point()}
-    second = {name: tensor * 2 for name, tensor in first.items()}
+def test_buffers_of_both_sides_follow_the_formula_or_are_copied_where_none_holds(
+    tmp_path: Path,
+) -> None:
+    mask, frequencies = "gpt_neox.layers.0.attention.bias", "model.rotary_emb.inv_freq"
+    first = {mask: torch.ones(1, 1, 4, 4), frequencies: torch.full((4,), 0.5)}
     # Another context length, another kind of mask.
-    second["gpt_neox.layers.0.attention.bias"] = torch.ones(1, 1, 8, 8, dtype=torch.uint8)
+    second = {mask: torch.ones(1, 1, 8, 8, dtype=torch.uint8), frequencies: torch.ones(4)}
     sides = pair(tmp_path, first, second)
-    result = extrapolate(*sides, tmp_path / "out", alpha=0.3, address="inline")
+    result = extrapolate(*sides, tmp_path / "out", alpha=0.5, address="inline")
     written = load(tmp_path / "out")
-    assert all(same_bits(written[n], t) for n, t in second.items())
-    assert is_formula(tmp_path / "out", sides)
-    assert any("copied from aligned: " in note for note in result.notes)
-    assert diagnose(*sides, address="inline").total["num_tensors"] == 1
+    assert same_bits(written[mask], second[mask])
+    assert same_bits(written[frequencies], torch.full((4,), 1.25))
+    assert any("copied from aligned, as initial has them in" in note for note in result.notes)
 
 
 @pytest.mark.parametrize("name", ["model.layers.0.attn.bias", "model.layers.0.my_inv_freq"])

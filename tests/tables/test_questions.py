@@ -160,6 +160,40 @@ def test_a_chat_that_goes_on_after_its_prompt_is_asked_the_prompt(
         read_prompts(other)
 
 
+def test_a_prompt_may_be_said_in_the_chat_in_other_white_space_or_by_its_system(
+    tmp_path: Path,
+) -> None:
+    answered = said(("user", TEXT), ("assistant", "Short."))
+    later = [*answered, *said(("user", "And?"), ("assistant", "No."))]
+    spoken = said(("system", "Be a pirate."), ("user", TEXT), ("assistant", "Arr."))
+    rows = (
+        ({"prompt": f"{TEXT} \n", "messages": answered}, said(("user", f"{TEXT} \n"))),
+        ({"prompt": "And?", "messages": later}, later[:3]),
+        ({"prompt": "Be a pirate.", "messages": spoken}, spoken[:2]),  # as no_robots has it
+    )
+    for row, wanted in rows:
+        (prompt,) = read_prompts(write(tmp_path / "p.jsonl", row))
+        assert list(prompt.messages) == wanted
+    answer = [turn("assistant", "Arr.")]
+    preference = {"prompt": "Be a pirate.", "chosen": spoken, "rejected": [*spoken[:2], *answer]}
+    (read,) = read_preferences(write(tmp_path / "q.jsonl", preference))
+    assert list(read.prompt) == spoken[:2]
+
+
+def test_a_column_named_as_the_prompt_keeps_its_details_and_passes_others_by(
+    tmp_path: Path,
+) -> None:
+    alpaca = {"instruction": TEXT, "input": "Long.", "prompt": "### Instruction: ..."}
+    (prompt,) = read_prompts(write(tmp_path / "a.jsonl", alpaca), columns={"prompt": "instruction"})
+    assert list(prompt.messages) == ALPACA
+    hotpot = {"question": TEXT, "context": {"title": ["x"]}, "history": "none", "system": 1}
+    (prompt,) = read_prompts(write(tmp_path / "h.jsonl", hotpot), columns={"prompt": "question"})
+    assert list(prompt.messages) == said(("user", TEXT))
+    chat = {"messages": said(("user", TEXT), ("assistant", "Short."))}
+    (prompt,) = read_prompts(write(tmp_path / "c.jsonl", chat), columns={"prompt": "messages"})
+    assert list(prompt.messages) == said(("user", TEXT))
+
+
 def test_the_prompt_of_a_preference_may_have_every_form(tmp_path: Path) -> None:
     told = said(("user", "q"), ("assistant", "good"))
     path = write(
