@@ -171,7 +171,7 @@ def run_on_nodes(function: Callable[[Any, str], Any], argument: Any) -> dict[str
 def _answer_of_node(ref: Any, node_id: str, deadline: float) -> tuple[Any] | None:
     """Return what a task on a node gave, see `run_on_nodes`; None where the node is lost."""
     import ray
-    from ray.exceptions import GetTimeoutError, RayError, RayTaskError
+    from ray.exceptions import GetTimeoutError, RayError, RayTaskError, RuntimeEnvSetupError
 
     reason = f"no answer within {NODE_TIMEOUT_SECONDS} s"
     while True:
@@ -179,7 +179,7 @@ def _answer_of_node(ref: Any, node_id: str, deadline: float) -> tuple[Any] | Non
             # Not in one piece: for a task on a host that was cut off Ray waits longer than we do.
             left = min(POLL_NODES_SECONDS, max(1.0, deadline - time.monotonic()))
             return (ray.get(ref, timeout=left),)
-        except RayTaskError as error:
+        except (RayTaskError, RuntimeEnvSetupError) as error:
             return (_last_line(error),)
         except GetTimeoutError:
             pass

@@ -32,7 +32,7 @@ _QUERY = (
 )
 _FORMS: Final = (
     # user:password@ in a URL, up to the last @ of its host part; hf://name@revision holds none.
-    (re.compile(r"\b(?!hf:)([a-zA-Z][a-zA-Z0-9+.-]*://)[^\s/?#'\"]*@"), rf"\1{MASK}@"),
+    (re.compile(r"\b(?!hf:)([a-zA-Z][a-zA-Z0-9+.-]{0,30}://)[^\s/?#'\"]*@"), rf"\1{MASK}@"),
     (re.compile(rf"([?&](?:{_QUERY})=)[^&\s'\"<>)\]]+", re.IGNORECASE), rf"\1{MASK}"),
     (
         re.compile(
@@ -47,7 +47,7 @@ _FORMS: Final = (
     (
         re.compile(
             r"\b(?:hf_[A-Za-z0-9]{16,}|sk-[\w-]{8,}|gh[opsur]_[A-Za-z0-9]{16,}|glpat-[\w-]{16,}|"
-            r"(?:AKIA|ASIA)[A-Z0-9]{16}|eyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]*)"
+            r"(?:AKIA|ASIA)[A-Z0-9]{16}|eyJ[\w-]{8,4000}\.[\w-]{8,4000}\.[\w-]*)"
         ),
         MASK,
     ),

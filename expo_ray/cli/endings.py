@@ -78,11 +78,13 @@ def exit_code_of(command: Callable[[], int | None], arguments: Sequence[str]) ->
         code, error = _run(command, watch)
         if watch.received is not None:
             code, error = 128 + watch.received, None
-        if error is not None:
-            code = _tell_error(error, arguments)
-        if code in _SIGNALS:
-            _tell_stopped(code, arguments)
-        Told.end(code)
+        try:
+            if error is not None:
+                code = _tell_error(error, arguments)
+            if code in _SIGNALS:
+                _tell_stopped(code, arguments)
+        finally:
+            Told.end(code)  # also where nobody reads what is told
     return code
 
 

@@ -176,7 +176,8 @@ def _heeded(
     heeded = {}
     for name, value in fields.items():
         if name in known:
-            heeded[name] = value
+            if value is not None:
+                heeded[name] = value
         elif name in harmless:
             continue
         elif name not in neutral:

@@ -30,6 +30,7 @@ from expo_ray.serving.launching import (
     application,
     ensure_serve,
     replica_options,
+    running_endpoint,
     vllm_options,
 )
 from expo_ray.serving.replica_apps import server_app
@@ -122,6 +123,7 @@ class ServedModel:
             )
         self._num_replicas = num_replicas
         self._listen = (host, port)
+        self._host = self._listen[0]
         self._allowed_hosts = tuple(allowed_hosts)
         self._route = route
         self._api_key = api_key
@@ -133,6 +135,9 @@ class ServedModel:
         with ExitStack() as stack:
             host, port = self._listen
             self._source.check()
+            running = running_endpoint()
+            if running is not None and port is None:
+                self._host = running[0]  # joins a Serve that somebody else has started
             app = self.bind()  # refuses what it can before Serve is started
             root = ensure_serve(host=host, port=port)
             # Ends after the replicas, which would look for another one.
@@ -175,7 +180,7 @@ class ServedModel:
         """Return the Serve application, not deployed yet."""
         settings = ServiceSettings(
             api_key_digest=None if self._api_key is None else key_digest(self._api_key),
-            host=self._listen[0],
+            host=self._host,
             allowed_hosts=self._allowed_hosts,
             allow_alpha_change=self._allow_alpha_change,
             # Twice the batch: while one batch runs, the next one gathers in the replica.

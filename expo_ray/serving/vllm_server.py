@@ -154,6 +154,14 @@ async def _json(request: Request) -> Any:
 
 def _parsed(kind: Any, body: Any) -> Any:
     """Return a request as vLLM takes it; what it would ignore in silence is refused."""
+    # Before vLLM reads them: its types drop what they do not know.
+    turns = body.get("messages") if isinstance(body, dict) else None
+    for turn in turns if isinstance(turns, list) else ():
+        heeded_in_turn(turn, _TURN_FIELDS)
+        parts = turn.get("content") if isinstance(turn, dict) else None
+        for part in parts if isinstance(parts, list) else ():
+            if isinstance(part, dict) and part.get("type") == "text":
+                heeded_in_turn(part, ("type", "text"), "messages.content.")
     try:
         asked = kind.model_validate(body)
     except ValidationError:
@@ -162,12 +170,6 @@ def _parsed(kind: Any, body: Any) -> Any:
         # vLLM's own validators expect the shapes that they are to check.
         raise ApiError(400, f"the body is malformed: {error}", code="invalid_value") from error
     refuse_extra(asked)
-    for turn in getattr(asked, "messages", ()):
-        heeded_in_turn(turn, _TURN_FIELDS)
-        parts = turn.get("content")
-        for part in parts if isinstance(parts, list) else ():
-            if part.get("type") == "text":
-                heeded_in_turn(part, ("type", "text"), "messages.content.")
     return asked
 
 
