@@ -155,20 +155,13 @@ def hash_weight_file(
     return (found.written(header) if algorithm == ALGORITHM else whole.written()), facts
 
 
-def weights_digest(
-    checkpoint: Checkpoint, progress: Progress | None = None, *, algorithm: str = ALGORITHM
-) -> str:
+def weights_digest(checkpoint: Checkpoint, progress: Progress | None = None) -> str:
     """Read all weights of a checkpoint in small pieces and return their digest.
-
-    Args:
-        checkpoint: Which.
-        progress: Where to report.
-        algorithm: `blake3`, or `sha256` to compare with what older versions wrote.
 
     Raises:
         CheckpointError: A file cannot be read to its end.
     """
-    result = WeightsDigest(algorithm)
+    result = WeightsDigest()
     buffer = memoryview(bytearray(BUFFER_BYTES))
     bar = (progress or NullProgress()).start("Hashing weights", checkpoint.num_bytes, "B")
     try:
@@ -177,7 +170,7 @@ def weights_digest(
                 for ref in checkpoint.tensors.values():
                     if ref.file != file:
                         continue
-                    digest = ContentDigest(algorithm)
+                    digest = ContentDigest()
                     for start in range(0, ref.num_bytes, BUFFER_BYTES):
                         part = buffer[: min(BUFFER_BYTES, ref.num_bytes - start)]
                         reader.read_into(ref.offset_bytes + start, part)

@@ -12,8 +12,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from expo_ray.checkpoints import Checkpoint, atomic_write_json, weights_digest
-from expo_ray.checkpoints.digests import ALGORITHM, SHA256
+from expo_ray.checkpoints import Checkpoint, atomic_write_json
 from expo_ray.cluster import ray_session
 from expo_ray.errors import VerifyError
 from expo_ray.extrapolation import diagnose, extrapolate
@@ -312,10 +311,6 @@ def keep_chosen(run: Run, selection: Mapping[str, Any]) -> None:
     _extrapolate(run, [chosen])
     written = read_json(run.directory.checkpoint(chosen) / "expo_ray.json")["weights_digest"]
     answered = set(read_table(run.directory.responses(chosen))["weights_digest"].to_pylist())
-    if not any(digest.startswith(ALGORITHM) for digest in answered):
-        # An earlier version generated them: it wrote the bare hex of SHA-256.
-        checkpoint = Checkpoint.open(str(run.directory.checkpoint(chosen)))
-        written = weights_digest(checkpoint, algorithm=SHA256).removeprefix(f"{SHA256}:")
     if answered != {written}:
         raise VerifyError(
             "the written checkpoint is not the model that answered the prompts",

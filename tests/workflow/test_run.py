@@ -14,13 +14,11 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
 
-from expo_ray.checkpoints import Checkpoint, weights_digest
 from expo_ray.errors import ConfigError, VerifyError
 from expo_ray.extrapolation import extrapolate
 from expo_ray.progress import NullProgress
@@ -220,17 +218,6 @@ def test_candidates_served_live_leave_only_the_chosen_checkpoint(
         prepare_models(this)
         stages.keep_chosen(this, {"best_alpha": 0.5})
         assert [p.name for p in directory.checkpoints.iterdir()] == ["alpha-0.5"]
-        # As an earlier version left them: bare hex of SHA-256.
-        checkpoint = Checkpoint.open(directory.checkpoint(0.5))
-        older = weights_digest(checkpoint, algorithm="sha256").removeprefix("sha256:")
-        responses = pq.read_table(directory.responses(0.5))
-        place = responses.schema.get_field_index("weights_digest")
-        column = pa.array([older] * len(responses))
-        pq.write_table(
-            responses.set_column(place, responses.schema.field(place), column),
-            directory.responses(0.5),
-        )
-        stages.keep_chosen(this, {"best_alpha": 0.5})
         shutil.copy(directory.responses(2.0), directory.responses(0.5))
         with pytest.raises(VerifyError, match="not the model that answered"):
             stages.keep_chosen(this, {"best_alpha": 0.5})
