@@ -11,12 +11,13 @@ so that one hash of each byte serves file and tensors; of any other file it is t
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from blake3 import blake3
 
 from expo_ray.checkpoints.checkpoint import Checkpoint
+from expo_ray.checkpoints.header import TensorRef
 from expo_ray.checkpoints.index import parse_file_header
 from expo_ray.checkpoints.storage import RangeReader
 from expo_ray.errors import CheckpointError
@@ -139,9 +140,7 @@ def hash_weight_file(
     # In the order of their bytes, without gaps.
     for ref in parsed.tensors:
         digest = ContentDigest(algorithm)
-        for start in range(0, ref.num_bytes, BUFFER_BYTES):
-            part = buffer[: min(BUFFER_BYTES, ref.num_bytes - start)]
-            reader.read_into(ref.offset_bytes + start, part)
+        for part in _parts(reader, ref, buffer):
             digest.update(part)
             if algorithm != ALGORITHM:
                 whole.update(part)
@@ -171,9 +170,7 @@ def weights_digest(checkpoint: Checkpoint, progress: Progress | None = None) -> 
                     if ref.file != file:
                         continue
                     digest = ContentDigest()
-                    for start in range(0, ref.num_bytes, BUFFER_BYTES):
-                        part = buffer[: min(BUFFER_BYTES, ref.num_bytes - start)]
-                        reader.read_into(ref.offset_bytes + start, part)
+                    for part in _parts(reader, ref, buffer):
                         digest.update(part)
                         bar.advance(len(part))
                     result.add_digest(ref.name, digest.written(), ref.dtype, ref.shape)
@@ -184,6 +181,14 @@ def weights_digest(checkpoint: Checkpoint, progress: Progress | None = None) -> 
     finally:
         bar.close()
     return result.written()
+
+
+def _parts(reader: RangeReader, ref: TensorRef, buffer: memoryview) -> Iterator[memoryview]:
+    """Yield the bytes of a tensor one after the other; each is gone with the next."""
+    for start in range(0, ref.num_bytes, len(buffer)):
+        part = buffer[: min(len(buffer), ref.num_bytes - start)]
+        reader.read_into(ref.offset_bytes + start, part)
+        yield part
 
 
 def _tensor_view(tensor: torch.Tensor) -> memoryview:
