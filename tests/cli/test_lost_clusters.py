@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from tests.extrapolation.synthetic import noise, write
 from tests.head_node import head_node, kill_family
 
 EXPO_RAY = Path(sys.executable).with_name("expo-ray")
+OPTIONS = ["--json", "--alpha", "0.3", "--max-shard-size", "1MB", "--address"]
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 
@@ -25,34 +27,34 @@ def pair_of(folder: Path, num_tensors: int) -> list[str]:
     return [str(write(folder / "initial", before)), str(write(folder / "aligned", after))]
 
 
+def error_without_head(
+    arguments: list[str], out: Path, environment: dict[str, str]
+) -> dict[str, Any]:
+    """Kill the head under `extrapolate` when it has written some shards; return what it told."""
+    with subprocess.Popen(
+        [str(EXPO_RAY), "extrapolate", *arguments],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        while process.poll() is None and len(list(out.glob("*.safetensors"))) < 3:
+            time.sleep(0.01)
+        assert process.poll() is None, process.communicate()
+        kill_family(int(environment["HEAD_PID"]))
+        stdout, stderr = process.communicate(timeout=240)
+    assert process.returncode == 1, stderr
+    (line,) = stdout.splitlines()
+    error: dict[str, Any] = json.loads(line)["error"]
+    return error
+
+
 def test_a_head_that_is_lost_under_a_command_is_told(tmp_path: Path) -> None:
     with head_node(tmp_path) as environment:
         out = tmp_path / "out"
-        command = [str(EXPO_RAY), "extrapolate", *pair_of(tmp_path, 400), str(out), "--json"]
-        command += [
-            "--alpha",
-            "0.3",
-            "--max-shard-size",
-            "1MB",
-            "--address",
-            environment["HEAD_ADDRESS"],
-        ]
-        with subprocess.Popen(
-            command,
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        ) as process:
-            while process.poll() is None and len(list(out.glob("*.safetensors"))) < 3:
-                time.sleep(0.01)
-            assert process.poll() is None, process.communicate()
-            kill_family(int(environment["HEAD_PID"]))
-            stdout, stderr = process.communicate(timeout=240)
-    assert process.returncode == 1, stderr
-    (line,) = stdout.splitlines()
-    error = json.loads(line)["error"]
-    assert error["message"].startswith("the Ray cluster was lost"), stderr
+        command = [*pair_of(tmp_path, 400), str(out), *OPTIONS, environment["HEAD_ADDRESS"]]
+        error = error_without_head(command, out, environment)
+    assert error["message"].startswith("the Ray cluster was lost"), error
     assert "run the same command again to continue" in error["hint"]
 
 
@@ -70,23 +72,8 @@ def test_a_client_of_ray_works_and_is_told_that_its_connection_is_lost(tmp_path:
         address = f"ray://127.0.0.1:{environment['CLIENT_PORT']}"
         wait_for_port(int(environment["CLIENT_PORT"]))
         few, out = pair_of(tmp_path / "few", 2), tmp_path / "few" / "out"
-        options = ["--alpha", "0.3", "--max-shard-size", "1MB", "--address", address, "--json"]
-        subprocess.run(
-            [str(EXPO_RAY), "extrapolate", *few, str(out), *options], env=environment, check=True
-        )
+        command = [str(EXPO_RAY), "extrapolate", *few, str(out), *OPTIONS, address]
+        subprocess.run(command, env=environment, check=True)
         many, out = pair_of(tmp_path / "many", 400), tmp_path / "many" / "out"
-        with subprocess.Popen(
-            [str(EXPO_RAY), "extrapolate", *many, str(out), *options],
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        ) as process:
-            while process.poll() is None and len(list(out.glob("*.safetensors"))) < 3:
-                time.sleep(0.01)
-            assert process.poll() is None, process.communicate()
-            kill_family(int(environment["HEAD_PID"]))
-            stdout, stderr = process.communicate(timeout=240)
-    assert process.returncode == 1, stderr
-    (line,) = stdout.splitlines()
-    assert json.loads(line)["error"]["message"] == "the connection to the Ray cluster was lost"
+        error = error_without_head([*many, str(out), *OPTIONS, address], out, environment)
+    assert error["message"] == "the connection to the Ray cluster was lost"
