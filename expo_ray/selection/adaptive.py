@@ -32,15 +32,20 @@ _LAYER_NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
 class AdaptiveSettings(BaseModel):
     """How far to search for an alpha by part of the model; part of a recipe."""
 
-    model_config = ConfigDict(
-        strict=True, frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid", allow_inf_nan=False)
+
+    num_trials: int = Field(
+        default=24,
+        ge=2,
+        description="Settings tried, the uniform alpha among them; each answers all tuning "
+        "prompts.",
     )
 
-    num_trials: int = Field(default=24, ge=2)
-    """Settings tried, the uniform alpha among them; each answers all tuning prompts."""
-
-    reach: float = Field(default=2.0, gt=1)
-    """Every part's alpha lies between 0 and so many times the uniform one."""
+    reach: float = Field(
+        default=2.0,
+        gt=1,
+        description="Every part's alpha lies between 0 and so many times the uniform one.",
+    )
 
 
 class MeasureRules(Protocol):

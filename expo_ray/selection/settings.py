@@ -19,118 +19,208 @@ Strategy = Literal[
 class SelectionSettings(BaseModel):
     """Rules by which alpha is chosen; part of a recipe, so unknown keys are refused."""
 
-    model_config = ConfigDict(
-        strict=True, frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid", allow_inf_nan=False)
+
+    confidence: float = Field(
+        default=0.95,
+        ge=0.5,
+        lt=1,
+        description="Two-sided confidence of every interval; a p-value must not exceed 1 minus "
+        "this.",
     )
 
-    confidence: float = Field(default=0.95, ge=0.5, lt=1)
-    """Two-sided confidence of every interval; a p-value must not exceed 1 minus this."""
+    num_resamples: int = Field(
+        default=10_000,
+        ge=1000,
+        description="Bootstrap resamples. At 10,000 the Monte-Carlo error of a 95% limit is "
+        "below 2% of its width.",
+    )
 
-    num_resamples: int = Field(default=10_000, ge=1000)
-    """Bootstrap resamples. At 10,000 the Monte-Carlo error of a 95% limit is below 2% of its
-    width."""
+    seed: int = Field(
+        default=42,
+        ge=0,
+        description="Seed of the bootstrap; the same tables and seed give the same selection.",
+    )
 
-    seed: int = Field(default=42, ge=0)
-    """Seed of the bootstrap; the same tables and seed give the same selection."""
+    strategy: Strategy = Field(
+        default="grid",
+        description="Which alphas are tried, on how many prompts. `grid`: the given ones, on "
+        "all prompts. `expanding`: beyond the edge of the grid while the best lies "
+        "on it. `bracketing`: doubling, then halving the bracket, for lightly "
+        "trained models. `racing`, alone or after a plus sign: candidates that can "
+        "hardly be chosen any more answer no further prompts. All but `grid` ask "
+        "the held-out prompts of alpha 0 and of the one alpha that is to be "
+        "confirmed, and of no other.",
+    )
 
-    strategy: Strategy = "grid"
-    """Which alphas are tried, on how many prompts. `grid`: the given ones, on all prompts.
-    `expanding`: beyond the edge of the grid while the best lies on it. `bracketing`: doubling, then
-    halving the bracket, for lightly trained models. `racing`, alone or after a plus sign:
-    candidates that can hardly be chosen any more answer no further prompts. All but `grid` ask the
-    held-out prompts of alpha 0 and of the one alpha that is to be confirmed, and of no other."""
+    max_alpha: float = Field(
+        default=25.0,
+        gt=0,
+        description="How far expanding and bracketing may go: the largest useful alpha in the "
+        "paper.",
+    )
 
-    max_alpha: float = Field(default=25.0, gt=0)
-    """How far expanding and bracketing may go: the largest useful alpha in the paper."""
+    min_alpha: float = Field(
+        default=0.0,
+        le=0,
+        description="How far they may go backwards where nothing gains; -1 is the initial "
+        "model, 0 never tries.",
+    )
 
-    min_alpha: float = Field(default=0.0, le=0)
-    """How far they may go backwards where nothing gains; -1 is the initial model, 0 never tries."""
+    max_candidates: int = Field(
+        default=20,
+        ge=1,
+        description="Where expanding and bracketing end in any case; doubling from 0.5 to 25 "
+        "and closing in takes ten to twelve.",
+    )
 
-    max_candidates: int = Field(default=20, ge=1)
-    """Where expanding and bracketing end in any case; doubling from 0.5 to 25 and closing in takes
-    ten to twelve."""
+    race_error: float = Field(
+        default=0.03,
+        gt=0,
+        lt=0.5,
+        description="Share of runs in which a race may choose another alpha than the full grid "
+        "would have; later rounds of an adaptive search have a half, a third and so "
+        "on of it.",
+    )
 
-    race_error: float = Field(default=0.03, gt=0, lt=0.5)
-    """Share of runs in which a race may choose another alpha than the full grid would have; later
-    rounds of an adaptive search have a half, a third and so on of it."""
+    correction: Literal["holm", "bonferroni", "none"] = Field(
+        default="holm",
+        description="How p-values on tuning prompts allow for the number of candidates. Holm "
+        "controls the same error as Bonferroni and is never weaker. The held-out "
+        "test needs none: it tests one alpha.",
+    )
 
-    correction: Literal["holm", "bonferroni", "none"] = "holm"
-    """How p-values on tuning prompts allow for the number of candidates. Holm controls the same
-    error as Bonferroni and is never weaker. The held-out test needs none: it tests one alpha."""
-
-    prefer: Literal["smallest-within-noise", "best"] = "smallest-within-noise"
-    """Which of the eligible candidates goes to the held-out prompts. A reward model is an
-    imperfect judge whose error grows with the distance travelled, so by default it is the
-    smallest alpha whose gain is not significantly below the best one's (paired test between the
-    two); `best` takes the highest mean reward."""
+    prefer: Literal["smallest-within-noise", "best"] = Field(
+        default="smallest-within-noise",
+        description="Which of the eligible candidates goes to the held-out prompts. A reward "
+        "model is an imperfect judge whose error grows with the distance travelled, "
+        "so by default it is the smallest alpha whose gain is not significantly "
+        "below the best one's (paired test between the two); `best` takes the "
+        "highest mean reward.",
+    )
 
     rank_by: Literal["reward", "all-judges"] = Field(
-        default_factory=lambda given: "reward" if "racing" in given["strategy"] else "all-judges"
+        default_factory=lambda given: "reward" if "racing" in given["strategy"] else "all-judges",
+        description="What orders the eligible candidates: `all-judges`, the mean of the scoring "
+        "reward model and of those guard reward models that were not made from the "
+        "pair, each in units of its spread over the aligned model's responses; "
+        "`reward`, the scoring reward model alone. Ensembles are over-optimised "
+        "later than each of their members (Coste et al. 2023, Eisenstein et al. "
+        "2023). Gains, p-values and intervals stay those of the scoring reward "
+        "model. A race drops candidates by the scoring reward model alone: there "
+        "`reward` is the default, and the only choice.",
     )
-    """What orders the eligible candidates: `all-judges`, the mean of the scoring reward model and
-    of those guard reward models that were not made from the pair, each in units of its spread over
-    the aligned model's responses; `reward`, the scoring reward model alone. Ensembles are
-    over-optimised later than each of their members (Coste et al. 2023, Eisenstein et al. 2023).
-    Gains, p-values and intervals stay those of the scoring reward model. A race drops candidates
-    by the scoring reward model alone: there `reward` is the default, and the only choice."""
 
-    min_gain: float = Field(default=0.0, ge=0)
-    """Gains up to this are not called gains; set it to the spread that batching causes in the
-    scores of the reward model."""
+    min_gain: float = Field(
+        default=0.0,
+        ge=0,
+        description="Gains up to this are not called gains; set it to the spread that batching "
+        "causes in the scores of the reward model.",
+    )
 
-    min_pairs: int = Field(default=10, ge=2)
-    """Prompts scored under both models that a test needs, on tuning and on held-out prompts each;
-    below ten a bootstrap interval is not worth its name."""
+    min_pairs: int = Field(
+        default=10,
+        ge=2,
+        description="Prompts scored under both models that a test needs, on tuning and on "
+        "held-out prompts each; below ten a bootstrap interval is not worth its "
+        "name.",
+    )
 
-    max_error_rate: float = Field(default=0.01, ge=0, le=1)
-    """Largest share of rewards that may be null or missing. Rows do not fail at random (long ones
-    fail first), so a mean over the rest would flatter the candidate."""
+    max_error_rate: float = Field(
+        default=0.01,
+        ge=0,
+        le=1,
+        description="Largest share of rewards that may be null or missing. Rows do not fail at "
+        "random (long ones fail first), so a mean over the rest would flatter the "
+        "candidate.",
+    )
 
-    max_length_ratio: float | None = Field(default=1.3, gt=0)
-    """Largest mean response length relative to alpha 0; null switches the limit off. Reward models
-    like length. The twelve published models that gained grew by 4% to 30%; in trials with a known
-    truth, choices that were really worse had grown by 31% to 48%. Models aligned on a tenth of
-    their data doubled in the paper and still gained: raise the limit for those, and only together
-    with a guard reward model."""
+    max_length_ratio: float | None = Field(
+        default=1.3,
+        gt=0,
+        description="Largest mean response length relative to alpha 0; null switches the limit "
+        "off. Reward models like length. The twelve published models that gained "
+        "grew by 4% to 30%; in trials with a known truth, choices that were really "
+        "worse had grown by 31% to 48%. Models aligned on a tenth of their data "
+        "doubled in the paper and still gained: raise the limit for those, and only "
+        "together with a guard reward model.",
+    )
 
-    min_length_ratio: float | None = Field(default=0.7, ge=0)
-    """Smallest mean response length relative to alpha 0; null switches the limit off. All published
-    extrapolated models write longer, so a clearly shorter one has lost part of its answers."""
+    min_length_ratio: float | None = Field(
+        default=0.7,
+        ge=0,
+        description="Smallest mean response length relative to alpha 0; null switches the limit "
+        "off. All published extrapolated models write longer, so a clearly shorter "
+        "one has lost part of its answers.",
+    )
 
-    max_truncation_rate: float = Field(default=0.10, ge=0, le=1)
-    """Largest share of responses that stop at the token limit. Where the aligned model itself is
-    above it, the candidate must not be above the aligned model."""
+    max_truncation_rate: float = Field(
+        default=0.10,
+        ge=0,
+        le=1,
+        description="Largest share of responses that stop at the token limit. Where the aligned "
+        "model itself is above it, the candidate must not be above the aligned "
+        "model.",
+    )
 
-    max_truncation_increase: float = Field(default=0.05, ge=0, le=1)
-    """Largest increase of that share over alpha 0: a model that no longer ends has collapsed."""
+    max_truncation_increase: float = Field(
+        default=0.05,
+        ge=0,
+        le=1,
+        description="Largest increase of that share over alpha 0: a model that no longer ends "
+        "has collapsed.",
+    )
 
-    max_repetition_increase: float = Field(default=0.05, ge=0, le=1)
-    """Largest increase over alpha 0 of the share of four-word sequences that repeat within a
-    response; at the published alphas this share does not rise at all."""
+    max_repetition_increase: float = Field(
+        default=0.05,
+        ge=0,
+        le=1,
+        description="Largest increase over alpha 0 of the share of four-word sequences that "
+        "repeat within a response; at the published alphas this share does not rise "
+        "at all.",
+    )
 
-    max_echo_increase: float | None = Field(default=0.05, ge=0, le=1)
-    """Largest increase over alpha 0 of the share of responses that restate the prompt (half of
-    their four-word sequences stand in it), as was reported of a lightly trained model at alpha 12;
-    null switches the guard off. Relative, because some prompts ask for their own words."""
+    max_echo_increase: float | None = Field(
+        default=0.05,
+        ge=0,
+        le=1,
+        description="Largest increase over alpha 0 of the share of responses that restate the "
+        "prompt (half of their four-word sequences stand in it), as was reported of "
+        "a lightly trained model at alpha 12; null switches the guard off. "
+        "Relative, because some prompts ask for their own words.",
+    )
 
-    max_special_token_increase: float | None = Field(default=0.01, ge=0, le=1)
-    """Largest increase over alpha 0 of the share of responses with markers of a chat template in
-    their text (`<|im_end|>`, `[INST]`); sound models write none, so one in a hundred is a defect;
-    null switches the guard off."""
+    max_special_token_increase: float | None = Field(
+        default=0.01,
+        ge=0,
+        le=1,
+        description="Largest increase over alpha 0 of the share of responses with markers of a "
+        "chat template in their text (`<|im_end|>`, `[INST]`); sound models write "
+        "none, so one in a hundred is a defect; null switches the guard off.",
+    )
 
-    max_language_drift_increase: float | None = Field(default=0.02, ge=0, le=1)
-    """Largest increase over alpha 0 of the share of responses in another language than the prompt,
-    where both are long enough to tell. Relative, because translations are asked for; 2% is above
-    the error of the detector on texts of a sentence or more; null switches the guard off."""
+    max_language_drift_increase: float | None = Field(
+        default=0.02,
+        ge=0,
+        le=1,
+        description="Largest increase over alpha 0 of the share of responses in another "
+        "language than the prompt, where both are long enough to tell. Relative, "
+        "because translations are asked for; 2% is above the error of the detector "
+        "on texts of a sentence or more; null switches the guard off.",
+    )
 
-    min_length_controlled_gain: float | None = 0.0
-    """The gain that must remain at equal length, by a regression of reward differences on length
-    differences: at 0 or below, length explains all of the gain. Asked of longer candidates only;
-    null switches the guard off."""
+    min_length_controlled_gain: float | None = Field(
+        default=0.0,
+        description="The gain that must remain at equal length, by a regression of reward "
+        "differences on length differences: at 0 or below, length explains all of "
+        "the gain. Asked of longer candidates only; null switches the guard off.",
+    )
 
-    guard_agreement: Literal["sign", "significant"] = "sign"
-    """What a guard reward model must say of a candidate: `sign`, its mean gain is positive too;
-    `significant`, its interval lies above zero."""
+    guard_agreement: Literal["sign", "significant"] = Field(
+        default="sign",
+        description="What a guard reward model must say of a candidate: `sign`, its mean gain "
+        "is positive too; `significant`, its interval lies above zero.",
+    )
 
     @model_validator(mode="after")
     def _race_by_reward(self) -> Self:

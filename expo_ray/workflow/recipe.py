@@ -86,9 +86,17 @@ class ExtrapolationSettings(BaseModel):
         min_length=1,
         description="Candidates besides alpha 0 (paper section 3.1: 0.1 to 0.5 in steps of 0.1).",
     )
-    output_dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
-    max_shard_size: str = "5GB"
-    vocab_policy: Literal["refuse", "common-rows", "copy-aligned"] = "refuse"
+    output_dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field(
+        "auto", description="Dtype of the floating-point tensors; `auto` keeps each one's own."
+    )
+    max_shard_size: str = Field(
+        "5GB", description="Largest safetensors file, with its unit: 500MB, 5GB, 4GiB."
+    )
+    vocab_policy: Literal["refuse", "common-rows", "copy-aligned"] = Field(
+        "refuse",
+        description="Where vocabularies differ: `refuse`; `common-rows` extrapolates the tokens "
+        "that both have and copies the others from aligned; `copy-aligned` copies these tensors.",
+    )
     extra_tensors: tuple[str, ...] = Field(
         (), description="`copy:PATTERN`: tensors that one side may lack, as for `extrapolate`."
     )
@@ -141,13 +149,15 @@ class ReplicaSettings(BaseModel):
 
     model_config = _STRICT
 
-    num_replicas: int = Field(1, ge=1)
+    num_replicas: int = Field(1, ge=1, description="Replicas of each model that is served.")
 
 
 class GeneratorSettings(ReplicaSettings):
     """How the model is served that answers, and its engine's settings."""
 
-    engine: Literal["auto", "transformers", "vllm"] = "auto"
+    engine: Literal["auto", "transformers", "vllm"] = Field(
+        "auto", description="`auto` takes vllm where it is installed and there is a GPU."
+    )
     max_model_len: int | None = Field(
         None, ge=1, description="Tokens of prompt and response; null takes the model's context."
     )
@@ -219,9 +229,20 @@ class Recipe(BaseModel):
 
     model_config = _STRICT
 
-    name: str = Field(min_length=1, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
-    output: str = Field(description="Run directory.")
-    seed: int = Field(42, ge=0)
+    name: str = Field(
+        min_length=1,
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
+        description="Name of the run, the title of its report.",
+    )
+    output: str = Field(
+        description="Run directory, on a disk that all nodes share; a rerun into it continues."
+    )
+    seed: int = Field(
+        42,
+        ge=0,
+        description="Seed of which prompts are drawn and kept apart, of the search by part, and of "
+        "the load test.",
+    )
     lab: LabSettings | None = Field(
         None, description="Train the tiny laboratory and use its models and prompts."
     )
@@ -236,16 +257,31 @@ class Recipe(BaseModel):
         (),
         description="The first scores, the others guard (path, implicit:beta=B, judge:URL#model).",
     )
-    prompts: PromptSettings = PromptSettings()
-    extrapolation: ExtrapolationSettings = ExtrapolationSettings()
-    sampling: SamplingParams = SamplingParams()
-    generators: GeneratorSettings = GeneratorSettings()
-    rewarders: RewarderSettings = RewarderSettings()
-    selection: SelectionSettings = SelectionSettings()
+    prompts: PromptSettings = Field(
+        PromptSettings(), description="Where the prompts lie, and which of them are answered."
+    )
+    extrapolation: ExtrapolationSettings = Field(
+        ExtrapolationSettings(), description="Which alphas are tried, and what is written."
+    )
+    sampling: SamplingParams = Field(
+        SamplingParams(), description="How answers are sampled, the same for every alpha."
+    )
+    generators: GeneratorSettings = Field(
+        GeneratorSettings(), description="How the models are served that answer."
+    )
+    rewarders: RewarderSettings = Field(
+        RewarderSettings(), description="How the reward models are served."
+    )
+    selection: SelectionSettings = Field(
+        SelectionSettings(), description="Rules by which alpha is chosen, and its guards."
+    )
     adaptive: AdaptiveSettings | None = Field(
         None, description="Search an alpha for each part of the model, from the chosen one."
     )
-    loadtest: LoadtestSettings | None = LoadtestSettings()
+    loadtest: LoadtestSettings | None = Field(
+        LoadtestSettings(),
+        description="Throughput of the chosen model beside the aligned one; null goes without.",
+    )
 
     @model_validator(mode="after")
     def _parts_are_tried_live(self) -> Self:

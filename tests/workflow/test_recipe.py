@@ -8,7 +8,7 @@ import yaml
 
 from expo_ray.errors import ConfigError
 from expo_ray.serving import EngineOptions
-from expo_ray.workflow.recipe import load_recipe
+from expo_ray.workflow.recipe import Recipe, load_recipe
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -176,3 +176,15 @@ def test_engine_settings_reach_the_replicas_and_stay_out_of_the_digest(tmp_path:
     for engine in ("auto", "transformers"):
         with pytest.raises(ConfigError, match="engine: vllm"):
             load_recipe(_write(tmp_path, _document(generators={**settings, "engine": engine})))
+
+
+def test_every_key_says_what_it_means() -> None:
+    schema = Recipe.model_json_schema()
+    models = {"Recipe": schema, **schema["$defs"]}
+    silent = [
+        f"{model}.{key}"
+        for model, part in models.items()
+        for key, field in part["properties"].items()
+        if not field.get("description")
+    ]
+    assert not silent
