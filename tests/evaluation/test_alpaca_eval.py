@@ -29,10 +29,11 @@ def write(folder: Path, rows: object) -> Path:
 
 
 @pytest.mark.parametrize("model", ["zephyr-7b-sft-full", "zephyr_0.05"])
-def test_equals_the_published_leaderboard(shared_data: Path, model: str) -> None:
-    with (shared_data / "alpaca_eval" / "leaderboard.csv").open() as file:
+def test_equals_the_published_leaderboard(published_data: Path, model: str) -> None:
+    with (published_data / "alpaca_eval" / "leaderboard.csv").open() as file:
         published = next(row for row in csv.DictReader(file) if row[""] == model)
-    metrics = alpaca_eval_metrics(shared_data / "alpaca_eval" / "annotations" / f"{model}.json")
+    annotations = published_data / "alpaca_eval" / "annotations"
+    metrics = alpaca_eval_metrics(annotations / f"{model}.json")
     for name in ("n_wins", "n_wins_base", "n_draws", "n_total", "avg_length"):
         assert metrics[name] == int(published[name]), name  # type: ignore[literal-required]
     for name in ("win_rate", "standard_error", "discrete_win_rate"):

@@ -14,6 +14,7 @@ from expo_ray.rewards.batching import (
     score_rows,
 )
 from expo_ray.rewards.pretrained import ChatTokenizer
+from tests import samples
 from tests.pico import pico_tokenizer
 
 
@@ -35,9 +36,19 @@ def test_equal_lengths_fill_the_batch() -> None:
     assert [len(b) for b in length_buckets([100] * 200, max_batch_rows=64)] == [64, 64, 64, 8]
 
 
+def test_our_responses_are_padded_by_at_most_3_percent() -> None:
+    _check_padding(samples.outputs(400))
+
+
 @pytest.mark.parametrize("name", ["tulu-2-dpo-70b", "zephyr_0.2_a2.5", "zephyr-7b-sft-full"])
-def test_published_responses_are_padded_by_at_most_3_percent(shared_data: Path, name: str) -> None:
-    rows = json.loads((shared_data / f"alpaca_eval/outputs/{name}.json").read_text())
+def test_published_responses_are_padded_by_at_most_3_percent(
+    published_data: Path, name: str
+) -> None:
+    outputs = published_data / f"alpaca_eval/outputs/{name}.json"
+    _check_padding(json.loads(outputs.read_text("utf-8"))[:400])
+
+
+def _check_padding(rows: list[dict[str, str]]) -> None:
     tokenizer = ChatTokenizer(pico_tokenizer(), where="here")
     lengths = [
         len(
@@ -48,7 +59,7 @@ def test_published_responses_are_padded_by_at_most_3_percent(shared_data: Path, 
                 ]
             )
         )
-        for row in rows[:400]
+        for row in rows
     ]
     batches = list(length_buckets(lengths))
     area = sum(max(lengths[row] for row in batch) * len(batch) for batch in batches)

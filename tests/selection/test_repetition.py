@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from expo_ray.selection.repetition import repeated_share
+from tests import samples
 
 
 def test_share_of_repeated_sequences() -> None:
@@ -48,15 +49,24 @@ def test_a_loop_of_one_word_or_sign_is_seen() -> None:
     assert repeated_share("The answer is simple: " + ")" * 600) > 0.9
 
 
-def test_words_of_spaced_scripts_count_as_ever(shared_data: Path) -> None:
+def _by_words(text: str) -> float:
+    words = text.split()
+    found = [tuple(words[i : i + 4]) for i in range(len(words) - 3)]
+    return 1 - len(set(found)) / len(found) if len(found) > 1 else 0.0
+
+
+def test_words_of_spaced_scripts_count_as_ever() -> None:
+    for row in samples.outputs(100):
+        assert repeated_share(row["output"]) == _by_words(row["output"])
+
+
+def test_words_of_published_responses_count_as_ever(published_data: Path) -> None:
     """The guard's threshold was set on these values, so no change may move them."""
-    num_moved = num_texts = 0
-    for path in sorted((shared_data / "alpaca_eval" / "outputs").glob("*.json")):
-        for row in json.loads(path.read_text("utf-8")):
-            words = row["output"].split()
-            found = [tuple(words[i : i + 4]) for i in range(len(words) - 3)]
-            by_words = 1 - len(set(found)) / len(found) if len(found) > 1 else 0.0
-            num_moved += repeated_share(row["output"]) != by_words
-            num_texts += 1
-    assert num_texts > 4000
+    texts = [
+        row["output"]
+        for path in sorted((published_data / "alpaca_eval" / "outputs").glob("*.json"))
+        for row in json.loads(path.read_text("utf-8"))
+    ]
+    assert len(texts) > 4000
+    num_moved = sum(repeated_share(text) != _by_words(text) for text in texts)
     assert num_moved <= 2, "one response is Japanese, one half Chinese"

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from expo_ray.selection.text_signs import changes_language, echoes, language, leaks_markers
+from tests import samples
 
 PROMPT = "Explain to a child in simple words why the sky is blue during the day."
 ANSWER = (
@@ -73,10 +74,16 @@ def test_languages() -> None:
     assert not changes_language("why?", GERMAN)  # the question does not tell
 
 
-def test_published_responses_show_few_signs(shared_data: Path) -> None:
+def test_our_responses_show_no_sign() -> None:
+    for row in samples.outputs():
+        for sign in (echoes, leaks_markers, changes_language):
+            assert not sign(row["instruction"], row["output"]), row
+
+
+def test_published_responses_show_few_signs(published_data: Path) -> None:
     """Five published models, the extrapolated ones among them: the guards' thresholds hold."""
     rates = []
-    for path in sorted((shared_data / "alpaca_eval" / "outputs").glob("*.json")):
+    for path in sorted((published_data / "alpaca_eval" / "outputs").glob("*.json")):
         rows = json.loads(path.read_text("utf-8"))
         pairs = [(row["instruction"], row["output"]) for row in rows]
         counts = [sum(sign(*pair) for pair in pairs) for sign in (echoes, leaks_markers)]

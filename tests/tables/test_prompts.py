@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from expo_ray.errors import ConfigError, TableError
 from expo_ray.tables import read_prompts
+from tests import samples
 
 ROWS = [
     {"prompt": "one"},
@@ -137,8 +138,17 @@ def test_no_file_content_escapes_the_error_tree(
         assert all(p.messages[-1]["content"].strip() for p in prompts)
 
 
-def test_published_prompts(shared_data: Path) -> None:
-    prompts = read_prompts(shared_data / "alpaca_eval" / "prompts.jsonl")
+def test_prompts_in_the_form_of_alpaca_eval(tmp_path: Path) -> None:
+    rows = samples.prompts()
+    found = read_prompts(samples.write_lines(tmp_path / "prompts.jsonl", rows))
+    assert [p.prompt_id for p in found] == [row["prompt_id"] for row in rows]
+    assert [p.messages for p in found] == [
+        ({"role": "user", "content": row["instruction"]},) for row in rows
+    ]
+
+
+def test_published_prompts(published_data: Path) -> None:
+    prompts = read_prompts(published_data / "alpaca_eval" / "prompts.jsonl")
     assert len(prompts) == 805
     assert prompts[0].prompt_id == "alpaca_eval-0"
     assert prompts[0].messages[0]["content"].startswith("What are the names of some famous actors")
