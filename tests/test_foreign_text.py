@@ -18,7 +18,7 @@ from expo_ray.errors import ConfigError
 from expo_ray.extrapolation.alpha_rules import read_alpha_rules
 from expo_ray.http_text import limited_request
 from expo_ray.json_text import parse_json
-from expo_ray.workflow.recipe import load_recipe
+from expo_ray.workflow.recipe_file import load_recipe
 from expo_ray.yaml_text import parse_yaml
 
 BOMB = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(

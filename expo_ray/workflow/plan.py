@@ -10,7 +10,8 @@ from expo_ray.extrapolation import extrapolate
 from expo_ray.lab import find_lab
 from expo_ray.workflow.generation_time import GenerationRate, generation_rate
 from expo_ray.workflow.inputs import check_settings, find_prompts, pin_reward_models
-from expo_ray.workflow.recipe import Recipe, load_recipe
+from expo_ray.workflow.recipe import Recipe
+from expo_ray.workflow.recipe_file import load_recipe
 
 
 def plan_run(

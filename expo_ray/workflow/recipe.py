@@ -1,22 +1,17 @@
 """Recipes: what a run shall do, as strict YAML.
 
-Every key is known and typed; an unknown one is refused with its dotted path and the nearest known
-name. Paths resolve against the recipe file. WHAT is computed enters the digest of the run; HOW and
-where (output folder, replicas) does not, so that a run may be continued on other hardware.
+Every key is known and typed, and says what it means; `recipe_file` reads the files. WHAT is
+computed enters the digest of the run; HOW and where (output folder, replicas) does not, so that a
+run may be continued on other hardware.
 """
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
-import os
-import re
-from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from expo_ray.errors import ConfigError
 from expo_ray.extrapolation import parse_alpha
@@ -25,7 +20,6 @@ from expo_ray.lab import LabSettings
 from expo_ray.selection import SelectionSettings
 from expo_ray.selection.adaptive import AdaptiveSettings
 from expo_ray.serving import EngineOptions, SamplingParams
-from expo_ray.yaml_text import parse_yaml
 
 _STRICT = ConfigDict(extra="forbid", frozen=True)
 PromptColumn = Literal[
@@ -327,171 +321,3 @@ class Recipe(BaseModel):
         if self.rewarders.allow_truncation:
             what["allow_truncation"] = True  # changes rewards
         return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
-
-
-def load_recipe(
-    path: str | Path, overrides: Sequence[str] = (), *, in_job: bool | None = None
-) -> Recipe:
-    """Read a recipe file and apply `key=value` overrides.
-
-    Args:
-        path: YAML file.
-        overrides: Dotted keys and YAML values: `extrapolation.alphas=[0.3,0.5]`.
-        in_job: Whether it runs as a submitted job, where no relative output will do; None looks.
-
-    Raises:
-        ConfigError: The file is missing or malformed, a key is unknown or a value is out of range.
-    """
-    file = Path(path)
-    try:
-        document = parse_yaml(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(
-            "cannot read the recipe",
-            where=file,
-            got=getattr(error, "strerror", None) or error,
-            hint="pipelines/recipes/ has examples",
-        ) from error
-    except ValueError as error:
-        raise ConfigError("the recipe is not valid YAML", where=file, got=error) from error
-    if not isinstance(document, dict):
-        raise ConfigError(
-            "a recipe is a mapping of keys to values",
-            where=file,
-            got=type(document).__name__,
-            expected="mapping",
-        )
-    for override in overrides:
-        _apply_override(document, override)
-    try:
-        recipe = validate_recipe(document, where=str(file))
-    except ConfigError as error:
-        # A wrong override is not the file's fault. It is blamed for its key and those below it.
-        wrong = re.findall(r"`([^`]+)`", error.message)[:1]
-        keys = {text: text.partition("=")[0].strip() for text in overrides}
-        blamed = [t for t, key in keys.items() if f"{wrong[0]}.".startswith(f"{key}.")]
-        error.where = f"--set {blamed[-1]}" if blamed else error.where
-        raise
-    if in_job is None:
-        in_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
-    return _resolve_paths(recipe, file.resolve().parent, in_job=in_job)
-
-
-def validate_recipe(document: Mapping[str, Any], *, where: str) -> Recipe:
-    """Turn a plain mapping into a `Recipe`.
-
-    Raises:
-        ConfigError: Names the first wrong key by its dotted path, with a suggestion.
-    """
-    try:
-        return Recipe.model_validate(document)
-    except ValidationError as error:
-        # Unknown keys first: a misspelt key often makes a required one look missing.
-        details = sorted(error.errors(), key=lambda item: item["type"] != "extra_forbidden")
-        first = details[0]
-        key = ".".join(str(part) for part in first["loc"]) or "(recipe)"
-        if first["type"] == "extra_forbidden":
-            raise ConfigError(
-                f"unknown recipe key `{key}`",
-                where=where,
-                got=key,
-                hint=_suggest(first["loc"]),
-            ) from error
-        message = first["msg"].removeprefix("Value error, ")
-        raise ConfigError(
-            f"recipe key `{key}`: {message}",
-            where=where,
-            got=None if isinstance(first["input"], dict) else repr(first["input"]),
-        ) from error
-
-
-def _suggest(location: tuple[int | str, ...]) -> str:
-    fields = _known_fields(Recipe, location[:-1])
-    prefix = ".".join(str(part) for part in (*location[:-1], ""))
-    close = difflib.get_close_matches(str(location[-1]), fields, n=1)
-    if close:
-        return f"did you mean `{prefix}{close[0]}`?"
-    return f"known keys: {', '.join(f'{prefix}{field}' for field in sorted(fields))}"
-
-
-def _known_fields(model: type[BaseModel], location: Sequence[int | str]) -> list[str]:
-    """Return the field names of the (possibly nested, possibly optional) model at `location`."""
-    for part in location:
-        annotation = model.model_fields[str(part)].annotation
-        candidates = (annotation, *getattr(annotation, "__args__", ()))
-        nested = [c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)]
-        if not nested:
-            return []
-        model = nested[0]
-    return list(model.model_fields)
-
-
-def _apply_override(document: dict[str, Any], override: str) -> None:
-    key, separator, text = override.partition("=")
-    if not separator or not key.strip():
-        raise ConfigError(
-            "an override is key=value", where="--set", got=override, hint="--set seed=7"
-        )
-    try:
-        value = parse_yaml(text)
-    except ValueError as error:
-        raise ConfigError("the value is not valid YAML", where=f"--set {key}", got=text) from error
-    *parents, last = key.strip().split(".")
-    node = document
-    for parent in parents:
-        child = node.setdefault(parent, {})
-        if not isinstance(child, dict):
-            raise ConfigError(
-                f"`{parent}` holds a value, not keys", where=f"--set {key}", got=repr(child)
-            )
-        node = child
-    node[last] = value
-
-
-def is_remote(path: str) -> bool:
-    """Tell whether a location is a URI rather than a local path."""
-    return "://" in path
-
-
-def _resolve_paths(recipe: Recipe, folder: Path, *, in_job: bool) -> Recipe:
-    """Make local paths absolute, against the folder of the recipe file."""
-    if in_job and not is_remote(recipe.output) and not Path(recipe.output).is_absolute():
-        raise ConfigError(
-            "a relative output inside a submitted job lands on one node's scratch folder",
-            where="output",
-            got=recipe.output,
-            expected="an absolute path that all nodes share, or a URI",
-            hint="add --set output=/shared/path to the entry point",
-        )
-
-    def resolve(path: str | None) -> str | None:
-        if path is None or is_remote(path) or ":" in path:
-            return path
-        expanded = Path(path).expanduser()
-        local = expanded if expanded.is_absolute() else folder / expanded
-        # A bare `owner/name` that is no folder here is a Hub id.
-        if not local.exists() and path.count("/") == 1 and not path.startswith((".", "/", "~")):
-            return path
-        return os.path.normpath(local)
-
-    output = recipe.output
-    if not is_remote(output):
-        output = os.path.normpath(folder / Path(output).expanduser())
-    cache = recipe.lab_cache
-    if cache is not None and in_job and not Path(cache).is_absolute():
-        cache = None  # as for the output; the run directory is shared, and takes it
-    if cache is not None:
-        cache = os.path.normpath(folder / Path(cache).expanduser())
-    return recipe.model_copy(
-        update={
-            "output": output,
-            "lab_cache": cache,
-            "initial": resolve(recipe.initial),
-            "aligned": resolve(recipe.aligned),
-            "reward_models": tuple(str(resolve(spec)) for spec in recipe.reward_models),
-            "prompts": recipe.prompts.model_copy(update={"path": resolve(recipe.prompts.path)}),
-            "rewarders": recipe.rewarders.model_copy(
-                update={"anchors": resolve(recipe.rewarders.anchors)}
-            ),
-        }
-    )

@@ -20,7 +20,8 @@ from expo_ray.workflow import stages
 from expo_ray.workflow.adaptive import search_parts
 from expo_ray.workflow.inputs import check_request, prepare_models
 from expo_ray.workflow.plan import plan_recipe
-from expo_ray.workflow.recipe import Recipe, load_recipe, validate_recipe
+from expo_ray.workflow.recipe import Recipe
+from expo_ray.workflow.recipe_file import load_recipe, validate_recipe
 from expo_ray.workflow.run_dir import RunDir
 from expo_ray.workflow.search import search_candidates
 from expo_ray.workflow.speed import measure_throughput

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 from expo_ray.errors import ConfigError, ExpoError, RequestError, WorkError
 from expo_ray.proxies import through_proxy
-from expo_ray.workflow.recipe import load_recipe
+from expo_ray.workflow.recipe_file import load_recipe
 
 ENTRY_POINT = "pipelines/run.py"
 _ADDRESS = "RAY_API_SERVER_ADDRESS"

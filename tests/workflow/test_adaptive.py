@@ -14,7 +14,7 @@ from expo_ray.errors import ConfigError, MissingExtraError
 from expo_ray.extrapolation import extrapolate
 from expo_ray.extrapolation.alpha_rules import AlphaRules
 from expo_ray.workflow import adaptive
-from expo_ray.workflow.recipe import load_recipe
+from expo_ray.workflow.recipe_file import load_recipe
 from expo_ray.workflow.run import select
 from expo_ray.workflow.run_dir import RunDir
 from tests.workflow.test_run import snapshot, write_recipe

@@ -18,7 +18,7 @@ from expo_ray.errors import WorkError
 from expo_ray.progress import NullProgress
 from expo_ray.workflow import stages
 from expo_ray.workflow.inputs import prepare_models
-from expo_ray.workflow.recipe import load_recipe
+from expo_ray.workflow.recipe_file import load_recipe
 from expo_ray.workflow.run import run
 from expo_ray.workflow.run_dir import RunDir
 from tests.pico import save_pair

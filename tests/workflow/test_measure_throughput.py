@@ -14,7 +14,7 @@ from expo_ray.loadtests.options import LoadtestOptions
 from expo_ray.serving.openai_requests import ChatBody
 from expo_ray.tables import Prompt
 from expo_ray.workflow import speed, stages
-from expo_ray.workflow.recipe import load_recipe
+from expo_ray.workflow.recipe_file import load_recipe
 from expo_ray.workflow.run_dir import RunDir
 from tests.workflow.test_run import write_recipe
 

@@ -8,7 +8,8 @@ import yaml
 
 from expo_ray.errors import ConfigError
 from expo_ray.serving import EngineOptions
-from expo_ray.workflow.recipe import Recipe, load_recipe
+from expo_ray.workflow.recipe import Recipe
+from expo_ray.workflow.recipe_file import load_recipe
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -19,7 +19,8 @@ from expo_ray.rewards.anchors import read_anchors
 from expo_ray.serving.self_test_file import measured_spread
 from expo_ray.workflow import run, stages
 from expo_ray.workflow.inputs import check_request, prepare_models
-from expo_ray.workflow.recipe import Recipe, load_recipe
+from expo_ray.workflow.recipe import Recipe
+from expo_ray.workflow.recipe_file import load_recipe
 from expo_ray.workflow.run_dir import RunDir
 from tests.workflow.test_run import write_recipe
 

@@ -26,7 +26,7 @@ from expo_ray.serving import generator_replicas
 from expo_ray.serving.launching import application
 from expo_ray.workflow import stages
 from expo_ray.workflow.inputs import prepare_models
-from expo_ray.workflow.recipe import load_recipe
+from expo_ray.workflow.recipe_file import load_recipe
 from expo_ray.workflow.run import run
 from expo_ray.workflow.run_dir import RunDir
 from tests.checkpoints.hub_server import hub_server

@@ -1,0 +1,238 @@
+"""Reading a recipe file: overrides laid over it, faults by their keys, paths made absolute."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel, ValidationError
+
+from expo_ray.errors import ConfigError, ExpoError
+from expo_ray.workflow.recipe import Recipe
+from expo_ray.yaml_text import parse_yaml
+
+if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
+
+_PARTS = ("message", "where", "got", "expected", "hint")
+
+
+class RecipeError(ConfigError):
+    """Keys of a recipe are wrong; the error tells of all of them at once.
+
+    Args:
+        faults: What is wrong, by its dotted key.
+        where: The recipe.
+    """
+
+    def __init__(self, faults: Mapping[str, ExpoError], *, where: str) -> None:
+        first, *others = faults.values()
+        if others:
+            super().__init__(
+                f"{len(faults)} keys of the recipe are wrong",
+                where=where,
+                got="\n".join(_line(fault) for fault in faults.values()),
+            )
+        else:
+            super().__init__(**{name: getattr(first, name) for name in _PARTS})
+        self.faults = dict(faults)
+        self._file = where
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return partial(type(self), where=self._file), (self.faults,)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the `error` object of the `--json` contract, with an object for each key."""
+        faults = [{"key": key, **fault.as_dict()} for key, fault in self.faults.items()]
+        return {**super().as_dict(), "faults": faults}
+
+
+def load_recipe(
+    path: str | Path, overrides: Sequence[str] = (), *, in_job: bool | None = None
+) -> Recipe:
+    """Read a recipe file and apply `key=value` overrides.
+
+    Args:
+        path: YAML file. Its paths are meant against its folder.
+        overrides: Dotted keys and YAML values: `extrapolation.alphas=[0.3,0.5]`.
+        in_job: Whether it runs as a submitted job, where no relative output will do; None looks.
+
+    Raises:
+        ConfigError: The file is missing or malformed, a key is unknown or a value is out of range.
+    """
+    file = Path(path)
+    document = _read_document(file)
+    for override in overrides:
+        _apply_override(document, override)
+    try:
+        recipe = validate_recipe(document, where=str(file))
+    except RecipeError as error:
+        # A wrong override is not the file's fault. It is blamed for its key and those below it.
+        for key, fault in error.faults.items():
+            blamed = [t for t in overrides if f"{key}.".startswith(f"{_key_of(t)}.")]
+            fault.where = f"--set {blamed[-1]}" if blamed else fault.where
+        raise RecipeError(error.faults, where=str(file)) from error
+    if in_job is None:
+        in_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+    return _resolve_paths(recipe, file.resolve().parent, in_job=in_job)
+
+
+def validate_recipe(document: Mapping[str, Any], *, where: str) -> Recipe:
+    """Turn a plain mapping into a `Recipe`.
+
+    Raises:
+        RecipeError: Names every wrong key by its dotted path, unknown ones with a suggestion.
+    """
+    try:
+        return Recipe.model_validate(document)
+    except ValidationError as error:
+        # Unknown keys first: a misspelt key often makes a required one look missing.
+        details = sorted(error.errors(), key=lambda item: item["type"] != "extra_forbidden")
+        faults = dict(_fault(item, where) for item in details)
+        # A list whose only value is wrong is called too short as well.
+        innermost = {
+            key: fault
+            for key, fault in faults.items()
+            if not any(other.startswith(f"{key}.") for other in faults)
+        }
+        raise RecipeError(innermost, where=where) from error
+
+
+def _read_document(file: Path) -> dict[str, Any]:
+    try:
+        document = parse_yaml(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            "cannot read the recipe",
+            where=file,
+            got=getattr(error, "strerror", None) or error,
+            hint="`expo-ray recipe new > recipe.yaml` writes one to begin with",
+        ) from error
+    except ValueError as error:
+        raise ConfigError("the recipe is not valid YAML", where=file, got=error) from error
+    if not isinstance(document, dict):
+        raise ConfigError(
+            "a recipe is a mapping of keys to values",
+            where=file,
+            got=type(document).__name__,
+            expected="mapping",
+        )
+    return document
+
+
+def _fault(details: ErrorDetails, where: str) -> tuple[str, ConfigError]:
+    """Return the dotted key of what pydantic found, and the error that tells it."""
+    key = ".".join(str(part) for part in details["loc"]) or "(recipe)"
+    if details["type"] == "extra_forbidden":
+        hint = _suggest(details["loc"])
+        return key, ConfigError(f"unknown recipe key `{key}`", where=where, got=key, hint=hint)
+    message = details["msg"].removeprefix("Value error, ")
+    value = details["input"]
+    got = None if isinstance(value, dict) else repr(value)
+    return key, ConfigError(f"recipe key `{key}`: {message}", where=where, got=got)
+
+
+def _line(fault: ExpoError) -> str:
+    given = {"got": fault.got, "expected": fault.expected, "hint": fault.hint}
+    told = [f"{name} {value}" for name, value in given.items() if value is not None]
+    return "; ".join((fault.message, *told))
+
+
+def _suggest(location: tuple[int | str, ...]) -> str:
+    fields = _known_fields(Recipe, location[:-1])
+    prefix = ".".join(str(part) for part in (*location[:-1], ""))
+    close = difflib.get_close_matches(str(location[-1]), fields, n=1)
+    if close:
+        return f"did you mean `{prefix}{close[0]}`?"
+    return f"known keys: {', '.join(f'{prefix}{field}' for field in sorted(fields))}"
+
+
+def _known_fields(model: type[BaseModel], location: Sequence[int | str]) -> list[str]:
+    """Return the field names of the (possibly nested, possibly optional) model at `location`."""
+    for part in location:
+        annotation = model.model_fields[str(part)].annotation
+        candidates = (annotation, *getattr(annotation, "__args__", ()))
+        nested = [c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)]
+        if not nested:
+            return []
+        model = nested[0]
+    return list(model.model_fields)
+
+
+def _key_of(override: str) -> str:
+    return override.partition("=")[0].strip()
+
+
+def _apply_override(document: dict[str, Any], override: str) -> None:
+    key, separator, text = override.partition("=")
+    if not separator or not key.strip():
+        raise ConfigError(
+            "an override is key=value", where="--set", got=override, hint="--set seed=7"
+        )
+    try:
+        value = parse_yaml(text)
+    except ValueError as error:
+        raise ConfigError("the value is not valid YAML", where=f"--set {key}", got=text) from error
+    *parents, last = key.strip().split(".")
+    node = document
+    for parent in parents:
+        child = node.setdefault(parent, {})
+        if not isinstance(child, dict):
+            raise ConfigError(
+                f"`{parent}` holds a value, not keys", where=f"--set {key}", got=repr(child)
+            )
+        node = child
+    node[last] = value
+
+
+def is_remote(path: str) -> bool:
+    """Tell whether a location is a URI rather than a local path."""
+    return "://" in path
+
+
+def _resolve_paths(recipe: Recipe, folder: Path, *, in_job: bool) -> Recipe:
+    """Make local paths absolute, against the folder of the recipe file."""
+    if in_job and not is_remote(recipe.output) and not Path(recipe.output).is_absolute():
+        raise ConfigError(
+            "a relative output inside a submitted job lands on one node's scratch folder",
+            where="output",
+            got=recipe.output,
+            expected="an absolute path that all nodes share, or a URI",
+            hint="add --set output=/shared/path to the entry point",
+        )
+
+    def resolve(path: str | None) -> str | None:
+        if path is None or is_remote(path) or ":" in path:
+            return path
+        expanded = Path(path).expanduser()
+        local = expanded if expanded.is_absolute() else folder / expanded
+        # A bare `owner/name` that is no folder here is a Hub id.
+        if not local.exists() and path.count("/") == 1 and not path.startswith((".", "/", "~")):
+            return path
+        return os.path.normpath(local)
+
+    output = recipe.output
+    if not is_remote(output):
+        output = os.path.normpath(folder / Path(output).expanduser())
+    cache = recipe.lab_cache
+    if cache is not None and in_job and not Path(cache).is_absolute():
+        cache = None  # as for the output; the run directory is shared, and takes it
+    if cache is not None:
+        cache = os.path.normpath(folder / Path(cache).expanduser())
+    return recipe.model_copy(
+        update={
+            "output": output,
+            "lab_cache": cache,
+            "initial": resolve(recipe.initial),
+            "aligned": resolve(recipe.aligned),
+            "reward_models": tuple(str(resolve(spec)) for spec in recipe.reward_models),
+            "prompts": recipe.prompts.model_copy(update={"path": resolve(recipe.prompts.path)}),
+            "rewarders": recipe.rewarders.model_copy(
+                update={"anchors": resolve(recipe.rewarders.anchors)}
+            ),
+        }
+    )
