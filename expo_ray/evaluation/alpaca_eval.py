@@ -36,7 +36,7 @@ class AlpacaEvalMetrics(TypedDict):
     n_total: int
     """Annotations with a preference."""
     n_missing: int
-    """Annotations without one: the judge failed. They count nowhere else."""
+    """Annotations without one (the judge failed); they count nowhere else."""
     discrete_win_rate: float
     """Share of wins, draws by half, percent."""
     avg_length: int

@@ -5,19 +5,17 @@ from __future__ import annotations
 import itertools
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from expo_ray.checkpoints import atomic_write_text
 from expo_ray.checkpoints.local_output import require_writable_file
 from expo_ray.errors import EvaluationError
 from expo_ray.progress import Progress
+from expo_ray.serving.alpha_setting import RulesLike
+from expo_ray.serving.sampling import SamplingParams
 from expo_ray.tables import Prompt, read_prompts, read_table
 from expo_ray.tables.prompt_files import pin_prompts, prompt_files
 from expo_ray.tables.prompt_rows import read_rows
-
-if TYPE_CHECKING:
-    from expo_ray.serving import SamplingParams
-    from expo_ray.serving.alpha_setting import RulesLike
 
 SCHEMA_VERSION = 1
 _DATASPLIT = "eval"

@@ -71,7 +71,7 @@ def generate(
         progress: Where progress is shown.
 
     Returns:
-        A summary: counts, tokens, seconds, weights digest.
+        A summary with counts, tokens, seconds, weights digest.
 
     Raises:
         RequestError: A flag, the checkpoint, the pair or the prompts are wrong.
@@ -125,7 +125,7 @@ def score(
         progress: Where progress is shown.
 
     Returns:
-        A summary: counts, mean reward, seconds.
+        A summary with counts, mean reward, seconds.
 
     Raises:
         RequestError: A flag, a table or a checkpoint is wrong.

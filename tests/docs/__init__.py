@@ -1,0 +1,1 @@
+"""The documentation is run: commands, docstring examples and example scripts."""
