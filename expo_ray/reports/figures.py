@@ -24,6 +24,7 @@ from expo_ray.reports.drawing import (
     canvas,
     finish,
 )
+from expo_ray.reports.load_figures import from_zero
 from expo_ray.reports.pairing import Gain
 from expo_ray.reports.wording import format_alpha, rejected_alpha
 
@@ -160,10 +161,14 @@ def length_curve(selection: Mapping[str, Any]) -> Drawing:
         aligned = next((c["mean_tokens"] for c in candidates if c["alpha"] == 0), None)
         if aligned is not None:
             axes[0].axhline(aligned, **ALIGNED_LINE)
-        axes[0].margins(y=0.1)
-        axes[0].set_ylim(bottom=0)
+        from_zero(axes[0])
         axes[0].set_title("Tokens per response")
         axes[1].bar(x, truncated, width=0.55, color=PURPLE)
+        # None cut off is a finding too: a bar without height would not show it.
+        axes[1].plot(
+            x, truncated, color=PURPLE, marker="o", markersize=4.5, linestyle="none",
+            clip_on=False, zorder=3,
+        )  # fmt: skip
         axes[1].set_ylim(0, max(10.0, 1.15 * max(truncated, default=0.0)))
         axes[1].yaxis.set_major_formatter(lambda value, _: f"{value:g}%")
         axes[1].yaxis.set_major_locator(MaxNLocator(4))

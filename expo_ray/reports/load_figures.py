@@ -212,8 +212,11 @@ def _name_loads(
         ):
             continue
         taken.append((at_x, at_y))
+        offset = (5, -12) if below else (5, 5)
+        if below and at_y - panel.bbox.y0 < _LABEL_GAP_PIXELS:
+            offset = (8, -3)  # below the point the text would lie on the axis
         panel.annotate(
-            load_text(point), place, xytext=(5, -12 if below else 5),
+            load_text(point), place, xytext=offset,
             textcoords="offset points", fontsize=8, color=MUTED,
         )  # fmt: skip
 

@@ -12,6 +12,7 @@ import pytest
 from expo_ray.errors import ConfigError, TableError
 from expo_ray.loadtests.loads import Load
 from expo_ray.reports import write_report
+from expo_ray.reports.load_figures import latency_curve
 from tests.reports.load_folders import (
     Service,
     write_comparison,
@@ -165,3 +166,22 @@ def test_thoughts_have_a_column_and_answers_without_one_a_caution(tmp_path: Path
     assert "first of the answer" in page.text
     assert 123456.7 in {cell for row in page.rows for cell in row}
     assert "2 of " in page.text and "hold thoughts, no answer" in page.text
+
+
+def test_no_load_is_written_upon_the_axis() -> None:
+    slow, fast = (
+        {
+            **{"mode": "closed", "concurrency": 1, "output_throughput": throughput},
+            **{f"median_{name}": at for name, at in latencies.items()},
+            **{f"p99_{name}": at + 5 for name, at in latencies.items()},
+        }
+        for throughput, latencies in (
+            (200.0, {"ttft_ms": 500.0, "e2el_ms": 900.0}),
+            (300.0, {"ttft_ms": 10.0, "e2el_ms": 30.0}),
+        )
+    )
+    svg = latency_curve({"aligned": [fast], "alpha 1": [slow]}).svg
+    heights = re.findall(r'<text [^>]* y="([\d.]+)"[^>]*>([^<]+)</text>', svg)
+    lowest_name = max(float(y) for y, text in heights if text == "c=1")
+    rates = max(float(y) for y, text in heights if re.fullmatch(r"\d+", text))
+    assert rates - lowest_name > 10, "its letters are as high as the axis is above the numbers"
