@@ -34,12 +34,12 @@ from generated_pair import add_arguments, write_pair
 from expo_ray.checkpoints import ContentDigest
 from expo_ray.cluster import ray_session
 from expo_ray.extrapolation import extrapolate
-from expo_ray.extrapolation.engine import run_shard
-from expo_ray.extrapolation.plan import Plan, build_plan
-from expo_ray.extrapolation.receipts import RECEIPT_FOLDER
-from expo_ray.extrapolation.shard_files import RUN_FILE, ShardFile
-from expo_ray.extrapolation.tasks import WRITE, ShardOutput, ShardTask, shard_task
-from expo_ray.extrapolation.write_behind import start_writing
+from expo_ray.extrapolation.planning.plan import Plan, build_plan
+from expo_ray.extrapolation.shards.engine import run_shard
+from expo_ray.extrapolation.shards.receipts import RECEIPT_FOLDER
+from expo_ray.extrapolation.shards.shard_files import RUN_FILE, ShardFile
+from expo_ray.extrapolation.shards.tasks import WRITE, ShardOutput, ShardTask, shard_task
+from expo_ray.extrapolation.shards.write_behind import start_writing
 
 SHARD_SIZE = "1GB"
 CHUNK_BYTES: int = ShardTask.__dataclass_fields__["chunk_bytes"].default
@@ -54,8 +54,8 @@ import sys
 from pathlib import Path
 sys.path[:0] = [{here!r}, str(Path({here!r}).parent)]
 import extrapolation
-import expo_ray.extrapolation.engine
-from expo_ray.extrapolation.plan import build_plan
+import expo_ray.extrapolation.shards.engine
+from expo_ray.extrapolation.planning.plan import build_plan
 from tests.peak_memory import peak_bytes
 plan = build_plan({initial!r}, {aligned!r}, max_shard_size={shard_size!r})
 imported = peak_bytes()

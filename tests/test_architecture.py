@@ -2,41 +2,24 @@
 
 from __future__ import annotations
 
-import ast
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
-PACKAGE = ROOT / "expo_ray"
+from tests.floors import (
+    FLOORS,
+    PACKAGE,
+    ROOT,
+    arrows,
+    box_of,
+    circles,
+    files,
+    imports_of,
+    module_of,
+)
 
-# From the ground up. A room imports only from rooms before it; rooms on one floor know nothing
-# of each other unless the list says so.
-FLOORS = [
-    {"printable", "json_text"},
-    {"redaction"},
-    {"errors", "progress", "lazy", "http_text", "yaml_text", "__init__"},
-    {"credentials", "proxies"},
-    {"ray_start"},
-    {"cluster"},
-    {"remote_errors"},
-    {"checkpoints"},
-    {"tables"},
-    {"extrapolation"},
-    {"rewards"},
-    {"serving"},
-    {"loadtests"},
-    {"selection"},
-    {"evaluation"},
-    {"lab"},
-    {"reports"},
-    {"workflow"},
-    {"cli"},
-]
-FLOOR_OF = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 WITHOUT_RAY = {
     "redaction",
     "errors",
@@ -45,55 +28,44 @@ WITHOUT_RAY = {
     "proxies",
     "checkpoints",
     "tables",
-} | {
     "extrapolation",
     "rewards",
     "reports",
 }
-FAN_OUT = PACKAGE / "extrapolation" / "fanout.py"
+FAN_OUT = PACKAGE / "extrapolation" / "nodes" / "fanout.py"
 
 
-def _modules() -> list[Path]:
-    return sorted(PACKAGE.rglob("*.py"))
+@pytest.mark.parametrize("storey", FLOORS)
+def test_a_box_imports_only_from_boxes_below_it(storey: str) -> None:
+    floor_of = {box: number for number, boxes in enumerate(FLOORS[storey]) for box in boxes}
+    inside = {box_of(module_of(path), storey) for path in files()} - {None}
+    assert inside == floor_of.keys(), "every box has one floor"
+    for (source, target), found in arrows(storey).items():
+        one = found[0]
+        assert floor_of[target] < floor_of[source], f"{one.path}:{one.line} imports {one.target}"
 
 
-def _room(path: Path) -> str:
-    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    assert circles() == []
 
 
-def _imports(path: Path) -> Iterator[tuple[str, int]]:
-    """Every absolute import in a file, those inside functions too, but not for typing alone."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    skipped = {
-        id(inner)
-        for node in ast.walk(tree)
-        if isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING")
-        for inner in ast.walk(node)
-    }
-    for node in ast.walk(tree):
-        if id(node) in skipped:
-            continue
-        if isinstance(node, ast.Import):
-            yield from ((alias.name, node.lineno) for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path}:{node.lineno}: relative import"
-            yield str(node.module), node.lineno
-
-
-@pytest.mark.parametrize("path", _modules(), ids=lambda p: str(p.relative_to(PACKAGE)))
-def test_a_room_imports_only_from_rooms_below_it(path: Path) -> None:
-    room = _room(path)
-    assert room in FLOOR_OF, f"room {room} has no floor"
-    if path == PACKAGE / "__init__.py":
+@pytest.mark.parametrize("path", files(), ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_rooms_that_do_without_ray_do_not_import_it(path: Path) -> None:
+    room = box_of(module_of(path), "expo_ray")
+    if room not in WITHOUT_RAY or path == FAN_OUT:
         return
-    for module, line in _imports(path):
-        parts = module.split(".")
-        if parts[0] == "expo_ray" and len(parts) > 1 and parts[1] != room:
-            assert FLOOR_OF[parts[1]] < FLOOR_OF[room], f"{path}:{line} imports {module}"
-        if parts[0] == "ray" and room in WITHOUT_RAY:
-            assert path == FAN_OUT, f"{path}:{line}: {room} must not import ray"
-        if module == "expo_ray.cluster" and room in WITHOUT_RAY:
-            assert path == FAN_OUT, f"{path}:{line}: {room} must not import ray"
+    for one in imports_of(path):
+        is_ray = one.target.split(".")[0] == "ray" or one.target == "expo_ray.cluster"
+        assert not is_ray, f"{path}:{one.line}: {room} must not import ray"
+
+
+@pytest.mark.parametrize("storey", ["checkpoints", "extrapolation"])
+def test_the_tests_of_inner_floors_lie_in_folders_of_their_names(storey: str) -> None:
+    folders = {path.name for path in (ROOT / "tests" / storey).iterdir() if path.is_dir()}
+    boxes = {box for boxes in FLOORS[f"expo_ray.{storey}"] for box in boxes}
+    inner = {path.name for path in (PACKAGE / storey).iterdir() if path.is_dir()} & boxes
+    assert inner <= folders, f"no tests for {sorted(inner - folders)}"
+    assert folders - {"__pycache__"} <= boxes, f"no such box: {sorted(folders - boxes)}"
 
 
 def test_help_imports_nothing_heavy() -> None:

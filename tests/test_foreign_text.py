@@ -15,7 +15,7 @@ import httpx
 import pytest
 
 from expo_ray.errors import ConfigError
-from expo_ray.extrapolation.alpha_rules import read_alpha_rules
+from expo_ray.extrapolation.planning.alpha_rules import read_alpha_rules
 from expo_ray.http_text import limited_request
 from expo_ray.json_text import parse_json
 from expo_ray.workflow.recipe_file import load_recipe

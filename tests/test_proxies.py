@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from expo_ray.checkpoints.remote_path import RemotePath
+from expo_ray.checkpoints.storages.remote_path import RemotePath
 from expo_ray.errors import ConfigError, ExpoError, ServingError
 from expo_ray.loadtests.client import LoadClient
 from expo_ray.loadtests.options import LoadtestOptions

@@ -10,14 +10,15 @@ from typing import TYPE_CHECKING
 from expo_ray.lazy import lazy_exports
 
 if TYPE_CHECKING:
-    from expo_ray.checkpoints.atomic_io import (
+    from expo_ray.checkpoints.checkpoint import Checkpoint
+    from expo_ray.checkpoints.digests import ContentDigest, WeightsDigest, weights_digest
+    from expo_ray.checkpoints.formats.header import TensorRef
+    from expo_ray.checkpoints.opening import open_checkpoint
+    from expo_ray.checkpoints.storages.atomic_io import (
         atomic_write_bytes,
         atomic_write_json,
         atomic_write_text,
     )
-    from expo_ray.checkpoints.checkpoint import Checkpoint
-    from expo_ray.checkpoints.digests import ContentDigest, WeightsDigest, weights_digest
-    from expo_ray.checkpoints.header import TensorRef
     from expo_ray.checkpoints.tensors import iter_tensors, read_tensor
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "atomic_write_json",
     "atomic_write_text",
     "iter_tensors",
+    "open_checkpoint",
     "read_tensor",
     "weights_digest",
 ]
@@ -37,13 +39,14 @@ __getattr__ = lazy_exports(
     __name__,
     {
         "Checkpoint": "checkpoint",
-        "TensorRef": "header",
+        "TensorRef": "formats.header",
         "ContentDigest": "digests",
         "WeightsDigest": "digests",
-        "atomic_write_bytes": "atomic_io",
-        "atomic_write_json": "atomic_io",
-        "atomic_write_text": "atomic_io",
+        "atomic_write_bytes": "storages.atomic_io",
+        "atomic_write_json": "storages.atomic_io",
+        "atomic_write_text": "storages.atomic_io",
         "iter_tensors": "tensors",
+        "open_checkpoint": "opening",
         "read_tensor": "tensors",
         "weights_digest": "digests",
     },

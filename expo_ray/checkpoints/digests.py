@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 from blake3 import blake3
 
 from expo_ray.checkpoints.checkpoint import Checkpoint
-from expo_ray.checkpoints.header import TensorRef
-from expo_ray.checkpoints.index import parse_file_header
-from expo_ray.checkpoints.storage import RangeReader
+from expo_ray.checkpoints.formats.header import TensorRef
+from expo_ray.checkpoints.formats.index import parse_file_header
+from expo_ray.checkpoints.storages.storage import RangeReader
 from expo_ray.errors import CheckpointError
 from expo_ray.progress import NullProgress, Progress
 

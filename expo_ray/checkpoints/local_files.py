@@ -10,9 +10,9 @@ import json
 import os
 from pathlib import Path
 
-from expo_ray.checkpoints.atomic_io import atomic_write_bytes
 from expo_ray.checkpoints.checkpoint import CONFIG_NAME, Checkpoint
-from expo_ray.checkpoints.storage import LocalStorage
+from expo_ray.checkpoints.storages.atomic_io import atomic_write_bytes
+from expo_ray.checkpoints.storages.local import LocalStorage
 from expo_ray.errors import CheckpointError
 
 

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from expo_ray.checkpoints.checkpoint import Checkpoint
-from expo_ray.checkpoints.header import LOW_PRECISION_DTYPES
-from expo_ray.checkpoints.storage import split_address
+from expo_ray.checkpoints.formats.header import LOW_PRECISION_DTYPES
+from expo_ray.checkpoints.storages.storage import split_address
 from expo_ray.errors import CheckpointError
 
 # The last part of a tensor name, and the kind that writes it.
@@ -69,19 +69,6 @@ def block_size_of(config: Mapping[str, Any]) -> tuple[int, int] | None:
     block = settings.get("weight_block_size")
     fine = isinstance(block, list) and len(block) == 2 and all(type(n) is int for n in block)
     return (block[0], block[1]) if block and fine and min(block) > 0 else None
-
-
-def without_block_scales(checkpoint: Checkpoint) -> Checkpoint:
-    """Return FP8 weights with block scales as the float32 they stand for, others as they are.
-
-    Raises:
-        CheckpointError: The scales do not fit the weights.
-    """
-    if block_size_of(checkpoint.config) is None or split_address(checkpoint.uri)[1]:
-        return checkpoint
-    from expo_ray.checkpoints.block_fp8 import dequantized  # torch: only where it is needed
-
-    return dequantized(checkpoint)
 
 
 def refuse_quantized(checkpoint: Checkpoint, *, hint: str | None = None) -> None:

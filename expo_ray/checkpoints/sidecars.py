@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
 
-from expo_ray.checkpoints.header import is_tensor_name
+from expo_ray.checkpoints.names import is_plain_name
 
 TOKENIZER = (
     "tokenizer*",
@@ -66,7 +66,7 @@ def is_weight_file(name: str) -> bool:
 
 def is_sidecar(name: str) -> bool:
     """Tell whether a file is carried from aligned to the output beside weights and config."""
-    if is_weight_file(name) or not is_tensor_name(name):  # a line break could forge another file
+    if is_weight_file(name) or not is_plain_name(name):  # a line break could forge another file
         return False
     *folders, _ = name.split("/")
     if any(fnmatchcase(folder, pattern) for folder in folders for pattern in _LEFTOVERS):

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import torch
 
 from expo_ray.checkpoints.checkpoint import Checkpoint
-from expo_ray.checkpoints.header import TensorRef
-from expo_ray.checkpoints.storage import RangeReader
+from expo_ray.checkpoints.formats.header import TensorRef
+from expo_ray.checkpoints.storages.storage import RangeReader
 from expo_ray.errors import CheckpointError
 
 TORCH_DTYPES = {

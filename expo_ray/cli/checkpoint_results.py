@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.text import Text
 
 from expo_ray.cli.session import format_bytes, key_value_table, new_table
-from expo_ray.extrapolation.modules import stack_labels
+from expo_ray.extrapolation.pairing.modules import stack_labels
 
 
 def render_doctor(console: Console, result: dict[str, Any]) -> None:

@@ -12,6 +12,7 @@ import traceback
 from collections.abc import Callable, Sequence
 
 from expo_ray.cli.signals import SignalWatch
+from expo_ray.cli.told import Told
 from expo_ray.errors import ExpoError, InternalError, StoppedError
 from expo_ray.printable import printable
 from expo_ray.redaction import redacted
@@ -29,29 +30,6 @@ _HINTS = {
         "run the same command again",
     ),
 }
-
-
-class Told:
-    """What a reader knows already: nobody is to get a second object, or none."""
-
-    answered = False
-    to_supervisor: int | None = None
-
-    @classmethod
-    def answer(cls) -> None:
-        """Note that stdout has had an object."""
-        cls.answered = True
-        cls._tell(b"answered\n")
-
-    @classmethod
-    def end(cls, code: int) -> None:
-        """Note that the command has ended in the way of the contract."""
-        cls._tell(f"ended {code}\n".encode())
-
-    @classmethod
-    def _tell(cls, word: bytes) -> None:
-        if cls.to_supervisor is not None:
-            os.write(cls.to_supervisor, word)
 
 
 def exit_code_of(command: Callable[[], int | None], arguments: Sequence[str]) -> int:

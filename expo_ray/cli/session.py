@@ -31,8 +31,8 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from expo_ray.cli.endings import Told
 from expo_ray.cli.terminal import PlainConsole
+from expo_ray.cli.told import Told
 from expo_ray.errors import ConfigError, ExpoError
 from expo_ray.progress import NullProgress, ProgressBar
 from expo_ray.redaction import RedactingFormatter

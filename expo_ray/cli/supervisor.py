@@ -12,8 +12,9 @@ import signal
 import threading
 from collections.abc import Callable, Sequence
 
-from expo_ray.cli.endings import AGAIN, Told
+from expo_ray.cli.endings import AGAIN
 from expo_ray.cli.signals import ENDING_SIGNALS
+from expo_ray.cli.told import Told
 from expo_ray.errors import WorkError
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from expo_ray.checkpoints import atomic_write_text
-from expo_ray.checkpoints.local_output import require_writable_file
+from expo_ray.checkpoints.storages.local_output import require_writable_file
 from expo_ray.errors import EvaluationError
 from expo_ray.progress import Progress
 from expo_ray.serving.alpha_setting import RulesLike

@@ -10,18 +10,18 @@ from typing import TYPE_CHECKING
 from expo_ray.lazy import lazy_exports
 
 if TYPE_CHECKING:
-    from expo_ray.extrapolation.alpha import (
+    from expo_ray.extrapolation.diagnosis import diagnose
+    from expo_ray.extrapolation.doctor import doctor
+    from expo_ray.extrapolation.inspection import inspect_checkpoint
+    from expo_ray.extrapolation.job import extrapolate
+    from expo_ray.extrapolation.outputs.results import ExtrapolationResult
+    from expo_ray.extrapolation.planning.alpha import (
         checkpoint_name,
         format_alpha,
         parse_alpha,
         round_alpha,
     )
-    from expo_ray.extrapolation.diagnosis import diagnose
-    from expo_ray.extrapolation.examination import doctor
-    from expo_ray.extrapolation.inspection import inspect_checkpoint
-    from expo_ray.extrapolation.job import extrapolate
-    from expo_ray.extrapolation.results import ExtrapolationResult
-    from expo_ray.extrapolation.streaming import stream_weights
+    from expo_ray.extrapolation.shards.streaming import stream_weights
     from expo_ray.extrapolation.verification import verify
 
 __all__ = [
@@ -41,16 +41,16 @@ __all__ = [
 __getattr__ = lazy_exports(
     __name__,
     {
-        "ExtrapolationResult": "results",
-        "checkpoint_name": "alpha",
+        "ExtrapolationResult": "outputs.results",
+        "checkpoint_name": "planning.alpha",
         "diagnose": "diagnosis",
-        "doctor": "examination",
+        "doctor": "doctor",
         "extrapolate": "job",
-        "format_alpha": "alpha",
+        "format_alpha": "planning.alpha",
         "inspect_checkpoint": "inspection",
-        "parse_alpha": "alpha",
-        "round_alpha": "alpha",
-        "stream_weights": "streaming",
+        "parse_alpha": "planning.alpha",
+        "round_alpha": "planning.alpha",
+        "stream_weights": "shards.streaming",
         "verify": "verification",
     },
 )

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from expo_ray.errors import WorkError, first_names
-from expo_ray.extrapolation.fanout import run_tasks
-from expo_ray.extrapolation.modules import GROUPS, layer_position, module_group
-from expo_ray.extrapolation.plan import Plan, build_plan
-from expo_ray.extrapolation.results import SCHEMA_VERSION
-from expo_ray.extrapolation.tasks import MEASURE, shard_task
-from expo_ray.extrapolation.tensor_pair import Pair
-from expo_ray.extrapolation.token_tables import compare_tokenizers
+from expo_ray.extrapolation.nodes.fanout import run_tasks
+from expo_ray.extrapolation.outputs.results import SCHEMA_VERSION
+from expo_ray.extrapolation.pairing.modules import GROUPS, layer_position, module_group
+from expo_ray.extrapolation.pairing.tensor_pair import Pair
+from expo_ray.extrapolation.pairing.token_tables import compare_tokenizers
+from expo_ray.extrapolation.planning.plan import Plan, build_plan
+from expo_ray.extrapolation.shards.tasks import MEASURE, shard_task
 from expo_ray.progress import NullProgress, Progress
 
 # arXiv 2404.16792, zephyr-7b: Frobenius norm of the change and the same per element (our reading:

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from expo_ray.checkpoints.checkpoint import Checkpoint
+from expo_ray.checkpoints.opening import open_checkpoint
 from expo_ray.checkpoints.quantization import quantization_of
-from expo_ray.checkpoints.storage import RECORD_NAME
-from expo_ray.extrapolation.plan import natural_key
-from expo_ray.extrapolation.record import parse_record
-from expo_ray.extrapolation.results import SCHEMA_VERSION
+from expo_ray.checkpoints.storages.storage import RECORD_NAME
+from expo_ray.extrapolation.outputs.record import parse_record
+from expo_ray.extrapolation.outputs.results import SCHEMA_VERSION
+from expo_ray.extrapolation.planning.plan import natural_key
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -79,7 +80,7 @@ def inspect_checkpoint(uri: str | Path) -> Inspection:
     Raises:
         CheckpointError: It is missing or malformed.
     """
-    checkpoint = Checkpoint.open(uri)
+    checkpoint = open_checkpoint(uri)
     has_record = RECORD_NAME in checkpoint.storage.list_files()
     return Inspection(
         checkpoint=checkpoint,

@@ -9,28 +9,14 @@ from dataclasses import replace
 from pathlib import Path
 
 from expo_ray.errors import ConfigError, RequestError, ShardError
-from expo_ray.extrapolation.alpha import parse_alphas
-from expo_ray.extrapolation.alpha_rules import (
-    AlphaRules,
-    default_of_rules,
-    read_alpha_rules,
-    resolve,
-)
-from expo_ray.extrapolation.assembly import Attachments, assemble, read_attachments
-from expo_ray.extrapolation.fanout import run_tasks
-from expo_ray.extrapolation.loading import LoadingCheck, LoadingRequest, loading_request
-from expo_ray.extrapolation.mergekit_export import MergekitFile
-from expo_ray.extrapolation.node_check import plan_check
-from expo_ray.extrapolation.pair import refuse_equal_weights
-from expo_ray.extrapolation.plan import (
-    DEFAULT_SHARD_SIZE,
-    Plan,
-    build_plan,
-)
-from expo_ray.extrapolation.publishing import push, push_targets
-from expo_ray.extrapolation.record import read_record
-from expo_ray.extrapolation.results import ExtrapolationResult, OutputResult
-from expo_ray.extrapolation.summaries import (
+from expo_ray.extrapolation.nodes.fanout import run_tasks
+from expo_ray.extrapolation.nodes.node_check import plan_check
+from expo_ray.extrapolation.nodes.trial_load import LoadingCheck, LoadingRequest, loading_request
+from expo_ray.extrapolation.outputs.assembly import Attachments, assemble, read_attachments
+from expo_ray.extrapolation.outputs.publishing import push, push_targets
+from expo_ray.extrapolation.outputs.record import read_record
+from expo_ray.extrapolation.outputs.results import ExtrapolationResult, OutputResult
+from expo_ray.extrapolation.outputs.summaries import (
     carrying_notes,
     described_cluster,
     dry_result,
@@ -40,7 +26,7 @@ from expo_ray.extrapolation.summaries import (
     rounding_notes,
     unmoved_notes,
 )
-from expo_ray.extrapolation.targets import (
+from expo_ray.extrapolation.outputs.targets import (
     Target,
     begin,
     check_space,
@@ -49,13 +35,27 @@ from expo_ray.extrapolation.targets import (
     plan_tasks,
     release,
 )
-from expo_ray.extrapolation.tasks import (
-    ShardReport,
-    ShardTask,
-)
-from expo_ray.extrapolation.work_folder import (
+from expo_ray.extrapolation.outputs.work_folder import (
     remove_work_folder,
     written_bytes,
+)
+from expo_ray.extrapolation.pairing.pair import refuse_equal_weights
+from expo_ray.extrapolation.planning.alpha import parse_alphas
+from expo_ray.extrapolation.planning.alpha_rules import (
+    AlphaRules,
+    default_of_rules,
+    read_alpha_rules,
+    resolve,
+)
+from expo_ray.extrapolation.planning.mergekit_export import MergekitFile
+from expo_ray.extrapolation.planning.plan import (
+    DEFAULT_SHARD_SIZE,
+    Plan,
+    build_plan,
+)
+from expo_ray.extrapolation.shards.tasks import (
+    ShardReport,
+    ShardTask,
 )
 from expo_ray.progress import NullProgress, Progress
 
@@ -100,10 +100,10 @@ def extrapolate(
             bfloat16, float16 or float32.
         max_shard_size: Limit of a weight file: 5GB, 500MB, 2GiB.
         vocab_policy: refuse, common-rows or copy-aligned, for vocabularies that differ; see
-            `expo_ray.extrapolation.vocabulary`.
+            `expo_ray.extrapolation.pairing.vocabulary`.
         alpha_rules: YAML file of globs and depth ramps; one checkpoint comes out, in `output`.
         transforms: Of delta, in order: `dare:drop=0.9,seed=1`, `magnitude:keep=0.2`,
-            `svd:rank=16`, `clip:norm=0.1`; see `expo_ray.extrapolation.transforms`.
+            `svd:rank=16`, `clip:norm=0.1`; see `expo_ray.extrapolation.arithmetic.transforms`.
         onto: Add alpha * (aligned - initial) to this checkpoint of the same family instead of to
             aligned; the output has its names, dtypes, config and tokenizer.
         extra_tensors: `copy:PATTERN` (a glob), for tensors that one side lacks: copied where the

@@ -9,26 +9,32 @@ from pathlib import Path
 from typing import Any
 
 from expo_ray.checkpoints.digests import ALGORITHM, WeightsDigest
-from expo_ray.checkpoints.remote_path import AnyPath, any_path
-from expo_ray.checkpoints.storage import RECORD_NAME
+from expo_ray.checkpoints.storages.remote_path import AnyPath, any_path
+from expo_ray.checkpoints.storages.storage import RECORD_NAME
 from expo_ray.errors import CheckpointError, ConfigError, PairError, VerifyError
-from expo_ray.extrapolation.fanout import run_tasks
-from expo_ray.extrapolation.output_checks import (
+from expo_ray.extrapolation.nodes.fanout import run_tasks
+from expo_ray.extrapolation.outputs.output_checks import (
     check_files,
     check_structure,
     file_problem,
     hash_files,
     sha256_of_files,
 )
-from expo_ray.extrapolation.plan import Plan, build_plan
-from expo_ray.extrapolation.record import (
+from expo_ray.extrapolation.outputs.record import (
     digest_algorithm,
     is_as_sealed,
     parse_record,
     read_record_bytes,
 )
-from expo_ray.extrapolation.results import VerifyResult
-from expo_ray.extrapolation.tasks import COMPARE, Problem, ShardOutput, ShardReceipt, shard_task
+from expo_ray.extrapolation.outputs.results import VerifyResult
+from expo_ray.extrapolation.planning.plan import Plan, build_plan
+from expo_ray.extrapolation.shards.tasks import (
+    COMPARE,
+    Problem,
+    ShardOutput,
+    ShardReceipt,
+    shard_task,
+)
 from expo_ray.progress import NullProgress, Progress
 
 _MAX_LISTED = 10

@@ -24,7 +24,7 @@ import ray
 from ray.exceptions import RayError
 
 from expo_ray.checkpoints import atomic_write_json, atomic_write_text
-from expo_ray.checkpoints.folder_lock import owned_lock
+from expo_ray.checkpoints.storages.folder_lock import owned_lock
 from expo_ray.cluster import cancel_unfinished, ray_session
 from expo_ray.errors import ConfigError, EvaluationError, MissingExtraError
 from expo_ray.json_text import parse_json

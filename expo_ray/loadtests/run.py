@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from expo_ray.checkpoints.local_output import require_writable_folder
+from expo_ray.checkpoints.storages.local_output import require_writable_folder
 from expo_ray.cluster import ray_session
 from expo_ray.loadtests.measuring import check_outcome, measure
 from expo_ray.loadtests.options import LoadtestOptions

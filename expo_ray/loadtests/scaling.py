@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from expo_ray.checkpoints import atomic_write_json
-from expo_ray.checkpoints.local_output import require_writable_folder
+from expo_ray.checkpoints.storages.local_output import require_writable_folder
 from expo_ray.cluster import ray_session
 from expo_ray.errors import ConfigError
 from expo_ray.loadtests.measuring import SCHEMA_VERSION, check_outcome, measure

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from expo_ray.extrapolation.modules import layer_position, module_name, stack_labels
+from expo_ray.extrapolation.pairing.modules import layer_position, module_name, stack_labels
 
 _SUFFIX = re.compile(r"\.(weight|bias)$")
 

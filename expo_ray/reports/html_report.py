@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from expo_ray.checkpoints import atomic_write_bytes, atomic_write_text
-from expo_ray.checkpoints.local_output import refuse_links, require_local
+from expo_ray.checkpoints.storages.local_output import refuse_links, require_local
 from expo_ray.reports import cautions, costs, deltas, examples, figures, provenance, wording
 from expo_ray.reports.drawing import Drawing
 from expo_ray.reports.first_order_figure import first_order_curve

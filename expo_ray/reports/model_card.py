@@ -11,9 +11,9 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from expo_ray.checkpoints import atomic_write_bytes, atomic_write_json, atomic_write_text
 from expo_ray.checkpoints.digests import digest_of
-from expo_ray.checkpoints.storage import RECORD_NAME
+from expo_ray.checkpoints.storages.storage import RECORD_NAME
 from expo_ray.errors import ConfigError
-from expo_ray.extrapolation.record import digest_algorithm, is_as_sealed, sealed
+from expo_ray.extrapolation.outputs.record import digest_algorithm, is_as_sealed, sealed
 from expo_ray.json_text import parse_json
 from expo_ray.reports import wording
 

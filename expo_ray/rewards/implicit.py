@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM
 
-from expo_ray.checkpoints import Checkpoint, iter_tensors, weights_digest
-from expo_ray.checkpoints.checkpoint import open_aligned
+from expo_ray.checkpoints import iter_tensors, open_checkpoint, weights_digest
+from expo_ray.checkpoints.opening import open_aligned
 from expo_ray.errors import ConfigError, TableError
 from expo_ray.rewards.batching import TokenRow, pad_right
 from expo_ray.rewards.chat_model import ChatRewardModel
@@ -57,7 +57,7 @@ class ImplicitRewardModel(ChatRewardModel):
         device: str = "cpu",
         dtype: torch.dtype | None = None,
     ) -> None:
-        first = Checkpoint.open(initial)
+        first = open_checkpoint(initial)
         pair = [open_aligned(aligned, first), first]
         tokenizer = load_tokenizer(pair[0])
         if load_tokenizer(pair[1]).get_vocab() != tokenizer.get_vocab():

@@ -6,8 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from expo_ray.checkpoints import Checkpoint
-from expo_ray.checkpoints.checkpoint import open_aligned
+from expo_ray.checkpoints import Checkpoint, open_checkpoint
+from expo_ray.checkpoints.opening import open_aligned
 from expo_ray.errors import ConfigError
 from expo_ray.lazy import quick_imports
 from expo_ray.rewards.checkpoint_kind import checkpoint_kind
@@ -58,7 +58,7 @@ def load_reward_model(
     how: dict[str, Any] = {"device": device, "dtype": dtype and getattr(torch, dtype)}
     model: Any
     if spec.kind == "classifier":
-        checkpoint = Checkpoint.open(spec.model)
+        checkpoint = open_checkpoint(spec.model)
         model = _checkpoint_class(checkpoint)(checkpoint, name=spec.text, **how)
     elif initial is None or aligned is None:
         raise _lacks_its_pair(spec)
@@ -106,14 +106,14 @@ def pin_reward_model(
         CheckpointError: A checkpoint is missing, malformed, or no reward model.
     """
     if spec.kind == "classifier":
-        checkpoint = Checkpoint.open(spec.model)
+        checkpoint = open_checkpoint(spec.model)
         checkpoint_kind(checkpoint)
         return replace(spec, model=checkpoint.uri), None, None
     if spec.kind != "implicit":
         return spec, None, None
     if initial is None or aligned is None:
         raise _lacks_its_pair(spec)
-    first = Checkpoint.open(initial)
+    first = open_checkpoint(initial)
     return spec, first.uri, open_aligned(aligned, first).uri
 
 

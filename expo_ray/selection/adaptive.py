@@ -17,8 +17,8 @@ from typing import Any, Protocol
 from pydantic import BaseModel, ConfigDict, Field
 
 from expo_ray.errors import MissingExtraError
-from expo_ray.extrapolation.alpha_rules import AlphaRule, AlphaRules, Ramp
-from expo_ray.extrapolation.modules import layer_index, module_group
+from expo_ray.extrapolation.pairing.modules import layer_index, module_group
+from expo_ray.extrapolation.planning.alpha_rules import AlphaRule, AlphaRules, Ramp
 from expo_ray.selection.bootstrap import FloatArray
 from expo_ray.selection.candidates import estimate_mean
 from expo_ray.selection.settings import SelectionSettings

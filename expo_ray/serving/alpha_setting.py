@@ -8,7 +8,7 @@ from typing import Any
 
 from expo_ray.errors import ConfigError
 from expo_ray.extrapolation import format_alpha, parse_alpha
-from expo_ray.extrapolation.alpha_rules import FLAG, AlphaRules, read_alpha_rules
+from expo_ray.extrapolation.planning.alpha_rules import FLAG, AlphaRules, read_alpha_rules
 
 AlphaSetting = float | AlphaRules
 RulesLike = str | Path | AlphaRules | Mapping[str, Any] | Sequence[Any]

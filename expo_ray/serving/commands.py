@@ -7,11 +7,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from expo_ray.checkpoints.local_output import require_local, require_writable_file
+from expo_ray.checkpoints.storages.local_output import require_local, require_writable_file
 from expo_ray.cluster import LOCAL, ray_session, resolve_address
 from expo_ray.credentials import read_api_key
 from expo_ray.errors import ServingError
-from expo_ray.extrapolation.plan import build_plan
+from expo_ray.extrapolation.planning.plan import build_plan
 from expo_ray.progress import Progress
 from expo_ray.rewards.anchors import read_anchors
 from expo_ray.serving.alpha_setting import RulesLike, read_rules

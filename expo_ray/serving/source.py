@@ -8,22 +8,22 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from expo_ray.checkpoints import Checkpoint, WeightsDigest
-from expo_ray.checkpoints.checkpoint import open_aligned
+from expo_ray.checkpoints import Checkpoint, WeightsDigest, open_checkpoint
 from expo_ray.checkpoints.digests import ALGORITHM
-from expo_ray.checkpoints.header import parse_config
-from expo_ray.checkpoints.hub_storage import is_hub_address
+from expo_ray.checkpoints.formats.header import parse_config
+from expo_ray.checkpoints.opening import open_aligned
 from expo_ray.checkpoints.read_ahead import read_ahead
-from expo_ray.checkpoints.storage import RECORD_NAME, split_address
+from expo_ray.checkpoints.storages.hub_storage import is_hub_address
+from expo_ray.checkpoints.storages.storage import RECORD_NAME, split_address
 from expo_ray.errors import ConfigError
 from expo_ray.extrapolation import round_alpha
-from expo_ray.extrapolation.alpha_rules import AlphaRules, resolve
+from expo_ray.extrapolation.planning.alpha_rules import AlphaRules, resolve
 from expo_ray.serving.alpha_setting import AlphaSetting, parse_setting, setting_label
 
 if TYPE_CHECKING:
     import torch
 
-    from expo_ray.extrapolation.streaming import PlaceOf
+    from expo_ray.extrapolation.shards.streaming import PlaceOf
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -114,8 +114,8 @@ class ModelSource:
             CheckpointError: It is missing or malformed.
         """
         if self.initial is None:
-            return Checkpoint.open(self.model)
-        return open_aligned(self.model, Checkpoint.open(self.initial))
+            return open_checkpoint(self.model)
+        return open_aligned(self.model, open_checkpoint(self.initial))
 
     def pinned(self) -> ModelSource:
         """Return the source by addresses that mean the same on every node, now and later.
@@ -126,7 +126,7 @@ class ModelSource:
             CheckpointError: A checkpoint is missing or malformed.
         """
         model = self.open().uri
-        initial = None if self.initial is None else Checkpoint.open(self.initial).uri
+        initial = None if self.initial is None else open_checkpoint(self.initial).uri
         return replace(self, model=model, initial=initial)
 
     def check(self) -> None:
@@ -144,7 +144,7 @@ class ModelSource:
         Raises:
             RequestError: A tensor has no rule, a rule has no tensor, or the pair is wrong.
         """
-        from expo_ray.extrapolation.plan import build_plan
+        from expo_ray.extrapolation.planning.plan import build_plan
 
         if self.alpha_rules is not None and self.initial is not None:
             resolve(self.alpha_rules, build_plan(self.initial, self.model).pair.tensors)
@@ -172,7 +172,7 @@ class ModelSource:
             RequestError: The checkpoint or the pair is wrong.
             ShardError: Non-finite values.
         """
-        from expo_ray.extrapolation.streaming import fill_weights
+        from expo_ray.extrapolation.shards.streaming import fill_weights
 
         if self.initial is None or not self.is_live:
             for name, tensor in self.iter_weights(digest):

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from expo_ray.checkpoints.hub_storage import hub_endpoint
-from expo_ray.checkpoints.remote_path import RemotePath, is_remote
+from expo_ray.checkpoints.storages.hub_storage import hub_endpoint
+from expo_ray.checkpoints.storages.remote_path import RemotePath, is_remote
 from expo_ray.errors import TableError
 from expo_ray.proxies import through_proxy
 

@@ -15,8 +15,8 @@ import numpy as np
 import yaml
 
 from expo_ray.checkpoints import atomic_write_json, atomic_write_text
-from expo_ray.extrapolation.alpha_rules import AlphaRules
-from expo_ray.extrapolation.plan import build_plan
+from expo_ray.extrapolation.planning.alpha_rules import AlphaRules
+from expo_ray.extrapolation.planning.plan import build_plan
 from expo_ray.selection.adaptive import (
     AdaptiveSettings,
     Trial,

@@ -14,13 +14,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from expo_ray.checkpoints import Checkpoint, atomic_write_json
-from expo_ray.checkpoints.checkpoint import open_aligned
-from expo_ray.checkpoints.local_output import require_writable_folder
+from expo_ray.checkpoints import atomic_write_json, open_checkpoint
+from expo_ray.checkpoints.opening import open_aligned
+from expo_ray.checkpoints.storages.local_output import require_writable_folder
 from expo_ray.cluster import LOCAL, require_cluster, resolve_address
 from expo_ray.errors import ConfigError
-from expo_ray.extrapolation.assembly import read_attachments
-from expo_ray.extrapolation.plan import build_plan
+from expo_ray.extrapolation.outputs.assembly import read_attachments
+from expo_ray.extrapolation.planning.plan import build_plan
 from expo_ray.lab import LabSettings, prepare_lab
 from expo_ray.rewards import RewardModelSpec, pin_reward_model
 from expo_ray.rewards.anchors import read_anchors
@@ -144,7 +144,7 @@ def _find_inputs(run: Run, rewards: Iterable[str]) -> None:
     run.pair_address = [run.initial, run.aligned]
     if before.get("pair_address") == run.pair_address:
         run.initial, run.aligned = before["initial"]["uri"], before["aligned"]["uri"]
-    initial = Checkpoint.open(run.initial)
+    initial = open_checkpoint(run.initial)
     aligned = open_aligned(run.aligned, initial)
     run.initial, run.aligned = initial.uri, aligned.uri
     run.sides = {"initial": initial, "aligned": aligned}

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from expo_ray.extrapolation.alpha_rules import AlphaRules
+from expo_ray.extrapolation.planning.alpha_rules import AlphaRules
 from expo_ray.serving.alpha_setting import AlphaSetting
 from expo_ray.tables import read_table
 from expo_ray.workflow import stages

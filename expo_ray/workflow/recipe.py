@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from expo_ray.errors import ConfigError
 from expo_ray.extrapolation import parse_alpha
-from expo_ray.extrapolation.plan import parse_size
+from expo_ray.extrapolation.planning.plan import parse_size
 from expo_ray.lab import LabSettings
 from expo_ray.selection import SelectionSettings
 from expo_ray.selection.adaptive import AdaptiveSettings

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from expo_ray.checkpoints.local_output import require_writable_folder
+from expo_ray.checkpoints.storages.local_output import require_writable_folder
 from expo_ray.extrapolation import parse_alpha
 from expo_ray.progress import NullProgress, Progress
 from expo_ray.reports.provenance import next_steps

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from expo_ray.checkpoints import atomic_write_json, atomic_write_text
-from expo_ray.checkpoints.folder_lock import owned_lock
-from expo_ray.checkpoints.local_output import refuse_links
+from expo_ray.checkpoints.storages.folder_lock import owned_lock
+from expo_ray.checkpoints.storages.local_output import refuse_links
 from expo_ray.errors import ConfigError
 from expo_ray.extrapolation import checkpoint_name
-from expo_ray.extrapolation.alpha_rules import AlphaRules
+from expo_ray.extrapolation.planning.alpha_rules import AlphaRules
 from expo_ray.json_text import parse_json
 
 SCHEMA_VERSION = 1

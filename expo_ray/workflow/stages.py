@@ -16,7 +16,7 @@ from expo_ray.checkpoints import Checkpoint, atomic_write_json
 from expo_ray.cluster import ray_session
 from expo_ray.errors import VerifyError
 from expo_ray.extrapolation import diagnose, extrapolate
-from expo_ray.extrapolation.alpha_rules import AlphaRules
+from expo_ray.extrapolation.planning.alpha_rules import AlphaRules
 from expo_ray.lab import write_truth
 from expo_ray.progress import CombinedProgress, Progress
 from expo_ray.reports import render_model_card, write_report

@@ -13,11 +13,11 @@ import torch
 from blake3 import blake3
 from safetensors.torch import load_file, save_file
 
-from expo_ray.checkpoints import Checkpoint, iter_tensors, weights_digest
+from expo_ray.checkpoints import iter_tensors, open_checkpoint, weights_digest
 from expo_ray.checkpoints.digests import WeightsDigest
+from expo_ray.checkpoints.opening import open_storage
 from expo_ray.checkpoints.quantization import quantization_of, refuse_quantized
 from expo_ray.checkpoints.sidecars import is_sidecar
-from expo_ray.checkpoints.storage import open_storage
 from expo_ray.errors import CheckpointError
 
 INDEX = "model.safetensors.index.json"
@@ -48,7 +48,7 @@ def make(folder: Path, tensors: dict[str, torch.Tensor], **config: object) -> Pa
 
 
 def test_sharded_checkpoint_is_read_from_headers(pico_pair: tuple[Path, Path]) -> None:
-    checkpoint = Checkpoint.open(pico_pair[1])
+    checkpoint = open_checkpoint(pico_pair[1])
     stored = {}
     for file in checkpoint.files:
         stored.update(load_file(pico_pair[1] / file))
@@ -65,11 +65,11 @@ def test_sharded_checkpoint_is_read_from_headers(pico_pair: tuple[Path, Path]) -
 
 
 def test_identity_names_size_header_and_time_of_every_file(copy: Path) -> None:
-    before = Checkpoint.open(copy).identity()
+    before = open_checkpoint(copy).identity()
     assert [set(e) for e in before] == [{"uri", "bytes", "header_sha256", "mtime"}] * len(before)
     file = Path(str(before[0]["uri"]))
     file.write_bytes(file.read_bytes())
-    after = Checkpoint.open(copy).identity()
+    after = open_checkpoint(copy).identity()
     assert after[0] != before[0]
     assert after[1:] == before[1:]
 
@@ -77,7 +77,7 @@ def test_identity_names_size_header_and_time_of_every_file(copy: Path) -> None:
 def test_weights_digest_is_the_documented_one_and_ignores_the_layout(
     pico_pair: tuple[Path, Path], tmp_path: Path
 ) -> None:
-    checkpoint = Checkpoint.open(pico_pair[1])
+    checkpoint = open_checkpoint(pico_pair[1])
     tensors = dict(iter_tensors(checkpoint))
     lines = ""
     digest = WeightsDigest()
@@ -90,7 +90,7 @@ def test_weights_digest_is_the_documented_one_and_ignores_the_layout(
     expected = f"blake3:{blake3(lines.encode()).hexdigest()}"
     single = make(tmp_path / "single", tensors)
     assert weights_digest(checkpoint) == expected
-    assert weights_digest(Checkpoint.open(single)) == expected
+    assert weights_digest(open_checkpoint(single)) == expected
     assert digest.written() == expected
     with pytest.raises(ValueError, match="twice"):
         digest.add(name, tensors[name], "BF16", tensors[name].shape)
@@ -115,19 +115,19 @@ def test_weights_digest_is_the_documented_one_and_ignores_the_layout(
 def test_paths_of_an_index_stay_in_the_folder(copy: Path, file: str, words: str) -> None:
     edit_index(copy, "model.norm.weight", file)
     with pytest.raises(CheckpointError, match=re.escape(words)) as caught:
-        Checkpoint.open(copy)
+        open_checkpoint(copy)
     assert caught.value.got in (file, ascii(file))
     assert "\x1b" not in str(caught.value)
 
 
 def test_an_index_may_point_into_a_folder_of_the_checkpoint(copy: Path) -> None:
-    before = weights_digest(Checkpoint.open(copy))
+    before = weights_digest(open_checkpoint(copy))
     (copy / "weights").mkdir()
     name = "model-00001-of-00003.safetensors"
     (copy / name).rename(copy / "weights" / name)
     index = (copy / INDEX).read_text().replace(f'"{name}"', f'"weights/{name}"')
     (copy / INDEX).write_text(index)
-    checkpoint = Checkpoint.open(copy)
+    checkpoint = open_checkpoint(copy)
     assert weights_digest(checkpoint) == before
     assert f"weights/{name}" in checkpoint.files
 
@@ -135,26 +135,26 @@ def test_an_index_may_point_into_a_folder_of_the_checkpoint(copy: Path) -> None:
 def test_index_must_agree_with_the_files(copy: Path) -> None:
     edit_index(copy, "model.norm.weight", "model-00001-of-00003.safetensors")
     with pytest.raises(CheckpointError, match="file that does not hold it") as caught:
-        Checkpoint.open(copy)
+        open_checkpoint(copy)
     assert "model.norm.weight" in str(caught.value.where)
 
 
 def test_unlisted_tensor_is_refused(copy: Path) -> None:
     edit_index(copy, "model.norm.weight", None)
     with pytest.raises(CheckpointError, match="does not list"):
-        Checkpoint.open(copy)
+        open_checkpoint(copy)
 
 
 def test_tensor_listed_nowhere_is_refused(copy: Path) -> None:
     edit_index(copy, "model.extra.weight", "model-00001-of-00003.safetensors")
     with pytest.raises(CheckpointError, match="file that does not hold it"):
-        Checkpoint.open(copy)
+        open_checkpoint(copy)
 
 
 def test_missing_shard_is_named(copy: Path) -> None:
     (copy / "model-00002-of-00003.safetensors").unlink()
     with pytest.raises(CheckpointError, match="missing") as caught:
-        Checkpoint.open(copy)
+        open_checkpoint(copy)
     assert caught.value.got == "model-00002-of-00003.safetensors"
 
 
@@ -162,13 +162,13 @@ def test_truncated_shard_is_refused(copy: Path) -> None:
     path = copy / "model-00002-of-00003.safetensors"
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(CheckpointError, match="past the end of the file"):
-        Checkpoint.open(copy)
+        open_checkpoint(copy)
 
 
 def test_index_beside_a_single_file_is_ambiguous(copy: Path) -> None:
     shutil.copy(copy / "model-00002-of-00003.safetensors", copy / "model.safetensors")
     with pytest.raises(CheckpointError, match="which one counts"):
-        Checkpoint.open(copy)
+        open_checkpoint(copy)
 
 
 @pytest.mark.parametrize(
@@ -198,7 +198,7 @@ def test_folder_without_weights_says_what_it_has(tmp_path: Path, name: str, hint
     (tmp_path / name).parent.mkdir(exist_ok=True)
     (tmp_path / name).write_bytes(b"x")
     with pytest.raises(CheckpointError, match="no weights that can be read") as caught:
-        Checkpoint.open(tmp_path)
+        open_checkpoint(tmp_path)
     assert hint in str(caught.value.hint)
 
 
@@ -206,7 +206,7 @@ def test_several_folders_of_models_are_listed_in_order(tmp_path: Path) -> None:
     for name in ("checkpoint-1000", "checkpoint-200", "last"):
         make(tmp_path / name, {"w": PLAIN})
     with pytest.raises(CheckpointError) as caught:
-        Checkpoint.open(tmp_path)
+        open_checkpoint(tmp_path)
     assert str(caught.value.hint).endswith("checkpoint-200, checkpoint-1000, last")
 
 
@@ -230,7 +230,7 @@ SPLIT = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
 )
 def test_weights_by_other_names_are_read(tmp_path: Path, files: tuple[str, ...]) -> None:
     tensors = {"a": PLAIN, "b": PLAIN * 2}
-    expected = weights_digest(Checkpoint.open(make(tmp_path / "plain", tensors)))
+    expected = weights_digest(open_checkpoint(make(tmp_path / "plain", tensors)))
     folder = make(tmp_path / "other", tensors)
     (folder / "model.safetensors").unlink()
     *_, last = files
@@ -242,7 +242,7 @@ def test_weights_by_other_names_are_read(tmp_path: Path, files: tuple[str, ...])
     for file, part in zip(files, names, strict=True):
         save = torch.save if file.endswith(".bin") else save_file
         save({name: tensors[name].clone() for name in part}, folder / file)
-    checkpoint = Checkpoint.open(folder)
+    checkpoint = open_checkpoint(folder)
     assert checkpoint.files == tuple(files)
     assert weights_digest(checkpoint) == expected
 
@@ -251,7 +251,7 @@ def test_missing_shards_are_named_without_an_index(tmp_path: Path) -> None:
     folder = make(tmp_path, {"w": PLAIN})
     (folder / "model.safetensors").rename(folder / "model-00002-of-00003.safetensors")
     with pytest.raises(CheckpointError, match="some of the shards are missing") as caught:
-        Checkpoint.open(folder)
+        open_checkpoint(folder)
     assert "1 of 3" in str(caught.value.got)
     assert "model-00001-of-00003.safetensors, model-00003" in str(caught.value.got)
 
@@ -259,10 +259,10 @@ def test_missing_shards_are_named_without_an_index(tmp_path: Path) -> None:
 def test_of_several_variants_none_is_guessed(tmp_path: Path) -> None:
     folder = make(tmp_path, {"w": PLAIN})
     shutil.copy(folder / "model.safetensors", folder / "model.fp16.safetensors")
-    assert Checkpoint.open(folder).files == ("model.safetensors",)
+    assert open_checkpoint(folder).files == ("model.safetensors",)
     (folder / "model.safetensors").rename(folder / "model.fp32.safetensors")
     with pytest.raises(CheckpointError, match="which one counts") as caught:
-        Checkpoint.open(folder)
+        open_checkpoint(folder)
     assert caught.value.got == "model.fp16.safetensors, model.fp32.safetensors"
 
 
@@ -272,7 +272,7 @@ def test_of_several_variants_none_is_guessed(tmp_path: Path) -> None:
 def test_a_file_is_no_checkpoint(tmp_path: Path, name: str, hint: str) -> None:
     (tmp_path / name).write_bytes(b"x")
     with pytest.raises(CheckpointError, match="this is a file") as caught:
-        Checkpoint.open(tmp_path / name)
+        open_checkpoint(tmp_path / name)
     assert hint in str(caught.value.hint)
 
 
@@ -280,14 +280,14 @@ def test_a_config_of_another_format_is_told(tmp_path: Path) -> None:
     folder = make(tmp_path, {"w": PLAIN})
     (folder / "config.json").rename(folder / "params.json")
     with pytest.raises(CheckpointError, match=r"config\.json is missing") as caught:
-        Checkpoint.open(folder)
+        open_checkpoint(folder)
     assert "Mistral" in str(caught.value.hint)
 
 
 @pytest.mark.parametrize("uri", ["ftp://host/model", "hf://a/b", "/no/such/folder", "owner/name"])
 def test_addresses_that_do_not_work_are_refused(uri: str) -> None:
     with pytest.raises(CheckpointError) as caught:
-        Checkpoint.open(uri)
+        open_checkpoint(uri)
     assert caught.value.exit_code == 2
     assert caught.value.hint
 
@@ -295,13 +295,13 @@ def test_addresses_that_do_not_work_are_refused(uri: str) -> None:
 def test_missing_config_is_refused(copy: Path) -> None:
     (copy / "config.json").unlink()
     with pytest.raises(CheckpointError, match=r"config\.json is missing"):
-        Checkpoint.open(copy)
+        open_checkpoint(copy)
 
 
 def test_unfinished_output_is_no_checkpoint(copy: Path) -> None:
     (copy / ".expo_ray").mkdir()
     with pytest.raises(CheckpointError, match="unfinished"):
-        Checkpoint.open(copy)
+        open_checkpoint(copy)
 
 
 @pytest.mark.parametrize("section", ["", "text_config", "vision_config"])
@@ -312,7 +312,7 @@ def test_quantization_in_the_config_is_refused_by_name(
     settings: dict[str, object] = {"quantization_config": {"quant_method": kind}}
     config = {section: settings} if section else settings
     with pytest.raises(CheckpointError, match="quantized") as caught:
-        refuse_quantized(Checkpoint.open(make(tmp_path, {"w": PLAIN}, **config)))
+        refuse_quantized(open_checkpoint(make(tmp_path, {"w": PLAIN}, **config)))
     assert str(caught.value.got).startswith(kind)
     assert caught.value.hint
 
@@ -340,13 +340,13 @@ def test_quantized_tensors_are_refused_by_name_without_a_config(
     tmp_path: Path, kind: str, name: str, tensor: torch.Tensor
 ) -> None:
     with pytest.raises(CheckpointError, match="quantized") as caught:
-        refuse_quantized(Checkpoint.open(make(tmp_path, {name: tensor})))
+        refuse_quantized(open_checkpoint(make(tmp_path, {name: tensor})))
     assert caught.value.got == f"{kind} (tensor {name!r})"
 
 
 def test_plain_weights_pass(tmp_path: Path) -> None:
     tensors = {"w": PLAIN, "sinks_scales": PLAIN + 1, "ids": INT32, "mask_blocks": INT32 + 1}
-    checkpoint = Checkpoint.open(make(tmp_path, tensors, quantization_config=None))
+    checkpoint = open_checkpoint(make(tmp_path, tensors, quantization_config=None))
     assert quantization_of(checkpoint) is None
 
 
@@ -439,7 +439,7 @@ def test_several_sets_of_weights_are_not_chosen_from(copy: Path, names: tuple[st
     for name in names:
         (copy / name).write_bytes(first)
     with pytest.raises(CheckpointError, match="several sets of weights"):
-        Checkpoint.open(copy)
+        open_checkpoint(copy)
 
 
 def test_shards_by_the_older_names_are_shards(copy: Path) -> None:
@@ -447,7 +447,7 @@ def test_shards_by_the_older_names_are_shards(copy: Path) -> None:
     files = sorted(copy.glob("*.safetensors"))
     for number, file in enumerate(files, 1):
         file.rename(copy / f"model.{number:05d}-of-{len(files):05d}.safetensors")
-    assert Checkpoint.open(copy).tensors
+    assert open_checkpoint(copy).tensors
     (copy / f"model.{len(files):05d}-of-{len(files):05d}.safetensors").unlink()
     with pytest.raises(CheckpointError, match="some of the shards are missing"):
-        Checkpoint.open(copy)
+        open_checkpoint(copy)

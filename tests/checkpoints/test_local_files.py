@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from transformers import AutoConfig, AutoTokenizer
 
-from expo_ray.checkpoints import Checkpoint
+from expo_ray.checkpoints import open_checkpoint
 from expo_ray.checkpoints.local_files import local_folder
 from expo_ray.errors import CheckpointError
 from tests.checkpoints.hub_server import hub_server
@@ -35,7 +35,7 @@ def check(folder: Path, local: Path, cache: Path) -> None:
 
 
 def test_a_local_checkpoint_is_its_own_folder(pico_pair: Pair, cache: Path) -> None:
-    assert local_folder(Checkpoint.open(pico_pair[1])) == pico_pair[1]
+    assert local_folder(open_checkpoint(pico_pair[1])) == pico_pair[1]
     assert not cache.exists()
 
 
@@ -45,14 +45,14 @@ def test_a_bucket_and_the_hub_give_one_folder_which_heals(
     with s3_server() as url, hub_server(monkeypatch) as hub:
         use(monkeypatch, url)
         uri = upload(url, pico_pair[1], "local-files/aligned")
-        folder = local_folder(Checkpoint.open(uri))
+        folder = local_folder(open_checkpoint(uri))
         check(folder, pico_pair[1], cache)
         hub.add("owner/aligned", pico_pair[1])
-        assert local_folder(Checkpoint.open("owner/aligned")) == folder
+        assert local_folder(open_checkpoint("owner/aligned")) == folder
         for name in ("config.json", "tokenizer.json"):
             (folder / name).write_bytes((folder / name).read_bytes()[:10])
         (folder / "chat_template.jinja").unlink()
-        assert local_folder(Checkpoint.open(uri)) == folder
+        assert local_folder(open_checkpoint(uri)) == folder
         check(folder, pico_pair[1], cache)
 
 
@@ -63,5 +63,5 @@ def test_a_cache_that_cannot_be_written_is_told(
     with hub_server(monkeypatch) as hub:
         hub.add("owner/aligned", pico_pair[1])
         with pytest.raises(CheckpointError, match="cache") as caught:
-            local_folder(Checkpoint.open("owner/aligned"))
+            local_folder(open_checkpoint("owner/aligned"))
     assert "XDG_CACHE_HOME" in str(caught.value.hint)

@@ -12,7 +12,7 @@ from rich.text import Text
 from expo_ray.cli.session import Session, key_value_table, new_table, print_error
 from expo_ray.cli.terminal import PlainConsole
 from expo_ray.errors import ConfigError
-from expo_ray.extrapolation.model_card import public_name
+from expo_ray.extrapolation.outputs.model_card import public_name
 from expo_ray.printable import markdown_code, markdown_text, printable
 from expo_ray.redaction import RedactingFormatter
 

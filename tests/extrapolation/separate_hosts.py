@@ -17,7 +17,8 @@ from pathlib import Path
 
 import ray
 
-from expo_ray.extrapolation import extrapolate, shard_files
+from expo_ray.extrapolation import extrapolate
+from expo_ray.extrapolation.shards import shard_files
 
 NUM_HOSTS = 3
 RAY = Path(sys.executable).with_name("ray")

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
-from expo_ray.checkpoints.header import build_header, tensor_bytes
+from expo_ray.checkpoints.formats.header import build_header, tensor_bytes
 
 IDENTITY_FILES = ("expo_ray.json", "README.md")
 

@@ -14,11 +14,11 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, PreTrainedModel
 
-from expo_ray.checkpoints import Checkpoint, iter_tensors
+from expo_ray.checkpoints import iter_tensors, open_checkpoint
 from expo_ray.errors import CheckpointError, ConfigError, PairError
 from expo_ray.extrapolation import diagnose, extrapolate, stream_weights, verify
-from expo_ray.extrapolation.mergekit_export import mergekit_config
-from expo_ray.extrapolation.plan import build_plan
+from expo_ray.extrapolation.planning.mergekit_export import mergekit_config
+from expo_ray.extrapolation.planning.plan import build_plan
 from tests.extrapolation.synthetic import closed_form, load, same_bits
 from tests.pico import pico_tokenizer, save_pair
 
@@ -70,11 +70,11 @@ CONFIGS: dict[str, dict[str, Any]] = {
 def test_the_sum_is_that_of_peft(base: Path, tmp_path: Path, kind: str) -> None:
     folder = adapter(base, tmp_path / "adapter", **CONFIGS[kind])
     expected = merged_by_peft(base, folder)
-    found = dict(iter_tensors(Checkpoint.open(folder)))
+    found = dict(iter_tensors(open_checkpoint(folder)))
     assert found.keys() == expected.keys()
     for name, tensor in found.items():
         assert close(tensor, expected[name]), name
-    untouched = dict(iter_tensors(Checkpoint.open(base)))
+    untouched = dict(iter_tensors(open_checkpoint(base)))
     assert any(not close(found[name], untouched[name]) for name in found)
 
 
@@ -131,7 +131,7 @@ def test_bits_config_and_files_of_the_output(base: Path, tmp_path: Path, bins: b
 
 def test_any_reading_gives_the_same_bits(base: Path, tmp_path: Path) -> None:
     folder = adapter(base, tmp_path / "adapter")
-    checkpoint = Checkpoint.open(folder)
+    checkpoint = open_checkpoint(folder)
     whole = dict(iter_tensors(checkpoint))
     ref = checkpoint.tensors["model.layers.0.mlp.up_proj.weight"]
     raw = whole[ref.name].reshape(-1).view(torch.uint8)
@@ -202,9 +202,9 @@ def test_the_output_never_lies_in_an_adapter_or_its_base(base: Path, tmp_path: P
 
 def test_a_changed_scaling_is_another_plan(base: Path, tmp_path: Path) -> None:
     folder = adapter(base, tmp_path / "adapter")
-    before = Checkpoint.open(folder).identity()
+    before = open_checkpoint(folder).identity()
     edit(folder, lora_alpha=8)
-    after = Checkpoint.open(folder).identity()
+    after = open_checkpoint(folder).identity()
     assert all(one != two for one, two in zip(before, after, strict=True))
 
 
@@ -223,12 +223,12 @@ def test_conv1d_of_gpt2_is_transposed(tmp_path: Path) -> None:
         tmp_path / "base", tmp_path / "adapter", target_modules=["c_attn", "c_proj", "c_fc"]
     )
     expected = merged_by_peft(tmp_path / "base", folder)
-    found = dict(iter_tensors(Checkpoint.open(folder)))
+    found = dict(iter_tensors(open_checkpoint(folder)))
     assert all(close(tensor, expected[name]) for name, tensor in found.items())
     # The square c_proj could be meant either way once the flag contradicts the other shapes.
     edit(folder, fan_in_fan_out=False)
     with pytest.raises(CheckpointError, match="either way") as caught:
-        Checkpoint.open(folder)
+        open_checkpoint(folder)
     assert "c_proj" in str(caught.value.where)
 
 
@@ -292,7 +292,7 @@ def test_tensors_that_do_not_fit_are_refused_by_name(
     file = folder / "adapter_model.safetensors"
     save_file(change(load_file(file)), file)
     with pytest.raises(CheckpointError, match=words) as caught:
-        Checkpoint.open(folder, base=Checkpoint.open(base))
+        open_checkpoint(folder, base=open_checkpoint(base))
     assert caught.value.where
     assert caught.value.exit_code == 2
 
@@ -301,14 +301,14 @@ def test_an_adapter_beside_a_whole_model_is_ambiguous(base: Path, tmp_path: Path
     folder = adapter(base, tmp_path / "adapter")
     shutil.copytree(base, folder, dirs_exist_ok=True)
     with pytest.raises(CheckpointError, match="which one counts"):
-        Checkpoint.open(folder)
+        open_checkpoint(folder)
 
 
 def test_a_tied_embedding_is_not_split(tmp_path: Path) -> None:
     tied = save_pair(tmp_path)[0]
     folder = adapter(tied, tmp_path / "adapter", target_modules=["embed_tokens"])
     with pytest.raises(CheckpointError, match="tied"):
-        Checkpoint.open(folder)
+        open_checkpoint(folder)
 
 
 @pytest.mark.parametrize("has_config", [True, False])
@@ -326,7 +326,7 @@ def test_a_quantized_base_is_called_one(
         settings = {"quantization_config": {"quant_method": "bitsandbytes"}}
         path.write_text(json.dumps(json.loads(path.read_text()) | settings))
     with pytest.raises(CheckpointError) as caught:
-        Checkpoint.open(f"{plain}#base={quantized}")
+        open_checkpoint(f"{plain}#base={quantized}")
     words = "before quantization" if has_config else "trained on"
     assert words in str(caught.value.hint)
     assert "merge" not in str(caught.value.hint)

@@ -8,7 +8,7 @@ import torch
 
 from expo_ray.errors import PairError, WorkError
 from expo_ray.extrapolation import diagnose
-from expo_ray.extrapolation.modules import layer_index, module_group
+from expo_ray.extrapolation.pairing.modules import layer_index, module_group
 from tests.extrapolation.synthetic import load, noise, write
 
 NAMES = [

@@ -9,9 +9,14 @@ import pytest
 from typer.testing import CliRunner
 
 from expo_ray.errors import CheckpointError
-from expo_ray.extrapolation import fanout
-from expo_ray.extrapolation.examination import doctor
-from expo_ray.extrapolation.node_check import NodeCheck, leave_token, probe_node, unseen_outputs
+from expo_ray.extrapolation.doctor import doctor
+from expo_ray.extrapolation.nodes import fanout
+from expo_ray.extrapolation.nodes.node_check import (
+    NodeCheck,
+    leave_token,
+    probe_node,
+    unseen_outputs,
+)
 
 Pair = tuple[Path, Path]
 

@@ -13,11 +13,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from expo_ray.checkpoints.header import build_header
+from expo_ray.checkpoints.formats.header import build_header
 from expo_ray.errors import ShardError
-from expo_ray.extrapolation import engine, extrapolate, job, receipts, verify
-from expo_ray.extrapolation.plan import build_plan
-from expo_ray.extrapolation.tasks import (
+from expo_ray.extrapolation import extrapolate, job, verify
+from expo_ray.extrapolation.planning.plan import build_plan
+from expo_ray.extrapolation.shards import engine, receipts
+from expo_ray.extrapolation.shards.tasks import (
     BUFFER_BUDGET_BYTES,
     COMPARE,
     MIN_CHUNK_BYTES,
@@ -81,7 +82,7 @@ def test_a_flipped_bit_in_a_finished_shard_is_not_resumed(
     if is_hidden:
         # Between claim and assembly: the receipts were read before.
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("expo_ray.extrapolation.targets.read_receipt", _trusting)
+            patch.setattr("expo_ray.extrapolation.outputs.targets.read_receipt", _trusting)
             with pytest.raises(ShardError, match="changed while others were written") as caught:
                 extrapolate(*pico_pair, out, **options)
         assert str(caught.value.where) == str(files[1])
@@ -122,7 +123,7 @@ MEMORY_SCRIPT = """
 import json, sys
 import torch
 from expo_ray.extrapolation import extrapolate
-import expo_ray.extrapolation.attempts, expo_ray.extrapolation.job
+import expo_ray.extrapolation.shards.attempts, expo_ray.extrapolation.job
 import huggingface_hub.repocard, numba, transformers
 from tests.peak_memory import peak_bytes
 before = peak_bytes()

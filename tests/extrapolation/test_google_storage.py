@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from expo_ray.checkpoints import Checkpoint, weights_digest
-from expo_ray.checkpoints.remote_path import RemotePath
-from expo_ray.checkpoints.storage import open_storage
+from expo_ray.checkpoints import open_checkpoint, weights_digest
+from expo_ray.checkpoints.opening import open_storage
+from expo_ray.checkpoints.storages.remote_path import RemotePath
 from expo_ray.errors import CheckpointError, ConfigError, ShardError
-from expo_ray.extrapolation import engine, extrapolate, verify
+from expo_ray.extrapolation import extrapolate, verify
+from expo_ray.extrapolation.shards import engine
 from tests.checkpoints.gcs_server import BUCKET, gcs_server, use
 from tests.extrapolation.synthetic import IDENTITY_FILES
 
@@ -62,7 +63,7 @@ def test_reads_ask_for_their_ranges_and_a_replaced_object_is_noticed(
     pico_pair: Pair, log: Path
 ) -> None:
     uri = upload(pico_pair[1], "ranges")
-    remote, local = Checkpoint.open(uri), Checkpoint.open(pico_pair[1])
+    remote, local = open_checkpoint(uri), open_checkpoint(pico_pair[1])
     assert weights_digest(remote) == weights_digest(local)
     name = remote.files[0]
     data = (pico_pair[1] / name).read_bytes()
@@ -98,7 +99,7 @@ def test_paths_on_gs_behave_like_paths() -> None:
 def test_what_is_not_there_is_told(pico_pair: Pair) -> None:
     for uri in (f"gs://{BUCKET}/nothing", "gs://no-such-bucket/model"):
         with pytest.raises(CheckpointError, match="no such checkpoint folder"):
-            Checkpoint.open(uri)
+            open_checkpoint(uri)
     with pytest.raises(CheckpointError, match="the file is missing"):
         open_storage(f"gs://{BUCKET}/nothing").open("model.safetensors")
     with pytest.raises(ConfigError, match="output cannot be used"):
@@ -127,7 +128,7 @@ def test_from_bucket_to_bucket_through_a_failure_gives_the_bytes_of_a_disk(
     assert "model-00002" not in " ".join(left)
     assert not list((RemotePath(out) / ".expo_ray").glob("*.tmp"))
     with pytest.raises(CheckpointError, match="unfinished"):
-        Checkpoint.open(out)
+        open_checkpoint(out)
     result = extrapolate(*pair, out, alpha=0.3, **OPTIONS)
     assert (result.outputs[0].status, result.outputs[0].num_shards_resumed) == ("resumed", 1)
     extrapolate(*pico_pair, tmp_path / "out", alpha=0.3, **OPTIONS)

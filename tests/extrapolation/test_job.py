@@ -15,13 +15,13 @@ import torch
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from expo_ray.checkpoints import Checkpoint, iter_tensors, weights_digest
+from expo_ray.checkpoints import iter_tensors, open_checkpoint, weights_digest
 from expo_ray.errors import CheckpointError, ConfigError, RequestError, ShardError
 from expo_ray.extrapolation import extrapolate, inspect_checkpoint, verify
 from expo_ray.extrapolation import job as job_module
-from expo_ray.extrapolation import targets as targets_module
-from expo_ray.extrapolation.plan import build_plan, natural_key, parse_size
-from expo_ray.extrapolation.record import read_record
+from expo_ray.extrapolation.outputs import targets as targets_module
+from expo_ray.extrapolation.outputs.record import read_record
+from expo_ray.extrapolation.planning.plan import build_plan, natural_key, parse_size
 from tests.extrapolation.synthetic import closed_form, file_digests, load, noise, same_bits, write
 
 Pair = tuple[Path, Path]
@@ -86,9 +86,9 @@ def test_layout_record_and_sidecars(pair: Pair, tmp_path: Path) -> None:
     assert all((out / e["name"]).stat().st_size == e["bytes"] for e in record["files"])
     assert record["files_not_carried"] == ["optimizer.pt"]
     assert "not carried to the output: optimizer.pt" in result.notes
-    assert record["initial"]["files"] == Checkpoint.open(initial).identity()
+    assert record["initial"]["files"] == open_checkpoint(initial).identity()
     assert record["alpha"] == 0.3
-    assert record["weights_digest"] == weights_digest(Checkpoint.open(out))
+    assert record["weights_digest"] == weights_digest(open_checkpoint(out))
     assert record["weights_digest"] == result.outputs[0].weights_digest
     card = (out / "README.md").read_text()
     # Folders are no ids of the Hub.
@@ -100,7 +100,7 @@ def test_layout_record_and_sidecars(pair: Pair, tmp_path: Path) -> None:
         assert file.metadata() == {"format": "pt"}
     summary = inspect_checkpoint(out).as_dict()
     assert summary["extrapolated"]["alpha"] == 0.3
-    assert summary["num_parameters"] == Checkpoint.open(aligned).num_parameters
+    assert summary["num_parameters"] == open_checkpoint(aligned).num_parameters
     json.dumps(result.as_dict(), allow_nan=False)
 
 
@@ -144,7 +144,7 @@ def test_one_alpha_does_not_go_beside_several(pico_pair: Pair, tmp_path: Path) -
 def test_several_alphas_come_from_one_read(pico_pair: Pair, tmp_path: Path) -> None:
     alphas = [0.1, 0.3, 1.0, -0.5]
     together = run(pico_pair, tmp_path / "all", alpha=alphas)
-    inputs = sum(Checkpoint.open(p).num_bytes for p in pico_pair)
+    inputs = sum(open_checkpoint(p).num_bytes for p in pico_pair)
     assert together.bytes_read == inputs
     assert together.bytes_written == sum(o.num_bytes for o in together.outputs)
     for alpha in alphas:
@@ -232,7 +232,7 @@ def _fail(*_: object, **__: object) -> str:
 
 def test_changed_input_makes_it_another_plan(pair: Pair, tmp_path: Path) -> None:
     run(pair, tmp_path / "out")
-    file = pair[1] / Checkpoint.open(pair[1]).files[0]
+    file = pair[1] / open_checkpoint(pair[1]).files[0]
     file.write_bytes(file.read_bytes())
     with pytest.raises(ConfigError, match="another plan"):
         run(pair, tmp_path / "out")
@@ -395,7 +395,11 @@ def test_a_refusal_gives_back_the_folders_that_were_claimed_before(
 
 
 def test_an_old_result_stays_whole_until_the_work_begins(pico_pair: Pair, tmp_path: Path) -> None:
-    from expo_ray.extrapolation.work_folder import begin_output, claimed_folder, leave_folder
+    from expo_ray.extrapolation.outputs.work_folder import (
+        begin_output,
+        claimed_folder,
+        leave_folder,
+    )
 
     out = tmp_path / "out"
     run(pico_pair, out)
@@ -411,9 +415,9 @@ def test_an_old_result_stays_whole_until_the_work_begins(pico_pair: Pair, tmp_pa
 
 
 def test_task_of_an_older_run_is_fenced_off(pico_pair: Pair, tmp_path: Path) -> None:
-    from expo_ray.extrapolation.engine import run_shard
-    from expo_ray.extrapolation.tasks import WRITE, ShardOutput, shard_task
-    from expo_ray.extrapolation.work_folder import begin_output, claimed_folder
+    from expo_ray.extrapolation.outputs.work_folder import begin_output, claimed_folder
+    from expo_ray.extrapolation.shards.engine import run_shard
+    from expo_ray.extrapolation.shards.tasks import WRITE, ShardOutput, shard_task
 
     out = tmp_path / "out"
     plan = build_plan(*pico_pair)
@@ -431,7 +435,7 @@ def test_task_of_an_older_run_is_fenced_off(pico_pair: Pair, tmp_path: Path) -> 
 def test_input_that_changes_after_planning_is_noticed(
     pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    file = pair[0] / Checkpoint.open(pair[0]).files[0]
+    file = pair[0] / open_checkpoint(pair[0]).files[0]
     planned = job_module.plan_tasks
 
     def plan_then_change(*args: object, **kwargs: object):
@@ -508,7 +512,7 @@ def test_layouts_of_the_two_sides_do_not_matter(tmp_path: Path) -> None:
 
 
 def load_by_file(folder: Path) -> list[tuple[str, list[str]]]:
-    checkpoint = Checkpoint.open(folder)
+    checkpoint = open_checkpoint(folder)
     files: dict[str, list[tuple[int, str]]] = {}
     for ref in checkpoint.tensors.values():
         files.setdefault(ref.file, []).append((ref.offset_bytes, ref.name))
@@ -527,7 +531,7 @@ def test_shards_stay_below_the_limit_and_big_tensors_stand_alone(tmp_path: Path)
     assert files == [["t0", "t1", "t2"], ["t3"], ["t4", "t5"]]
     assert all(
         same_bits(tensor, load(tmp_path / "out")[name])
-        for name, tensor in iter_tensors(Checkpoint.open(tmp_path / "out"))
+        for name, tensor in iter_tensors(open_checkpoint(tmp_path / "out"))
     )
 
 

@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 import torch
 
-from expo_ray.checkpoints import Checkpoint, s3_client
-from expo_ray.checkpoints.remote_path import RemotePath
+from expo_ray.checkpoints import open_checkpoint
+from expo_ray.checkpoints.storages import s3_client
+from expo_ray.checkpoints.storages.remote_path import RemotePath
 from expo_ray.errors import CheckpointError, ConfigError, ShardError, VerifyError
 from expo_ray.extrapolation import (
     assembly,
@@ -26,8 +27,8 @@ from expo_ray.extrapolation import (
     verify,
     work_folder,
 )
-from expo_ray.extrapolation.plan import build_plan
-from expo_ray.extrapolation.tasks import TASK_MEMORY_BYTES, ShardReport, ShardTask
+from expo_ray.extrapolation.planning.plan import build_plan
+from expo_ray.extrapolation.shards.tasks import TASK_MEMORY_BYTES, ShardReport, ShardTask
 from tests.checkpoints.hub_server import HubServer, hub_server
 from tests.checkpoints.s3_server import (
     BUCKET,
@@ -108,7 +109,7 @@ def test_from_bucket_to_bucket_gives_the_bytes_of_a_disk(
         extrapolate(*pair, pair[1] + "/out", alpha=0.3, **OPTIONS)
     replaced = extrapolate(*pair, out, alpha=0.4, overwrite=True, **OPTIONS)
     assert replaced.outputs[0].status == "written"
-    name = Checkpoint.open(out).files[0]
+    name = open_checkpoint(out).files[0]
     data = bytearray(objects(s3, "e2e/out")[name])
     data[-1] ^= 1
     client(s3).put_object(Bucket=BUCKET, Key=f"e2e/out/{name}", Body=bytes(data))
@@ -140,7 +141,7 @@ def test_a_failed_run_leaves_no_upload_and_continues(
     assert "config.json" not in left
     assert "expo_ray.json" not in left
     with pytest.raises(CheckpointError, match="unfinished"):
-        Checkpoint.open(out)
+        open_checkpoint(out)
     result = extrapolate(*pico_pair, out, alpha=0.3, **OPTIONS)
     assert (result.outputs[0].status, result.outputs[0].num_shards_resumed) == ("resumed", 2)
     assert stored(s3, "resume/out") == contents(reference)
@@ -195,7 +196,7 @@ def test_a_run_that_was_taken_over_publishes_nothing(
         client(s3).put_object(Bucket=BUCKET, Key=key, Body=json.dumps(run))
         return run_shard(task)
 
-    monkeypatch.setattr("expo_ray.extrapolation.attempts.run_shard", take_over)
+    monkeypatch.setattr("expo_ray.extrapolation.shards.attempts.run_shard", take_over)
     with pytest.raises(ShardError, match="another run has taken over"):
         extrapolate(*pico_pair, out, alpha=0.3, **OPTIONS)
     assert not [name for name in objects(s3, "fence/out") if name.endswith("safetensors")]
@@ -244,7 +245,8 @@ def test_a_run_that_begins_while_another_completes_the_folder_keeps_it(
 
 KILLED = """
 import os, signal, sys
-from expo_ray.extrapolation import engine, extrapolate
+from expo_ray.extrapolation import extrapolate
+from expo_ray.extrapolation.shards import engine
 
 finish, num_finished = engine.RemoteShardWriter.finish, 0
 
@@ -294,7 +296,7 @@ def test_the_upload_of_a_killed_process_is_aborted_by_the_rerun_and_no_other(
     assert all(found[name] == contents(reference)[name] for name in weights)
     assert not [name for name in found if name.endswith(".tmp")]
     with pytest.raises(CheckpointError, match="unfinished"):
-        Checkpoint.open(out)
+        open_checkpoint(out)
     others = {
         "killed/out2/model.safetensors",
         "killed/out/nested/.expo_ray/model.safetensors.1.tmp",

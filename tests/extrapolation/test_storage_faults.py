@@ -14,7 +14,8 @@ import pytest
 import torch
 
 from expo_ray.errors import ConfigError, ShardError
-from expo_ray.extrapolation import extrapolate, targets, verify
+from expo_ray.extrapolation import extrapolate, verify
+from expo_ray.extrapolation.outputs import targets
 from tests.extrapolation.drivers import OPTIONS, start
 from tests.extrapolation.synthetic import file_digests, noise, write
 from tests.extrapolation.test_faults import synthetic_pair

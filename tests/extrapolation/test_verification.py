@@ -13,10 +13,10 @@ import torch
 from blake3 import blake3
 from safetensors.torch import load_file
 
-from expo_ray.checkpoints import Checkpoint
+from expo_ray.checkpoints import open_checkpoint
 from expo_ray.errors import CheckpointError, PairError, VerifyError
 from expo_ray.extrapolation import extrapolate, verify
-from expo_ray.extrapolation.record import sealed
+from expo_ray.extrapolation.outputs.record import sealed
 from tests.extrapolation.synthetic import write
 
 Pair = tuple[Path, Path]
@@ -51,13 +51,13 @@ def test_untouched_output_is_fine(written: Path, recompute: bool) -> None:
     result = verify(written, recompute=recompute, address="inline").as_dict()
     assert result["ok"]
     assert result["recomputed"] is recompute
-    assert result["num_tensors"] == len(Checkpoint.open(written).tensors)
+    assert result["num_tensors"] == len(open_checkpoint(written).tensors)
 
 
 @pytest.mark.parametrize("recompute", [True, False])
 def test_a_flipped_bit_in_any_tensor_is_found_and_named(copy: Path, recompute: bool) -> None:
     chance = random.Random(1)
-    for name, ref in Checkpoint.open(copy).tensors.items():
+    for name, ref in open_checkpoint(copy).tensors.items():
         position = ref.offset_bytes + chance.randrange(ref.num_bytes)
         bit = chance.randrange(8)
         flip(copy / ref.file, position, bit)
@@ -109,7 +109,7 @@ def test_every_flipped_bit_of_a_whole_checkpoint_is_found(tmp_path: Path) -> Non
 
 def test_any_bit_of_a_header_counts(copy: Path) -> None:
     path = sorted(copy.glob("*.safetensors"))[0]
-    end = min(r.offset_bytes for r in Checkpoint.open(copy).tensors.values() if r.file == path.name)
+    end = min(r.offset_bytes for r in open_checkpoint(copy).tensors.values() if r.file == path.name)
     for position in range(0, end, 7):
         flip(path, position, position % 8)
         with pytest.raises(VerifyError, match="not what its record says"):
@@ -238,7 +238,7 @@ def _shrink(folder: Path, target: Path) -> Path:
 def test_recorded_input_that_changed_is_told(pico_pair: Pair, tmp_path: Path) -> None:
     pair = [Path(shutil.copytree(p, tmp_path / p.name)) for p in pico_pair]
     extrapolate(*pair, tmp_path / "out", alpha=0.3, address="inline")
-    checkpoint = Checkpoint.open(pair[0])
+    checkpoint = open_checkpoint(pair[0])
     ref = checkpoint.tensors["model.norm.weight"]
     flip(pair[0] / ref.file, ref.offset_bytes, 3)
     with pytest.raises(VerifyError) as caught:

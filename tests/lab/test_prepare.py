@@ -12,8 +12,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
-from expo_ray.checkpoints import Checkpoint, weights_digest
-from expo_ray.checkpoints.folder_lock import owned_lock
+from expo_ray.checkpoints import open_checkpoint, weights_digest
+from expo_ray.checkpoints.storages.folder_lock import owned_lock
 from expo_ray.errors import EvaluationError, MissingExtraError
 from expo_ray.lab import LabResult, LabSettings, find_lab, prepare, prepare_lab, truth_reward
 from expo_ray.lab.data import eval_prompts, requests_for
@@ -83,13 +83,13 @@ def models(lab: LabResult) -> list[Path]:
 
 def test_models_are_ordinary_checkpoints_of_several_shards(lab: LabResult) -> None:
     for folder in models(lab):
-        checkpoint = Checkpoint.open(folder)
+        checkpoint = open_checkpoint(folder)
         assert len(checkpoint.files) >= 3
         assert {ref.dtype for ref in checkpoint.tensors.values()} == {"F32"}
         tokenizer = AutoTokenizer.from_pretrained(folder)
         assert tokenizer.chat_template
         assert checkpoint.config["vocab_size"] == len(tokenizer)
-    initial, aligned = Checkpoint.open(lab.initial), Checkpoint.open(lab.aligned)
+    initial, aligned = open_checkpoint(lab.initial), open_checkpoint(lab.aligned)
     shapes = [{n: (t.dtype, t.shape) for n, t in c.tensors.items()} for c in (initial, aligned)]
     assert shapes[0] == shapes[1]
     assert AutoModelForCausalLM.from_pretrained(lab.aligned).config.tie_word_embeddings
@@ -141,7 +141,7 @@ def test_progress_counts_every_step(lab: LabResult, shown: RecordingProgress) ->
 def test_a_killed_run_continues_with_the_same_bytes(
     lab: LabResult, cache: Path, ray_cluster: str
 ) -> None:
-    before = {folder: weights_digest(Checkpoint.open(folder)) for folder in models(lab)}
+    before = {folder: weights_digest(open_checkpoint(folder)) for folder in models(lab)}
     inodes = {folder: folder.stat().st_ino for folder in models(lab)}
     # As after a kill while aligned was being saved.
     lab.record.unlink()
@@ -152,7 +152,7 @@ def test_a_killed_run_continues_with_the_same_bytes(
     again = prepare_lab(cache, MICRO, address=ray_cluster, progress=shown)
     assert again == lab
     assert list(shown.bars) == ["Training aligned"]
-    assert {folder: weights_digest(Checkpoint.open(folder)) for folder in models(lab)} == before
+    assert {folder: weights_digest(open_checkpoint(folder)) for folder in models(lab)} == before
     kept = [folder for folder in models(lab) if folder.stat().st_ino == inodes[folder]]
     assert kept == [lab.initial, lab.reward_model, lab.guard_reward_model]
     assert not (lab.folder / ".aligned.partial").exists()
@@ -194,7 +194,7 @@ def test_a_guard_is_trained_on_answers_of_the_pair(
     shown = RecordingProgress()
     assert prepare_lab(tmp_path, settings, address=ray_cluster, progress=shown) == again
     assert list(shown.bars) == ["Training guard-reward-model"]
-    widths = [Checkpoint.open(x.guard_reward_model).config["hidden_size"] for x in (lab, again)]
+    widths = [open_checkpoint(x.guard_reward_model).config["hidden_size"] for x in (lab, again)]
     assert widths == [128, 64]
 
 

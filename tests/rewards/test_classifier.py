@@ -8,7 +8,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, Llam
 from transformers.models.llama import LlamaForSequenceClassification
 from transformers.models.roberta import RobertaConfig, RobertaForSequenceClassification
 
-from expo_ray.checkpoints import Checkpoint, weights_digest
+from expo_ray.checkpoints import open_checkpoint, weights_digest
 from expo_ray.errors import CheckpointError
 from expo_ray.rewards import batch_spread, load_reward_model
 from expo_ray.rewards.pretrained import ChatTokenizer
@@ -45,7 +45,7 @@ def test_rewards_equal_an_unbatched_forward(pico_reward_model: Path) -> None:
     assert scores[0].reward == pytest.approx(scores[5].reward, abs=1e-5)
     assert all(score.error is None and not score.truncated for score in scores)
     assert batch_spread(model, CHATS) < 1e-4
-    assert model.revision == weights_digest(Checkpoint.open(pico_reward_model))
+    assert model.revision == weights_digest(open_checkpoint(pico_reward_model))
 
 
 @pytest.mark.parametrize("pad_token_id", [None, 2])

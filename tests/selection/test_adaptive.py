@@ -7,7 +7,7 @@ from fnmatch import fnmatchcase
 import numpy as np
 import pytest
 
-from expo_ray.extrapolation.alpha_rules import AlphaRules, Ramp
+from expo_ray.extrapolation.planning.alpha_rules import AlphaRules, Ramp
 from expo_ray.selection.adaptive import (
     AdaptiveSettings,
     best_trial,

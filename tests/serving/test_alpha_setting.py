@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from expo_ray.checkpoints import Checkpoint, WeightsDigest, weights_digest
+from expo_ray.checkpoints import WeightsDigest, open_checkpoint, weights_digest
 from expo_ray.errors import ConfigError
 from expo_ray.extrapolation import extrapolate, round_alpha
-from expo_ray.extrapolation.alpha_rules import AlphaRules
+from expo_ray.extrapolation.planning.alpha_rules import AlphaRules
 from expo_ray.serving import ModelSource
 from expo_ray.serving.alpha_setting import parse_setting, setting_fields
 from expo_ray.serving.commands import model_source
@@ -37,7 +37,7 @@ def test_the_stream_is_what_is_written_with_a_default_beside_the_rules(
     assert (as_data.alpha, as_data.is_live, as_data.known_digest()) == (None, True, None)
     digest = WeightsDigest()
     assert [name for name, _ in as_data.iter_weights(digest)]
-    assert digest.written() == weights_digest(Checkpoint.open(written))
+    assert digest.written() == weights_digest(open_checkpoint(written))
     # As plain values, to a process of vLLM, and back.
     assert ModelSource(**source_fields(as_data)) == pickle.loads(pickle.dumps(as_data)) == as_data
     assert ModelSource(model=aligned, initial=initial, alpha=0.3).at(as_data.setting) == as_data

@@ -9,10 +9,10 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 
-from expo_ray.checkpoints import Checkpoint, weights_digest
+from expo_ray.checkpoints import open_checkpoint, weights_digest
 from expo_ray.errors import CheckpointError, ConfigError, ServingError
 from expo_ray.extrapolation import extrapolate
-from expo_ray.extrapolation.alpha_rules import AlphaRules
+from expo_ray.extrapolation.planning.alpha_rules import AlphaRules
 from expo_ray.progress import NullProgress
 from expo_ray.rewards import RewardModelSpec, load_reward_model
 from expo_ray.serving import (
@@ -91,7 +91,7 @@ def test_candidates_on_the_same_replicas_then_rewards(
     assert summary["num_errors"] == 0
     tables = {name: read_table(path, RESPONSES_SCHEMA) for name, path in paths.items()}
     rows = tables["aligned"].to_pylist()
-    digest = weights_digest(Checkpoint.open(aligned))
+    digest = weights_digest(open_checkpoint(aligned))
     assert {row["weights_digest"] for row in rows} == {digest}
     assert all(row["seed"] == row_seed(42, row["prompt_id"], row["sample"]) for row in rows)
     assert {row["split"] for row in rows} == {"tuning"}
@@ -162,7 +162,7 @@ def test_answers_of_other_weights_are_not_recorded(
     model, output = tmp_path / "model", tmp_path / "a.parquet"
     shutil.copytree(pico_pair[1], model)
     source = ModelSource(model=str(model))
-    digest = weights_digest(Checkpoint.open(model))
+    digest = weights_digest(open_checkpoint(model))
 
     def overwrite_and_kill() -> None:
         shutil.copytree(pico_pair[0], model, dirs_exist_ok=True)
@@ -175,7 +175,7 @@ def test_answers_of_other_weights_are_not_recorded(
             replicas.write_responses(
                 source, prompts, output, sampling=SAMPLING, progress=Watch(overwrite_and_kill)
             )
-        assert weights_digest(Checkpoint.open(model)) in str(caught.value.got)
+        assert weights_digest(open_checkpoint(model)) in str(caught.value.got)
         with pytest.raises(ConfigError, match="other weights"):
             replicas.write_responses(source, prompts, output, sampling=SAMPLING)
     recorded = pq.read_table(output.with_name(f"{output.name}.parts"))

@@ -16,11 +16,11 @@ from ray.serve.schema import ApplicationStatus
 from typer.testing import CliRunner
 
 import expo_ray
-from expo_ray.checkpoints import Checkpoint, weights_digest
+from expo_ray.checkpoints import open_checkpoint, weights_digest
 from expo_ray.cli.main import app as command
 from expo_ray.errors import ConfigError, ServingError
 from expo_ray.extrapolation import extrapolate
-from expo_ray.extrapolation.alpha_rules import AlphaRules
+from expo_ray.extrapolation.planning.alpha_rules import AlphaRules
 from expo_ray.serving import ModelSource, ServedModel, get_alpha, served_model, set_alpha
 from expo_ray.serving.alpha_memory import NAMESPACE
 from expo_ray.serving.app import AppArguments, build_app
@@ -51,7 +51,7 @@ def served(ray_cluster: str, pair: tuple[Path, Path]) -> Iterator[ServedModel]:
 
 def written_digest(pair: tuple[Path, Path], alpha: float, folder: Path, **more: Any) -> str:
     extrapolate(*map(str, pair), folder, alpha=alpha, address="inline", **more)
-    return weights_digest(Checkpoint.open(folder))
+    return weights_digest(open_checkpoint(folder))
 
 
 def replica_names(served: ServedModel) -> list[str]:
@@ -77,7 +77,7 @@ def test_no_answer_is_ever_labelled_with_other_weights(
         f"aligned@alpha={alpha:g}": written_digest(pair, alpha, tmp_path / str(alpha))
         for alpha in alphas[:2]
     }
-    digests["aligned@alpha=0"] = weights_digest(Checkpoint.open(pair[1]))
+    digests["aligned@alpha=0"] = weights_digest(open_checkpoint(pair[1]))
 
     async def load_and_change() -> list[tuple[int, str, str]]:
         answers: list[tuple[int, str, str]] = []

@@ -16,7 +16,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
-from expo_ray.checkpoints import Checkpoint
+from expo_ray.checkpoints import open_checkpoint
 from expo_ray.extrapolation import extrapolate
 from expo_ray.rewards import RewardModelSpec, load_reward_model, pin_reward_model
 from expo_ray.serving.engines.interface import Row
@@ -177,7 +177,7 @@ def test_the_implicit_reward_of_an_adapter(pico_pair: Pair, adapter: Path) -> No
     assert all(reward for reward in found)
     spec = RewardModelSpec.parse("implicit:beta=1")
     _, *pair = pin_reward_model(spec, initial=initial, aligned=str(adapter))
-    assert pair == [initial, Checkpoint.open(adapter, base=Checkpoint.open(initial)).uri]
+    assert pair == [initial, open_checkpoint(adapter, base=open_checkpoint(initial)).uri]
     assert rewards("implicit:beta=1", initial=pair[0], aligned=pair[1]) == found
 
 

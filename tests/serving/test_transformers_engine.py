@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
-from expo_ray.checkpoints import Checkpoint, weights_digest
+from expo_ray.checkpoints import open_checkpoint, weights_digest
 from expo_ray.errors import CheckpointError
 from expo_ray.serving.engines.interface import Generated, Row
 from expo_ray.serving.engines.loading import _holds_as_given, _probe
@@ -187,7 +187,7 @@ def test_loading_in_place_gives_the_weights_of_the_checkpoint(
     texts = {}
     for path in (aligned, initial, aligned):
         engine.load(ModelSource(model=str(path)))
-        assert engine.weights_digest == weights_digest(Checkpoint.open(path))
+        assert engine.weights_digest == weights_digest(open_checkpoint(path))
         result = [made.text for made in engine.generate(rows(engine))]
         assert texts.setdefault(path, result) == result
     assert texts[initial] != texts[aligned]
@@ -210,7 +210,7 @@ def test_a_live_pair_is_the_written_checkpoint(
     assert live.generate(rows(live)) == written.generate(rows(written))
     zero = TransformersEngine()
     zero.load(ModelSource(model=aligned, initial=initial, alpha=0.0))
-    assert zero.weights_digest == weights_digest(Checkpoint.open(aligned))
+    assert zero.weights_digest == weights_digest(open_checkpoint(aligned))
 
 
 def test_a_checkpoint_that_lacks_tensors_is_refused(tmp_path: Path) -> None:

@@ -14,10 +14,10 @@ import openai
 import pytest
 from ray import serve
 
-from expo_ray.checkpoints import Checkpoint, weights_digest
+from expo_ray.checkpoints import open_checkpoint, weights_digest
 from expo_ray.errors import ConfigError
 from expo_ray.extrapolation import extrapolate
-from expo_ray.extrapolation.alpha_rules import AlphaRules
+from expo_ray.extrapolation.planning.alpha_rules import AlphaRules
 from expo_ray.serving import (
     EngineOptions,
     GeneratorReplicas,
@@ -203,7 +203,7 @@ def test_alpha_changes_in_place_and_back(
     served: ServedModel, client: openai.OpenAI, pair: tuple[str, str], tmp_path: Path
 ) -> None:
     extrapolate(*pair, tmp_path / "out", alpha=0.3, address="inline")
-    written = weights_digest(Checkpoint.open(tmp_path / "out"))
+    written = weights_digest(open_checkpoint(tmp_path / "out"))
     settings = {"messages": HELLO, "max_tokens": 16, "temperature": 0}
     before = client.chat.completions.create(model=served.model, **settings)
     old_model, old_digest = served.model, served.weights_digest
@@ -266,7 +266,7 @@ def test_rules_in_place_and_no_cache_of_other_weights(
     assert answered() == before
     state = served.set_alpha(alpha_rules=rules)
     assert served.model == f"aligned@rules={rules.digest}"
-    assert served.weights_digest == weights_digest(Checkpoint.open(written))
+    assert served.weights_digest == weights_digest(open_checkpoint(written))
     assert (state["alpha"], state["alpha_rules"]) == (None, rules.as_dict())
     engine = TransformersEngine()
     engine.load(ModelSource(model=str(written)))

@@ -12,7 +12,7 @@ import pytest
 
 from expo_ray.errors import ConfigError, MissingExtraError
 from expo_ray.extrapolation import extrapolate
-from expo_ray.extrapolation.alpha_rules import AlphaRules
+from expo_ray.extrapolation.planning.alpha_rules import AlphaRules
 from expo_ray.workflow import adaptive
 from expo_ray.workflow.recipe_file import load_recipe
 from expo_ray.workflow.run import select

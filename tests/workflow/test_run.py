@@ -156,9 +156,9 @@ def test_a_changed_input_is_noticed(
     kept = resolved_file.read_bytes()
     other, _ = save_pair(tmp_path, hidden_size=16)
     resolved = json.loads(kept)
-    from expo_ray.checkpoints import Checkpoint
+    from expo_ray.checkpoints import open_checkpoint
 
-    resolved["initial"]["files"] = Checkpoint.open(other).identity()
+    resolved["initial"]["files"] = open_checkpoint(other).identity()
     resolved_file.write_text(json.dumps(resolved))
     try:
         with pytest.raises(ConfigError, match="initial checkpoint has changed"):
