@@ -55,7 +55,7 @@ FLOORS: Mapping[str, Sequence[Sequence[str]]] = {
         ["shards"],
         ["nodes"],
         ["outputs"],
-        ["job", "diagnosis", "verification", "inspection", "doctor"],
+        ["job", "diagnosis", "verification", "inspection", "cluster_doctor"],
     ],
 }
 

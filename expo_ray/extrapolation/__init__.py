@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 from expo_ray.lazy import lazy_exports
 
 if TYPE_CHECKING:
+    from expo_ray.extrapolation.cluster_doctor import doctor
     from expo_ray.extrapolation.diagnosis import diagnose
-    from expo_ray.extrapolation.doctor import doctor
     from expo_ray.extrapolation.inspection import inspect_checkpoint
     from expo_ray.extrapolation.job import extrapolate
     from expo_ray.extrapolation.outputs.results import ExtrapolationResult
@@ -44,7 +44,7 @@ __getattr__ = lazy_exports(
         "ExtrapolationResult": "outputs.results",
         "checkpoint_name": "planning.alpha",
         "diagnose": "diagnosis",
-        "doctor": "doctor",
+        "doctor": "cluster_doctor",
         "extrapolate": "job",
         "format_alpha": "planning.alpha",
         "inspect_checkpoint": "inspection",

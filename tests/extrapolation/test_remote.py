@@ -18,16 +18,10 @@ from expo_ray.checkpoints import open_checkpoint
 from expo_ray.checkpoints.storages import s3_client
 from expo_ray.checkpoints.storages.remote_path import RemotePath
 from expo_ray.errors import CheckpointError, ConfigError, ShardError, VerifyError
-from expo_ray.extrapolation import (
-    assembly,
-    engine,
-    extrapolate,
-    inspect_checkpoint,
-    job,
-    verify,
-    work_folder,
-)
+from expo_ray.extrapolation import extrapolate, inspect_checkpoint, job, verify
+from expo_ray.extrapolation.outputs import assembly, work_folder
 from expo_ray.extrapolation.planning.plan import build_plan
+from expo_ray.extrapolation.shards import engine
 from expo_ray.extrapolation.shards.tasks import TASK_MEMORY_BYTES, ShardReport, ShardTask
 from tests.checkpoints.hub_server import HubServer, hub_server
 from tests.checkpoints.s3_server import (

@@ -21,7 +21,7 @@ from expo_ray.extrapolation.nodes import batches
 from tests.extrapolation.synthetic import file_digests, noise, write
 
 Pair = tuple[Path, Path]
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def may_mount() -> bool:

@@ -127,7 +127,7 @@ def test_a_whole_run_of_90_000_tensors_on_ray_takes_a_driver_of_less_than_500_mi
     script = tmp_path / "whole.py"
     script.write_text(WHOLE)
     command = [sys.executable, str(script), *map(str, pair), str(tmp_path / "out")]
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])}
     done = subprocess.run(command, capture_output=True, text=True, timeout=850, env=environment)
     assert done.returncode == 0, done.stderr[-3000:]
     assert int(done.stdout.split()[-1]) < 500 * MIB

@@ -17,16 +17,11 @@ import pytest
 from expo_ray.checkpoints.storages import s3_client
 from expo_ray.checkpoints.storages.remote_path import any_path
 from expo_ray.errors import ExpoError
-from expo_ray.extrapolation import (
-    extrapolate,
-    remote_shard,
-    shard_files,
-    targets,
-    verify,
-    work_folder,
-)
+from expo_ray.extrapolation import extrapolate, verify
+from expo_ray.extrapolation.outputs import targets, work_folder
 from expo_ray.extrapolation.outputs.work_folder import begin_output
 from expo_ray.extrapolation.planning.plan import build_plan
+from expo_ray.extrapolation.shards import remote_shard, shard_files
 from expo_ray.extrapolation.shards.engine import run_shard
 from expo_ray.extrapolation.shards.tasks import WRITE, ShardOutput, shard_task
 from tests.checkpoints.s3_server import BUCKET, s3_server, use

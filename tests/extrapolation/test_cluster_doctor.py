@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from expo_ray.errors import CheckpointError
-from expo_ray.extrapolation.doctor import doctor
+from expo_ray.extrapolation.cluster_doctor import doctor
 from expo_ray.extrapolation.nodes import fanout
 from expo_ray.extrapolation.nodes.node_check import (
     NodeCheck,
