@@ -36,7 +36,7 @@ autodoc_preserve_defaults = True
 python_maximum_signature_line_length = 80
 
 # Types of the standard library and of other packages: their documentation is not fetched.
-suppress_warnings = ["toc.not_readable", "myst.xref_missing"]
+suppress_warnings = ["toc.not_readable"]
 nitpick_ignore_regex = [("py:.*", r"(pathlib|collections|typing|pydantic)\..*")]
 
 _CODE = re.compile(r"(?<!`)`([^`]+)`(?!`)")

@@ -52,6 +52,16 @@ def alpaca_eval_metrics(annotations_path: str | Path) -> AlpacaEvalMetrics:
 
     Raises:
         TableError: The file is missing or malformed, with the number of the row from 0.
+
+    Returns:
+        Win rate with its standard error, counts, and the length of the answers.
+
+    Example:
+        >>> metrics = expo_ray.alpaca_eval_metrics("annotations.json")
+        >>> metrics["n_wins"], metrics["n_wins_base"], metrics["n_draws"]
+        (2, 1, 1)
+        >>> metrics["discrete_win_rate"]
+        62.5
     """
     path = Path(annotations_path)
     rows = _read_rows(path)

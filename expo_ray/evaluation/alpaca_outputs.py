@@ -60,6 +60,17 @@ def alpaca_eval_outputs(
     Raises:
         RequestError: Prompts or model are wrong; nothing was written.
         EvaluationError: Some responses failed; a rerun tries those again.
+
+    Example:
+        >>> from expo_ray.serving import SamplingParams
+        >>> made = expo_ray.alpaca_eval_outputs(
+        ...     "dpo",
+        ...     prompts="p.jsonl",
+        ...     output="outputs.json",
+        ...     sampling=SamplingParams(temperature=0, max_tokens=16),
+        ... )
+        >>> made["generator"], made["num_outputs"]
+        ('dpo', 12)
     """
     from expo_ray.serving import PAPER_SAMPLING, generate
     from expo_ray.serving.commands import model_source

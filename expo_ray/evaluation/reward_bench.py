@@ -117,6 +117,11 @@ def reward_bench_accuracy(
         RequestError: A flag, the file or a checkpoint is wrong.
         EvaluationError: Nothing could be scored, or the self-test failed.
         ServingError: Replicas failed.
+
+    Example:
+        >>> measured = expo_ray.reward_bench_accuracy("preferences.jsonl", reward_model="rm")
+        >>> measured["num_pairs"], sorted(measured["overall"])[:3]
+        (4, ['accuracy', 'ci_high', 'ci_low'])
     """
     from expo_ray.cluster import ray_session
     from expo_ray.progress import NullProgress

@@ -31,6 +31,13 @@ def reward_self_tests(
     Raises:
         RequestError: A dtype, a checkpoint or the anchors are wrong.
         EvaluationError: The reward model is unusable.
+
+    Example:
+        >>> tested = expo_ray.reward_self_tests("rm", dtypes=["float32", "bfloat16"])
+        >>> for test in tested["tests"]:
+        ...     print(test["dtype"], test["spread"] < 0.1)
+        float32 True
+        bfloat16 True
     """
     import torch
 

@@ -64,6 +64,20 @@ def loadtest(
         EvaluationError: The service failed more requests than allowed, or completed none at some
             point, or no load was within the limits; both files are written before.
         ServingError: The service does not answer.
+
+    Example:
+        >>> summary = expo_ray.loadtest(
+        ...     "dpo",
+        ...     prompts="p.jsonl",
+        ...     output="lt",
+        ...     concurrency=[1, 4],
+        ...     num_requests=8,
+        ...     max_tokens=8,
+        ... )
+        >>> [(point["concurrency"], point["completed"]) for point in summary["points"]]
+        [(1, 8), (4, 8)]
+        >>> summary["points"][1]["p99_ttft_ms"] > 0
+        True
     """
     output = require_writable_folder(output)
     plan = make_plan(

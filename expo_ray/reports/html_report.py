@@ -44,6 +44,10 @@ def write_report(run_dir: str | Path) -> Path:
     Raises:
         ConfigError: It is neither, a JSON file is malformed, or a link leads out of it.
         TableError: A Parquet file is malformed.
+
+    Example:
+        >>> expo_ray.write_report("run").name
+        'report.html'
     """
     path = require_local(run_dir, where="RUN")
     refuse_links(path)

@@ -54,6 +54,14 @@ def set_alpha(
         ConfigError: The URL, the key, alpha or a rule is wrong, or the service does not allow
             the change.
         ServingError: The change failed; the old alpha is served on.
+
+    Example:
+        Of a service that was started by
+        `expo-ray serve ./dpo --initial ./sft --alpha 0.3 --allow-alpha-change`:
+
+        >>> changed = expo_ray.set_alpha(0.5, url="http://127.0.0.1:8000")
+        >>> changed["model"], changed["alpha"]
+        ('dpo@alpha=0.5', 0.5)
     """
     wanted = setting_fields(require_setting(alpha, alpha_rules))
     seconds = drain_seconds + _LOAD_SECONDS

@@ -76,6 +76,19 @@ def generate(
     Raises:
         RequestError: A flag, the checkpoint, the pair or the prompts are wrong.
         ServingError: Replicas failed, or every response did.
+
+    Example:
+        >>> from expo_ray.serving import SamplingParams
+        >>> made = expo_ray.generate(
+        ...     "dpo",
+        ...     initial="sft",
+        ...     alpha=0.3,
+        ...     prompts="p.jsonl",
+        ...     output="answers.parquet",
+        ...     sampling=SamplingParams(max_tokens=16),
+        ... )
+        >>> made["num_generated"], made["num_errors"]
+        (12, 0)
     """
     # Checks what can be checked before a Ray is started; there auto may pick another engine.
     output = require_writable_file(output)
@@ -130,6 +143,11 @@ def score(
     Raises:
         RequestError: A flag, a table or a checkpoint is wrong.
         ServingError: Replicas failed, or every reward did.
+
+    Example:
+        >>> made = expo_ray.score("responses.parquet", reward_model="rm", output="rewards.parquet")
+        >>> made["num_scored"], made["num_errors"]
+        (3, 0)
     """
     # A wrong reward model or table shows before a Ray is started.
     output = require_writable_file(output)
@@ -216,6 +234,22 @@ def serve(
     Raises:
         RequestError: A flag, the checkpoint or the pair is wrong, or the port is in use.
         ServingError: Replicas failed.
+
+    Example:
+        Ask a service as soon as it is ready, then end it, as Ctrl-C in a terminal would:
+
+        >>> import httpx
+        >>> def ask(event):
+        ...     if event["event"] == "ready":
+        ...         listed = httpx.get(event["url"] + "/models").json()
+        ...         print([model["id"] for model in listed["data"]])
+        ...         raise KeyboardInterrupt
+        >>> try:
+        ...     expo_ray.serve("dpo", initial="sft", alpha=0.3, port=8000, on_event=ask)
+        ... except KeyboardInterrupt:
+        ...     print("ended")
+        ['dpo', 'dpo@alpha=0.3']
+        ended
     """
     source = model_source(model, initial, alpha, alpha_rules)
     settings: dict[str, Any] = {

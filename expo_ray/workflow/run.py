@@ -47,6 +47,11 @@ def run(
 
     Raises:
         ExpoError: Request errors before anything is written, work errors on the way.
+
+    Example:
+        >>> done = expo_ray.run("recipe.yaml", overrides=["output=run-by-recipe", "seed=7"])
+        >>> done["selection"]["verdict"] in ("extrapolate", "keep-aligned")
+        True
     """
     parsed = load_recipe(recipe, overrides)
     text = Path(recipe).read_text(encoding="utf-8")
@@ -158,6 +163,19 @@ def select(
     Returns:
         `{"output", "report", "selection", "next"}`; `next` lists what to do now, with commands.
         Under `dry_run` the plan, see `plan_recipe`.
+
+    Example:
+        >>> done = expo_ray.select(
+        ...     "sft",
+        ...     "dpo",
+        ...     prompts="p.jsonl",
+        ...     reward_models=["rm", "implicit:beta=0.1"],
+        ...     alphas=[0.3, 0.5],
+        ...     settings={"sampling": {"max_tokens": 16}},
+        ...     output="selected",
+        ... )
+        >>> done["selection"]["verdict"], done["selection"]["best_alpha"]
+        ('keep-aligned', 0.0)
     """
     for alpha in alphas or ():
         parse_alpha(alpha)

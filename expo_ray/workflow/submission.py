@@ -49,6 +49,13 @@ def submit(
         ConfigError: The recipe is wrong, or the job server cannot be reached; nothing was uploaded.
         RequestError: The job found its request wrong.
         WorkError: The job failed or was stopped.
+
+    Example:
+        From the folder that is uploaded; `shared` is one that every node sees:
+
+        >>> job = expo_ray.submit("recipe.yaml", overrides=[f"output={shared}/run"])
+        >>> job["status"]
+        'SUCCEEDED'
     """
     folder = Path(working_dir).resolve()
     parsed = load_recipe(recipe, overrides, in_job=True)

@@ -12,6 +12,7 @@ from markdown_it import MarkdownIt
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [
+    ROOT / "README.md",
     *sorted(p for p in (ROOT / "docs").rglob("*.md") if "_build" not in p.parts),
 ]
 _SHELL = {"bash", "sh", "shell", "console", "zsh"}
@@ -41,14 +42,23 @@ class Block:
         return next((name for name in self.classes if name.startswith("needs-")), None)
 
     @property
+    def is_service(self) -> bool:
+        """Its first line serves until it is interrupted, or a service is running already."""
+        return "service" in self.classes
+
+    @property
     def file_name(self) -> str | None:
         """`# rules.yaml, ...` as the first line names the file that the rest of the block is."""
         match = re.match(r"# ([\w.-]+\.(?:yaml|json|jsonl))\b", self.text)
         return match[1] if match else None
 
+    def lines(self) -> list[str]:
+        """Shell lines, joined where one goes on in the next; comments alone are left out."""
+        return list(_logical_lines(self.text))
+
     def commands(self) -> list[list[str]]:
         """Every simple command; lines are joined, comments, pipes and redirections left out."""
-        return [command for line in _logical_lines(self.text) for command in _simple(line)]
+        return [command for line in self.lines() for command in _simple(line)]
 
 
 def blocks_of(page: Path) -> list[Block]:
@@ -71,7 +81,7 @@ def _blocks(page: Path, text: str, first_line: int) -> Iterator[Block]:
             continue
         options, content = _options(token.content) if directive else ({}, token.content)
         language = (words[1:] if directive else words)[:1]
-        marked = re.match(r"<!-- (needs-\w+) -->", comment)
+        marked = re.match(r"<!-- ([\w-]+) -->", comment)
         classes = (*options.get("class", "").split(), *(marked.groups() if marked else ()))
         yield Block(page, line, language[0] if language else "", classes, content)
 

@@ -1,15 +1,15 @@
 """Every command of the documentation parses; every block that can run here is run.
 
 A shell block is run as it stands, in a folder with ./sft, ./dpo, ./rm and p.jsonl, after the blocks
-before it on the same page. One that cannot run here says why by a class, `needs-gpu` for instance
-(in the README, where GitHub would show the class as text, by a comment before it).
+before it on the same page. One of class `service` begins with the service that the rest of it asks,
+or asks one that was begun on the page. One that cannot run here says why by a class, `needs-gpu`
+for instance (in the README, where GitHub would show classes as text, by a comment before it).
 """
 
 from __future__ import annotations
 
-import os
+import shlex
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from typer.core import TyperGroup
 from expo_ray.cli.main import main
 from expo_ray.cli.tree import app
 from tests.docs.blocks import PAGES, ROOT, Block, blocks_of
-from tests.docs.workbench import make_workbench
+from tests.docs.workbench import PORT, environment, make_workbench, serving
 
 NEEDS = {
     "needs-bucket": "S3 or Google storage with credentials",
@@ -29,8 +29,12 @@ NEEDS = {
     "needs-cluster": "a Ray cluster, Kubernetes, Slurm or a cloud",
     "needs-gpu": "a GPU",
     "needs-hub": "the Hub",
-    "needs-service": "a running service",
+    "needs-service": "a service that expo_ray does not bring, such as a judge",
 }
+# What a service block asks if no block before it on its page serves.
+SERVICE = "expo-ray serve ./dpo --initial ./sft --alpha 0.3 --allow-alpha-change"
+# A page shows curl without its flags; here an answer that is an error must fail.
+CURL = 'curl() { command curl --silent --show-error --fail-with-body "$@"; }'
 # Commands that serve nothing: they share the session's Ray and take about a second each.
 QUICK = {"extrapolate", "verify", "inspect", "diagnose"}
 
@@ -41,7 +45,7 @@ SHELL = [block for block in BLOCKS if block.is_shell]
 
 def _is_quick(block: Block) -> bool:
     operators = set("|<>&$`") & set(block.text)
-    return not operators and all(
+    return not (operators or block.is_service) and all(
         command[0] == "expo-ray" and ({"--help", "--version"} | QUICK) & set(command[1:])
         for command in block.commands()
     )
@@ -55,7 +59,7 @@ def _pages(*, quick: bool) -> list[object]:
 @pytest.mark.parametrize("block", SHELL, ids=str)
 def test_a_block_that_is_not_run_says_why(block: Block) -> None:
     assert block.language == "bash", "one name for shell blocks, so that none is overlooked"
-    assert set(block.classes) <= set(NEEDS), f"known reasons: {NEEDS}"
+    assert set(block.classes) <= {*NEEDS, "service"}, f"known reasons: {NEEDS}"
 
 
 @pytest.mark.parametrize("block", SHELL, ids=str)
@@ -79,15 +83,21 @@ def _parse(arguments: list[str]) -> None:
         assert end.exit_code == 0
 
 
+def _write_files(folder: Path) -> None:
+    """Write the files that the pages show."""
+    for block in BLOCKS:
+        if block.file_name is not None:
+            (folder / block.file_name).write_text(block.text)
+
+
 @pytest.mark.parametrize("page", _pages(quick=True))
 def test_quick_blocks_run(
     page: Path, tmp_path: Path, ray_cluster: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.chdir(make_workbench(tmp_path))
+    _write_files(make_workbench(tmp_path))
+    monkeypatch.chdir(tmp_path)
     for block in blocks_of(page):
-        if block.file_name is not None:
-            Path(block.file_name).write_text(block.text)
-        elif block.is_shell and not block.needs and _is_quick(block):
+        if block.is_shell and not block.needs and _is_quick(block):
             for command in block.commands():
                 with pytest.raises(SystemExit) as end:
                     main(command[1:])
@@ -98,20 +108,27 @@ def test_quick_blocks_run(
 @pytest.mark.parametrize("page", _pages(quick=False))
 def test_all_blocks_run(page: Path, tmp_path: Path) -> None:
     """Each block in a shell of its own, each command with the Ray that it starts."""
-    folder = make_workbench(tmp_path)
-    environment = {
-        **os.environ,
-        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
-    }
+    _write_files(make_workbench(tmp_path))
+    service = SERVICE
     for block in blocks_of(page):
-        if block.file_name is not None:
-            (folder / block.file_name).write_text(block.text)
-        elif block.is_shell and not block.needs:
-            result = subprocess.run(
-                ["bash", "-euo", "pipefail", "-c", block.text],
-                cwd=folder,
-                env=environment,
-                capture_output=True,
-                text=True,
-            )
-            assert result.returncode == 0, f"{block}\n{result.stdout}\n{result.stderr}"
+        if not block.is_shell or block.needs:
+            continue
+        if not block.is_service:
+            _run(block, block.text, tmp_path)
+            continue
+        lines = block.lines()
+        if lines[0].startswith("expo-ray serve"):
+            service = shlex.join(shlex.split(lines.pop(0), comments=True))
+        with serving(service, tmp_path, environment()) as port:
+            _run(block, "\n".join(lines).replace(f":{PORT}", f":{port}"), tmp_path)
+
+
+def _run(block: Block, script: str, folder: Path) -> None:
+    result = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", f"{CURL}\n{script}"],
+        cwd=folder,
+        env=environment(),
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, f"{block}\n{result.stdout}\n{result.stderr}"

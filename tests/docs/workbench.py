@@ -2,25 +2,118 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from tests.pico import save_pair, save_reward_model
+import pyarrow as pa
+import pyarrow.parquet as pq
 
-PROMPTS = ["Name a fruit.", "Write one short sentence about rain.", "What is two plus two?"]
+from expo_ray.tables.schemas import RESPONSES_SCHEMA
+from tests import samples
+from tests.docs.blocks import ROOT
+from tests.head_node import free_port
+from tests.pico import save_pair, save_reward_model
+from tests.reports.run_directory import RunDirectory
+
+QUESTIONS = ["Name a fruit.", "Write one short sentence about rain.", "What is two plus two?"]
+PORT = "8000"
+"""What the documentation calls a service's port; the tests take a free one."""
+
+RECIPE = """\
+name: mine
+output: run-of-recipe
+initial: ./sft
+aligned: ./dpo
+reward_models: [./rm, implicit:beta=0.1]
+prompts: {path: p.jsonl}
+extrapolation: {alphas: [0.3]}
+sampling: {max_tokens: 8}
+loadtest: null
+"""
 
 
 def make_workbench(folder: Path) -> Path:
-    """Make the folder; the models are tiny and real.
+    """Make models and prompts; the models are tiny and real.
 
     The pair has a context of 4096 tokens, so that no example ends for want of it.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    initial, aligned = save_pair(folder, max_position_embeddings=4096)
+    initial, aligned = save_pair(folder, scale=0.002, max_position_embeddings=4096)
     initial.rename(folder / "sft")
     aligned.rename(folder / "dpo")
     save_reward_model(folder / "rm")
-    save_reward_model(folder / "rm2", seed=8)
-    rows = [{"prompt": f"{prompt} ({i})"} for i in range(4) for prompt in PROMPTS]
-    (folder / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    rows = [{"prompt": f"{question} ({i})"} for i in range(4) for question in QUESTIONS]
+    samples.write_lines(folder / "p.jsonl", rows)
     return folder
+
+
+def add_results(folder: Path) -> Path:
+    """Add what earlier commands would have left: a run, responses, judgements, a recipe."""
+    RunDirectory(folder / "run").write_all()
+    responses = [
+        {
+            "prompt_id": str(i),
+            "sample": 0,
+            "split": "tuning",
+            "messages": [{"role": "user", "content": question}],
+            "response": "Pear.",
+            "model": "dpo",
+            "alpha": 0.0,
+            "weights_digest": "blake3:0",
+            "seed": i,
+            "finish_reason": "stop",
+            "prompt_tokens": 8,
+            "completion_tokens": 2,
+            "error": None,
+        }
+        for i, question in enumerate(QUESTIONS)
+    ]
+    table = pa.Table.from_pylist(responses, schema=RESPONSES_SCHEMA)
+    pq.write_table(table, folder / "responses.parquet")
+    judged = samples.annotations([1.9, 1.8, 1.1, 1.5])
+    (folder / "annotations.json").write_text(json.dumps(judged))
+    pairs = [
+        {"prompt": question, "chosen": "Pear.", "rejected": "no " * (i + 1), "subset": "fruit"}
+        for i, question in enumerate([*QUESTIONS, "Name two."])
+    ]
+    samples.write_lines(folder / "preferences.jsonl", pairs)
+    (folder / "recipe.yaml").write_text(RECIPE)
+    (folder / "pipelines").mkdir()
+    shutil.copy(ROOT / "pipelines" / "run.py", folder / "pipelines")
+    return folder
+
+
+def environment() -> dict[str, str]:
+    """The environment of a user's shell: `python` and `expo-ray` are those under test."""
+    binaries = str(Path(sys.executable).parent)
+    return {**os.environ, "PATH": os.pathsep.join([binaries, os.environ["PATH"]])}
+
+
+@contextlib.contextmanager
+def serving(command: str, folder: Path, env: Mapping[str, str]) -> Iterator[str]:
+    """Run `expo-ray serve ...` on a free port until the body ends; yields that port."""
+    port = str(free_port())
+    with (folder / f"serve-{port}.log").open("w") as log:
+        service = subprocess.Popen(
+            ["bash", "-c", f"exec {command} --port {port} --json"],
+            cwd=folder,
+            env=env,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+        )
+    try:
+        assert service.stdout is not None
+        if not any(json.loads(line)["event"] == "ready" for line in service.stdout):
+            raise AssertionError((folder / f"serve-{port}.log").read_text())
+        yield port
+    finally:
+        service.send_signal(signal.SIGINT)
+        service.communicate()
