@@ -21,7 +21,7 @@ lint: install
 	$(BIN)/mypy
 
 docs: install  ## The site, to docs/_build/html; a warning is a failure, and no network is needed
-	$(BIN)/sphinx-build -E -W --keep-going -n -q docs docs/_build/html
+	$(BIN)/python -m sphinx -E -W --keep-going -n -q docs docs/_build/html
 
 recipe-reference: install  ## Schema, reference and quickstart of recipes, from their models
 	$(BIN)/python -m expo_ray.workflow.recipe_reference

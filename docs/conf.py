@@ -1,4 +1,7 @@
-"""How the site is built: `make docs`, strict (a warning is a failure), and without a network."""
+"""How the site is built: `make docs`, strict (a warning is a failure), and without a network.
+
+Called as `python -m sphinx` in the repository, so that `tests.floors` is found.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,8 @@ from sphinx.environment import BuildEnvironment
 from sphinx.util import logging
 
 import expo_ray
+from tests import floors_picture
+from tests.floors import FLOORS
 
 project = "expo_ray"
 author = "the expo_ray authors"
@@ -36,7 +41,6 @@ autodoc_preserve_defaults = True
 python_maximum_signature_line_length = 80
 
 # Types of the standard library and of other packages: their documentation is not fetched.
-suppress_warnings = ["toc.not_readable"]
 nitpick_ignore_regex = [("py:.*", r"(pathlib|collections|typing|pydantic)\..*")]
 
 _CODE = re.compile(r"(?<!`)`([^`]+)`(?!`)")
@@ -60,6 +64,15 @@ def _leave_out_constructors(
     return ("", "") if what == "class" and not is_typeddict(obj) else None
 
 
+def _draw_floors(app: Sphinx) -> None:
+    """Write the picture and the table of each storey, for the page about the architecture."""
+    folder = app.srcdir / "_build" / "floors"
+    folder.mkdir(parents=True, exist_ok=True)
+    for storey in FLOORS:
+        (folder / f"{storey}.svg").write_text(floors_picture.draw(storey), "utf-8")
+        (folder / f"{storey}.md").write_text(floors_picture.table(storey), "utf-8")
+
+
 def _check_public_names(app: Sphinx, env: BuildEnvironment) -> None:
     """Every name of `expo_ray.__all__` stands in the Python API, with a docstring."""
     documented = env.domains.python_domain.objects
@@ -70,6 +83,7 @@ def _check_public_names(app: Sphinx, env: BuildEnvironment) -> None:
 
 def setup(app: Sphinx) -> None:
     """Connect what stands above."""
+    app.connect("builder-inited", _draw_floors)
     app.connect("autodoc-process-docstring", _read_docstring, priority=400)  # before napoleon
     app.connect("autodoc-process-signature", _leave_out_constructors)
     app.connect("env-check-consistency", _check_public_names)

@@ -50,11 +50,11 @@ def alpaca_eval_metrics(annotations_path: str | Path) -> AlpacaEvalMetrics:
         annotations_path: JSON list of annotations, as AlpacaEval writes them; `output_2` is the
             judged model's.
 
-    Raises:
-        TableError: The file is missing or malformed, with the number of the row from 0.
-
     Returns:
         Win rate with its standard error, counts, and the length of the answers.
+
+    Raises:
+        TableError: The file is missing or malformed, with the number of the row from 0.
 
     Example:
         >>> metrics = expo_ray.alpaca_eval_metrics("annotations.json")

@@ -79,6 +79,11 @@ def doctor(
     Raises:
         CheckpointError: This process itself cannot read an input.
         ConfigError: Ray cannot be reached.
+
+    Example:
+        >>> report = expo_ray.doctor("sft", "dpo", "expo", address="inline")
+        >>> report.is_fit
+        True
     """
     inputs = []
     for uri in (initial, aligned):

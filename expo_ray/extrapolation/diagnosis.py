@@ -64,7 +64,7 @@ class Diagnosis:
 
     @property
     def is_broken(self) -> bool:
-        """Whether it holds values that are not finite: neither model is worth keeping then."""
+        """Whether it holds values that are not finite; neither model is worth keeping then."""
         return bool(self.total["num_nonfinite"])
 
     @property
@@ -128,9 +128,19 @@ def diagnose(
         address: Ray cluster, `local`, or `inline` for this process.
         progress: Where to report.
 
+    Returns:
+        Norms of delta by part, layer and tensor, and what speaks against the pair.
+
     Raises:
         RequestError: The two cannot be compared at all.
         WorkError: The pair is unfit, under `strict`.
+
+    Example:
+        >>> diagnosis = expo_ray.diagnose("sft", "dpo", address="inline")
+        >>> diagnosis.fit
+        True
+        >>> diagnosis.total["relative_delta"] < 0.05
+        True
     """
     plan = build_plan(
         initial,

@@ -77,8 +77,19 @@ class Inspection:
 def inspect_checkpoint(uri: str | Path) -> Inspection:
     """Read the headers of a checkpoint; quantized ones are shown too.
 
+    Args:
+        uri: A folder, s3://, gs://, hf://owner/name[@revision] or a bare Hub id.
+
+    Returns:
+        Tensors, dtypes, parameters, bytes and shards.
+
     Raises:
         CheckpointError: It is missing or malformed.
+
+    Example:
+        >>> facts = expo_ray.inspect_checkpoint("dpo").as_dict()
+        >>> facts["model_type"], facts["num_parameters"], facts["dtypes"]
+        ('llama', 26976, {'BF16': 26976})
     """
     checkpoint = open_checkpoint(uri)
     has_record = RECORD_NAME in checkpoint.storage.list_files()

@@ -127,6 +127,13 @@ def extrapolate(
     Raises:
         RequestError: The request was wrong; nothing was written.
         WorkError: The work failed; starting it again continues.
+
+    Example:
+        >>> result = expo_ray.extrapolate("sft", "dpo", "sweep", alpha=[0.3, 0.5], address="inline")
+        >>> for output in result.outputs:
+        ...     print(output.alpha, output.status, output.weights_digest[:7])
+        0.3 written blake3:
+        0.5 written blake3:
     """
     started = time.monotonic()
     cluster = described_cluster(nodes, node_bandwidth, dry_run=dry_run)

@@ -70,6 +70,12 @@ def verify(
         CheckpointError: The output is not complete, or an input is missing.
         ConfigError: An input is named that the checkpoint was written without.
         VerifyError: Something differs; it names the file and the tensor.
+
+    Example:
+        >>> _ = expo_ray.extrapolate("sft", "dpo", "expo", alpha=0.3, address="inline")
+        >>> verified = expo_ray.verify("expo", address="inline")
+        >>> verified.alpha, verified.recomputed, verified.problems
+        (0.3, True, ())
     """
     started = time.monotonic()
     folder = any_path(str(output))

@@ -27,7 +27,7 @@ class OutputResult:
     num_shards: int
     num_shards_resumed: int = 0
     pushed_to: str | None = None
-    """hf://owner/name@commit, where it was pushed."""
+    """Where it was pushed, as `hf://owner/name@commit`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -1,0 +1,78 @@
+"""Every public function has an example in its docstring, and each is run as it stands there."""
+
+from __future__ import annotations
+
+import doctest
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import expo_ray
+from tests.docs.workbench import PORT, add_results, environment, make_workbench, serving
+from tests.head_node import free_port, head_node
+
+# These read and write files; the others put models behind Ray Serve.
+QUICK = {
+    "alpaca_eval_metrics",
+    "diagnose",
+    "doctor",
+    "extrapolate",
+    "inspect_checkpoint",
+    "reward_self_tests",
+    "verify",
+    "write_report",
+}
+NEED_A_PLACE_OF_THEIR_OWN = {"serve", "set_alpha", "submit"}
+
+
+def _run(name: str, port: str = PORT, **names: Any) -> None:
+    text = getattr(expo_ray, name).__doc__.replace(f":{PORT}", f":{port}")
+    text = text.replace(f"port={PORT}", f"port={port}")
+    example = doctest.DocTestParser().get_doctest(
+        text, {"expo_ray": expo_ray, **names}, name, None, None
+    )
+    assert example.examples, f"expo_ray.{name} shows no example"
+    output: list[str] = []
+    runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS)
+    runner.run(example, out=output.append)
+    assert not runner.failures, "".join(output)
+
+
+@pytest.fixture
+def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = add_results(make_workbench(tmp_path))
+    monkeypatch.chdir(folder)
+    return folder
+
+
+@pytest.mark.parametrize("name", sorted(QUICK))
+def test_quick_example(name: str, bench: Path) -> None:
+    _run(name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(set(expo_ray.__all__) - QUICK - NEED_A_PLACE_OF_THEIR_OWN))
+def test_example_with_replicas(name: str, bench: Path, ray_cluster: str) -> None:
+    _run(name)
+
+
+@pytest.mark.slow
+def test_example_of_serve(bench: Path, ray_cluster: str) -> None:
+    _run("serve", port=str(free_port()))
+
+
+@pytest.mark.slow
+def test_example_of_set_alpha(bench: Path) -> None:
+    command = "expo-ray serve ./dpo --initial ./sft --alpha 0.3 --allow-alpha-change"
+    assert command in (expo_ray.set_alpha.__doc__ or "")
+    with serving(command, bench, environment()) as port:
+        _run("set_alpha", port=port)
+
+
+@pytest.mark.slow
+def test_example_of_submit(bench: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with head_node(bench) as variables:
+        for key in ("RAY_API_SERVER_ADDRESS", "RAY_AUTH_MODE"):
+            monkeypatch.setenv(key, variables[key])
+        _run("submit", shared=bench)
