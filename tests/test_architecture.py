@@ -25,6 +25,7 @@ WITHOUT_RAY = {
     "errors",
     "progress",
     "credentials",
+    "extras",
     "proxies",
     "checkpoints",
     "tables",

@@ -11,7 +11,6 @@ that want the same laboratory at once take turns: the second finds it finished.
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import shutil
 import time
@@ -26,7 +25,8 @@ from ray.exceptions import RayError
 from expo_ray.checkpoints import atomic_write_json, atomic_write_text
 from expo_ray.checkpoints.storages.folder_lock import owned_lock
 from expo_ray.cluster import cancel_unfinished, ray_session
-from expo_ray.errors import ConfigError, EvaluationError, MissingExtraError
+from expo_ray.errors import ConfigError, EvaluationError
+from expo_ray.extras import require_extra
 from expo_ray.json_text import parse_json
 from expo_ray.lab.data import eval_prompts
 from expo_ray.lab.result import LabResult, find_lab, lab_paths
@@ -34,7 +34,6 @@ from expo_ray.lab.settings import CODE_VERSION, LabSettings
 from expo_ray.progress import NullProgress, Progress, ProgressBar
 from expo_ray.remote_errors import brought_home
 
-_EXTRA = ("trl", "datasets", "accelerate")
 _POLL_SECONDS = 0.5
 
 Facts = dict[str, Any]
@@ -65,7 +64,7 @@ def prepare_lab(
     finished = find_lab(cache, settings)
     if finished is not None:
         return finished
-    _require_extra()
+    require_extra("lab", where="lab")
     result = lab_paths(cache, settings)
     result.folder.mkdir(parents=True, exist_ok=True)
     progress = progress or NullProgress()
@@ -101,16 +100,6 @@ def _prepare(
     }
     atomic_write_json(result.record, record)
     return result
-
-
-def _require_extra() -> None:
-    missing = [name for name in _EXTRA if importlib.util.find_spec(name) is None]
-    if missing:
-        raise MissingExtraError(
-            "training the laboratory needs optional packages",
-            got=f"{', '.join(missing)} not installed",
-            hint="pip install 'expo-ray[lab]'",
-        )
 
 
 def _train_missing(

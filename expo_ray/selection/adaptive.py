@@ -16,9 +16,9 @@ from typing import Any, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from expo_ray.errors import MissingExtraError
 from expo_ray.extrapolation.pairing.modules import layer_index, module_group
 from expo_ray.extrapolation.planning.alpha_rules import AlphaRule, AlphaRules, Ramp
+from expo_ray.extras import require_extra
 from expo_ray.selection.bootstrap import FloatArray
 from expo_ray.selection.candidates import estimate_mean
 from expo_ray.selection.settings import SelectionSettings
@@ -164,26 +164,8 @@ def search_rules(
     return trials
 
 
-def require_optuna() -> None:
-    """Check that a search can run here, before anything costs time.
-
-    Raises:
-        MissingExtraError: Optuna, or what Ray Tune needs, is not installed.
-    """
-    try:
-        import optuna  # noqa: F401
-        from ray.tune.search.optuna import OptunaSearch  # noqa: F401
-    except ImportError as error:
-        raise MissingExtraError(
-            "a search over parts of the model needs Optuna",
-            where="adaptive",
-            got=error,
-            hint="pip install 'expo-ray[adaptive]'",
-        ) from error
-
-
 def _searcher(start: Mapping[str, float], settings: AdaptiveSettings, seed: int) -> Any:
-    require_optuna()
+    require_extra("adaptive", where="adaptive")
     import optuna
     from ray import tune
     from ray.tune.search.optuna import OptunaSearch

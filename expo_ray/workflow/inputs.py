@@ -11,7 +11,6 @@ import os
 import platform
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from expo_ray.checkpoints import atomic_write_json, open_checkpoint
@@ -21,7 +20,8 @@ from expo_ray.cluster import LOCAL, require_cluster, resolve_address
 from expo_ray.errors import ConfigError
 from expo_ray.extrapolation.outputs.assembly import read_attachments
 from expo_ray.extrapolation.planning.plan import build_plan
-from expo_ray.lab import LabSettings, prepare_lab
+from expo_ray.extras import require_extra
+from expo_ray.lab import LabSettings, find_lab, prepare_lab
 from expo_ray.rewards import RewardModelSpec, pin_reward_model
 from expo_ray.rewards.anchors import read_anchors
 from expo_ray.selection.explanations import warn_of_circle
@@ -45,6 +45,7 @@ def check_request(run: Run) -> None:
     """
     require_cluster(run.address)
     check_settings(run.recipe)
+    require_extras(run.recipe)
     if run.recipe.lab is not None:
         return
     _find_inputs(run, run.recipe.reward_models)
@@ -65,6 +66,18 @@ def check_settings(recipe: Recipe) -> None:
     for spec in map(RewardModelSpec.parse, recipe.reward_models):
         if spec.kind == "classifier" and recipe.lab is not None:
             pin_reward_model(spec, initial=None, aligned=None)
+
+
+def require_extras(recipe: Recipe) -> None:
+    """Check that the optional packages that a recipe needs are installed.
+
+    Raises:
+        MissingExtraError: Some are not.
+    """
+    if recipe.lab is not None and find_lab(recipe.lab_folder, recipe.lab) is None:
+        require_extra("lab", where="lab")
+    if recipe.adaptive is not None:
+        require_extra("adaptive", where="adaptive")
 
 
 def find_prompts(recipe: Recipe, path: str) -> list[Prompt]:
@@ -123,9 +136,9 @@ def prepare_models(run: Run) -> None:
 
 
 def _prepare_lab(run: Run, settings: LabSettings) -> None:
-    cache = Path(run.recipe.lab_cache or run.directory.path / "lab")
     with run.stage("laboratory", done=run.directory.lab_file.exists()):
-        lab = prepare_lab(cache, settings, address=run.address, progress=run.progress)
+        folder = run.recipe.lab_folder
+        lab = prepare_lab(folder, settings, address=run.address, progress=run.progress)
         run.initial, run.aligned = str(lab.initial), str(lab.aligned)
         run.prompts_path = str(lab.prompts)
         guards = [] if lab.guard_reward_model is None else [str(lab.guard_reward_model)]

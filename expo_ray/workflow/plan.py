@@ -44,8 +44,7 @@ def plan_recipe(parsed: Recipe, *, tokens_per_second: float | None = None) -> di
     num_rewards = len(parsed.reward_models)
     num_prompts: int | None = None
     if parsed.lab is not None:
-        cache = Path(parsed.lab_cache or Path(parsed.output) / "lab")
-        lab = find_lab(cache, parsed.lab)
+        lab = find_lab(parsed.lab_folder, parsed.lab)
         num_rewards += 1 + parsed.lab.guard_reward_model
         num_prompts = parsed.lab.num_eval_prompts
         stages.append(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -305,6 +306,11 @@ class Recipe(BaseModel):
             if missing:
                 raise ValueError(f"without lab these are needed: {', '.join(missing)}")
         return self
+
+    @property
+    def lab_folder(self) -> Path:
+        """Where trained laboratories are kept."""
+        return Path(self.lab_cache or Path(self.output) / "lab")
 
     def digest(self) -> str:
         """Return the sha256 of what this recipe computes, whatever hardware it runs on."""

@@ -15,7 +15,6 @@ from expo_ray.extrapolation import parse_alpha
 from expo_ray.progress import NullProgress, Progress
 from expo_ray.reports.provenance import next_steps
 from expo_ray.reports.run_files import RunFiles
-from expo_ray.selection.adaptive import require_optuna
 from expo_ray.workflow import stages
 from expo_ray.workflow.adaptive import search_parts
 from expo_ray.workflow.inputs import check_request, prepare_models
@@ -62,8 +61,6 @@ def run_recipe(
     recipe: Recipe, *, recipe_text: str, address: str | None, progress: Progress | None = None
 ) -> dict[str, Any]:
     """Execute a parsed recipe; see `run`."""
-    if recipe.adaptive is not None:
-        require_optuna()
     directory = RunDir(recipe.output)
     with ExitStack() as stack:
         this = stages.Run(

@@ -14,8 +14,8 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from expo_ray.checkpoints import open_checkpoint, weights_digest
 from expo_ray.checkpoints.storages.folder_lock import owned_lock
-from expo_ray.errors import EvaluationError, MissingExtraError
-from expo_ray.lab import LabResult, LabSettings, find_lab, prepare, prepare_lab, truth_reward
+from expo_ray.errors import EvaluationError
+from expo_ray.lab import LabResult, LabSettings, find_lab, prepare_lab, truth_reward
 from expo_ray.lab.data import eval_prompts, requests_for
 from expo_ray.lab.on_policy import draw_on_policy_pairs
 from expo_ray.lab.result import lab_paths
@@ -222,11 +222,3 @@ def test_a_failed_training_names_its_model(tmp_path: Path, ray_cluster: str) -> 
     assert caught.value.where in ("initial", "reward-model", "aligned")
     assert str(caught.value.got).startswith("NotADirectoryError")
     assert find_lab(tmp_path, settings) is None
-
-
-def test_a_missing_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(prepare, "_EXTRA", ("package_that_nobody_has",))
-    with pytest.raises(MissingExtraError) as caught:
-        prepare_lab(tmp_path / "lab", MICRO, address="inline")
-    assert caught.value.hint == "pip install 'expo-ray[lab]'"
-    assert not (tmp_path / "lab").exists()

@@ -17,7 +17,7 @@ def test_auto_says_what_it_picks_and_why(
     def find(name: str) -> object:
         return find_spec("json") if there["vllm"] else None
 
-    monkeypatch.setattr("expo_ray.serving.engines.find_spec", find)
+    monkeypatch.setattr("expo_ray.extras.find_spec", find)
     monkeypatch.setattr("expo_ray.serving.engines.has_gpu", lambda: there["gpu"])
     with caplog.at_level("INFO", logger="expo_ray"):
         assert pick_engine("auto") == ("vllm", "vLLM is installed and there is a GPU")
@@ -27,7 +27,7 @@ def test_auto_says_what_it_picks_and_why(
     assert pick_engine("vllm")[0] == "vllm"
     there["vllm"] = False
     assert pick_engine("auto") == ("transformers", "vLLM is not installed")
-    with pytest.raises(MissingExtraError, match="vLLM"):
+    with pytest.raises(MissingExtraError, match="vllm"):
         pick_engine("vllm")
     with pytest.raises(ConfigError, match="unknown engine"):
         pick_engine("tgi")

