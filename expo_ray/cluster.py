@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import os
 import secrets
@@ -16,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
+from expo_ray import ray_internals
 from expo_ray.errors import ConfigError, WorkError
 from expo_ray.proxies import spare_this_machine
 from expo_ray.ray_start import join, not_joined, start_local
@@ -96,13 +96,8 @@ def ray_session(address: str | None, *, num_cpus: int | None = None) -> Iterator
     if resolved == LOCAL:
         # Serve's proxy reaches replicas by gRPC, which takes the proxies of the environment.
         spare_this_machine(ray.util.get_node_ip_address())
-    # Ray warns about a future default on every start; the new behaviour is the one we want.
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    # Serve's proxy then takes a streamed token from a replica for two thirds of the time.
-    os.environ.setdefault("RAY_SERVE_PROXY_USE_GRPC", "1")
     # Named, not imported: serving stands on this module.
-    header_limit = "expo_ray.serving.header_limit.limit_headers"
-    os.environ.setdefault("RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH", header_limit)
+    ray_internals.set_defaults(proxy_callback="expo_ray.serving.header_limit.limit_headers")
     sigterm_handler = signal.getsignal(signal.SIGTERM)
     # Its warnings at start-up are about defaults of future releases.
     options = {"logging_level": logging.ERROR, "log_to_driver": False}
@@ -127,6 +122,34 @@ def ray_session(address: str | None, *, num_cpus: int | None = None) -> Iterator
         raise
     finally:
         ray.shutdown()
+
+
+def get_within(seconds: float, ref: Any, *, what: str) -> Any:
+    """Return what references stand for, as `ray.get` does, but never wait without end.
+
+    Args:
+        seconds: How long it may take.
+        ref: One reference or a list of them.
+        what: What is waited for, in words, for the error.
+
+    Raises:
+        WorkError: It did not come in time.
+        RayError: What the task, the actor or the cluster raised.
+    """
+    import ray
+    from ray.exceptions import GetTimeoutError
+
+    try:
+        return ray.get(ref, timeout=seconds)
+    except GetTimeoutError as error:
+        raise WorkError(
+            "the Ray cluster did not answer in time",
+            where=what,
+            got="no answer",
+            expected=f"within {seconds:g} s",
+            hint="see with `ray status` that its nodes are up and have memory left, then run the "
+            "same command again",
+        ) from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,9 +249,7 @@ class NodeWatch:
 
     def forget(self, ref: Any) -> None:
         """Watch a task no more."""
-        from ray.experimental.internal_kv import _internal_kv_del
-
-        _internal_kv_del(self._notes.pop(ref), namespace=NOTES)
+        ray_internals.forget(self._notes.pop(ref), namespace=NOTES)
 
     def close(self) -> None:
         """Watch nothing more."""
@@ -243,8 +264,6 @@ class NodeWatch:
 
         Those that had not may have been on their way to a lost node, and are cancelled.
         """
-        from ray.experimental.internal_kv import _internal_kv_get
-
         if time.monotonic() < self._next_look:
             return {}
         self._next_look = time.monotonic() + POLL_NODES_SECONDS
@@ -252,8 +271,8 @@ class NodeWatch:
         self._dead |= lost
         found: dict[Any, bool] = {}
         for ref, note in list(self._notes.items()) if lost else ():
-            place = _internal_kv_get(note, namespace=NOTES)
-            if place is None or place.decode() in lost:
+            place = ray_internals.recall(note, namespace=NOTES)
+            if place is None or place in lost:
                 found[ref] = place is not None
                 self.forget(ref)
         cancel_unfinished([ref for ref, has_begun in found.items() if not has_begun])
@@ -263,9 +282,8 @@ class NodeWatch:
 def run_noted(note: str, function: Callable[..., Any], *arguments: Any) -> Any:
     """Leave a note where this task runs, then call a function; see `NodeWatch`."""
     import ray
-    from ray.experimental.internal_kv import _internal_kv_put
 
-    _internal_kv_put(note, ray.get_runtime_context().get_node_id(), namespace=NOTES)
+    ray_internals.remember(note, ray.get_runtime_context().get_node_id(), namespace=NOTES)
     return function(*arguments)
 
 
@@ -296,21 +314,17 @@ def worker_nodes() -> list[dict[str, Any]]:
 
 def may_grow() -> bool:
     """Whether an autoscaler may add nodes to the connected cluster, as far as that can be known."""
-    from ray._private.state import state
     from ray.exceptions import RayError
-    from ray.experimental.internal_kv import _internal_kv_get
 
-    # There is no public way to ask. What other versions lack is taken for a fixed cluster.
+    # What other versions lack is taken for a fixed cluster.
     unknown = (AttributeError, KeyError, TypeError, ValueError, RuntimeError, RayError)
     with contextlib.suppress(*unknown):
-        config = state.get_cluster_config()
-        counts = [group.max_count for group in config.node_group_configs] if config else []
+        counts = ray_internals.node_group_limits()
         if -1 in counts or sum(counts) > len(worker_nodes()):
             return True
     with contextlib.suppress(*unknown):
-        status = json.loads(_internal_kv_get("__autoscaling_status") or "{}")
-        types = status["autoscaler_report"]["active_nodes"]
         # A monitor that only watches names every node after itself.
+        types = ray_internals.autoscaled_node_types()
         return any(not name.startswith("node_") for name in types)
     return False
 
@@ -318,9 +332,8 @@ def may_grow() -> bool:
 def is_one_node() -> bool:
     """Whether the only node is the one of this process, which has read the inputs already."""
     import ray
-    from ray.util.client import ray as client
 
-    if client.is_connected():
+    if ray_internals.is_client():
         return False
     here = ray.get_runtime_context().get_node_id()
     return [node["NodeID"] for node in worker_nodes()] == [here]

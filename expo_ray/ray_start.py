@@ -7,31 +7,33 @@ What belongs here: folders, environment and errors of `ray.init`. Sessions are i
 
 from __future__ import annotations
 
-import contextlib
-import json
 import logging
 import os
 import secrets
 import socket
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, MutableMapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 from expo_ray.errors import ConfigError, ExpoError, WorkError
+from expo_ray.ray_internals import (
+    changed,
+    find_cluster,
+    folder_option,
+    longest_socket,
+    on_loopback,
+    own_path_only,
+    send_token,
+    without_uv_upload,
+)
 
 logger = logging.getLogger(__name__)
 
-# Of a local Ray: its workers and their children keep the folder they stand in off their path, and
-# all that it opens listens on 127.0.0.1. The second name is Ray's, and is asked on Linux too.
-_LOCAL_ENVIRONMENT = {"PYTHONSAFEPATH": "1", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 _TOKEN_VARIABLES = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
-_SOCKET = "session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store"
 _MAX_SOCKET_BYTES = 103 if sys.platform == "darwin" else 107
 _PROBE_BYTES = 1 << 20
-_JOB_CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"
-_UV_SWITCH = "RAY_ENABLE_UV_RUN_RUNTIME_ENV"
 
 
 def start_local(num_cpus: int | None, options: dict[str, Any]) -> None:
@@ -46,23 +48,23 @@ def start_local(num_cpus: int | None, options: dict[str, Any]) -> None:
         WorkError: It did not start for another reason.
     """
     import ray
-    from ray._private import ray_constants
 
     folder = _session_folder()
     _ensure_token()
-    environment = {**_LOCAL_ENVIRONMENT, "PYTHONPATH": _safe_python_path()}
+    # Workers and their children keep the folder they stand in off their path.
+    environment = {"PYTHONSAFEPATH": "1", "PYTHONPATH": _safe_python_path()}
     try:
         with (
-            _without_uv_upload(),
-            _changed(os.environ, environment),
-            _changed(vars(ray_constants), {"ENABLE_RAY_CLUSTER": False}),
+            without_uv_upload(),
+            changed(os.environ, environment),
+            on_loopback(children=True),  # all that it opens listens there
         ):
             ray.init(
                 address="local",
                 num_cpus=num_cpus,
                 include_dashboard=False,
-                job_config=_job_config(),
-                _temp_dir=str(folder),
+                job_config=own_path_only(),
+                **folder_option(folder),
                 **options,
             )
     except Exception as error:  # Ray raises even a bare one
@@ -80,19 +82,15 @@ def join(address: str, options: dict[str, Any]) -> None:
         ConfigError: It is not there, or does not take this process.
     """
     import ray
-    from ray._private import ray_constants
 
     # The drivers of Ray's client stand on the cluster; they know nothing of our folder.
-    job = {} if "://" in address else {"job_config": _job_config()}
-    if not job:
-        # Other drivers send a token that is there by themselves.
-        from ray._private.authentication import authentication_token_setup
-
-        logging.getLogger(authentication_token_setup.__name__).setLevel(logging.ERROR)
-        authentication_token_setup.maybe_enable_token_auth_if_token_available(False)
+    is_client = "://" in address
+    job = {} if is_client else {"job_config": own_path_only()}
+    if is_client:
+        send_token()
     try:
-        local = {"ENABLE_RAY_CLUSTER": False} if job and _is_for_this_machine(address) else {}
-        with _without_uv_upload(), _changed(vars(ray_constants), local):
+        is_local = not is_client and _is_for_this_machine(address)
+        with without_uv_upload(), on_loopback() if is_local else nullcontext():
             ray.init(address=address, **job, **options)
     except Exception as error:  # grpc's, Ray's and bare ones
         raise not_joined(address, error) from error
@@ -104,63 +102,17 @@ def _is_for_this_machine(address: str) -> bool:
     Args:
         address: `auto` or `host:port`.
     """
-    from ray._private import ray_constants, services
+    import ray
 
-    with _changed(vars(ray_constants), {"ENABLE_RAY_CLUSTER": False}):
-        found = services.canonicalize_bootstrap_address(address) or ""
-    host, _, port = found.rpartition(":")
+    with on_loopback():
+        host, _, port = find_cluster(address).rpartition(":")
     if host not in ("127.0.0.1", "localhost"):
         return False
     try:
-        socket.create_connection((services.get_node_ip_address(), int(port)), timeout=1).close()
+        socket.create_connection((ray.util.get_node_ip_address(), int(port)), timeout=1).close()
     except OSError:
         return True
     return False
-
-
-def _job_config() -> Any:
-    from ray.job_config import JobConfig
-
-    class OwnPathOnly(JobConfig):  # type: ignore[misc]
-        """Sends workers neither the folder of the command nor that of its script."""
-
-        def _get_proto_job_config(self) -> Any:
-            self._py_driver_sys_path.clear()
-            return super()._get_proto_job_config()
-
-    return OwnPathOnly()
-
-
-@contextlib.contextmanager
-def _without_uv_upload() -> Iterator[None]:
-    """Under `uv run` Ray sends the current folder to all workers; leave that to whoever asks."""
-    from ray._private import ray_constants
-
-    job = json.loads(os.environ.get(_JOB_CONFIG) or "{}")
-    submitted = "working_dir" in (job.get("runtime_env") or {})
-    wanted = submitted or _UV_SWITCH in os.environ
-    enabled = ray_constants.RAY_ENABLE_UV_RUN_RUNTIME_ENV and wanted
-    with _changed(vars(ray_constants), {_UV_SWITCH: enabled}):
-        yield
-
-
-@contextlib.contextmanager
-def _changed(names: MutableMapping[str, Any], changes: Mapping[str, Any]) -> Iterator[None]:
-    """Set names for the length of a `with` block; None takes one away."""
-    before = {name: names.get(name) for name in changes}
-
-    def set_all(values: Mapping[str, Any]) -> None:
-        for name, value in values.items():
-            if value is None:
-                names.pop(name, None)
-            else:
-                names[name] = value
-
-    set_all(changes)
-    try:
-        yield
-    finally:
-        set_all(before)
 
 
 def _safe_python_path() -> str | None:
@@ -192,7 +144,7 @@ def _session_folder() -> Path:
 
 
 def _unfit(folder: Path) -> str | None:
-    length = len(os.fsencode(folder / _SOCKET))
+    length = len(os.fsencode(longest_socket(folder)))
     if length > _MAX_SOCKET_BYTES:
         room = _MAX_SOCKET_BYTES - length + len(os.fsencode(folder.parent))
         return f"{folder.parent} has a name of more than {room} bytes, too long for sockets in it"

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from expo_ray import errors
 from expo_ray.cluster import run_on_nodes
 from expo_ray.errors import ExpoError
+from expo_ray.ray_internals import logs_folder
 
 _MAX_LENGTH = 500
 _MAX_LOG_BYTES = 1 << 20
@@ -75,9 +75,7 @@ def logged_cause(_: object, node: str) -> list[Any]:
     Returns:
         When it was written and what it says; nothing where there is none.
     """
-    import ray
-
-    folder = Path(ray._private.worker._global_node.get_logs_dir_path())
+    folder = logs_folder()
     logs = [*folder.glob("worker-*"), *folder.glob("serve/*.log")]
     for log in sorted(logs, key=lambda path: -path.stat().st_mtime):
         with log.open("rb") as file:

@@ -21,7 +21,7 @@ FLOORS: Mapping[str, Sequence[Sequence[str]]] = {
         ["printable", "json_text"],
         ["redaction"],
         ["errors", "progress", "lazy", "http_text", "yaml_text"],
-        ["credentials", "extras", "proxies"],
+        ["credentials", "extras", "proxies", "ray_internals"],
         ["ray_start"],
         ["cluster"],
         ["remote_errors"],

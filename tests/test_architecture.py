@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -34,6 +36,15 @@ WITHOUT_RAY = {
     "reports",
 }
 FAN_OUT = PACKAGE / "extrapolation" / "nodes" / "fanout.py"
+RAY_INTERNALS = PACKAGE / "ray_internals.py"
+# What Ray's documentation names; other variables of its environment are its own affair.
+RAY_VARIABLES = (
+    r"RAY_(ADDRESS|API_SERVER_ADDRESS|TMPDIR|USAGE_STATS_ENABLED|AUTH_MODE|AUTH_TOKEN(_PATH)?)\b"
+)
+PRIVATE_OF_RAY = re.compile(
+    r"\bray\.(\w+\.)*_(?!_)|internal_kv|ray\.(core|serve\.context|util\.client)\b"
+    rf"|_(actor_id|engine_client)\b|\b(?!{RAY_VARIABLES})RAY_[A-Z]"
+)
 
 
 @pytest.mark.parametrize("storey", FLOORS)
@@ -67,6 +78,18 @@ def test_the_tests_of_inner_floors_lie_in_folders_of_their_names(storey: str) ->
     inner = {path.name for path in (PACKAGE / storey).iterdir() if path.is_dir()} & boxes
     assert inner <= folders, f"no tests for {sorted(inner - folders)}"
     assert folders - {"__pycache__"} <= boxes, f"no such box: {sorted(folders - boxes)}"
+
+
+@pytest.mark.parametrize("path", files(), ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_ray_is_asked_in_public_and_with_a_time_limit(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    if path != RAY_INTERNALS:
+        private = PRIVATE_OF_RAY.search(text)
+        assert private is None, f"{path}: {private} belongs into {RAY_INTERNALS.name}"
+    for call in ast.walk(ast.parse(text)):
+        if isinstance(call, ast.Call) and ast.unparse(call.func) in ("ray.get", "ray.wait"):
+            named = {keyword.arg for keyword in call.keywords}
+            assert "timeout" in named, f"{path}:{call.lineno}: waits without end"
 
 
 def test_help_imports_nothing_heavy() -> None:

@@ -7,7 +7,7 @@ import time
 import pytest
 
 from expo_ray import cluster
-from expo_ray.errors import ConfigError
+from expo_ray.errors import ConfigError, WorkError
 from tests.head_node import free_port
 
 
@@ -39,3 +39,15 @@ def test_what_ray_finds_by_itself_passes() -> None:
     cluster.require_cluster("auto")
     with pytest.raises(ConfigError, match="needs Ray"):
         cluster.require_cluster("inline")
+
+
+def test_an_answer_that_does_not_come_is_told_and_not_waited_for(ray_cluster: str) -> None:
+    import ray
+
+    ref = ray.remote(num_cpus=0)(lambda: time.sleep(3600)).remote()
+    with pytest.raises(WorkError, match="did not answer in time") as caught:
+        cluster.get_within(0.5, [ref], what="a task of this test")
+    assert caught.value.where == "a task of this test"
+    assert "0.5 s" in str(caught.value.expected)
+    ray.cancel(ref, force=True)
+    assert cluster.get_within(60, ray.put(3), what="a number") == 3

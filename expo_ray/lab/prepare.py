@@ -24,7 +24,7 @@ from ray.exceptions import RayError
 
 from expo_ray.checkpoints import atomic_write_json, atomic_write_text
 from expo_ray.checkpoints.storages.folder_lock import owned_lock
-from expo_ray.cluster import cancel_unfinished, ray_session
+from expo_ray.cluster import cancel_unfinished, get_within, ray_session
 from expo_ray.errors import ConfigError, EvaluationError
 from expo_ray.extras import require_extra
 from expo_ray.json_text import parse_json
@@ -35,6 +35,7 @@ from expo_ray.progress import NullProgress, Progress, ProgressBar
 from expo_ray.remote_errors import brought_home
 
 _POLL_SECONDS = 0.5
+_ANSWER_SECONDS = 60.0
 
 Facts = dict[str, Any]
 
@@ -137,7 +138,8 @@ def _train_missing(
         pending = list(names)
         while pending:
             ready, pending = ray.wait(pending, num_returns=1, timeout=_POLL_SECONDS)
-            _advance(bars, shown, ray.get(board.read.remote(), timeout=60))
+            steps = get_within(_ANSWER_SECONDS, board.read.remote(), what="steps of the training")
+            _advance(bars, shown, steps)
             for task in ready:
                 facts[names[task]] = _get_facts(task, names[task])
                 bars[names[task]].close()
@@ -146,7 +148,8 @@ def _train_missing(
 
 def _get_facts(task: Any, name: str) -> Facts:
     try:
-        facts: Facts = ray.get(task)
+        what = f"the record of {name}, which is trained"
+        facts: Facts = get_within(_ANSWER_SECONDS, task, what=what)
     except RayError as error:
         raise brought_home(
             error,

@@ -18,6 +18,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from expo_ray.errors import ConfigError
 from expo_ray.proxies import is_loopback
+from expo_ray.ray_internals import serve_details
 
 _MAX_CLIENTS = 8
 
@@ -114,16 +115,11 @@ def choose_nodes(
 
 def _replica_nodes() -> set[str]:
     """Return the nodes on which Ray Serve of this cluster has replicas."""
-    # serve.status() does not name nodes; no public Python call does.
-    from ray.serve.context import _get_global_client
-
     if not ray.is_initialized() or not serve.status().applications:
         return set()
-    client = _get_global_client(raise_if_no_controller_running=False)
-    details = {} if client is None else client.get_serve_details()
     return {
         str(replica["node_id"])
-        for app in details.get("applications", {}).values()
+        for app in serve_details().get("applications", {}).values()
         for deployment in app.get("deployments", {}).values()
         for replica in deployment.get("replicas", [])
         if replica.get("node_id")  # one that is starting has none yet

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import ray
 from ray.exceptions import ActorUnschedulableError, RayActorError
 
+from expo_ray.cluster import get_within
 from expo_ray.errors import EvaluationError
 from expo_ray.loadtests.client import LoadClient, Sent
 from expo_ray.loadtests.dispatch import Ramp
@@ -28,6 +29,8 @@ from expo_ray.remote_errors import cause_in_one_line
 _START_DELAY_SECONDS = 0.2
 """Time for the calls to reach the clients before second 0."""
 _POLL_SECONDS = 0.5
+_START_SECONDS = 300.0
+_ANSWER_SECONDS = 120.0
 _CLOCK_PINGS = 5
 _SEARCH_ROUNDS = 4
 """A load of a search lasts so many times as long as one answer."""
@@ -95,7 +98,8 @@ class Runner:
         ]
         try:
             # Returns when the processes have started.
-            nodes = ray.get([client.node_id.remote() for client in self._clients])
+            asked = [client.node_id.remote() for client in self._clients]
+            nodes = get_within(_START_SECONDS, asked, what="the start of the load clients")
         except (RayActorError, ActorUnschedulableError) as error:
             raise EvaluationError(
                 "a load client did not start",
@@ -212,7 +216,8 @@ class Runner:
         ]
         try:
             self._follow(calls, bar)
-            answers: list[Sent] = ray.get(calls)
+            what = "what the load clients recorded"
+            answers: list[Sent] = get_within(_ANSWER_SECONDS, calls, what=what)
         except RayActorError as error:
             raise EvaluationError(
                 "a load client died",
@@ -237,7 +242,8 @@ class Runner:
             shown = done
 
     def _num_done(self) -> int:
-        return sum(ray.get([client.num_done.remote() for client in self._clients]))
+        asked = [client.num_done.remote() for client in self._clients]
+        return sum(get_within(_ANSWER_SECONDS, asked, what="how far the load clients are"))
 
 
 def _clock_offset(client: Any) -> float:
@@ -245,7 +251,7 @@ def _clock_offset(client: Any) -> float:
     best = (float("inf"), 0.0)
     for _ in range(_CLOCK_PINGS):
         before = time.time()
-        theirs = ray.get(client.unix_time.remote())
+        theirs = get_within(_ANSWER_SECONDS, client.unix_time.remote(), what="a client's clock")
         after = time.time()
         best = min(best, (after - before, theirs - (before + after) / 2))
     # Less than half the way there and back cannot be told from no difference.

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 
-from ray.experimental.internal_kv import _internal_kv_del, _internal_kv_get, _internal_kv_put
-
+from expo_ray.ray_internals import forget, recall, remember
 from expo_ray.serving.alpha_setting import AlphaSetting, require_setting, setting_fields
 
 NAMESPACE = "expo-ray"
@@ -28,7 +27,7 @@ class AlphaMemory:
 
     def recall(self) -> tuple[int, AlphaSetting] | None:
         """Return what was kept last: the generation and its alpha."""
-        kept = _internal_kv_get(self._name, namespace=NAMESPACE)
+        kept = recall(self._name, namespace=NAMESPACE)
         if kept is None:
             return None
         fields = json.loads(kept)
@@ -37,8 +36,8 @@ class AlphaMemory:
     def keep(self, generation: int, alpha: AlphaSetting) -> None:
         """Remember this instead."""
         fields = {"generation": generation, **setting_fields(alpha)}
-        _internal_kv_put(self._name, json.dumps(fields), namespace=NAMESPACE)
+        remember(self._name, json.dumps(fields), namespace=NAMESPACE)
 
     def forget(self) -> None:
         """Let a service that starts later begin with the alpha that it is given."""
-        _internal_kv_del(self._name, namespace=NAMESPACE)
+        forget(self._name, namespace=NAMESPACE)

@@ -16,10 +16,10 @@ from typing import Any
 import ray
 from ray import serve
 from ray.exceptions import RayError
-from ray.experimental.internal_kv import _internal_kv_del, _internal_kv_get, _internal_kv_put
 from ray.serve.exceptions import RayServeException
 from ray.util import list_named_actors
 
+from expo_ray import ray_internals
 from expo_ray.serving.alpha_memory import NAMESPACE, AlphaMemory, board_name
 
 POLL_SECONDS = 2.0
@@ -40,9 +40,9 @@ def hire_keeper() -> None:
 
     Idempotent. A Ray that this process started needs none: it ends with its driver.
     """
-    if _ends_with_us():
+    if ray_internals.is_head():
         # Others may have joined, and their keepers must leave our Serve alone.
-        _internal_kv_put(_PRIVATE_KEY, "1", namespace=NAMESPACE)
+        ray_internals.remember(_PRIVATE_KEY, "1", namespace=NAMESPACE)
         return
     job = _own_job()
     options = {
@@ -61,23 +61,20 @@ def hire_keeper() -> None:
 
 def serve_was_started() -> None:
     """Note that the Serve that runs now was started by one of us."""
-    if not _ends_with_us():
-        _internal_kv_put(_STARTER_KEY, _controller_id() or "", namespace=NAMESPACE)
+    if not ray_internals.is_head():
+        ray_internals.remember(
+            _STARTER_KEY, ray_internals.serve_controller() or "", namespace=NAMESPACE
+        )
 
 
 def live_jobs() -> set[str]:
     """Return the ids of the cluster's jobs whose driver lives; not for a `ray://` driver."""
-    # No public call tells it without a dashboard.
-    from ray._private.state import state
-
-    return {str(job["JobID"]) for job in state.job_table() if not job["IsDead"]}
+    return {str(job["JobID"]) for job in ray_internals.job_table() if not job["IsDead"]}
 
 
 def on_cluster(function: Any) -> Any:
     """Call a function in a process that sees the cluster's own tables: here, or in a task."""
-    from ray.util.client import ray as client
-
-    if client.is_connected():
+    if ray_internals.is_client():
         return ray.get(ray.remote(num_cpus=0)(function).remote(), timeout=PATIENCE_SECONDS)
     return function()
 
@@ -108,7 +105,7 @@ class Keeper:
 
 def clean_up_after(job: str) -> None:
     """Take the applications of a job down, and Serve where it is ours and nobody needs it."""
-    if _controller_id() is None:
+    if ray_internals.serve_controller() is None:
         return
     names = list(serve.status().applications)
     for name in names:
@@ -116,12 +113,12 @@ def clean_up_after(job: str) -> None:
             serve.delete(name)
             _stop_boards(name)
     others = _keepers_of_others(job) & live_jobs()
-    starter = _internal_kv_get(_STARTER_KEY, namespace=NAMESPACE)
-    is_ours = starter == (_controller_id() or "").encode()
-    is_ours &= _internal_kv_get(_PRIVATE_KEY, namespace=NAMESPACE) is None
+    starter = ray_internals.recall(_STARTER_KEY, namespace=NAMESPACE)
+    is_ours = starter == (ray_internals.serve_controller() or "")
+    is_ours &= ray_internals.recall(_PRIVATE_KEY, namespace=NAMESPACE) is None
     if is_ours and not others and not serve.status().applications:
         serve.shutdown()
-        _internal_kv_del(_STARTER_KEY, namespace=NAMESPACE)
+        ray_internals.forget(_STARTER_KEY, namespace=NAMESPACE)
 
 
 def _stop_boards(app_name: str) -> None:
@@ -141,23 +138,5 @@ def _keepers_of_others(job: str | None = None) -> set[str]:
     return found - {job or _own_job()}
 
 
-def _controller_id() -> str | None:
-    """Return which Serve runs; another one has another controller."""
-    from ray.serve._private.constants import SERVE_CONTROLLER_NAME, SERVE_NAMESPACE
-
-    try:
-        controller = ray.get_actor(SERVE_CONTROLLER_NAME, namespace=SERVE_NAMESPACE)
-    except ValueError:
-        return None
-    return str(controller._actor_id.hex())
-
-
 def _own_job() -> str:
     return str(ray.get_runtime_context().get_job_id())
-
-
-def _ends_with_us() -> bool:
-    from ray._private import worker
-
-    node = worker._global_node
-    return node is not None and bool(node.is_head())

@@ -16,6 +16,7 @@ from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 
 from expo_ray.errors import ConfigError, ServingError
+from expo_ray.ray_internals import serve_endpoint, start_deleting
 from expo_ray.remote_errors import brought_home
 from expo_ray.serving.engines.options import EngineOptions
 from expo_ray.serving.keeper import application_name, hire_keeper, serve_was_started
@@ -30,15 +31,6 @@ _SHUTDOWN = {
     "graceful_shutdown_wait_loop_s": 0.1,
     "graceful_shutdown_timeout_s": 2,
 }
-
-
-def running_endpoint() -> tuple[str, int] | None:
-    """Return (host, port) on which this Ray cluster's Serve listens; None before it runs."""
-    # No public call tells the address of a proxy that runs already.
-    from ray.serve.context import _get_global_client
-
-    client = _get_global_client(raise_if_no_controller_running=False)
-    return None if client is None else (str(client.http_config.host), int(client.http_config.port))
 
 
 def ensure_serve(*, host: str = LOCALHOST, port: int | None = None) -> str:
@@ -56,7 +48,7 @@ def ensure_serve(*, host: str = LOCALHOST, port: int | None = None) -> str:
     """
     quiet_logs()
     hire_keeper()
-    running = running_endpoint()
+    running = serve_endpoint()
     if running is None:
         if port is None:
             port = _free_port(host)
@@ -71,7 +63,7 @@ def ensure_serve(*, host: str = LOCALHOST, port: int | None = None) -> str:
             expected=f"{running[0]}:{running[1]}",
             hint="give that address, or another cluster with --address",
         )
-    actual_host, actual_port = running_endpoint() or (host, port)
+    actual_host, actual_port = serve_endpoint() or (host, port)
     # A wildcard address is for listening, not for connecting.
     reachable = LOCALHOST if actual_host in ("0.0.0.0", "::") else actual_host  # noqa: S104
     return f"http://{reachable}:{actual_port}"
@@ -177,13 +169,9 @@ def _take_down(name: str, *, wait: bool) -> None:
     if wait:
         serve.delete(name)
         return
-    from ray.serve.context import _get_global_client
-
     with suppress(RayError, RayServeException):
-        client = _get_global_client(raise_if_no_controller_running=False)
-        if client is not None:
-            # What was not delivered is dropped when this driver goes.
-            ray.get(client._controller.delete_apps.remote([name]), timeout=_DELIVERY_SECONDS)
+        # What was not delivered is dropped when this driver goes.
+        start_deleting([name], timeout_seconds=_DELIVERY_SECONDS)
 
 
 def replica_options(num_replicas: int) -> dict[str, Any]:

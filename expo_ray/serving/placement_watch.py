@@ -13,6 +13,7 @@ from ray import serve
 from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 
+from expo_ray.ray_internals import job_table, living_actors
 from expo_ray.serving.keeper import on_cluster
 
 POLL_SECONDS = 5.0
@@ -84,15 +85,9 @@ def holders() -> dict[str, dict[str, float]]:
 
     Not for a `ray://` driver, see `on_cluster`.
     """
-    from ray._private.state import state
-    from ray.core.generated.gcs_pb2 import ActorTableData
-
-    # The table that comes with names leaves the resources out.
-    accessor = state._connect_and_get_accessor()
-    jobs = {str(job["JobID"]): job for job in state.job_table()}
+    jobs = {str(job["JobID"]): job for job in job_table()}
     held: dict[str, dict[str, float]] = {}
-    for row in accessor.get_actor_table(None, "ALIVE"):
-        actor = ActorTableData.FromString(row)
+    for actor in living_actors():
         for kind in _KINDS:
             if amount := actor.required_resources.get(kind, 0.0):
                 mine = held.setdefault(_holder(actor, jobs), {})

@@ -224,7 +224,7 @@ class RewardReplicas:
     @property
     def app_name(self) -> str:
         """Under which name tasks find the replicas."""
-        return str(self._handle.deployment_id.app_name)
+        return str(self._handle.app_name)
 
 
 def _found(result: SelfTest) -> str:

@@ -6,7 +6,6 @@ number at a time; the driver receives rewards alone, never the texts.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,7 +18,9 @@ import pyarrow.parquet as pq
 import ray
 from ray import serve
 
+from expo_ray.cluster import get_within
 from expo_ray.errors import TableError
+from expo_ray.ray_internals import quiet_data
 from expo_ray.rewards import RewardScore
 from expo_ray.serving.chunked_calls import call_in_chunks, split
 from expo_ray.serving.reward_rows import (
@@ -38,6 +39,7 @@ from expo_ray.tables.streamed import Digests, iter_batches, key_digests
 _BLOCK_ROWS = 1024
 _BLOCK_BYTES = 2**20
 _NUM_BLOCKS_AT_ONCE = 2
+_FETCH_SECONDS = 600.0
 
 
 def count_rows(files: Sequence[Path]) -> int:
@@ -73,9 +75,6 @@ def stream_rewards(
     Raises:
         TableError: The files cannot be read.
     """
-    log = logging.getLogger("ray.data._internal.execution")
-    level = log.level
-    log.setLevel(logging.WARNING)
     try:
         # A data set keeps the settings under which it was made; those of the process stay.
         with _settings():
@@ -90,12 +89,11 @@ def stream_rewards(
                 num_cpus=0,
                 compute=ray.data.ActorPoolStrategy(min_size=1, max_size=_NUM_BLOCKS_AT_ONCE),
             )
-        for block in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
-            yield block.cast(REWARDS_SCHEMA)
+        with quiet_data():
+            for block in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
+                yield block.cast(REWARDS_SCHEMA)
     except pa.ArrowException as error:
         raise TableError("the responses cannot be read", where=files[0], got=error) from error
-    finally:
-        log.setLevel(level)
 
 
 @contextmanager
@@ -139,8 +137,10 @@ class _BlockScorer:
 
     def __init__(self, app_name: str, done: Any, references: Any, name: str, revision: str) -> None:
         self._handle = serve.get_app_handle(app_name)
-        self._done: Digests = ray.get(done)
-        self._references: ReferenceTable | None = ray.get(references)
+        what = "the list of finished rows and the references, from the driver"
+        found = get_within(_FETCH_SECONDS, [done, references], what=what)
+        self._done: Digests = found[0]
+        self._references: ReferenceTable | None = found[1]
         self._who = {"name": name, "revision": revision}
 
     def __call__(self, block: pa.Table) -> pa.Table:

@@ -14,6 +14,7 @@ from ray import serve
 
 from expo_ray.errors import ConfigError, ServingError
 from expo_ray.proxies import http_client
+from expo_ray.ray_internals import serve_endpoint
 from expo_ray.redaction import redacted
 from expo_ray.rewards import RewardModelSpec, pin_reward_model
 from expo_ray.serving.alpha_board import stop_board
@@ -30,7 +31,6 @@ from expo_ray.serving.launching import (
     application,
     ensure_serve,
     replica_options,
-    running_endpoint,
     vllm_options,
 )
 from expo_ray.serving.replica_apps import server_app
@@ -135,7 +135,7 @@ class ServedModel:
         with ExitStack() as stack:
             host, port = self._listen
             self._source.check()
-            running = running_endpoint()
+            running = serve_endpoint()
             if running is not None and port is None:
                 self._host = running[0]  # joins a Serve that somebody else has started
             app = self.bind()  # refuses what it can before Serve is started

@@ -22,6 +22,7 @@ from expo_ray.errors import (
     ServingError,
     ShardError,
 )
+from expo_ray.ray_internals import vllm_client
 from expo_ray.rewards.pretrained import ChatTokenizer, load_tokenizer
 from expo_ray.serving.engines.interface import Generated, Row
 from expo_ray.serving.engines.vllm_config import source_fields
@@ -159,8 +160,7 @@ class VLLMGenerator(LLMServer):  # type: ignore[misc]
 
     @property
     def _client(self) -> Any:
-        # `ray.serve.llm` has no call for token ids; this is vLLM's AsyncLLM.
-        return self.engine._engine_client
+        return vllm_client(self)
 
     async def _generate(self, row: Row) -> Generated:
         params = VLLMSamplingParams(

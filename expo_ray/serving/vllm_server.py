@@ -17,6 +17,7 @@ from ray.serve.llm.openai_api_models import (
     CompletionRequest,
 )
 
+from expo_ray.ray_internals import name_vllm_model
 from expo_ray.serving.api_error import ApiError
 from expo_ray.serving.front_door import ServiceSettings
 from expo_ray.serving.loaded import Loaded
@@ -134,11 +135,9 @@ class VLLMServer(OpenAIService, VLLMGenerator):
 
     def _show(self) -> None:
         """Let vLLM's responses carry the name and the digest of what is loaded."""
-        if self._source is None:
-            return
-        self.engine._oai_models.base_model_paths[0].name = self._source.name
-        for serving in (self.engine._oai_serving_chat, self.engine._oai_serving_completion):
-            serving.system_fingerprint = self._loaded.weights_digest
+        if self._source is not None:
+            name, digest = self._source.name, self._loaded.weights_digest
+            name_vllm_model(self, name=name, fingerprint=digest)
 
 
 async def _json(request: Request) -> Any:

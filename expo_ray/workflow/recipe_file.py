@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, ValidationError
 
 from expo_ray.errors import ConfigError, ExpoError
+from expo_ray.ray_internals import is_submitted_job
 from expo_ray.workflow.recipe import Recipe
 from expo_ray.yaml_text import parse_yaml
 
@@ -77,7 +78,7 @@ def load_recipe(
             fault.where = f"--set {blamed[-1]}" if blamed else fault.where
         raise RecipeError(error.faults, where=str(file)) from error
     if in_job is None:
-        in_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+        in_job = is_submitted_job()
     return _resolve_paths(recipe, file.resolve().parent, in_job=in_job)
 
 
