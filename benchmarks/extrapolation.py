@@ -1,6 +1,6 @@
 """The engine against its floor: the same reads and writes without arithmetic and digests.
 
-    python benchmarks/extrapolation.py --layers 22 --hidden 2048 --alphas 1 --workers 1 2
+    python -m benchmarks.extrapolation --layers 22 --hidden 2048 --alphas 1 --workers 1 2
 
 Prints medians over rounds of alternating runs and the ratios of the medians. Floor and engine use
 the same chunks, threads, early writing and fsync, in this process without Ray; `BLAKE3 alone` is
@@ -8,6 +8,8 @@ what hashing every output byte once costs by itself. Then the whole command on a
 the floor and Ray's own start-up, and the fan-out with so many workers. `--cold` drops the inputs
 from the page cache before a run. What a worker takes above its imports is measured in a process of
 its own.
+
+Needs: 10 GB of disk. Takes: 5 minutes; the four commands of `make bench` half an hour.
 """
 
 from __future__ import annotations
@@ -28,9 +30,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-from generated_pair import add_arguments, write_pair
-
+from benchmarks.generated_pair import add_arguments, write_pair
 from expo_ray.checkpoints import ContentDigest
 from expo_ray.cluster import ray_session
 from expo_ray.extrapolation import extrapolate
@@ -50,16 +50,14 @@ ray.get(ray.remote(lambda: 0).remote())
 ray.shutdown()
 """
 PEAK_MEMORY = """
-import sys
 from pathlib import Path
-sys.path[:0] = [{here!r}, str(Path({here!r}).parent)]
-import extrapolation
+import benchmarks.extrapolation
 import expo_ray.extrapolation.shards.engine
 from expo_ray.extrapolation.planning.plan import build_plan
 from tests.peak_memory import peak_bytes
 plan = build_plan({initial!r}, {aligned!r}, max_shard_size={shard_size!r})
 imported = peak_bytes()
-extrapolation.run_engine(plan, Path({output!r}), {alphas!r}, {threads!r})
+benchmarks.extrapolation.run_engine(plan, Path({output!r}), {alphas!r}, {threads!r})
 print(peak_bytes() - imported)
 """
 
@@ -230,7 +228,6 @@ def command(plan: Plan, output: Path, alphas: list[float]) -> None:
 def peak_memory_bytes(plan: Plan, output: Path, alphas: list[float], num_threads: int) -> int:
     """Return what a process takes above its imports while it does all shards."""
     code = PEAK_MEMORY.format(
-        here=str(Path(__file__).resolve().parent),
         initial=plan.pair.initial.uri,
         aligned=plan.pair.aligned.uri,
         shard_size=SHARD_SIZE,

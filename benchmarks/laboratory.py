@@ -1,9 +1,11 @@
 """Shows what the laboratory's models do along alpha: reward, guard reward, hidden truth, length.
 
-    python benchmarks/laboratory.py --seed 0
+    python -m benchmarks.laboratory --seed 0
 
 Extrapolates in memory and generates with plain transformers, so that it checks the laboratory and
 not the pipeline. The defaults of the laboratory were chosen by looking at seeds 0 and 1 only.
+
+Needs: two CPU cores. Takes: a few minutes, most of them training, which is kept.
 """
 
 from __future__ import annotations

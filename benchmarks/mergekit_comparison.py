@@ -1,10 +1,12 @@
 """The whole command against mergekit 0.1.5 on one generated pair: time, CPU, equal weights.
 
-    python benchmarks/mergekit_comparison.py --layers 22 --hidden 2048 --repeats 3
+    python -m benchmarks.mergekit_comparison --layers 22 --hidden 2048 --repeats 3
 
 mergekit gets a virtual environment of its own, `.venv-mergekit`, which borrows torch and
 transformers from the one this runs in, so that both compute with the same libraries. It runs the
 configuration that `--export-mergekit` writes. Everything generated is deleted afterwards.
+
+Needs: PyPI, to install mergekit, and 10 GB of disk. Takes: 5 minutes.
 """
 
 from __future__ import annotations
@@ -25,8 +27,7 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-from generated_pair import add_arguments, write_pair
+from benchmarks.generated_pair import add_arguments, write_pair
 
 ROOT = Path(__file__).resolve().parent.parent
 ENVIRONMENT = ROOT / ".venv-mergekit"

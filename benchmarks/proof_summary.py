@@ -122,7 +122,7 @@ def render(lines: Sequence[Line], *, num_expected: int | None = None) -> str:
     runs = sorted((line for line in lines if line["kind"] == "run"), key=lambda line: line["seed"])
     parts = [
         "# The selection against the laboratory's hidden truth",
-        "Written by `python benchmarks/selection_proof.py --summarize RESULTS --write`; the "
+        "Written by `python -m benchmarks.selection_proof --summarize RESULTS --write`; the "
         f"settings (digest `{found['digest']}`) were frozen before these seeds were run, and every "
         "run is listed. Truth gains are over alpha 0, on requests that neither the selection nor "
         "the oracle saw, with 95% intervals that resample requests.",

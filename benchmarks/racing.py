@@ -1,7 +1,7 @@
 """Shows that racing makes the choice of the full grid for at most half of its generations.
 
-    python benchmarks/racing.py --seeds 1000-1019         simulated reward curves
-    python benchmarks/racing.py --run runs/quickstart     a finished run, replayed from its tables
+    python -m benchmarks.racing --seeds 1000-1019         simulated reward curves
+    python -m benchmarks.racing --run runs/quickstart     a finished run, replayed from its tables
 
 A run is replayed once per seed, each time with another half of its prompts for tuning and in
 another order; nothing is generated or scored again. The defaults of racing were chosen by looking
@@ -9,12 +9,13 @@ at simulated seeds below 200 alone. The full grid is the strategy `grid`: every 
 answers every prompt, held-out ones too, of which there are as many. Two shares are printed, because
 a race saves twice: it drops candidates on tuning prompts, and but two of all answer the held-out
 prompts.
+
+Needs: two CPU cores; --run a finished run. Takes: 2 minutes.
 """
 
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +23,6 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.replayed_race import ReplayedRace, share_of_all
 from expo_ray.selection import SelectionSettings
 from expo_ray.selection.search import SearchResult, search_alphas

@@ -1,7 +1,7 @@
 """Proves or refutes what the selection promises, in the laboratory, where the truth is known.
 
-    python benchmarks/selection_proof.py --output results.jsonl
-    python benchmarks/selection_proof.py --summarize results.jsonl [--write]
+    python -m benchmarks.selection_proof --output results.jsonl
+    python -m benchmarks.selection_proof --summarize results.jsonl [--write]
 
 Per seed a laboratory is trained on a share of the preference data. The selection sees the rewards
 of two reward models on some prompts; the truth is then measured on other prompts, and an oracle
@@ -26,6 +26,8 @@ many of the answers.
 Every finished case is one line of the output; a rerun does those that are missing. Everything
 below was frozen by looking at seeds 0 and 1 alone. Beside it is shown what an order of candidates
 by the scoring reward model alone would have chosen; no promise is judged by that.
+
+Needs: two CPU cores. Takes: hours; every finished case is kept.
 """
 
 from __future__ import annotations
@@ -33,14 +35,12 @@ from __future__ import annotations
 import argparse
 import json
 import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.proof_case import CONTROLS, Case, Frozen, measure_case
 from benchmarks.proof_summary import record, render
 from expo_ray.checkpoints import atomic_write_json, atomic_write_text

@@ -1,6 +1,6 @@
 """Does a service grow over hours? Memory and open files of its processes under a steady load.
 
-    python benchmarks/soak.py [--minutes 60] [--rate 2] [--replicas 2] [--model CHECKPOINT]
+    python -m benchmarks.soak [--minutes 60] [--rate 2] [--replicas 2] [--model CHECKPOINT]
 
 It serves a tiny random model (or MODEL) and offers requests at a constant rate: streamed answers
 and, one time in five, what services suffer from: broken JSON, an unknown model, a prompt beyond the
@@ -8,6 +8,8 @@ context, a client that vanishes amid its stream. Printed over time: memory (RSS)
 replicas, proxy, controller and client, failures, throughput; at the end the fitted slope of each.
 
 Pass: only what is wrong is refused, no process has ended, and nothing grows (`Trend.grows`).
+
+Needs: two CPU cores. Takes: an hour.
 """
 
 from __future__ import annotations
@@ -33,6 +35,7 @@ from expo_ray.loadtests.records import Job
 from expo_ray.loadtests.stream import Endpoint, HttpSender
 from expo_ray.serving import ModelSource, ServedModel
 from expo_ray.tables import Message
+from tests.pico import save_pair
 
 MAX_TOKENS = 16
 SETTLE_SHARE = 1 / 3
@@ -307,9 +310,6 @@ def main() -> int:
 
 
 def tiny_model(folder: Path) -> Path:
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-    from tests.pico import save_pair
-
     return save_pair(folder)[1]
 
 

@@ -1,0 +1,7 @@
+"""Measurements of the project against its floors, its promises and its peers.
+
+Run from the repository's root: `python -m benchmarks` lists them, `python -m benchmarks.NAME` runs
+one. A benchmark is a module here with a `main`, whose docstring says in its first line what it
+measures and ends with `Needs: ... Takes: ...`; there is no other place to register it. What one run
+printed is kept in `results/`.
+"""
