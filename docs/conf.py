@@ -32,12 +32,16 @@ exclude_patterns = ["_build"]
 
 html_theme = "furo"
 html_title = f"expo_ray {release}"
+html_static_path = ["_static"]
+html_css_files = ["wide.css"]
+html_show_copyright = False
 
 myst_enable_extensions = ["colon_fence", "deflist"]
 myst_heading_anchors = 3
 
 autodoc_member_order = "bysource"
 autodoc_preserve_defaults = True
+toc_object_entries_show_parents = "hide"
 python_maximum_signature_line_length = 80
 
 # Types of the standard library and of other packages: their documentation is not fetched.
