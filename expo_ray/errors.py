@@ -2,22 +2,59 @@
 
 A message says what went wrong; `where` names the file, tensor, flag or recipe key; `got` and
 `expected` the two values; `hint` the next act. The command line prints them in that order and
-`--json` emits them as one object. Each is redacted: none holds a secret. What does not belong
-here: retries, logging, exit itself.
+`--json` emits them as one object. Each is redacted: none holds a secret. A setting is named by
+`setting`, so that whoever gave it reads the name by which he gave it: `--max-shard-size`,
+`extrapolation.max_shard_size` in a recipe, `max_shard_size=` in Python. What does not belong here:
+retries, logging, exit itself.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import re
+from collections.abc import Callable, Iterator, Sequence
 from typing import ClassVar
 
 from expo_ray.redaction import redacted
 
 _NUM_NAMED = 5
+_TEXTS = ("message", "where", "got", "expected", "hint")
+# Control characters stand around a setting's name (and value): no text of ours has them.
+_SETTING = re.compile("\x02(\\w+)(?:=([^\x03]*))?\x03")
+
+Spelling = Callable[[str, str | None], str | None]
+"""Takes the name of an argument in Python, and perhaps its value; returns what a user of another
+way in writes for it, None where that way has no such setting."""
+
+
+def setting(name: str, value: object = None) -> str:
+    """Name a setting inside a text of an error.
+
+    Args:
+        name: Of the argument in Python.
+        value: What it is, or should be, set to.
+    """
+    return f"\x02{name}\x03" if value is None else f"\x02{name}={value}\x03"
+
+
+@contextlib.contextmanager
+def spelled(spelling: Spelling) -> Iterator[None]:
+    """Let errors that leave this block name settings in the way of its caller."""
+    try:
+        yield
+    except ExpoError as error:
+        error.spell(spelling)
+        raise
+
+
+def _in_python(text: str) -> str:
+    return _SETTING.sub(lambda found: f"{found[1]}={found[2] or ''}", text)
 
 
 class ExpoError(Exception):
     """Base of every deliberate error.
+
+    Each text may name settings, see `setting`; it has their names in Python until it is spelled.
 
     Args:
         message: What went wrong, one sentence without a full stop at the end.
@@ -29,6 +66,11 @@ class ExpoError(Exception):
 
     kind: ClassVar[str] = "error"
     exit_code: ClassVar[int] = 1
+    message: str
+    where: str | None
+    got: str | None
+    expected: str | None
+    hint: str | None
 
     def __init__(
         self,
@@ -39,12 +81,30 @@ class ExpoError(Exception):
         expected: object = None,
         hint: str | None = None,
     ) -> None:
-        self.message = redacted(message)
+        self._marked: dict[str, str] = {}
+        for name, text in zip(_TEXTS, (message, where, got, expected, hint), strict=True):
+            self.tell(name, _text(text))
         super().__init__(self.message)
-        self.where = _text(where)
-        self.got = _text(got)
-        self.expected = _text(expected)
-        self.hint = _text(hint)
+
+    def tell(self, name: str, text: str | None) -> None:
+        """Set a text, which may name settings."""
+        if text is not None and _SETTING.search(text):
+            self._marked[name] = text
+            text = _in_python(text)
+        setattr(self, name, text)
+
+    def told(self, name: str) -> str | None:
+        """Return a text that still marks the settings which it names."""
+        text: str | None = getattr(self, name)
+        marked = self._marked.get(name, "")
+        return marked if _in_python(marked) == text else text
+
+    def spell(self, spelling: Spelling) -> None:
+        """Name settings in another way than Python's; those that it does not have stay."""
+        for name in _TEXTS:
+            text = self.told(name)
+            if text is not None:
+                self.tell(name, _SETTING.sub(lambda m: spelling(m[1], m[2]) or m[0], text))
 
     def __str__(self) -> str:
         parts = [self.message]
@@ -59,7 +119,7 @@ class ExpoError(Exception):
         # Ray pickles errors between processes; keyword-only arguments need this.
         return (
             _rebuild,
-            (type(self), self.message, self.where, self.got, self.expected, self.hint),
+            (type(self), *(self.told(name) for name in _TEXTS)),
         )
 
     def as_dict(self) -> dict[str, str | None]:

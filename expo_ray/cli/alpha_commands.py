@@ -7,7 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from expo_ray.cli.session import JsonFlag, QuietFlag, Session, VerboseFlag, key_value_table
+from expo_ray.cli.model_options import add_command
+from expo_ray.cli.session import OutputFlags, Session, key_value_table
 
 app = typer.Typer(
     help="See or change alpha of a running service.",
@@ -15,33 +16,34 @@ app = typer.Typer(
     no_args_is_help=True,
 )
 
-Url = Annotated[str, typer.Option(help="URL of the service, as serve printed it.")]
+Url = Annotated[str, typer.Option(metavar="URL", help="URL of the service, as serve printed it.")]
 ApiKeyEnv = Annotated[
-    str | None, typer.Option(help="Environment variable that holds the service's API key.")
+    str | None,
+    typer.Option(metavar="NAME", help="Environment variable that holds the service's API key."),
 ]
 
 
-@app.command("set")
 def set_(
     url: Url,
     alpha: Annotated[
         str | None,
-        typer.Argument(
-            help="The new alpha; 0 is the aligned model. Negative: after `--`. Beside rules: for "
-            "tensors without a rule."
-        ),
+        typer.Argument(help="The new alpha; 0 is the aligned model. Negative: after `--`."),
     ] = None,
     alpha_rules: Annotated[
         Path | None,
-        typer.Option(help="YAML file that gives parts of the model their own alpha."),
+        typer.Option(help="YAML: an alpha for each part of the model; ALPHA is of the rest."),
     ] = None,
     api_key_env: ApiKeyEnv = None,
     drain_seconds: Annotated[
-        float, typer.Option(min=0.001, help="How long requests inside may take to finish.")
+        float,
+        typer.Option(
+            min=0.001,
+            metavar="SECONDS",
+            help="How long requests inside may take to finish.",
+        ),
     ] = 300.0,
-    json_output: JsonFlag = False,
-    verbose: VerboseFlag = False,
-    quiet: QuietFlag = False,
+    *,
+    shown: OutputFlags,
 ) -> None:
     """Bring all replicas of a service to another alpha, or to rules for its parts, in place.
 
@@ -53,7 +55,7 @@ def set_(
     from expo_ray.credentials import read_api_key
     from expo_ray.serving import set_alpha
 
-    with Session(json_output=json_output, verbose=verbose, quiet=quiet) as session:
+    with Session(**shown) as session:
         state = set_alpha(
             alpha,
             alpha_rules=alpha_rules,
@@ -64,13 +66,11 @@ def set_(
         _emit(session, state)
 
 
-@app.command()
 def show(
     url: Url,
     api_key_env: ApiKeyEnv = None,
-    json_output: JsonFlag = False,
-    verbose: VerboseFlag = False,
-    quiet: QuietFlag = False,
+    *,
+    shown: OutputFlags,
 ) -> None:
     """Show the current alpha of a service, and what every replica holds.
 
@@ -79,7 +79,7 @@ def show(
     from expo_ray.credentials import read_api_key
     from expo_ray.serving import get_alpha
 
-    with Session(json_output=json_output, verbose=verbose, quiet=quiet) as session:
+    with Session(**shown) as session:
         _emit(session, get_alpha(url=url, api_key=read_api_key(api_key_env)))
 
 
@@ -88,3 +88,7 @@ def _emit(session: Session, state: dict[str, Any]) -> None:
     facts = {key: value for key, value in state.items() if key not in hidden}
     facts["replicas"] = len(state["replicas"])
     session.emit(state, lambda console: console.print(key_value_table(facts)))
+
+
+add_command(app, set_, name="set")
+add_command(app, show)

@@ -13,36 +13,41 @@ from expo_ray.cli.checkpoint_results import (
     render_inspection,
     render_verification,
 )
-from expo_ray.cli.session import InlineAddress, JsonFlag, QuietFlag, Session, VerboseFlag
+from expo_ray.cli.model_options import add_command
+from expo_ray.cli.session import InlineAddress, OutputFlags, Session
 
 Initial = Annotated[
-    str, typer.Argument(help="theta0, the SFT checkpoint: a path, s3://, gs://, hf:// or a Hub id.")
+    str, typer.Argument(help="theta0, the SFT checkpoint: path, s3://, gs://, hf:// or Hub id.")
 ]
 Aligned = Annotated[
     str,
     typer.Argument(
-        help="theta1, the DPO or RLHF checkpoint; or the folder of a LoRA adapter on INITIAL "
-        "(ADAPTER#base=BASE where it belongs to another model)."
+        help="theta1, the DPO or RLHF checkpoint, or a LoRA adapter on INITIAL "
+        "(ADAPTER#base=BASE: on another model)."
     ),
 ]
 ExtraTensors = Annotated[
     list[str] | None,
     typer.Option(
-        metavar="copy:PATTERN",
-        help="Let tensors pass that one side lacks, by a glob of their names; repeat for several. "
-        "ALIGNED's are copied, INITIAL's are left out. Known buffers (inv_freq, masks) need none.",
+        metavar="copy:GLOB",
+        help="Let tensors pass that one side lacks: ALIGNED's are copied, INITIAL's left out; may "
+        "repeat.",
+        rich_help_panel="Pairs that differ",
     ),
 ]
 PANEL = "Checkpoints"
+_DELTA = "What is written"
+_PAIR = "Pairs that differ"
+_PLAN = "Plan and publish"
 
 
 def register(app: typer.Typer) -> None:
     """Add this module's commands to the tree."""
-    app.command(rich_help_panel=PANEL)(extrapolate)
-    app.command(rich_help_panel=PANEL)(verify)
-    app.command(name="inspect", rich_help_panel=PANEL)(inspect_)
-    app.command(rich_help_panel=PANEL)(diagnose)
-    app.command(rich_help_panel=PANEL)(doctor)
+    add_command(app, extrapolate, panel=PANEL)
+    add_command(app, verify, panel=PANEL)
+    add_command(app, inspect_, name="inspect", panel=PANEL)
+    add_command(app, diagnose, panel=PANEL)
+    add_command(app, doctor, panel=PANEL)
 
 
 def extrapolate(
@@ -54,94 +59,120 @@ def extrapolate(
         typer.Option(
             "--alpha",
             "-a",
-            help="How far beyond ALIGNED, in units of delta; repeat for several checkpoints "
-            "from one read (OUTPUT/alpha-0.3/, ...). Negative values interpolate. "
-            "Beside --alpha-rules: the alpha of tensors without a rule.",
+            help="How far beyond ALIGNED, in units of delta; may repeat: OUTPUT/alpha-0.3/, ... "
+            "from one read.",
         ),
     ] = None,
     alpha_rules: Annotated[
         str | None,
         typer.Option(
             metavar="FILE",
-            help="YAML list of rules, the first match wins: "
-            "{match: GLOB, alpha: A}, or {match: GLOB, alpha: {first: A, last: B}} by depth. "
-            "Every tensor needs a rule (or --alpha), every rule a tensor.",
+            help="YAML: an alpha for each part of the model; --alpha is of the rest.",
         ),
     ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print tasks, bytes and memory; write nothing.")
+    ] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace what another request left in OUTPUT.")
+    ] = False,
     output_dtype: Annotated[
-        str, typer.Option(help="auto (each tensor's own), bfloat16, float16 or float32.")
-    ] = "auto",
-    max_shard_size: Annotated[str, typer.Option(help="Largest output file.")] = "5GB",
-    vocab_policy: Annotated[
         str,
         typer.Option(
-            help="Where vocabularies differ: refuse; common-rows (each token from its own row of "
-            "INITIAL, by the tokenizers' strings; tokens and rows that only ALIGNED has are "
-            "copied); copy-aligned (these tensors are copied)."
+            metavar="DTYPE",
+            help="auto (each tensor's own), bfloat16, float16 or float32.",
+            rich_help_panel=_DELTA,
         ),
-    ] = "refuse",
-    transform: Annotated[
+    ] = "auto",
+    max_shard_size: Annotated[
+        str,
+        typer.Option(metavar="SIZE", help="Largest output file.", rich_help_panel=_DELTA),
+    ] = "5GB",
+    transforms: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="NAME:KEY=VALUE",
-            help="Transform delta first, in the order given: magnitude:keep=0.2 (largest entries), "
-            "dare:drop=0.9,seed=1 (random drop, rescaled), svd:rank=16, clip:norm=0.1.",
+            "--transform",
+            metavar="NAME:K=V",
+            help="Transform delta first, in the order given: magnitude:keep=0.2, "
+            "dare:drop=0.9,seed=1, svd:rank=16, clip:norm=0.1.",
+            rich_help_panel=_DELTA,
         ),
     ] = None,
     onto: Annotated[
         str | None,
         typer.Option(
             metavar="BASE",
-            help="Add alpha * (ALIGNED - INITIAL) to this checkpoint of the same family instead of "
-            "to ALIGNED; names, dtypes, config and tokenizer are then those of BASE.",
+            help="Add alpha * delta to this checkpoint of the same family instead of ALIGNED.",
+            rich_help_panel=_DELTA,
         ),
     ] = None,
+    allow_overflow: Annotated[
+        bool,
+        typer.Option(
+            "--allow-overflow",
+            help="Go on where the result overflows its dtype.",
+            rich_help_panel=_DELTA,
+        ),
+    ] = False,
+    vocab_policy: Annotated[
+        str,
+        typer.Option(
+            metavar="POLICY",
+            help="Where vocabularies differ: refuse, common-rows (token by token) or copy-aligned.",
+            rich_help_panel=_PAIR,
+        ),
+    ] = "refuse",
     extra_tensors: ExtraTensors = None,
+    allow_nonfinite: Annotated[
+        bool,
+        typer.Option(
+            "--allow-nonfinite",
+            help="Go on where an input holds NaN or infinity.",
+            rich_help_panel=_PAIR,
+        ),
+    ] = False,
+    nodes: Annotated[
+        int | None,
+        typer.Option(
+            help="With --dry-run: estimate the time on so many nodes.", rich_help_panel=_PLAN
+        ),
+    ] = None,
+    node_bandwidth: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SIZE",
+            help="With --nodes: bytes a node reads and writes per second, such as 2GB.",
+            rich_help_panel=_PLAN,
+        ),
+    ] = None,
     export_mergekit: Annotated[
         str | None,
         typer.Option(
             metavar="FILE",
-            help="Also write the plan as a mergekit configuration (task_arithmetic); "
-            "with --dry-run only that.",
+            help="Also write the plan for mergekit; with --dry-run only that.",
+            rich_help_panel=_PLAN,
         ),
     ] = None,
     push_to: Annotated[
         str | None,
         typer.Option(
             metavar="HUB_ID",
-            help="Then upload to the Hub, in one commit, with a model card that names parents and "
-            "alpha; several alphas go to HUB_ID-alpha-0.3, ... Needs HF_TOKEN; a rerun sends "
-            "only what is missing.",
+            help="Then upload to the Hub with a model card; several alphas go to "
+            "HUB_ID-alpha-0.3, ...",
+            rich_help_panel=_PLAN,
         ),
     ] = None,
     private: Annotated[
-        bool, typer.Option("--private", help="With --push-to: make the repository private.")
-    ] = False,
-    allow_nonfinite: Annotated[
-        bool, typer.Option("--allow-nonfinite", help="Go on where an input holds NaN or infinity.")
-    ] = False,
-    allow_overflow: Annotated[
-        bool, typer.Option("--allow-overflow", help="Go on where the result overflows its dtype.")
-    ] = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print tasks, bytes and memory; write nothing.")
-    ] = False,
-    nodes: Annotated[
-        int | None, typer.Option(help="With --dry-run: estimate the time on so many nodes.")
-    ] = None,
-    node_bandwidth: Annotated[
-        str | None,
+        bool,
         typer.Option(
-            metavar="SIZE", help="With --nodes: bytes a node reads and writes per second, as 2GB."
+            "--private",
+            help="With --push-to: make the repository private.",
+            rich_help_panel=_PLAN,
         ),
-    ] = None,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace what another request left in OUTPUT.")
     ] = False,
     address: InlineAddress = None,
-    json_output: JsonFlag = False,
-    verbose: VerboseFlag = False,
-    quiet: QuietFlag = False,
+    *,
+    shown: OutputFlags,
 ) -> None:
     """Write ALIGNED + alpha * (ALIGNED - INITIAL) as a loadable checkpoint.
 
@@ -156,7 +187,7 @@ def extrapolate(
     """
     from expo_ray.extrapolation import extrapolate as run_extrapolate
 
-    with Session(json_output=json_output, verbose=verbose, quiet=quiet) as session:
+    with Session(**shown) as session:
         result = run_extrapolate(
             initial,
             aligned,
@@ -166,7 +197,7 @@ def extrapolate(
             output_dtype=output_dtype,
             max_shard_size=max_shard_size,
             vocab_policy=vocab_policy,
-            transforms=transform or (),
+            transforms=transforms or (),
             onto=onto,
             extra_tensors=extra_tensors or (),
             export_mergekit=export_mergekit,
@@ -187,21 +218,21 @@ def extrapolate(
 def verify(
     output: Annotated[str, typer.Argument(help="A checkpoint that extrapolate wrote.")],
     initial: Annotated[
-        str | None, typer.Option(help="Where INITIAL lies now, if it was moved.")
+        str | None, typer.Option(metavar="MODEL", help="Where INITIAL lies now, if it was moved.")
     ] = None,
     aligned: Annotated[
-        str | None, typer.Option(help="Where ALIGNED lies now, if it was moved.")
+        str | None, typer.Option(metavar="MODEL", help="Where ALIGNED lies now, if it was moved.")
     ] = None,
     onto: Annotated[
-        str | None, typer.Option(help="Where the BASE of --onto lies now, if it was moved.")
+        str | None,
+        typer.Option(metavar="MODEL", help="Where the BASE of --onto lies now, if it was moved."),
     ] = None,
     sha256: Annotated[
         bool, typer.Option("--sha256", help="Print what sha256sum would, for every file.")
     ] = False,
     address: InlineAddress = None,
-    json_output: JsonFlag = False,
-    verbose: VerboseFlag = False,
-    quiet: QuietFlag = False,
+    *,
+    shown: OutputFlags,
 ) -> None:
     """Recompute a written checkpoint from its inputs and compare bit for bit.
 
@@ -211,7 +242,7 @@ def verify(
     """
     from expo_ray.extrapolation import verify as run_verify
 
-    with Session(json_output=json_output, verbose=verbose, quiet=quiet) as session:
+    with Session(**shown) as session:
         result = run_verify(
             output,
             initial=initial,
@@ -226,9 +257,8 @@ def verify(
 
 def inspect_(
     checkpoint: Annotated[str, typer.Argument(help="A path, URI or Hub id.")],
-    json_output: JsonFlag = False,
-    verbose: VerboseFlag = False,
-    quiet: QuietFlag = False,
+    *,
+    shown: OutputFlags,
 ) -> None:
     """Show what a checkpoint holds, from its headers alone.
 
@@ -236,10 +266,11 @@ def inspect_(
     """
     from expo_ray.extrapolation import inspect_checkpoint
 
-    with Session(json_output=json_output, verbose=verbose, quiet=quiet) as session:
+    with Session(**shown) as session:
         result = inspect_checkpoint(checkpoint).as_dict()
         session.emit(
-            result, lambda console: render_inspection(console, result, every_tensor=verbose)
+            result,
+            lambda console: render_inspection(console, result, every_tensor="verbose" in shown),
         )
 
 
@@ -251,9 +282,8 @@ def diagnose(
     ] = False,
     extra_tensors: ExtraTensors = None,
     address: InlineAddress = None,
-    json_output: JsonFlag = False,
-    verbose: VerboseFlag = False,
-    quiet: QuietFlag = False,
+    *,
+    shown: OutputFlags,
 ) -> None:
     """Say whether a pair is fit for extrapolation: how large delta is, and where.
 
@@ -264,7 +294,7 @@ def diagnose(
     """
     from expo_ray.extrapolation import diagnose as run_diagnose
 
-    with Session(json_output=json_output, verbose=verbose, quiet=quiet) as session:
+    with Session(**shown) as session:
         result = run_diagnose(
             initial,
             aligned,
@@ -272,7 +302,10 @@ def diagnose(
             address=address,
             progress=session.progress,
         ).as_dict()
-        session.emit(result, lambda console: render_diagnosis(console, result, every_layer=verbose))
+        session.emit(
+            result,
+            lambda console: render_diagnosis(console, result, every_layer="verbose" in shown),
+        )
         if strict and not result["fit"]:
             raise typer.Exit(1)
 
@@ -286,9 +319,8 @@ def doctor(
         str | None, typer.Argument(help="A folder or prefix that every node must write to.")
     ] = None,
     address: InlineAddress = None,
-    json_output: JsonFlag = False,
-    verbose: VerboseFlag = False,
-    quiet: QuietFlag = False,
+    *,
+    shown: OutputFlags,
 ) -> None:
     """Examine every node: inputs readable, output shared, versions, disk, memory, clock.
 
@@ -298,7 +330,7 @@ def doctor(
     """
     from expo_ray.extrapolation import doctor as run_doctor
 
-    with Session(json_output=json_output, verbose=verbose, quiet=quiet) as session:
+    with Session(**shown) as session:
         result = run_doctor(
             initial, aligned, output, address=address, progress=session.progress
         ).as_dict()

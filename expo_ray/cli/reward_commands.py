@@ -7,61 +7,30 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from expo_ray.cli.options import (
+    REWARDS_PANEL,
+    AnchorsOption,
+    CacheFlag,
+    PairAligned,
+    PairInitial,
+    RewardModelOption,
+    SelfTestFlag,
+    TruncationFlag,
+)
 from expo_ray.cli.session import (
     AddressOption,
-    JsonFlag,
-    QuietFlag,
+    OutputFlags,
     Session,
-    VerboseFlag,
     key_value_table,
     new_table,
 )
 
-RewardModelOption = Annotated[
-    str,
+Replicas = Annotated[
+    int,
     typer.Option(
-        help="A checkpoint (one label, ArmoRM's or PairRM's form), implicit:beta=0.1, or "
-        "judge:URL#model."
+        "--replicas", min=1, help="Replicas of the reward model.", rich_help_panel=REWARDS_PANEL
     ),
 ]
-InitialOption = Annotated[
-    str | None, typer.Option(help="theta0, for the implicit reward of the pair.")
-]
-AlignedOption = Annotated[
-    str | None, typer.Option(help="theta1, for the implicit reward of the pair.")
-]
-AnchorsOption = Annotated[
-    str | None,
-    typer.Option(
-        help="Preference file whose pairs the self-test must see rank right, all of them; without "
-        "it, general ones that are only counted."
-    ),
-]
-SelfTestFlag = Annotated[
-    bool,
-    typer.Option(
-        "--self-test/--no-self-test",
-        help="Test each reward model before it scores: alone against in a batch, padding, anchors. "
-        "Gains below the spread found are not called gains.",
-    ),
-]
-CacheFlag = Annotated[
-    bool,
-    typer.Option(
-        "--cache/--no-cache",
-        help="Remember scores by content, and look them up: on each node in the file "
-        "$EXPO_RAY_SCORE_CACHE, else ~/.cache/expo_ray/scores.sqlite.",
-    ),
-]
-TruncationFlag = Annotated[
-    bool,
-    typer.Option(
-        "--allow-truncation",
-        help="Leave out the beginning of chats that are longer than the reward model reads, and "
-        "mark them (column truncated); otherwise they get no reward.",
-    ),
-]
-Replicas = Annotated[int, typer.Option(min=1, help="Replicas of the reward model.")]
 
 
 def score(
@@ -70,25 +39,24 @@ def score(
         typer.Argument(help="A responses table, or a folder of them; large ones are streamed."),
     ],
     reward_model: RewardModelOption,
-    output: Annotated[str, typer.Option(help="Rewards table to write (Parquet).")],
-    initial: InitialOption = None,
-    aligned: AlignedOption = None,
+    output: Annotated[str, typer.Option(metavar="FILE", help="Rewards table to write (Parquet).")],
+    initial: PairInitial = None,
+    aligned: PairAligned = None,
     reference: Annotated[
         str | None,
         typer.Option(
-            help="For a pairwise model: the responses table to compare with, prompt by prompt; "
-            "naturally the aligned model's."
+            metavar="FILE",
+            help="For a pairwise model: the responses to compare with, naturally of ALIGNED.",
         ),
     ] = None,
     self_test: SelfTestFlag = True,
     anchors: AnchorsOption = None,
-    cache: CacheFlag = True,
+    use_cache: CacheFlag = True,
     allow_truncation: TruncationFlag = False,
-    replicas: Replicas = 1,
+    num_replicas: Replicas = 1,
     address: AddressOption = None,
-    json_output: JsonFlag = False,
-    verbose: VerboseFlag = False,
-    quiet: QuietFlag = False,
+    *,
+    shown: OutputFlags,
 ) -> None:
     """Score every response by a reward model: raw float32 scores, null where it failed.
 
@@ -99,7 +67,7 @@ def score(
     """
     from expo_ray.serving import score as run_score
 
-    with Session(json_output=json_output, verbose=verbose, quiet=quiet) as session:
+    with Session(**shown) as session:
         result = run_score(
             responses,
             reward_model=reward_model,
@@ -109,9 +77,9 @@ def score(
             reference=reference,
             self_test=self_test,
             anchors=anchors,
-            use_cache=cache,
+            use_cache=use_cache,
             allow_truncation=allow_truncation,
-            num_replicas=replicas,
+            num_replicas=num_replicas,
             address=address,
             progress=session.progress,
         )
@@ -122,20 +90,19 @@ def reward_bench(
     preferences: Annotated[
         str,
         typer.Argument(
-            help="JSONL, JSON, Parquet or CSV with chosen and rejected (texts, chats, or lists of "
-            "texts), prompt, and subset where there is one; hf://datasets/OWNER/NAME too."
+            help="JSONL, JSON, Parquet or CSV with prompt, chosen, rejected and perhaps subset; "
+            "hf://datasets/OWNER/NAME too."
         ),
     ],
     reward_model: RewardModelOption,
-    initial: InitialOption = None,
-    aligned: AlignedOption = None,
+    initial: PairInitial = None,
+    aligned: PairAligned = None,
     self_test: SelfTestFlag = True,
-    cache: CacheFlag = True,
-    replicas: Replicas = 1,
+    use_cache: CacheFlag = True,
+    num_replicas: Replicas = 1,
     address: AddressOption = None,
-    json_output: JsonFlag = False,
-    verbose: VerboseFlag = False,
-    quiet: QuietFlag = False,
+    *,
+    shown: OutputFlags,
 ) -> None:
     """How often a reward model ranks the better response above the worse one, with 95% intervals.
 
@@ -147,15 +114,15 @@ def reward_bench(
     """
     from expo_ray.evaluation import reward_bench_accuracy
 
-    with Session(json_output=json_output, verbose=verbose, quiet=quiet) as session:
+    with Session(**shown) as session:
         result = reward_bench_accuracy(
             preferences,
             reward_model=reward_model,
             initial=initial,
             aligned=aligned,
             self_test=self_test,
-            use_cache=cache,
-            num_replicas=replicas,
+            use_cache=use_cache,
+            num_replicas=num_replicas,
             address=address,
             progress=session.progress,
         )
@@ -164,19 +131,19 @@ def reward_bench(
 
 def reward_self_test(
     reward_model: RewardModelOption,
-    initial: InitialOption = None,
-    aligned: AlignedOption = None,
+    initial: PairInitial = None,
+    aligned: PairAligned = None,
     anchors: AnchorsOption = None,
-    dtype: Annotated[
+    dtypes: Annotated[
         list[str] | None,
         typer.Option(
-            help="Compute in this dtype; may repeat. (default: float32, bfloat16, float16)",
-            show_default=False,
+            "--dtype",
+            metavar="DTYPE",
+            help="Compute in this dtype; may repeat; by default float32, bfloat16 and float16.",
         ),
     ] = None,
-    json_output: JsonFlag = False,
-    verbose: VerboseFlag = False,
-    quiet: QuietFlag = False,
+    *,
+    shown: OutputFlags,
 ) -> None:
     """Test a reward model in this process: how far batching moves its scores in each dtype.
 
@@ -184,8 +151,8 @@ def reward_self_test(
     """
     from expo_ray.evaluation import reward_self_tests
 
-    with Session(json_output=json_output, verbose=verbose, quiet=quiet) as session:
-        given = {"dtypes": tuple(dtype)} if dtype else {}
+    with Session(**shown) as session:
+        given = {"dtypes": tuple(dtypes)} if dtypes else {}
         result = reward_self_tests(
             reward_model, initial=initial, aligned=aligned, anchors=anchors, **given
         )

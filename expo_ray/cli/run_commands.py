@@ -8,61 +8,53 @@ from typing import Annotated, Any
 import typer
 
 from expo_ray.cli import select_command
-from expo_ray.cli.reward_commands import CacheFlag, SelfTestFlag, reward_bench, reward_self_test
-from expo_ray.cli.select_command import (
+from expo_ray.cli.model_options import COMMON, add_command
+from expo_ray.cli.options import (
+    AlphaOption,
+    AlphaRulesOption,
+    CacheFlag,
+    DryRunFlag,
+    EngineOption,
+    InitialOption,
+    OverridesOption,
+    Replicas,
+    SelfTestFlag,
     TokensPerSecond,
-    refuse_rate_without_plan,
-    render_plan,
-    render_result,
 )
-from expo_ray.cli.serving_commands import AlphaRulesOption, EngineOption, Replicas
-from expo_ray.cli.session import (
-    AddressOption,
-    JsonFlag,
-    QuietFlag,
-    Session,
-    VerboseFlag,
-    key_value_table,
-)
+from expo_ray.cli.reward_commands import reward_bench, reward_self_test
+from expo_ray.cli.select_command import refuse_rate_without_plan, render_plan, render_result
+from expo_ray.cli.session import AddressOption, OutputFlags, Session, key_value_table
 from expo_ray.errors import ConfigError
+from expo_ray.serving.sampling import PAPER_SAMPLING, SAMPLING_PANEL
 
 PANEL = "Runs"
 
 
 def register(app: typer.Typer) -> None:
     """Add this module's commands to the tree."""
-    app.command(rich_help_panel=PANEL)(run)
-    app.command(rich_help_panel=PANEL)(submit)
-    app.command(rich_help_panel=PANEL)(select_command.select)
-    app.command(rich_help_panel=PANEL)(report)
+    for command in (run, submit, select_command.select, report):
+        add_command(app, command, panel=PANEL)
     benchmarks = typer.Typer(
         help="Published benchmarks.",
         epilog="Example: expo-ray evaluate alpaca-eval --annotations annotations.json --json",
         no_args_is_help=True,
     )
-    benchmarks.command(name="alpaca-eval")(alpaca_eval)
-    benchmarks.command(name="reward-bench")(reward_bench)
-    benchmarks.command(name="self-test")(reward_self_test)
+    add_command(benchmarks, alpaca_eval, name="alpaca-eval")
+    add_command(benchmarks, reward_bench, name="reward-bench")
+    add_command(benchmarks, reward_self_test, name="self-test")
     app.add_typer(benchmarks, name="evaluate", rich_help_panel=PANEL)
 
 
 def run(
     recipe: Annotated[Path, typer.Argument(help="A recipe; pipelines/recipes/ has examples.")],
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option("--set", help="Lay key=value over the recipe; may repeat."),
-    ] = None,
-    dry_run: Annotated[
-        bool,
-        typer.Option("--dry-run", help="Print tasks, bytes, memory, replicas, time; do nothing."),
-    ] = False,
+    overrides: OverridesOption = None,
+    dry_run: DryRunFlag = False,
     tokens_per_second: TokensPerSecond = None,
     self_test: SelfTestFlag = True,
     cache: CacheFlag = True,
     address: AddressOption = None,
-    json_output: JsonFlag = False,
-    verbose: VerboseFlag = False,
-    quiet: QuietFlag = False,
+    *,
+    shown: OutputFlags,
 ) -> None:
     """Run a whole recipe: extrapolate, serve, score, choose alpha, load-test, report.
 
@@ -75,7 +67,7 @@ def run(
     refused = {"self_test": not self_test, "cache": not cache}
     how = [f"rewarders.{key}=false" for key, off in refused.items() if off]
     overrides = [*(overrides or ()), *how]
-    with Session(json_output=json_output, verbose=verbose, quiet=quiet) as session:
+    with Session(**shown) as session:
         if dry_run:
             from expo_ray.workflow.plan import plan_run
 
@@ -89,12 +81,9 @@ def run(
 
 def submit(
     recipe: Annotated[Path, typer.Argument(help="A recipe inside the working directory.")],
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option("--set", help="Lay key=value over the recipe; may repeat."),
-    ] = None,
+    overrides: OverridesOption = None,
     working_dir: Annotated[
-        Path, typer.Option(help="Folder to upload, less what .gitignore names.")
+        Path, typer.Option(metavar="DIR", help="Folder to upload, less what .gitignore names.")
     ] = Path(),
     wait: Annotated[
         bool, typer.Option("--wait/--no-wait", help="Follow the log until the job ends.")
@@ -102,14 +91,14 @@ def submit(
     address: Annotated[
         str | None,
         typer.Option(
-            help="Job server, http://HEAD:8265. (default: RAY_API_SERVER_ADDRESS, else "
-            "RAY_ADDRESS, else the cluster of this machine)",
-            show_default=False,
+            metavar="URL",
+            help="Job server, http://HEAD:8265; by default RAY_API_SERVER_ADDRESS, else "
+            "RAY_ADDRESS, else this machine's.",
+            rich_help_panel=COMMON,
         ),
     ] = None,
-    json_output: JsonFlag = False,
-    verbose: VerboseFlag = False,
-    quiet: QuietFlag = False,
+    *,
+    shown: OutputFlags,
 ) -> None:
     """Run a whole recipe as a job of a cluster; the exit code is the job's.
 
@@ -121,7 +110,7 @@ def submit(
     """
     from expo_ray.workflow.submission import submit as submit_recipe
 
-    with Session(json_output=json_output, verbose=verbose, quiet=quiet) as session:
+    with Session(**shown) as session:
         result = submit_recipe(
             recipe,
             overrides=overrides or (),
@@ -137,9 +126,8 @@ def report(
     run_directory: Annotated[
         str, typer.Argument(help="The directory of a run, or the output of a load test.")
     ],
-    json_output: JsonFlag = False,
-    verbose: VerboseFlag = False,
-    quiet: QuietFlag = False,
+    *,
+    shown: OutputFlags,
 ) -> None:
     """Write report.html and figures/ from a run or a load test; needs no Ray and no model.
 
@@ -147,7 +135,7 @@ def report(
     """
     from expo_ray.reports import write_report
 
-    with Session(json_output=json_output, verbose=verbose, quiet=quiet) as session:
+    with Session(**shown) as session:
         path = write_report(run_directory)
         session.emit(
             {"report": str(path)}, lambda console: console.print(str(path), soft_wrap=True)
@@ -161,38 +149,43 @@ def alpaca_eval(
     annotations: Annotated[
         Path | None, typer.Option(help="A judge's annotations: compute the win rates.")
     ] = None,
-    prompts: Annotated[str | None, typer.Option(help="The 805 instructions.")] = None,
-    output: Annotated[str | None, typer.Option(help="Outputs file to write (JSON).")] = None,
-    initial: Annotated[str | None, typer.Option(help="theta0 of a live extrapolation.")] = None,
-    alpha: Annotated[float | None, typer.Option(help="alpha of a live extrapolation.")] = None,
+    prompts: Annotated[
+        str | None, typer.Option(metavar="FILE", help="The 805 instructions.")
+    ] = None,
+    output: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Outputs file to write (JSON).")
+    ] = None,
+    initial: InitialOption = None,
+    alpha: AlphaOption = None,
     alpha_rules: AlphaRulesOption = None,
     max_tokens: Annotated[
         int | None,
-        typer.Option(min=1, help="Longest response. (default: 2048)", show_default=False),
+        typer.Option(
+            min=1, help="Longest response; by default 2048.", rich_help_panel=SAMPLING_PANEL
+        ),
     ] = None,
     seed: Annotated[
-        int | None, typer.Option(min=0, help="Seed. (default: 42)", show_default=False)
+        int | None,
+        typer.Option(min=0, help="Seed of the run; by default 42.", rich_help_panel=SAMPLING_PANEL),
     ] = None,
     engine: EngineOption = "auto",
-    replicas: Replicas = 1,
+    num_replicas: Replicas = 1,
     address: AddressOption = None,
-    json_output: JsonFlag = False,
-    verbose: VerboseFlag = False,
-    quiet: QuietFlag = False,
+    *,
+    shown: OutputFlags,
 ) -> None:
     """AlpacaEval 2.0: write the outputs file for a judge, or read what a judge decided.
 
     Examples: expo-ray evaluate alpaca-eval ./expo --prompts prompts.jsonl --output outputs.json;
     expo-ray evaluate alpaca-eval --annotations annotations.json
     """
-    with Session(json_output=json_output, verbose=verbose, quiet=quiet) as session:
+    with Session(**shown) as session:
         if annotations is not None:
             from expo_ray.evaluation import alpaca_eval_metrics
 
             result: dict[str, Any] = dict(alpaca_eval_metrics(annotations))
         elif model is not None and prompts is not None and output is not None:
             from expo_ray.evaluation import alpaca_eval_outputs
-            from expo_ray.serving import PAPER_SAMPLING
 
             given = {"max_tokens": max_tokens, "seed": seed}
             changes = {name: value for name, value in given.items() if value is not None}
@@ -205,7 +198,7 @@ def alpaca_eval(
                 alpha_rules=alpha_rules,
                 engine=engine,
                 sampling=PAPER_SAMPLING.model_copy(update=changes),
-                num_replicas=replicas,
+                num_replicas=num_replicas,
                 address=address,
                 progress=session.progress,
             )

@@ -8,145 +8,129 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from expo_ray.cli.reward_commands import AnchorsOption, CacheFlag, SelfTestFlag, TruncationFlag
-from expo_ray.cli.serving_commands import (
-    EngineArgs,
+from expo_ray.cli.model_options import FlagsOf, Given
+from expo_ray.cli.options import (
+    AnchorsOption,
+    CacheFlag,
+    DryRunFlag,
+    EngineFlags,
     EngineOption,
-    MaxModelLen,
     NumPrompts,
+    Preset,
     PromptColumn,
     Prompts,
-    Stop,
-    Temperature,
-    TensorParallel,
-    TopK,
-    TopP,
+    Replicas,
+    SelfTestFlag,
+    TokensPerSecond,
+    TruncationFlag,
+    preset_sampling,
 )
 from expo_ray.cli.session import (
     AddressOption,
-    JsonFlag,
-    QuietFlag,
+    OutputFlags,
     Session,
-    VerboseFlag,
     format_bytes,
     key_value_table,
     new_table,
 )
-from expo_ray.errors import ConfigError
-from expo_ray.selection.guard_settings import FIELDS, parse_guards
-from expo_ray.serving.sampling import PAPER_SAMPLING
-
-TokensPerSecond = Annotated[
-    float | None,
-    typer.Option(
-        min=0.001,
-        help="With --dry-run: what one replica generates, for the time. (default: as measured by "
-        "earlier work in the output, else 100)",
-        show_default=False,
-    ),
-]
+from expo_ray.errors import ConfigError, setting
+from expo_ray.selection.guard_settings import parse_guards
+from expo_ray.selection.settings import SEARCH_PANEL, SelectionSettings
+from expo_ray.serving.sampling import SAMPLING_PANEL, SamplingParams
 
 
 def select(
     initial: Annotated[str, typer.Argument(help="theta0, the SFT checkpoint.")],
     aligned: Annotated[str, typer.Argument(help="theta1, the DPO or RLHF checkpoint.")],
     prompts: Prompts,
-    output: Annotated[str, typer.Option(help="Run directory.")],
-    reward_model: Annotated[
+    output: Annotated[str, typer.Option(metavar="DIR", help="Run directory.")],
+    reward_models: Annotated[
         list[str] | None,
         typer.Option(
-            help="The first scores, the others guard: a checkpoint, implicit:beta=0.1, "
-            "judge:URL#model. (default: implicit:beta=0.1)",
-            show_default=False,
+            "--reward-model",
+            metavar="MODEL",
+            help="The first scores, the others guard; by default implicit:beta=0.1.",
         ),
     ] = None,
-    alpha: Annotated[
+    alphas: Annotated[
         list[float] | None,
         typer.Option(
             "--alpha",
             "-a",
-            help="Candidate, negative ones too; may repeat. (default: 0.1 to 0.5)",
-            show_default=False,
+            help="Candidate, negative ones too; may repeat; by default 0.1 to 0.5.",
         ),
     ] = None,
-    strategy: Annotated[
-        str,
-        typer.Option(
-            help="grid: every candidate answers every prompt. expanding: go on beyond the edge "
-            "while the best lies there. bracketing: double the largest candidate, then close in "
-            "(lightly trained models). racing, alone or as expanding+racing, bracketing+racing: "
-            "drop candidates on the way that can hardly be chosen any more."
-        ),
-    ] = "grid",
-    max_alpha: Annotated[
-        float, typer.Option(help="How far expanding and bracketing may go.")
-    ] = 25.0,
-    min_alpha: Annotated[
-        float, typer.Option(help="How far backwards where nothing gains; -1 is INITIAL.")
-    ] = 0.0,
+    dry_run: DryRunFlag = False,
+    tokens_per_second: TokensPerSecond = None,
+    *,
+    search: Annotated[Given, FlagsOf(SelectionSettings)],
     adaptive: Annotated[
         int | None,
         typer.Option(
             min=2,
             metavar="TRIALS",
-            help="Once an alpha is confirmed, search one for each part of the model (attention "
-            "and MLP by depth, embeddings, norms) in so many trials, and compare the best with "
-            "the uniform alpha on held-out prompts. Needs expo-ray\\[adaptive].",
+            help="Then search an alpha for each part of the model; needs expo-ray\\[adaptive].",
+            rich_help_panel=SEARCH_PANEL,
         ),
     ] = None,
+    keep: Annotated[
+        str,
+        typer.Option(
+            metavar="WHICH",
+            help="Candidate checkpoints to keep: chosen or all.",
+            rich_help_panel=SEARCH_PANEL,
+        ),
+    ] = "chosen",
     allow_unfit: Annotated[
         bool,
         typer.Option(
             "--allow-unfit",
-            help="Evaluate a pair that `diagnose` calls unfit, such as unrelated models. (default: "
-            "the verdict is keep-aligned, and nothing is generated)",
+            help="Evaluate a pair that diagnose calls unfit; else the verdict is keep-aligned.",
+            rich_help_panel=SEARCH_PANEL,
         ),
     ] = False,
-    guard: Annotated[
+    guards: Annotated[
         list[str] | None,
         typer.Option(
-            help=f"Threshold of a guard, NAME=VALUE or NAME=off; may repeat: {', '.join(FIELDS)}."
+            "--guard",
+            metavar="K=V",
+            help="Threshold of a guard, such as length-ratio=1.5 or language-drift=off; may "
+            "repeat.",
+            rich_help_panel=SEARCH_PANEL,
         ),
     ] = None,
-    prompt_column: PromptColumn = None,
+    columns: PromptColumn = None,
     num_prompts: NumPrompts = None,
     heldout_fraction: Annotated[
-        float, typer.Option(min=0.01, max=0.99, help="Prompts that only confirm the choice.")
+        float,
+        typer.Option(
+            min=0.01,
+            max=0.99,
+            help="Share of the prompts that only confirms the choice.",
+            rich_help_panel="Prompts",
+        ),
     ] = 0.5,
-    keep: Annotated[str, typer.Option(help="Candidate checkpoints to keep: chosen or all.")] = (
-        "chosen"
-    ),
-    preset: Annotated[
-        str | None, typer.Option(help="Sampling of the method's authors: paper.")
-    ] = None,
-    temperature: Temperature = None,
-    top_p: TopP = None,
-    top_k: TopK = None,
+    preset: Preset = None,
+    sampling: Annotated[Given, FlagsOf(SamplingParams, exclude=("max_tokens", "seed"))],
     max_tokens: Annotated[
         int | None,
-        typer.Option(min=1, help="Longest response. (default: 1024)", show_default=False),
+        typer.Option(
+            min=1, help="Longest response; by default 1024.", rich_help_panel=SAMPLING_PANEL
+        ),
     ] = None,
-    num_samples: Annotated[int, typer.Option(min=1, help="Responses per prompt.")] = 1,
-    stop: Stop = None,
+    seed: Annotated[
+        int,
+        typer.Option(min=0, help="Seed of the whole run.", rich_help_panel=SAMPLING_PANEL),
+    ] = 42,
     engine: EngineOption = "auto",
-    max_model_len: MaxModelLen = None,
-    tensor_parallel_size: TensorParallel = 1,
-    engine_arg: EngineArgs = None,
-    replicas: Annotated[int, typer.Option(min=1, help="Replicas of each model.")] = 1,
-    seed: Annotated[int, typer.Option(min=0)] = 42,
+    num_replicas: Replicas = 1,
+    options: EngineFlags,
     self_test: SelfTestFlag = True,
     anchors: AnchorsOption = None,
     cache: CacheFlag = True,
     allow_truncation: TruncationFlag = False,
-    dry_run: Annotated[
-        bool,
-        typer.Option("--dry-run", help="Print tasks, bytes, memory, replicas, time; do nothing."),
-    ] = False,
-    tokens_per_second: TokensPerSecond = None,
     address: AddressOption = None,
-    json_output: JsonFlag = False,
-    verbose: VerboseFlag = False,
-    quiet: QuietFlag = False,
+    shown: OutputFlags,
 ) -> None:
     """Choose alpha by evidence; alpha 0 is always a candidate.
 
@@ -156,53 +140,35 @@ def select(
     expo-ray select ./sft ./dpo --strategy expanding+racing --num-prompts 1000 --output run
     --prompts hf://datasets/HuggingFaceH4/ultrafeedback_binarized#split=test_gen
     """
-    from expo_ray.serving import parse_engine_args
     from expo_ray.workflow.run import select as run_select
 
-    with Session(json_output=json_output, verbose=verbose, quiet=quiet) as session:
+    with Session(**shown) as session:
         if not dry_run:
             refuse_rate_without_plan(tokens_per_second)
-        given = {
-            "temperature": temperature,
-            "top_p": top_p,
-            "top_k": top_k,
-            "max_tokens": max_tokens,
-            "stop": stop or None,
-            "num_samples": num_samples,
-            "seed": seed,
-        }
-        sampling = preset_sampling(preset)
-        sampling |= {name: value for name, value in given.items() if value is not None}
+        sampling = {"max_tokens": 1024, "seed": seed} | preset_sampling(preset) | sampling
+        if max_tokens is not None:
+            sampling["max_tokens"] = max_tokens
         result = run_select(
             initial,
             aligned,
             prompts=prompts,
             output=output,
-            reward_models=reward_model or ("implicit:beta=0.1",),
+            reward_models=reward_models or ("implicit:beta=0.1",),
             anchors=anchors,
-            alphas=alpha,
+            alphas=alphas,
             heldout_fraction=heldout_fraction,
             keep=keep,
-            strategy=strategy,
-            max_alpha=max_alpha,
-            min_alpha=min_alpha,
             adaptive=adaptive,
             allow_unfit=allow_unfit,
-            guards=parse_guards(guard or ()),
-            columns={} if prompt_column is None else {"prompt": prompt_column},
+            guards=parse_guards(guards or ()),
+            columns={} if columns is None else {"prompt": columns},
             num_prompts=num_prompts,
             settings={
                 "seed": seed,
                 "sampling": sampling,
-                "generators": {
-                    "engine": engine,
-                    "num_replicas": replicas,
-                    "max_model_len": max_model_len,
-                    "tensor_parallel_size": tensor_parallel_size,
-                    "engine_args": parse_engine_args(engine_arg or ()),
-                },
+                "generators": {"engine": engine, "num_replicas": num_replicas, **options},
                 "rewarders": {
-                    "num_replicas": replicas,
+                    "num_replicas": num_replicas,
                     "self_test": self_test,
                     "cache": cache,
                     "allow_truncation": allow_truncation,
@@ -212,18 +178,10 @@ def select(
             tokens_per_second=tokens_per_second,
             address=address,
             progress=session.progress,
+            **search,
         )
         render = render_plan if dry_run else render_result
         session.emit(result, lambda console: render(console, result))
-
-
-def preset_sampling(preset: str | None) -> dict[str, Any]:
-    """Return the sampling settings of a preset, or the defaults of `select`."""
-    if preset is None:
-        return {"max_tokens": 1024}
-    if preset != "paper":
-        raise ConfigError("unknown preset", where="--preset", got=preset, expected="paper")
-    return PAPER_SAMPLING.model_dump(exclude={"num_samples", "seed"})
 
 
 def render_result(console: Console, result: dict[str, Any]) -> None:
@@ -278,7 +236,7 @@ def refuse_rate_without_plan(tokens_per_second: float | None) -> None:
     if tokens_per_second is not None:
         raise ConfigError(
             "a rate has no effect on a run",
-            where="--tokens-per-second",
+            where=setting("tokens_per_second"),
             got=tokens_per_second,
-            hint="leave it out, or add --dry-run",
+            hint=f"leave it out, or add {setting('dry_run', True)}",
         )

@@ -10,10 +10,10 @@ import json
 import logging
 import sys
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 import typer
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, Field
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -31,35 +31,48 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+from expo_ray.cli.model_options import COMMON, FlagsOf, Given
 from expo_ray.cli.terminal import PlainConsole
 from expo_ray.cli.told import Told
-from expo_ray.errors import ConfigError, ExpoError
+from expo_ray.errors import ExpoError
+from expo_ray.flags import Flag
 from expo_ray.progress import NullProgress, ProgressBar
 from expo_ray.redaction import RedactingFormatter
 
 SCHEMA_VERSION = 1
-Settings = TypeVar("Settings", bound=BaseModel)
 
-JsonFlag = Annotated[
-    bool, typer.Option("--json", help="One JSON object on stdout; logs and progress on stderr.")
-]
-VerboseFlag = Annotated[bool, typer.Option("--verbose", "-v", help="Show what is being done.")]
-QuietFlag = Annotated[bool, typer.Option("--quiet", "-q", help="No progress: result and errors.")]
+
+class _Output(BaseModel):
+    json_output: Annotated[bool, Flag(name="--json", panel=COMMON)] = Field(
+        False, description="One JSON object on stdout; logs and progress on stderr."
+    )
+    verbose: Annotated[bool, Flag(short="-v", panel=COMMON)] = Field(
+        False, description="Show what is being done."
+    )
+    quiet: Annotated[bool, Flag(short="-q", panel=COMMON)] = Field(
+        False, description="No progress: result and errors."
+    )
+
+
+OutputFlags = Annotated[Given, FlagsOf(_Output)]
+"""What a `Session` takes."""
 AddressOption = Annotated[
     str | None,
     typer.Option(
         "--address",
-        help="Ray cluster: local, auto, host:port. (default: RAY_ADDRESS, else local)",
-        show_default=False,
+        metavar="RAY",
+        help="Ray cluster: local, auto or host:port; by default RAY_ADDRESS, else local.",
+        rich_help_panel=COMMON,
     ),
 ]
 InlineAddress = Annotated[
     str | None,
     typer.Option(
         "--address",
-        help="Ray cluster: local, auto, host:port; inline = this process, without Ray. "
-        "(default: RAY_ADDRESS, else local)",
-        show_default=False,
+        metavar="RAY",
+        help="Ray cluster: local, auto or host:port; inline: this process, without Ray. By default "
+        "RAY_ADDRESS, else local.",
+        rich_help_panel=COMMON,
     ),
 ]
 
@@ -145,7 +158,9 @@ class Session:
         quiet: No progress and no warnings on stderr, errors only.
     """
 
-    def __init__(self, *, json_output: bool, verbose: bool = False, quiet: bool = False) -> None:
+    def __init__(
+        self, *, json_output: bool = False, verbose: bool = False, quiet: bool = False
+    ) -> None:
         self.json_output = json_output
         self.stdout = PlainConsole(sys.stdout)
         self.stderr = PlainConsole(sys.stderr)
@@ -195,20 +210,6 @@ def print_error(error: ExpoError, *, json_output: bool) -> None:
             # What goes on in a second line must not look like a line of ours.
             shown = value.replace("\n", "\n    ")
             console.print(Text.assemble((f"  {label}: ", "dim"), shown), soft_wrap=True)
-
-
-def from_flags(settings: type[Settings], values: Mapping[str, Any]) -> Settings:
-    """Build settings from flags of the same names.
-
-    Raises:
-        ConfigError: Names the first flag whose value is out of range.
-    """
-    try:
-        return settings(**values)
-    except ValidationError as error:
-        first = error.errors()[0]
-        flag = f"--{str(first['loc'][0]).replace('_', '-')}" if first["loc"] else None
-        raise ConfigError(first["msg"], where=flag, got=first["input"]) from error
 
 
 def key_value_table(rows: Mapping[str, object], *, title: str | None = None) -> Table:

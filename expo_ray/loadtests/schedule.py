@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import numpy as np
 
-Arrivals = Literal["poisson", "constant", "gamma"]
+from expo_ray.loadtests.options import Arrivals
 
 
 def arrival_seconds(

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from expo_ray.flags import Flag
+
+SEARCH_PANEL = "Which alphas are tried"
 Strategy = Literal[
     "grid",
     "racing",
@@ -42,9 +45,10 @@ class SelectionSettings(BaseModel):
         description="Seed of the bootstrap; the same tables and seed give the same selection.",
     )
 
-    strategy: Strategy = Field(
+    strategy: Annotated[Strategy, Flag(panel=SEARCH_PANEL, metavar="NAME")] = Field(
         default="grid",
-        description="Which alphas are tried, on how many prompts. `grid`: the given ones, on "
+        description="Which alphas are tried: grid, expanding, bracketing, racing, "
+        "expanding+racing or bracketing+racing. `grid`: the given ones, on "
         "all prompts. `expanding`: beyond the edge of the grid while the best lies "
         "on it. `bracketing`: doubling, then halving the bracket, for lightly "
         "trained models. `racing`, alone or after a plus sign: candidates that can "
@@ -53,14 +57,14 @@ class SelectionSettings(BaseModel):
         "confirmed, and of no other.",
     )
 
-    max_alpha: float = Field(
+    max_alpha: Annotated[float, Flag(panel=SEARCH_PANEL)] = Field(
         default=25.0,
         gt=0,
-        description="How far expanding and bracketing may go: the largest useful alpha in the "
-        "paper.",
+        description="How far expanding and bracketing may go. 25 is the largest useful alpha "
+        "in the paper.",
     )
 
-    min_alpha: float = Field(
+    min_alpha: Annotated[float, Flag(panel=SEARCH_PANEL)] = Field(
         default=0.0,
         le=0,
         description="How far they may go backwards where nothing gains; -1 is the initial "

@@ -6,6 +6,9 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from expo_ray.flags import Flag
+
+SAMPLING_PANEL = "Sampling"
 StopText = Annotated[str, Field(min_length=1)]
 
 
@@ -14,30 +17,36 @@ class SamplingParams(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=False, allow_inf_nan=False)
 
-    temperature: float = Field(default=0.7, ge=0, description="0 is greedy.")
-    top_p: float = Field(
-        default=0.9, gt=0, le=1, description="Smallest set of tokens with this share; 1 takes all."
+    temperature: Annotated[float, Flag(panel=SAMPLING_PANEL)] = Field(
+        0.7, ge=0, description="0 is greedy."
     )
-    top_k: int = Field(default=50, ge=0, description="Only the k likeliest tokens; 0 takes all.")
-    max_tokens: int = Field(
-        default=512,
-        ge=1,
-        description="Longest response; less where the model's context ends before.",
+    top_p: Annotated[float, Flag(panel=SAMPLING_PANEL)] = Field(
+        0.9, gt=0, le=1, description="Smallest set of tokens with this share; 1 takes all."
     )
-    stop: tuple[StopText, ...] = Field(
-        default=(), description="Texts that end a response, left out."
+    top_k: Annotated[int, Flag(panel=SAMPLING_PANEL)] = Field(
+        50, ge=0, description="Only the k likeliest tokens; 0 takes all."
+    )
+    max_tokens: Annotated[int, Flag(panel=SAMPLING_PANEL)] = Field(
+        512, ge=1, description="Longest response; less where the model's context ends before."
+    )
+    stop: Annotated[tuple[StopText, ...], Flag(panel=SAMPLING_PANEL, repeats=True)] = Field(
+        (), description="Text that ends a response, left out; may repeat."
     )
     presence_penalty: float = Field(
-        default=0.0,
-        ge=-2,
-        le=2,
-        description="Taken once off a token that the response has already.",
+        0.0, ge=-2, le=2, description="Taken once off a token that the response has already."
     )
     frequency_penalty: float = Field(
-        default=0.0, ge=-2, le=2, description="Taken off a token as often as the response has it."
+        0.0,
+        ge=-2,
+        le=2,
+        description="Taken off a token as often as the response has it.",
     )
-    num_samples: int = Field(default=1, ge=1, description="Responses per prompt.")
-    seed: int = Field(default=42, ge=0, description="Seed of the run; each row derives its own.")
+    num_samples: Annotated[int, Flag(panel=SAMPLING_PANEL)] = Field(
+        1, ge=1, description="Responses per prompt."
+    )
+    seed: Annotated[int, Flag(panel=SAMPLING_PANEL)] = Field(
+        42, ge=0, description="Seed of the run; each row derives its own."
+    )
 
 
 PAPER_SAMPLING = SamplingParams(

@@ -2,44 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Sequence
+from typing import Annotated, Any
 
-from expo_ray.errors import ConfigError
+from pydantic import BaseModel, ConfigDict, Field
+
+from expo_ray.errors import ConfigError, setting
+from expo_ray.flags import Flag
 from expo_ray.json_text import parse_json
 
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class EngineOptions:
-    """Settings of an engine beyond the defaults."""
-
-    max_model_len: int | None = None
-    """Tokens of prompt and response together; None takes the model's own context."""
-    tensor_parallel_size: int = 1
-    """Devices that share each layer (vLLM)."""
-    engine_args: Mapping[str, Any] = field(default_factory=dict)
-    """vLLM's own engine arguments, by their Python names."""
-
-    @property
-    def num_workers(self) -> int:
-        """How many devices a replica takes."""
-        sizes = {"tensor_parallel_size": self.tensor_parallel_size, **self.engine_args}
-        return int(sizes["tensor_parallel_size"]) * int(sizes.get("pipeline_parallel_size", 1))
-
-    def require_none_for(self, engine: str) -> None:
-        """Check that nothing is set that an engine without such settings would ignore.
-
-        Raises:
-            ConfigError: Something is.
-        """
-        if self.engine_args or self.tensor_parallel_size != 1:
-            raise ConfigError(
-                f"the {engine} engine has no such settings",
-                where="--engine-arg, --tensor-parallel-size",
-                got=f"{dict(self.engine_args)}, tensor_parallel_size={self.tensor_parallel_size}",
-                hint="choose --engine vllm, or leave them out",
-            )
+ENGINE_PANEL = "Engine"
 
 
 def parse_engine_args(pairs: Sequence[str]) -> dict[str, Any]:
@@ -56,7 +28,10 @@ def parse_engine_args(pairs: Sequence[str]) -> dict[str, Any]:
         name, equals, text = pair.partition("=")
         if not equals or not name.strip():
             raise ConfigError(
-                "not an engine argument", where="--engine-arg", got=pair, expected="name=value"
+                "not an engine argument",
+                where=setting("engine_args"),
+                got=pair,
+                expected="name=value",
             )
         try:
             value = parse_json(text)
@@ -64,3 +39,49 @@ def parse_engine_args(pairs: Sequence[str]) -> dict[str, Any]:
             value = {"True": True, "False": False, "None": None}.get(text, text)
         found[name.strip().lstrip("-").replace("-", "_")] = value
     return found
+
+
+class EngineOptions(BaseModel):
+    """Settings of an engine beyond the defaults."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    max_model_len: Annotated[int | None, Flag(panel=ENGINE_PANEL)] = Field(
+        None, ge=1, description="Tokens of prompt and response; by default the model's context."
+    )
+    tensor_parallel_size: Annotated[int, Flag(panel=ENGINE_PANEL)] = Field(
+        1, ge=1, description="Devices that share each layer (vllm only)."
+    )
+    engine_args: Annotated[
+        dict[str, Any],
+        Flag(
+            name="--engine-arg",
+            panel=ENGINE_PANEL,
+            metavar="K=V",
+            parse=parse_engine_args,
+            repeats=True,
+        ),
+    ] = Field(
+        default_factory=dict,
+        description="vLLM's own engine arguments, such as pipeline_parallel_size=2; may repeat.",
+    )
+
+    @property
+    def num_workers(self) -> int:
+        """How many devices a replica takes."""
+        sizes = {"tensor_parallel_size": self.tensor_parallel_size, **self.engine_args}
+        return int(sizes["tensor_parallel_size"]) * int(sizes.get("pipeline_parallel_size", 1))
+
+    def require_none_for(self, engine: str) -> None:
+        """Check that nothing is set that an engine without such settings would ignore.
+
+        Raises:
+            ConfigError: Something is.
+        """
+        if self.engine_args or self.tensor_parallel_size != 1:
+            raise ConfigError(
+                f"the {engine} engine has no such settings",
+                where=f"{setting('engine_args')}, {setting('tensor_parallel_size')}",
+                got=f"{self.engine_args}, tensor_parallel_size={self.tensor_parallel_size}",
+                hint=f"choose {setting('engine', 'vllm')}, or leave them out",
+            )

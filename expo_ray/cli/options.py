@@ -1,0 +1,161 @@
+"""Flags that several commands have in common."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from expo_ray.cli.model_options import FlagsOf, Given
+from expo_ray.errors import ConfigError, setting
+from expo_ray.serving.engines.options import ENGINE_PANEL, EngineOptions
+from expo_ray.serving.sampling import PAPER_SAMPLING, SAMPLING_PANEL
+
+_PROMPTS = "Prompts"
+Model = Annotated[
+    str,
+    typer.Argument(
+        help="A checkpoint: path, s3://, gs://, hf://, Hub id or LoRA adapter; with --initial, the "
+        "aligned one."
+    ),
+]
+Prompts = Annotated[
+    str,
+    typer.Option(
+        metavar="FILE",
+        help="JSONL, JSON, Parquet or CSV: a file, s3://, gs:// or hf://datasets/OWNER/NAME.",
+    ),
+]
+PromptColumn = Annotated[
+    str | None,
+    typer.Option(
+        "--prompt-column",
+        metavar="NAME",
+        help="Column of the prompts, where it has another name.",
+        rich_help_panel=_PROMPTS,
+    ),
+]
+NumPrompts = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="Use so many prompts, drawn at random by --seed.",
+        rich_help_panel=_PROMPTS,
+    ),
+]
+InitialOption = Annotated[
+    str | None,
+    typer.Option(metavar="MODEL", help="theta0: use MODEL + alpha * (MODEL - INITIAL), in memory."),
+]
+AlphaOption = Annotated[
+    float | None,
+    typer.Option(help="alpha of the live extrapolation; beside --alpha-rules, of the rest."),
+]
+AlphaRulesOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FILE", help="YAML: an alpha for each part of the model, as for extrapolate."
+    ),
+]
+EngineOption = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME",
+        help="transformers, vllm, or auto: vllm where it is installed and there is a GPU.",
+        rich_help_panel=ENGINE_PANEL,
+    ),
+]
+EngineFlags = Annotated[Given, FlagsOf(EngineOptions)]
+Replicas = Annotated[
+    int,
+    typer.Option("--replicas", min=1, help="Replicas of the model.", rich_help_panel=ENGINE_PANEL),
+]
+Preset = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="paper: sampling of the method's authors.",
+        rich_help_panel=SAMPLING_PANEL,
+    ),
+]
+REWARDS_PANEL = "Reward models"
+RewardModelOption = Annotated[
+    str,
+    typer.Option(metavar="MODEL", help="A checkpoint, implicit:beta=0.1, or judge:URL#model."),
+]
+PairInitial = Annotated[
+    str | None,
+    typer.Option(
+        "--initial",
+        metavar="MODEL",
+        help="theta0, for the implicit reward of the pair.",
+    ),
+]
+PairAligned = Annotated[
+    str | None,
+    typer.Option(
+        "--aligned",
+        metavar="MODEL",
+        help="theta1, for the implicit reward of the pair.",
+    ),
+]
+AnchorsOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FILE",
+        help="Preferences that the self-test must rank right, all of them.",
+        rich_help_panel=REWARDS_PANEL,
+    ),
+]
+SelfTestFlag = Annotated[
+    bool,
+    typer.Option(
+        "--self-test/--no-self-test",
+        help="Test each reward model first; gains below its spread are none.",
+        rich_help_panel=REWARDS_PANEL,
+    ),
+]
+CacheFlag = Annotated[
+    bool,
+    typer.Option(
+        "--cache/--no-cache",
+        help="Remember scores by content on each node, and look them up.",
+        rich_help_panel=REWARDS_PANEL,
+    ),
+]
+TruncationFlag = Annotated[
+    bool,
+    typer.Option(
+        "--allow-truncation",
+        help="Cut and mark chats that are too long; else they get no reward.",
+        rich_help_panel=REWARDS_PANEL,
+    ),
+]
+OverridesOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="K=V", help="Lay this over a key of the recipe; may repeat."),
+]
+DryRunFlag = Annotated[
+    bool,
+    typer.Option("--dry-run", help="Print tasks, bytes, memory, replicas and time; do nothing."),
+]
+TokensPerSecond = Annotated[
+    float | None,
+    typer.Option(
+        min=0.001,
+        help="With --dry-run: what one replica generates; by default as measured in the output, "
+        "else 100.",
+    ),
+]
+
+
+def preset_sampling(name: str | None) -> Given:
+    """Return the sampling settings that a preset sets; none without a name.
+
+    Raises:
+        ConfigError: There is no such preset.
+    """
+    if name not in (None, "paper"):
+        raise ConfigError("unknown preset", where=setting("preset"), got=name, expected="paper")
+    left_out = {"num_samples", "seed"}
+    return {} if name is None else PAPER_SAMPLING.model_dump(exclude=left_out)
