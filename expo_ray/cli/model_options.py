@@ -171,6 +171,8 @@ def _parameter(each: _Setting) -> inspect.Parameter:
     kind: Any = str if each.flag.parse else _plain_type(each.field.annotation)
     written = each.flag.name or f"--{each.name.replace('_', '-')}"
     default, text = each.field.default, help_of(each.model, each.name)
+    if each.flag.repeats:
+        text = text.removesuffix(".") + "; may repeat."
     if kind is not bool:
         text += _default_text(default)
         default, kind = None, (list[kind] if each.flag.repeats else kind) | None

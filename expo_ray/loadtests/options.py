@@ -174,7 +174,7 @@ class LoadtestOptions(BaseModel):
         ),
     ] = Field(
         default_factory=dict,
-        description="Send only from Ray nodes with this label (ray start --labels); may repeat. "
+        description="Send only from Ray nodes with this label (ray start --labels). "
         "None prefers nodes without replicas.",
     )
 

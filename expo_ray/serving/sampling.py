@@ -30,7 +30,7 @@ class SamplingParams(BaseModel):
         512, ge=1, description="Longest response; less where the model's context ends before."
     )
     stop: Annotated[tuple[StopText, ...], Flag(panel=SAMPLING_PANEL, repeats=True)] = Field(
-        (), description="Text that ends a response, left out; may repeat."
+        (), description="Text that ends a response, left out."
     )
     presence_penalty: float = Field(
         0.0, ge=-2, le=2, description="Taken once off a token that the response has already."

@@ -147,19 +147,11 @@ class ReplicaSettings(BaseModel):
     num_replicas: int = Field(1, ge=1, description="Replicas of each model that is served.")
 
 
-class GeneratorSettings(ReplicaSettings):
+class GeneratorSettings(EngineOptions, ReplicaSettings):
     """How the model is served that answers, and its engine's settings."""
 
     engine: Literal["auto", "transformers", "vllm"] = Field(
         "auto", description="`auto` takes vllm where it is installed and there is a GPU."
-    )
-    max_model_len: int | None = Field(
-        None, ge=1, description="Tokens of prompt and response; null takes the model's context."
-    )
-    tensor_parallel_size: int = Field(1, ge=1, description="Devices that share each layer (vllm).")
-    engine_args: dict[str, Any] = Field(
-        default_factory=dict,
-        description="vLLM's own engine arguments, such as pipeline_parallel_size: 2.",
     )
 
     @model_validator(mode="after")
@@ -167,15 +159,6 @@ class GeneratorSettings(ReplicaSettings):
         if self.engine != "vllm" and (self.engine_args or self.tensor_parallel_size > 1):
             raise ValueError("engine_args and tensor_parallel_size need `engine: vllm`")
         return self
-
-    @property
-    def options(self) -> EngineOptions:
-        """The settings as engines take them."""
-        return EngineOptions(
-            max_model_len=self.max_model_len,
-            tensor_parallel_size=self.tensor_parallel_size,
-            engine_args=self.engine_args,
-        )
 
 
 class RewarderSettings(ReplicaSettings):

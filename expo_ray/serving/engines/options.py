@@ -63,8 +63,13 @@ class EngineOptions(BaseModel):
         ),
     ] = Field(
         default_factory=dict,
-        description="vLLM's own engine arguments, such as pipeline_parallel_size=2; may repeat.",
+        description="vLLM's own engine arguments, such as pipeline_parallel_size=2.",
     )
+
+    @property
+    def options(self) -> EngineOptions:
+        """These alone, of settings that hold others too."""
+        return EngineOptions(**self.model_dump(include=set(EngineOptions.model_fields)))
 
     @property
     def num_workers(self) -> int:
