@@ -1,5 +1,9 @@
 """When requests go out: the two loops. They know a clock and a way to send, nothing else.
 
+Every request has a second at which it is due, and latency counts from there, not from when it was
+sent: a client that a stalled service holds up would else leave the waiting out of its figures
+(coordinated omission).
+
 Tests run them on an event loop whose time is made up, and so exactly.
 """
 

@@ -5,8 +5,9 @@
     confirmed = no guard fires and the gain is significant on held-out prompts, which nobody
                 looked at before
 
-One alpha goes to the held-out prompts. Where it is not confirmed the answer is keep-aligned: a
-second try there would make them tuning prompts.
+The best of several candidates looks better than it is on the prompts that chose it (the winner's
+curse); its gain on the held-out prompts does not. One alpha goes there. Where it is not confirmed
+the answer is keep-aligned: a second try there would make them tuning prompts.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any
 import pyarrow as pa
 
 from expo_ray.errors import EvaluationError
+from expo_ray.extrapolation.planning.alpha import ALIGNED_ALPHA
 from expo_ray.selection.bootstrap import Estimate
 from expo_ray.selection.candidates import (
     Candidate,
@@ -83,7 +85,7 @@ def choose_alpha(
     extrapolate = tried is not None and confirmation["confirmed"]
     return {
         "schema_version": SCHEMA_VERSION,
-        "best_alpha": shown if extrapolate else 0.0,
+        "best_alpha": shown if extrapolate else ALIGNED_ALPHA,
         "verdict": "extrapolate" if extrapolate else "keep-aligned",
         "reason": (
             explain_none(candidates, tuning.num_prompts, settings)
@@ -124,7 +126,7 @@ def _peers(tuning: SplitSamples, settings: SelectionSettings) -> tuple[str, ...]
 
 def _require_baseline(samples: SplitSamples, split: str, settings: SelectionSettings) -> None:
     num_keys = samples.prompt_of_key.size
-    num_errors = samples.num_errors(0.0)
+    num_errors = samples.num_errors(ALIGNED_ALPHA)
     if num_errors > settings.max_error_rate * num_keys:
         raise EvaluationError(
             f"too many rewards of the aligned model are null or missing on {split} prompts",
@@ -148,7 +150,7 @@ def pick(
     def lead_of(one: Candidate, other: float) -> Estimate:
         return estimate_mean(ahead(one.alpha, other), settings)
 
-    best = max(eligible, key=lambda c: lead_of(c, 0.0).mean or 0.0)
+    best = max(eligible, key=lambda c: lead_of(c, ALIGNED_ALPHA).mean or 0.0)
     if settings.prefer == "best":
         return best
     for candidate in eligible:
@@ -182,4 +184,4 @@ def _nearest(candidates: Sequence[Candidate]) -> float:
     others = [c for c in candidates if c.alpha != 0]
     finished = [c for c in others if c.dropped is None] or others
     nearest = highest_gain([c for c in finished if not c.stopped_by] or finished)
-    return 0.0 if nearest is None else nearest.alpha
+    return ALIGNED_ALPHA if nearest is None else nearest.alpha

@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from expo_ray.extrapolation.planning.alpha import ALIGNED_ALPHA
 from expo_ray.selection.bootstrap import FloatArray, adjust_p_values
 from expo_ray.selection.candidates import estimate_mean
 from expo_ray.selection.samples import SplitSamples
@@ -96,7 +97,7 @@ def _answer(point: Mapping[str, Any]) -> Answer:
 
 
 def _per_prompt(samples: SplitSamples, alpha: float) -> FloatArray:
-    aligned = samples.rewards[samples.row(0.0)]
+    aligned = samples.rewards[samples.row(ALIGNED_ALPHA)]
     return samples.prompt_means(samples.rewards[samples.row(alpha)] - aligned)
 
 

@@ -1,11 +1,120 @@
-"""The guards' names as settings: what `--guard NAME=VALUE` sets."""
+"""The guards' thresholds, each with its default and the reason for it, and their names.
+
+`--guard NAME=VALUE` sets one. What the guards measure is in `guards`.
+"""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping, Sequence
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
 
 from expo_ray.errors import ConfigError
+
+
+class GuardThresholds(BaseModel):
+    """What a candidate may do before a guard stops it; a part of `SelectionSettings`."""
+
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid", allow_inf_nan=False)
+
+    max_error_rate: float = Field(
+        default=0.01,
+        ge=0,
+        le=1,
+        description="Largest share of rewards that may be null or missing. Rows do not fail at "
+        "random (long ones fail first), so a mean over the rest would flatter the "
+        "candidate.",
+    )
+
+    max_length_ratio: float | None = Field(
+        default=1.3,
+        gt=0,
+        description="Largest mean response length relative to alpha 0; null switches the limit "
+        "off. Reward models like length. The twelve published models that gained "
+        "grew by 4% to 30%; in trials with a known truth, choices that were really "
+        "worse had grown by 31% to 48%. Models aligned on a tenth of their data "
+        "doubled in the paper and still gained: raise the limit for those, and only "
+        "together with a guard reward model.",
+    )
+
+    min_length_ratio: float | None = Field(
+        default=0.7,
+        ge=0,
+        description="Smallest mean response length relative to alpha 0; null switches the limit "
+        "off. All published extrapolated models write longer, so a clearly shorter "
+        "one has lost part of its answers.",
+    )
+
+    max_truncation_rate: float = Field(
+        default=0.10,
+        ge=0,
+        le=1,
+        description="Largest share of responses that stop at the token limit. Where the aligned "
+        "model itself is above it, the candidate must not be above the aligned "
+        "model.",
+    )
+
+    max_truncation_increase: float = Field(
+        default=0.05,
+        ge=0,
+        le=1,
+        description="Largest increase of that share over alpha 0: a model that no longer ends "
+        "has collapsed.",
+    )
+
+    max_repetition_increase: float = Field(
+        default=0.05,
+        ge=0,
+        le=1,
+        description="Largest increase over alpha 0 of the share of four-word sequences that "
+        "repeat within a response; at the published alphas this share does not rise "
+        "at all.",
+    )
+
+    max_echo_increase: float | None = Field(
+        default=0.05,
+        ge=0,
+        le=1,
+        description="Largest increase over alpha 0 of the share of responses that restate the "
+        "prompt (half of their four-word sequences stand in it), as was reported of "
+        "a lightly trained model at alpha 12; null switches the guard off. "
+        "Relative, because some prompts ask for their own words.",
+    )
+
+    max_special_token_increase: float | None = Field(
+        default=0.01,
+        ge=0,
+        le=1,
+        description="Largest increase over alpha 0 of the share of responses with markers of a "
+        "chat template in their text (`<|im_end|>`, `[INST]`); sound models write "
+        "none, so one in a hundred is a defect; null switches the guard off.",
+    )
+
+    max_language_drift_increase: float | None = Field(
+        default=0.02,
+        ge=0,
+        le=1,
+        description="Largest increase over alpha 0 of the share of responses in another "
+        "language than the prompt, where both are long enough to tell. Relative, "
+        "because translations are asked for; 2% is above the error of the detector "
+        "on texts of a sentence or more; null switches the guard off.",
+    )
+
+    min_length_controlled_gain: float | None = Field(
+        default=0.0,
+        description="The gain that must remain at equal length, by a regression of reward "
+        "differences on length differences: at 0 or below, length explains all of "
+        "the gain. Asked of longer candidates only; null switches the guard off.",
+    )
+
+    guard_agreement: Literal["sign", "significant"] = Field(
+        default="sign",
+        description="What a guard reward model must say of a candidate: `sign`, its mean gain "
+        "is positive too; `significant`, its interval lies above zero.",
+    )
+
 
 FIELDS: Mapping[str, str] = {
     "null-rewards": "max_error_rate",
@@ -20,7 +129,7 @@ FIELDS: Mapping[str, str] = {
     "length-controlled-gain": "min_length_controlled_gain",
     "reward-model": "guard_agreement",
 }
-"""Field of `SelectionSettings` by name of the guard."""
+"""Field of `GuardThresholds` by name of the guard."""
 
 
 def parse_guards(texts: Sequence[str]) -> dict[str, float | str | None]:

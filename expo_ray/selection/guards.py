@@ -1,5 +1,6 @@
 """Guards: what a candidate must not do, however high its reward.
 
+They stand against reward hacking: a score that rises while the answers get longer, or worse.
 Each guard compares one number with one threshold on one split and says in words what it saw. A
 guard that cannot be measured stops the candidate: not knowing is no permission.
 """
@@ -11,6 +12,7 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
+from expo_ray.extrapolation.planning.alpha import ALIGNED_ALPHA
 from expo_ray.selection.bootstrap import bootstrap_mean
 from expo_ray.selection.samples import FloatArray, SplitSamples
 from expo_ray.selection.settings import SelectionSettings
@@ -68,7 +70,7 @@ def check_guards(
 
 def length_ratio(samples: SplitSamples, alpha: float) -> float | None:
     """Return the mean response length over that of alpha 0, on prompts that both answered."""
-    tokens, aligned = (samples.tokens[samples.row(a)] for a in (alpha, 0.0))
+    tokens, aligned = (samples.tokens[samples.row(a)] for a in (alpha, ALIGNED_ALPHA))
     both = np.isfinite(tokens) & np.isfinite(aligned)
     total = float(aligned[both].sum())
     return float(tokens[both].sum()) / total if total else None
@@ -79,7 +81,7 @@ def length_controlled_gain(samples: SplitSamples, alpha: float) -> float | None:
 
     It is the intercept of a regression of reward differences on length differences.
     """
-    row, aligned = samples.row(alpha), samples.row(0.0)
+    row, aligned = samples.row(alpha), samples.row(ALIGNED_ALPHA)
     if row == aligned:
         return 0.0
     rewards = samples.rewards[row] - samples.rewards[aligned]
@@ -190,7 +192,7 @@ class _Case:
         """Mean of the candidate and of alpha 0."""
         return (
             _mean(values[self.samples.row(self.alpha)]),
-            _mean(values[self.samples.row(0.0)]) or 0.0,
+            _mean(values[self.samples.row(ALIGNED_ALPHA)]) or 0.0,
         )
 
     def _guard(

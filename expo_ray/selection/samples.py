@@ -16,6 +16,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from expo_ray.errors import TableError
+from expo_ray.extrapolation.planning.alpha import ALIGNED_ALPHA
 from expo_ray.selection.repetition import repeated_share
 from expo_ray.selection.text_signs import (
     changes_language,
@@ -51,7 +52,7 @@ class SplitSamples:
     """What was generated and scored on the prompts of one split."""
 
     alphas: tuple[float, ...]
-    """Ascending; 0.0 is among them."""
+    """Ascending; `ALIGNED_ALPHA` is among them."""
     prompt_of_key: npt.NDArray[np.int64]
     """Index of the prompt of each key."""
     num_prompts: int
@@ -116,12 +117,14 @@ class SplitSamples:
         """Return the rewards of the scoring reward model (None) or of a guard."""
         return self.rewards if judge is None else self.guard_rewards[judge]
 
-    def differences(self, alpha: float, other: float = 0.0, judge: str | None = None) -> FloatArray:
+    def differences(
+        self, alpha: float, other: float = ALIGNED_ALPHA, judge: str | None = None
+    ) -> FloatArray:
         """Return per prompt the reward of `alpha` minus that of `other`, scored under both."""
         rewards = self.rewards_of(judge)
         return self.by_prompt(rewards[self.row(alpha)] - rewards[self.row(other)])
 
-    def agreed_differences(self, alpha: float, other: float = 0.0) -> FloatArray:
+    def agreed_differences(self, alpha: float, other: float = ALIGNED_ALPHA) -> FloatArray:
         """Return the same as a mean over judges, each in units of its spread at alpha 0.
 
         The judges are the scoring reward model and its peers.
@@ -129,7 +132,7 @@ class SplitSamples:
         judges = []
         for judge in (None, *self.peers):
             rewards = self.rewards_of(judge)
-            spread = np.nanstd(self.prompt_means(rewards[self.row(0.0)]))
+            spread = np.nanstd(self.prompt_means(rewards[self.row(ALIGNED_ALPHA)]))
             ahead = self.prompt_means(rewards[self.row(alpha)] - rewards[self.row(other)])
             judges.append(ahead / spread if spread else ahead)
         means: FloatArray = np.mean(judges, axis=0)
@@ -231,7 +234,7 @@ def _check_candidates(rows: Mapping[_Key, dict[str, Any]]) -> None:
             raise TableError(
                 "a prompt is both a tuning and a held-out prompt", where=f"prompt_id {prompt_id!r}"
             )
-    if 0.0 not in digests:
+    if ALIGNED_ALPHA not in digests:
         raise TableError(
             "the aligned model itself is missing: there is nothing to compare with",
             where="responses",

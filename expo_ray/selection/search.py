@@ -19,6 +19,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from expo_ray.errors import ConfigError
+from expo_ray.extrapolation.planning.alpha import ALIGNED_ALPHA
 from expo_ray.selection import proposals
 from expo_ray.selection.bootstrap import FloatArray
 from expo_ray.selection.proposals import Tried
@@ -125,7 +126,7 @@ def search_alphas(
         ConfigError: Bracketing has no positive alpha to start from.
     """
     search = _Search(measure, prompts, settings)
-    grid = tuple(sorted({canonical_alpha(alpha) for alpha in alphas} - {0.0}))
+    grid = tuple(sorted({canonical_alpha(alpha) for alpha in alphas} - {ALIGNED_ALPHA}))
     for fresh in _rounds(search, grid, settings):
         search.run_round(fresh)
     return search.result()
@@ -161,11 +162,11 @@ class _Search:
     def __init__(
         self, measure: Measure, prompts: Sequence[str], settings: SelectionSettings
     ) -> None:
-        self.num_answered: dict[float, int] = {0.0: 0}
+        self.num_answered: dict[float, int] = {ALIGNED_ALPHA: 0}
         self._measure = measure
         self._prompts = tuple(prompts)
         self._settings = settings
-        self._rewards: dict[float, FloatArray] = {0.0: np.empty(0)}
+        self._rewards: dict[float, FloatArray] = {ALIGNED_ALPHA: np.empty(0)}
         self._stopped: dict[float, tuple[str, ...]] = {}
         self._dropped: dict[float, str] = {}
         self._looks: list[Look] = []
@@ -222,8 +223,8 @@ class _Search:
                 return
 
     def _look(self, alphas: Sequence[float], size: int) -> None:
-        measured = self._measure((0.0, *alphas), self._prompts[:size])
-        for alpha in (0.0, *alphas):
+        measured = self._measure((ALIGNED_ALPHA, *alphas), self._prompts[:size])
+        for alpha in (ALIGNED_ALPHA, *alphas):
             if size > self.num_answered.get(alpha, 0):
                 self._rewards[alpha] = measured.rewards[alpha]
                 self.num_answered[alpha] = size
@@ -273,6 +274,6 @@ class _Search:
         )
 
     def _differences(self, alpha: float, size: int) -> FloatArray:
-        n = min(size, self._rewards[alpha].size, self._rewards[0.0].size)
-        difference: FloatArray = self._rewards[alpha][:n] - self._rewards[0.0][:n]
+        n = min(size, self._rewards[alpha].size, self._rewards[ALIGNED_ALPHA].size)
+        difference: FloatArray = self._rewards[alpha][:n] - self._rewards[ALIGNED_ALPHA][:n]
         return difference

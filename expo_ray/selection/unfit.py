@@ -7,6 +7,7 @@ from dataclasses import fields
 from typing import Any
 
 from expo_ray.extrapolation.diagnosis import DIRECT_PARENT
+from expo_ray.extrapolation.planning.alpha import ALIGNED_ALPHA
 from expo_ray.selection.candidates import Candidate
 from expo_ray.selection.choice import SCHEMA_VERSION
 from expo_ray.selection.settings import SelectionSettings
@@ -36,12 +37,12 @@ def keep_unfit(reasons: Sequence[str], settings: SelectionSettings) -> dict[str,
     """
     unmeasured = dict.fromkeys(("gain", "ci_low", "ci_high", "p_value"))
     aligned = dict.fromkeys(figure.name for figure in fields(Candidate)) | {
-        **{"alpha": 0.0, "num_pairs": 0, "num_errors": 0, "stopped_by": []},
+        **{"alpha": ALIGNED_ALPHA, "num_pairs": 0, "num_errors": 0, "stopped_by": []},
         **{"collapsed": False, "eligible": False},
     }
     return {
         "schema_version": SCHEMA_VERSION,
-        "best_alpha": 0.0,
+        "best_alpha": ALIGNED_ALPHA,
         "verdict": "keep-aligned",
         "reason": f"{explain_unfit(reasons)}; {DIRECT_PARENT}",
         "unfit": list(reasons),
@@ -51,7 +52,7 @@ def keep_unfit(reasons: Sequence[str], settings: SelectionSettings) -> dict[str,
         "num_heldout": 0,
         "candidates": [aligned],
         "guards": [],
-        "heldout": {"alpha": 0.0, **unmeasured, "num_pairs": 0, "confirmed": False},
+        "heldout": {"alpha": ALIGNED_ALPHA, **unmeasured, "num_pairs": 0, "confirmed": False},
         "first_order": None,
         "search": None,
         "measurement_spread": None,

@@ -14,6 +14,8 @@ Split = Literal["tuning", "heldout"]
 def row_seed(run_seed: int, prompt_id: str, sample: int) -> int:
     """Return the seed of one response: the same for every alpha, batch, replica and resume.
 
+    Candidates are so compared under common random numbers: they differ by alpha and not by luck.
+
     Args:
         run_seed: The seed of the run.
         prompt_id: Which prompt.

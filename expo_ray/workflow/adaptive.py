@@ -15,6 +15,7 @@ import numpy as np
 import yaml
 
 from expo_ray.checkpoints import atomic_write_json, atomic_write_text
+from expo_ray.extrapolation.planning.alpha import ALIGNED_ALPHA
 from expo_ray.extrapolation.planning.alpha_rules import AlphaRules
 from expo_ray.extrapolation.planning.plan import build_plan
 from expo_ray.selection.adaptive import (
@@ -124,17 +125,19 @@ class _Search:
         self._run.progress.message(f"alpha by part: trial {self._num_trials}")
         setting, tuning = self._setting(rules), self._prompts["tuning"]
         self._tables.fill([setting], tuning)
-        responses, rewards = self._tables.read({0.0: 0.0, self._uniform: setting})
+        responses, rewards = self._tables.read(
+            {ALIGNED_ALPHA: ALIGNED_ALPHA, self._uniform: setting}
+        )
         scoring, *guards = rewards
         found = measure_tables(
             responses,
             rewards[scoring],
-            alphas=(0.0, self._uniform),
+            alphas=(ALIGNED_ALPHA, self._uniform),
             prompts=tuning,
             settings=self._settings,
             guard_rewards={label: rewards[label] for label in guards},
         )
-        gains = found.rewards[self._uniform] - found.rewards[0.0]
+        gains = found.rewards[self._uniform] - found.rewards[ALIGNED_ALPHA]
         gains = gains[np.isfinite(gains)]
         return float(gains.mean()) if gains.size else None, found.stopped[self._uniform]
 
@@ -143,14 +146,14 @@ class _Search:
         num_heldout = len(self._prompts["heldout"])
         self._run.progress.message(f"alpha by part: confirming on {num_heldout} held-out prompts")
         self._tables.fill([rules], self._prompts["heldout"])
-        responses, rewards = self._tables.read({0.0: 0.0, self._uniform: rules})
+        responses, rewards = self._tables.read({ALIGNED_ALPHA: ALIGNED_ALPHA, self._uniform: rules})
         scoring, *guards = rewards
         samples = join_tables(
             responses, rewards[scoring], {label: rewards[label] for label in guards}
         )["heldout"]
         findings = check_guards(samples, self._uniform, split="heldout", settings=self._settings)
         # Here the uniform alpha stands in the place of the aligned model.
-        responses, rewards = self._tables.read({0.0: self._uniform, self._uniform: rules})
+        responses, rewards = self._tables.read({ALIGNED_ALPHA: self._uniform, self._uniform: rules})
         paired = join_tables(responses, rewards[scoring], {})["heldout"]
         return compare_with_uniform(
             paired.differences(self._uniform),

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Literal
 
+from expo_ray.extrapolation.planning.alpha import ALIGNED_ALPHA
 from expo_ray.tables import read_table
 from expo_ray.workflow.recipe import Recipe
 from expo_ray.workflow.run_dir import RunDir, read_json
@@ -60,6 +61,6 @@ def generation_rate(recipe: Recipe, given: float | None) -> GenerationRate:
 def _measured(directory: RunDir) -> float | None:
     """Return what generation in this directory has reached, start of the replicas included."""
     seconds = read_json(directory.timings_file).get("generation")
-    tables = sorted(directory.responses(0.0).parent.glob("alpha-*.parquet"))
+    tables = sorted(directory.responses(ALIGNED_ALPHA).parent.glob("alpha-*.parquet"))
     num_tokens = sum(sum(read_table(table)["completion_tokens"].to_pylist()) for table in tables)
     return num_tokens / seconds if seconds and num_tokens else None

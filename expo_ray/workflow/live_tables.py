@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from expo_ray.extrapolation.planning.alpha import ALIGNED_ALPHA
 from expo_ray.extrapolation.planning.alpha_rules import AlphaRules
 from expo_ray.serving.alpha_setting import AlphaSetting
 from expo_ray.tables import read_table
@@ -86,7 +87,7 @@ class LiveTables:
                 replicas.write_rewards(
                     directory.responses(alpha),
                     directory.rewards(label, alpha),
-                    references_path=directory.responses(0.0),
+                    references_path=directory.responses(ALIGNED_ALPHA),
                     progress=progress,
                 )
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from expo_ray.extrapolation import extrapolate
+from expo_ray.extrapolation.planning.alpha import ALIGNED_ALPHA
 from expo_ray.lab import find_lab
 from expo_ray.workflow.generation_time import GenerationRate, generation_rate
 from expo_ray.workflow.inputs import check_settings, find_prompts, pin_reward_models
@@ -81,7 +82,7 @@ def plan_recipe(parsed: Recipe, *, tokens_per_second: float | None = None) -> di
         "name": parsed.name,
         "output": parsed.output,
         "recipe_digest": parsed.digest(),
-        "alphas": [0.0, *parsed.extrapolation.alphas],
+        "alphas": [ALIGNED_ALPHA, *parsed.extrapolation.alphas],
         "num_prompts": num_prompts,
         "stages": stages,
     }

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from expo_ray.errors import ConfigError
 from expo_ray.extrapolation import parse_alpha
+from expo_ray.extrapolation.planning.alpha import ALIGNED_ALPHA
 from expo_ray.extrapolation.planning.plan import parse_size
 from expo_ray.lab import LabSettings
 from expo_ray.selection import SelectionSettings
@@ -120,9 +121,8 @@ class ExtrapolationSettings(BaseModel):
     @field_validator("alphas")
     @classmethod
     def _finite_and_distinct(cls, alphas: tuple[float, ...]) -> tuple[float, ...]:
-        # Alpha 0 is always a candidate and is the aligned model itself: nothing is written for it.
         try:
-            rounded = sorted({parse_alpha(alpha) for alpha in alphas} - {0.0})
+            rounded = sorted({parse_alpha(alpha) for alpha in alphas} - {ALIGNED_ALPHA})
         except ConfigError as error:
             raise ValueError(error.message) from error
         if not rounded:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import ExitStack
 
+from expo_ray.extrapolation.planning.alpha import ALIGNED_ALPHA
 from expo_ray.lab import write_truth
 from expo_ray.selection import SelectionSettings
 from expo_ray.selection.measured_tables import measure_tables
@@ -37,8 +38,10 @@ def search_candidates(run: stages.Run) -> None:
     with ExitStack() as stack:
         tables = LiveTables(run, LiveReplicas(run, stack))
         # The self-test runs with the first scores: a race is to drop by the rule that chooses.
-        tables.fill((0.0,), tuning[:1])
-        spread = measured_spread([run.directory.rewards(next(iter(run.reward_models)), 0.0)])
+        tables.fill((ALIGNED_ALPHA,), tuning[:1])
+        spread = measured_spread(
+            [run.directory.rewards(next(iter(run.reward_models)), ALIGNED_ALPHA)]
+        )
         settings = run.recipe.selection.above(spread)
         answers = _Answers(run, tables, settings)
         run.search = search_alphas(
@@ -48,7 +51,7 @@ def search_candidates(run: stages.Run) -> None:
         tried = stages.decide(run)["tried_alpha"]
         if tried is not None:
             run.progress.message(f"confirming alpha {tried:g} on {len(heldout)} held-out prompts")
-            tables.fill((0.0, tried), (*tuning, *heldout))
+            tables.fill((ALIGNED_ALPHA, tried), (*tuning, *heldout))
     if run.recipe.lab is not None:
         for alpha in run.alphas:
             write_truth(run.directory.responses(alpha), run.directory.rewards(TRUTH, alpha))

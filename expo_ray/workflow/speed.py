@@ -12,6 +12,7 @@ import ray
 from expo_ray.checkpoints import atomic_write_json
 from expo_ray.cluster import ray_session
 from expo_ray.extrapolation import checkpoint_name
+from expo_ray.extrapolation.planning.alpha import ALIGNED_ALPHA
 from expo_ray.loadtests import Contender, LoadtestOptions, compare_targets, loadtest
 from expo_ray.tables.prompts import write_prompts
 from expo_ray.workflow.run_dir import read_json
@@ -39,7 +40,7 @@ def measure_throughput(run: Run, selection: Mapping[str, Any]) -> None:
     if settings is None:
         return
     alpha = tested_alpha(selection)
-    tested = {"aligned": 0.0} | ({} if alpha is None else {checkpoint_name(alpha): alpha})
+    tested = {"aligned": ALIGNED_ALPHA} | ({} if alpha is None else {checkpoint_name(alpha): alpha})
     with run.stage("load test", done=run.directory.compared_file.exists()) as todo:
         if not todo:
             return

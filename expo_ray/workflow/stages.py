@@ -16,6 +16,7 @@ from expo_ray.checkpoints import Checkpoint, atomic_write_json
 from expo_ray.cluster import ray_session
 from expo_ray.errors import VerifyError
 from expo_ray.extrapolation import diagnose, extrapolate
+from expo_ray.extrapolation.planning.alpha import ALIGNED_ALPHA
 from expo_ray.extrapolation.planning.alpha_rules import AlphaRules
 from expo_ray.lab import write_truth
 from expo_ray.progress import CombinedProgress, Progress
@@ -64,10 +65,10 @@ class Run:
 
     @property
     def alphas(self) -> tuple[float, ...]:
-        """All candidates, alpha 0 (the aligned model itself) among them."""
+        """All candidates, `ALIGNED_ALPHA` among them."""
         if self.search is not None:
             return self.search.alphas
-        return tuple(sorted({0.0, *self.recipe.extrapolation.alphas}))
+        return tuple(sorted({ALIGNED_ALPHA, *self.recipe.extrapolation.alphas}))
 
     @property
     def splits(self) -> dict[str, Split]:
@@ -82,7 +83,7 @@ class Run:
         """Return what is served for a candidate: a checkpoint, or the pair and its alpha."""
         if isinstance(alpha, AlphaRules):
             return ModelSource(model=self.aligned, initial=self.initial, alpha_rules=alpha)
-        if alpha == 0:
+        if alpha == ALIGNED_ALPHA:
             return ModelSource(model=self.aligned)
         if self.recipe.extrapolation.live:
             return ModelSource(model=self.aligned, initial=self.initial, alpha=alpha)
@@ -158,7 +159,7 @@ def check_pair(run: Run) -> Sequence[str]:
                 run.progress.message(f"warning: {warning}")
             atomic_write_json(run.directory.diagnosis_file, made.as_dict())
     # Allowed once, its answers are not thrown away by a rerun that says nothing of it.
-    if run.recipe.extrapolation.allow_unfit or run.directory.responses(0.0).exists():
+    if run.recipe.extrapolation.allow_unfit or run.directory.responses(ALIGNED_ALPHA).exists():
         return ()
     return _reasons_against(run)
 
@@ -256,7 +257,7 @@ def score_responses(run: Run) -> None:
                     replicas.write_rewards(
                         run.directory.responses(alpha),
                         run.directory.rewards(label, alpha),
-                        references_path=run.directory.responses(0.0),
+                        references_path=run.directory.responses(ALIGNED_ALPHA),
                         progress=progress,
                     )
     if run.recipe.lab is not None:

@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Final
 
 import numpy as np
 
 from expo_ray.errors import ConfigError
+
+ALIGNED_ALPHA: Final = 0.0
+"""Alpha 0: the aligned model itself. It is a candidate of every choice of alpha, all others are
+compared with it, and it is what is kept where none is better. Nothing is written for it: ALIGNED
+is there already."""
 
 
 def parse_alpha(value: str | float) -> float:
