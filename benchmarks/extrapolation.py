@@ -37,7 +37,8 @@ from expo_ray.extrapolation import extrapolate
 from expo_ray.extrapolation.planning.plan import Plan, build_plan
 from expo_ray.extrapolation.shards.engine import run_shard
 from expo_ray.extrapolation.shards.receipts import RECEIPT_FOLDER
-from expo_ray.extrapolation.shards.shard_files import RUN_FILE, ShardFile
+from expo_ray.extrapolation.shards.run_token import RUN_FILE
+from expo_ray.extrapolation.shards.shard_files import ShardFile
 from expo_ray.extrapolation.shards.tasks import WRITE, ShardOutput, ShardTask, shard_task
 from expo_ray.extrapolation.shards.write_behind import start_writing
 
