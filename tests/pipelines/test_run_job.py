@@ -49,7 +49,7 @@ def head(tmp_path: Path) -> Iterator[dict[str, str]]:
 
 
 def submission(folder: Path, pair: tuple[Path, Path], reward_model: Path) -> list[str]:
-    """The line of README and clusters/README.md; models that are there already keep it short."""
+    """The line of docs/recipes.md; models that are there already keep it short."""
     line = f"{RAY} job submit --working-dir . -- python pipelines/run.py"
     line += f" pipelines/recipes/quickstart.yaml --set output={folder / 'run'}"
     models = yaml.safe_load(write_recipe(folder, pair, reward_model).read_text())
