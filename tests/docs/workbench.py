@@ -40,7 +40,7 @@ loadtest: null
 
 
 def make_workbench(folder: Path) -> Path:
-    """Make models and prompts; the models are tiny and real.
+    """Make models, prompts and the recipes of a clone; the models are tiny and real.
 
     The pair has a context of 4096 tokens, so that no example ends for want of it.
     """
@@ -51,6 +51,7 @@ def make_workbench(folder: Path) -> Path:
     save_reward_model(folder / "rm")
     rows = [{"prompt": f"{question} ({i})"} for i in range(4) for question in QUESTIONS]
     samples.write_lines(folder / "p.jsonl", rows)
+    shutil.copytree(ROOT / "pipelines", folder / "pipelines")
     return folder
 
 
@@ -85,8 +86,6 @@ def add_results(folder: Path) -> Path:
     ]
     samples.write_lines(folder / "preferences.jsonl", pairs)
     (folder / "recipe.yaml").write_text(RECIPE)
-    (folder / "pipelines").mkdir()
-    shutil.copy(ROOT / "pipelines" / "run.py", folder / "pipelines")
     return folder
 
 
