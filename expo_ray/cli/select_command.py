@@ -191,6 +191,9 @@ def render_result(console: Console, result: dict[str, Any]) -> None:
     if not result["selection"].get("unfit"):
         columns, rows = summary_rows(Path(result["output"]))
         table = new_table(*columns, title="Candidates on the tuning prompts")
+        alpha, *_, standing = table.columns
+        # Only the words may break over lines: a terminal of 80 columns shows every number whole.
+        alpha.no_wrap, standing.no_wrap, standing.justify = True, False, "left"
         for row in rows:
             table.add_row(*(str(cell) for cell in row))
         console.print(table)

@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 from expo_ray.cli.main import app
 from expo_ray.cli.select_command import render_result
 from expo_ray.errors import ConfigError
+from expo_ray.reports import summary_rows
 from expo_ray.serving import PAPER_SAMPLING, EngineOptions, SamplingParams
 from expo_ray.workflow.recipe import Recipe
 from tests.reports.run_directory import RunDirectory
@@ -120,3 +121,22 @@ def test_what_speaks_against_the_verdict_is_printed_with_it(tmp_path: Path) -> N
     result = {"output": str(run.path), "report": "r.html", "selection": selection, "next": []}
     render_result(console, result)
     assert f"warning: {warning}" in console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_every_number_of_the_candidates_is_whole_on_a_narrow_terminal(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path / "run")
+    run.write_all()
+    selection = json.loads((run.path / "selection.json").read_text())
+    selection["warnings"] = []
+    selection["guards"] = [
+        {"name": "reward-model 1-guard-reward-model", "alpha": 12.0, "fired": True, "value": -1.0}
+    ]
+    (run.path / "selection.json").write_text(json.dumps(selection))
+    columns, rows = summary_rows(run.path)
+    shown = io.StringIO()
+    result = {"selection": selection, "output": run.path, "report": "", "next": []}
+    render_result(Console(file=shown, width=80), result)
+    lines = shown.getvalue().splitlines()
+    for row in (columns, *rows):
+        numbers = " ".join(row[:-1]).split()
+        assert any(line.split()[: len(numbers)] == numbers for line in lines), f"{row} in {lines}"
