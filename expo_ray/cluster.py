@@ -16,7 +16,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from expo_ray import ray_internals
-from expo_ray.errors import ConfigError, WorkError
+from expo_ray.errors import ConfigError, WorkError, argument
 from expo_ray.proxies import spare_this_machine
 from expo_ray.ray_start import join, not_joined, start_local
 
@@ -49,10 +49,10 @@ def require_cluster(address: str | None) -> None:
     if resolved == INLINE:
         raise ConfigError(
             "this command needs Ray",
-            where="--address",
+            where=argument("address"),
             got=INLINE,
             expected="local, auto or the address of a cluster",
-            hint="leave --address out to start a local Ray",
+            hint=f"leave {argument('address')} out to start a local Ray",
         )
     is_client = resolved.startswith("ray://")
     if not is_client and ("://" in resolved or ":" not in resolved):

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 
-from expo_ray.errors import ConfigError
+from expo_ray.errors import ConfigError, argument
 from expo_ray.redaction import remember
 
 
-def read_api_key(variable: str | None, *, flag: str = "--api-key-env") -> str | None:
+def read_api_key(variable: str | None, *, name: str | None = "api_key_env") -> str | None:
     """Return the API key that an environment variable holds; None asks for none.
 
     White space around it is dropped: files end in a newline. From here on the key is masked in
@@ -16,7 +16,7 @@ def read_api_key(variable: str | None, *, flag: str = "--api-key-env") -> str | 
 
     Args:
         variable: Name of the variable.
-        flag: What named it.
+        name: Of the setting that named it.
 
     Raises:
         ConfigError: It is not set, or holds what no HTTP header can carry.
@@ -24,7 +24,7 @@ def read_api_key(variable: str | None, *, flag: str = "--api-key-env") -> str | 
     if variable is None:
         return None
     key = os.environ.get(variable, "").strip()
-    where = f"{flag} {variable}".strip()
+    where = variable if name is None else argument(name, variable)
     if not key:
         is_set = variable in os.environ
         raise ConfigError(

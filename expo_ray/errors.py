@@ -3,7 +3,7 @@
 A message says what went wrong; `where` names the file, tensor, flag or recipe key; `got` and
 `expected` the two values; `hint` the next act. The command line prints them in that order and
 `--json` emits them as one object. Each is redacted: none holds a secret. A setting is named by
-`setting`, so that whoever gave it reads the name by which he gave it: `--max-shard-size`,
+`argument`, so that whoever gave it reads the name by which he gave it: `--max-shard-size`,
 `extrapolation.max_shard_size` in a recipe, `max_shard_size=` in Python. What does not belong here:
 retries, logging, exit itself.
 """
@@ -27,7 +27,7 @@ Spelling = Callable[[str, str | None], str | None]
 way in writes for it, None where that way has no such setting."""
 
 
-def setting(name: str, value: object = None) -> str:
+def argument(name: str, value: object = None) -> str:
     """Name a setting inside a text of an error.
 
     Args:
@@ -54,7 +54,7 @@ def _in_python(text: str) -> str:
 class ExpoError(Exception):
     """Base of every deliberate error.
 
-    Each text may name settings, see `setting`; it has their names in Python until it is spelled.
+    Each text may name settings, see `argument`; it has their names in Python until it is spelled.
 
     Args:
         message: What went wrong, one sentence without a full stop at the end.

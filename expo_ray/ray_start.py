@@ -17,7 +17,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from expo_ray.errors import ConfigError, ExpoError, WorkError
+from expo_ray.errors import ConfigError, ExpoError, WorkError, argument
 from expo_ray.ray_internals import (
     changed,
     find_cluster,
@@ -214,7 +214,7 @@ def not_joined(address: str, error: Exception) -> ConfigError:
     said = " ".join(str(error).split()) or type(error).__name__
     refusals = (found for words, found in _REFUSALS.items() if words in said.lower())
     message, hint = next(refusals, _REFUSES if _listens(address) else _NOT_THERE)
-    return ConfigError(message, where="--address", got=f"{address} ({said})", hint=hint)
+    return ConfigError(message, where=argument("address"), got=f"{address} ({said})", hint=hint)
 
 
 def _not_started(error: Exception, folder: Path) -> ExpoError:

@@ -6,15 +6,15 @@ import pickle
 
 import pytest
 
-from expo_ray.errors import ConfigError, ExpoError, setting, spelled
+from expo_ray.errors import ConfigError, ExpoError, argument, spelled
 
 
 def error() -> ConfigError:
     return ConfigError(
-        f"{setting('rate')} is too high",
-        where=setting("max_rate"),
+        f"{argument('rate')} is too high",
+        where=argument("max_rate"),
         got=9,
-        hint=f"lower {setting('rate', 3)}, or give {setting('force', True)}",
+        hint=f"lower {argument('rate', 3)}, or give {argument('force', True)}",
     )
 
 
@@ -51,7 +51,7 @@ def test_names_survive_the_way_from_another_process() -> None:
 def test_a_text_that_was_told_anew_stays() -> None:
     made = error()
     made.where = "recipe.yaml"
-    made.tell("hint", f"{made.told('hint')}; or drop {setting('max_rate')}")
+    made.tell("hint", f"{made.told('hint')}; or drop {argument('max_rate')}")
     made = pickle.loads(pickle.dumps(made))
     made.spell(shout)
     assert made.where == "recipe.yaml"

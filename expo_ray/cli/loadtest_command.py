@@ -10,7 +10,7 @@ import typer
 from expo_ray.cli.loadtest_output import render_comparison, render_points, render_scaling
 from expo_ray.cli.model_options import FlagsOf, Given, from_flags
 from expo_ray.cli.session import AddressOption, OutputFlags, Session
-from expo_ray.errors import ConfigError, setting
+from expo_ray.errors import ConfigError, argument
 from expo_ray.loadtests.options import SEARCH_PANEL, SERVED_PANEL, LoadtestOptions
 
 
@@ -194,28 +194,30 @@ def _check(
 ) -> None:
     if sum((bool(flights), bool(rates), trace is not None)) != 1:
         raise ConfigError(
-            "give either --concurrency (closed loop) or --rate (open loop) or --trace",
+            f"give either {argument('concurrency')} (closed loop) or {argument('rate')} (open "
+            f"loop) or {argument('trace')}",
             where="loadtest",
-            hint="--concurrency 1,4,16",
+            hint=argument("concurrency", "1,4,16"),
         )
     if find not in (None, "saturation", "slo"):
         raise ConfigError(
-            "unknown search", where=setting("find"), got=find, expected="saturation or slo"
+            "unknown search", where=argument("find"), got=find, expected="saturation or slo"
         )
     if len(replicas) > 1:
         plain = trace is None and find is None and versus_alpha is None
         if len(flights) != 1 or not plain or target.startswith(("http://", "https://")):
             raise ConfigError(
-                "a scaling test takes a checkpoint and one --concurrency, and nothing else",
-                where=setting("replicas"),
+                f"a scaling test takes a checkpoint and one {argument('concurrency')}, and nothing "
+                "else",
+                where=argument("replicas"),
                 got=",".join(map(str, replicas)),
-                hint="--replicas 1,2,4 --concurrency 8",
+                hint=f"{argument('replicas', '1,2,4')} {argument('concurrency', 8)}",
             )
     if versus_alpha is not None and (trace is not None or find is not None):
         raise ConfigError(
             "two alphas are compared at given loads",
-            where=setting("versus_alpha"),
-            expected="--concurrency or --rate without --find",
+            where=argument("versus_alpha"),
+            expected=f"{argument('concurrency')} or {argument('rate')} without {argument('find')}",
         )
 
 
@@ -224,11 +226,11 @@ def _numbers(name: str, text: str | None) -> list[float]:
         numbers = [float(part) for part in (text or "").split(",") if part.strip()]
     except ValueError as error:
         raise ConfigError(
-            "not a list of numbers", where=setting(name), got=text, expected="1,2,4"
+            "not a list of numbers", where=argument(name), got=text, expected="1,2,4"
         ) from error
     whole = name == "rate" or all(n == int(n) for n in numbers if abs(n) < 1e6)
     if any(not 0 < n < 1e6 for n in numbers) or not whole or (text is not None and not numbers):
         raise ConfigError(
-            "out of range", where=setting(name), got=text, expected="positive, e.g. 1,2,4"
+            "out of range", where=argument(name), got=text, expected="positive, e.g. 1,2,4"
         )
     return numbers

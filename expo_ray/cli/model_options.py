@@ -24,7 +24,7 @@ from pydantic.fields import FieldInfo
 from rich.markup import escape
 from typer.core import TyperArgument, TyperCommand, TyperOption
 
-from expo_ray.errors import ConfigError, setting, spelled
+from expo_ray.errors import ConfigError, argument, spelled
 from expo_ray.flags import Flag
 
 Given = dict[str, Any]
@@ -94,7 +94,7 @@ def from_flags(model: type[Settings], given: Mapping[str, Any]) -> Settings:
     except ValidationError as error:
         first = error.errors()[0]
         known = {each.name for each in _settings(model)}
-        named = [setting(str(part)) for part in first["loc"] if part in known]
+        named = [argument(str(part)) for part in first["loc"] if part in known]
         raise ConfigError(
             first["msg"].removeprefix("Value error, "),
             where=named[-1] if named else None,

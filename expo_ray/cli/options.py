@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from expo_ray.cli.model_options import FlagsOf, Given
-from expo_ray.errors import ConfigError, setting
+from expo_ray.errors import ConfigError, argument
 from expo_ray.serving.engines.options import ENGINE_PANEL, EngineOptions
 from expo_ray.serving.sampling import PAPER_SAMPLING, SAMPLING_PANEL
 
@@ -156,6 +156,6 @@ def preset_sampling(name: str | None) -> Given:
         ConfigError: There is no such preset.
     """
     if name not in (None, "paper"):
-        raise ConfigError("unknown preset", where=setting("preset"), got=name, expected="paper")
+        raise ConfigError("unknown preset", where=argument("preset"), got=name, expected="paper")
     left_out = {"num_samples", "seed"}
     return {} if name is None else PAPER_SAMPLING.model_dump(exclude=left_out)

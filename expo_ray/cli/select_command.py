@@ -33,7 +33,7 @@ from expo_ray.cli.session import (
     key_value_table,
     new_table,
 )
-from expo_ray.errors import ConfigError, setting
+from expo_ray.errors import ConfigError, argument
 from expo_ray.selection.guard_settings import parse_guards
 from expo_ray.selection.settings import SEARCH_PANEL, SelectionSettings
 from expo_ray.serving.sampling import SAMPLING_PANEL, SamplingParams
@@ -239,7 +239,7 @@ def refuse_rate_without_plan(tokens_per_second: float | None) -> None:
     if tokens_per_second is not None:
         raise ConfigError(
             "a rate has no effect on a run",
-            where=setting("tokens_per_second"),
+            where=argument("tokens_per_second"),
             got=tokens_per_second,
-            hint=f"leave it out, or add {setting('dry_run', True)}",
+            hint=f"leave it out, or add {argument('dry_run', True)}",
         )

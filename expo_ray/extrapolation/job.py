@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from expo_ray.errors import ConfigError, RequestError, ShardError
+from expo_ray.errors import ConfigError, RequestError, ShardError, argument
 from expo_ray.extrapolation.nodes.fanout import run_tasks
 from expo_ray.extrapolation.nodes.node_check import plan_check
 from expo_ray.extrapolation.nodes.trial_load import LoadingCheck, LoadingRequest, loading_request
@@ -150,7 +150,10 @@ def extrapolate(
         extra_tensors=extra_tensors,
     )
     if plan.transforms and allow_nonfinite:
-        raise ConfigError("transforms need finite inputs", where="--allow-nonfinite --transform")
+        raise ConfigError(
+            "transforms need finite inputs",
+            where=f"{argument('allow_nonfinite')} {argument('transforms')}",
+        )
     attachments = read_attachments(plan)
     resolution = None
     if rules:

@@ -11,7 +11,7 @@ from typing import Any
 from expo_ray.checkpoints.digests import ALGORITHM, WeightsDigest
 from expo_ray.checkpoints.storages.remote_path import AnyPath, any_path
 from expo_ray.checkpoints.storages.storage import RECORD_NAME
-from expo_ray.errors import CheckpointError, ConfigError, PairError, VerifyError
+from expo_ray.errors import CheckpointError, ConfigError, PairError, VerifyError, argument
 from expo_ray.extrapolation.nodes.fanout import run_tasks
 from expo_ray.extrapolation.outputs.output_checks import (
     check_files,
@@ -86,7 +86,7 @@ def verify(
             "the record of the checkpoint is not what was written",
             where=folder / RECORD_NAME,
             expected="the digest of its own text in its last field",
-            hint="do not trust it: write it again with extrapolate --overwrite",
+            hint=f"do not trust it: write it again with extrapolate {argument('overwrite', True)}",
         )
     problems = check_files(folder, record)
     problems += check_structure(folder, record)
@@ -135,9 +135,9 @@ def _recorded_plan(record: dict[str, Any], given: Mapping[str, str | Path | None
         if address and side not in record:
             raise ConfigError(
                 "the checkpoint was written without such an input",
-                where=f"--{side}",
+                where=argument(side),
                 got=address,
-                hint=f"leave --{side} out",
+                hint=f"leave {argument(side)} out",
             )
     options = record["options"]
     inputs = {side: given[side] or record[side]["uri"] for side in given if side in record}
@@ -153,8 +153,9 @@ def _recorded_plan(record: dict[str, Any], given: Mapping[str, str | Path | None
             extra_tensors=options.get("extra_tensors", ()),
         )
     except CheckpointError as error:
-        moved = "say with --initial, --aligned and --onto where the inputs lie now"
-        error.hint = f"{error.hint}; or {moved}" if error.hint else moved
+        sides = ", ".join(map(argument, inputs))
+        hints = (error.told("hint"), f"say with {sides} where the inputs lie now")
+        error.tell("hint", "; or ".join(filter(None, hints)))
         raise
     weights = {entry["name"] for entry in record["files"] if entry["kind"] == "weights"}
     names = {name for pair in plan.pair.tensors for name, _, _ in pair.outputs}
@@ -164,7 +165,7 @@ def _recorded_plan(record: dict[str, Any], given: Mapping[str, str | Path | None
             where=plan.pair.aligned.uri,
             got=f"{len(names)} tensors in {len(plan.shards)} files",
             expected=f"{len(record['tensors'])} tensors in {len(weights)} files",
-            hint="give the inputs of the record with --initial and --aligned",
+            hint=f"give the inputs of the record: {argument('initial')}, {argument('aligned')}",
         )
     return plan
 
@@ -251,7 +252,8 @@ def _other_inputs(folder: AnyPath, problems: Sequence[Problem], changed: str) ->
         where=folder,
         got=_describe(problems),
         expected="the inputs that the record names, unchanged",
-        hint=changed or "check --initial and --aligned: the checkpoint itself is intact",
+        hint=changed
+        or f"check {argument('initial')} and {argument('aligned')}: the checkpoint is intact",
     )
 
 
@@ -261,7 +263,8 @@ def _error(folder: AnyPath, problems: Sequence[Problem], changed: str) -> Verify
         where=folder,
         got=_describe(problems),
         expected="every file and every weight as recorded",
-        hint=changed or "do not use it: write it again with extrapolate --overwrite",
+        hint=changed
+        or f"do not use it: write it again with extrapolate {argument('overwrite', True)}",
     )
 
 

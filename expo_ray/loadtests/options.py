@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from expo_ray.errors import ConfigError, setting
+from expo_ray.errors import ConfigError, argument
 from expo_ray.flags import Flag
 from expo_ray.json_text import parse_json
 from expo_ray.serving.engines.options import EngineOptions
@@ -25,9 +25,9 @@ def _extra_body(text: str) -> dict[str, Any]:
     try:
         value = parse_json(text)
     except ValueError as error:
-        raise ConfigError("not JSON", where=setting("extra_body"), got=text) from error
+        raise ConfigError("not JSON", where=argument("extra_body"), got=text) from error
     if not isinstance(value, dict):
-        raise ConfigError("not a JSON object", where=setting("extra_body"), got=text)
+        raise ConfigError("not a JSON object", where=argument("extra_body"), got=text)
     return value
 
 
@@ -36,7 +36,7 @@ def _client_labels(pairs: Sequence[str]) -> dict[str, str]:
     if len(labels) != len(pairs):
         raise ConfigError(
             "not labels of Ray nodes",
-            where=setting("client_labels"),
+            where=argument("client_labels"),
             got=", ".join(pairs),
             expected="key=value, each key once",
         )

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from expo_ray.credentials import read_api_key
-from expo_ray.errors import ConfigError
+from expo_ray.errors import ConfigError, argument
 from expo_ray.loadtests.loads import Load
 from expo_ray.loadtests.options import LoadtestOptions
 from expo_ray.loadtests.trace import read_trace
@@ -54,7 +54,9 @@ def make_plan(
         loads.append(Load(trace=read_trace(trace, speed=options.trace_speed)))
     if not loads:
         raise ConfigError(
-            "no load was asked for", where="--concurrency, --rate, --trace", expected="one"
+            "no load was asked for",
+            where=f"{argument('concurrency')}, {argument('rate')}, {argument('trace')}",
+            expected="one",
         )
     if find is not None:
         _check_search(find, concurrency, rate, trace, options)
@@ -75,13 +77,13 @@ def _check_amounts(
     if any(n < 1 for n in concurrency) or any(not 0 < r < float("inf") for r in rate):
         raise ConfigError(
             "a load must be above 0",
-            where="--concurrency, --rate",
+            where=f"{argument('concurrency')}, {argument('rate')}",
             got=", ".join(str(n) for n in (*concurrency, *rate)),
         )
     if num_requests < 1 or max_tokens < 1:
         raise ConfigError(
             "a load test needs requests, and they need tokens",
-            where="--num-requests, --max-tokens",
+            where=f"{argument('num_requests')}, {argument('max_tokens')}",
             got=f"{num_requests}, {max_tokens}",
             expected="1 or more",
         )
@@ -97,14 +99,17 @@ def _check_search(
     if trace is not None or bool(concurrency) == bool(rate) or (find == "slo" and len(rate) != 1):
         raise ConfigError(
             "a search needs a load to begin with",
-            where="--find",
+            where=argument("find"),
             got=find,
-            expected="one --rate" if find == "slo" else "--concurrency or --rate",
+            expected=f"one {argument('rate')}"
+            if find == "slo"
+            else f"{argument('concurrency')} or {argument('rate')}",
         )
     limits = (options.ttft_slo_ms, options.tpot_slo_ms, options.e2el_slo_ms)
     if find == "slo" and not any(limits):
         raise ConfigError(
             "the search has no objective to meet",
-            where="--find slo",
-            expected="a limit in ms: --ttft-slo-ms, --tpot-slo-ms or --e2el-slo-ms",
+            where=argument("find", "slo"),
+            expected=f"a limit in ms: {argument('ttft_slo_ms')}, {argument('tpot_slo_ms')} or "
+            f"{argument('e2el_slo_ms')}",
         )

@@ -13,7 +13,7 @@ import httpx
 import ray
 
 from expo_ray.credentials import read_api_key
-from expo_ray.errors import ConfigError, ServingError
+from expo_ray.errors import ConfigError, ServingError, argument
 from expo_ray.http_text import limited_request
 from expo_ray.json_text import parse_json
 from expo_ray.loadtests.options import LoadtestOptions
@@ -25,7 +25,7 @@ from expo_ray.serving.alpha_setting import RulesLike, setting_fields
 _TIMEOUT_SECONDS = 30.0
 _NO_SUCH_PATH = (404, 405, 410, 501)
 """Of a service that answers chats and lists no models."""
-_NAME_IT = "does it answer chats and list no models? then name one: --model NAME"
+_NAME_IT = f"does it answer chats and list no models? then name one: {argument('model', 'NAME')}"
 
 
 @contextlib.contextmanager
@@ -55,7 +55,7 @@ def open_target(
         if (initial, alpha, alpha_rules) != (None, None, None):
             raise ConfigError(
                 "a running service already has its weights",
-                where="--initial, --alpha, --alpha-rules",
+                where=f"{argument('initial')}, {argument('alpha')}, {argument('alpha_rules')}",
                 got=target,
                 hint="give a model instead of a URL to serve it extrapolated",
             )

@@ -8,7 +8,7 @@ from typing import Any
 
 from expo_ray.checkpoints import Checkpoint, open_checkpoint
 from expo_ray.checkpoints.opening import open_aligned
-from expo_ray.errors import ConfigError
+from expo_ray.errors import ConfigError, argument
 from expo_ray.lazy import quick_imports
 from expo_ray.rewards.checkpoint_kind import checkpoint_kind
 from expo_ray.rewards.interface import RewardModel
@@ -120,6 +120,6 @@ def pin_reward_model(
 def _lacks_its_pair(spec: RewardModelSpec) -> ConfigError:
     return ConfigError(
         "an implicit reward needs the pair",
-        where=f"--reward-model {spec.text}",
-        expected="--initial and --aligned",
+        where=argument("reward_model", spec.text),
+        expected=f"{argument('initial')} and {argument('aligned')}",
     )

@@ -9,7 +9,7 @@ from typing import Literal, Self
 from urllib.parse import urlsplit
 
 from expo_ray.credentials import read_api_key
-from expo_ray.errors import ConfigError
+from expo_ray.errors import ConfigError, argument
 
 API_KEY_ENV = "EXPO_RAY_JUDGE_API_KEY"
 _IMPLICIT = "implicit:"
@@ -76,7 +76,7 @@ def _parse_judge(text: str) -> tuple[str, str]:
     if parts.username or parts.password:
         raise ConfigError(
             "a judge URL must not carry credentials",
-            where="--reward-model",
+            where=argument("reward_model"),
             hint=f"set {API_KEY_ENV} instead",
         )
     judge_api_key()  # a key that no request can carry shows at once, not in every replica
@@ -90,10 +90,13 @@ def judge_api_key() -> str | None:
         ConfigError: It cannot be sent.
     """
     is_set = os.environ.get(API_KEY_ENV, "").strip()
-    return read_api_key(API_KEY_ENV, flag="") if is_set else None
+    return read_api_key(API_KEY_ENV, name=None) if is_set else None
 
 
 def _unusable(text: str, expected: str) -> ConfigError:
     return ConfigError(
-        "unknown kind of reward model", where="--reward-model", got=repr(text), expected=expected
+        "unknown kind of reward model",
+        where=argument("reward_model"),
+        got=repr(text),
+        expected=expected,
     )

@@ -11,7 +11,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from expo_ray.errors import ConfigError
+from expo_ray.errors import ConfigError, argument
 
 
 class GuardThresholds(BaseModel):
@@ -145,7 +145,7 @@ def parse_guards(texts: Sequence[str]) -> dict[str, float | str | None]:
             close = difflib.get_close_matches(name, FIELDS, n=1)
             raise ConfigError(
                 "no such guard" if separator else "a guard is set as NAME=VALUE",
-                where="--guard",
+                where=argument("guards"),
                 got=text,
                 expected=f"one of {', '.join(FIELDS)}",
                 hint=f"did you mean {close[0]}?" if close else None,

@@ -7,7 +7,7 @@ from typing import Any
 
 import httpx
 
-from expo_ray.errors import ConfigError, ExpoError, ServingError
+from expo_ray.errors import ConfigError, ExpoError, ServingError, argument
 from expo_ray.http_text import limited_request
 from expo_ray.json_text import parse_json
 from expo_ray.proxies import http_client, through_proxy
@@ -123,7 +123,7 @@ def _ask(
         with http_client(endpoint, headers=headers, timeout=timeout) as client:
             answer = limited_request(client, verb, endpoint, json=body)
     except (httpx.InvalidURL, httpx.UnsupportedProtocol) as error:
-        raise ConfigError("not a URL", where="--url", got=url, hint=str(error)) from error
+        raise ConfigError("not a URL", where=argument("url"), got=url, hint=str(error)) from error
     except httpx.HTTPError as error:
         was_sent = not isinstance(error, httpx.ConnectError | httpx.ConnectTimeout)
         raise (_LostError if was_sent else ServingError)(

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from expo_ray.errors import ConfigError
+from expo_ray.errors import ConfigError, argument
 from expo_ray.extrapolation import format_alpha, parse_alpha
 from expo_ray.extrapolation.planning.alpha_rules import FLAG, AlphaRules, read_alpha_rules
 
@@ -50,7 +50,8 @@ def require_setting(alpha: float | str | None, alpha_rules: RulesLike | None) ->
     """
     setting = parse_setting(alpha, alpha_rules)
     if setting is None:
-        raise ConfigError("neither alpha nor rules are given", where=f"--alpha, {FLAG}")
+        where = f"{argument('alpha')}, {FLAG}"
+        raise ConfigError("neither alpha nor rules are given", where=where)
     return setting
 
 

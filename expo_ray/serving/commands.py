@@ -10,7 +10,7 @@ from typing import Any
 from expo_ray.checkpoints.storages.local_output import require_local, require_writable_file
 from expo_ray.cluster import LOCAL, ray_session, resolve_address
 from expo_ray.credentials import read_api_key
-from expo_ray.errors import ServingError
+from expo_ray.errors import ServingError, argument
 from expo_ray.extrapolation.planning.plan import build_plan
 from expo_ray.progress import Progress
 from expo_ray.rewards.anchors import read_anchors
@@ -162,7 +162,11 @@ def score(
         allow_truncation=allow_truncation,
     )
     for table in (responses, *(() if reference is None else (reference,))):
-        count_rows(parquet_files(require_local(table, where="RESPONSES, --reference")))
+        count_rows(
+            parquet_files(
+                require_local(table, where=f"{argument('responses')}, {argument('reference')}")
+            )
+        )
     with ray_session(address), replicas:
         made = replicas.write_rewards(
             responses, output, references_path=reference, progress=progress

@@ -15,7 +15,7 @@ from ray import serve
 from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 
-from expo_ray.errors import ConfigError, ServingError
+from expo_ray.errors import ConfigError, ServingError, argument
 from expo_ray.ray_internals import serve_endpoint, start_deleting
 from expo_ray.remote_errors import brought_home
 from expo_ray.serving.engines.options import EngineOptions
@@ -58,10 +58,10 @@ def ensure_serve(*, host: str = LOCALHOST, port: int | None = None) -> str:
     elif port is not None and running != (host, port):
         raise ConfigError(
             "Ray Serve of this cluster listens on another address already",
-            where="--host, --port",
+            where=f"{argument('host')}, {argument('port')}",
             got=f"{host}:{port}",
             expected=f"{running[0]}:{running[1]}",
-            hint="give that address, or another cluster with --address",
+            hint=f"give that address, or another cluster with {argument('address')}",
         )
     actual_host, actual_port = serve_endpoint() or (host, port)
     # A wildcard address is for listening, not for connecting.
@@ -98,15 +98,15 @@ def require_free_port(host: str, port: int) -> None:
             if isinstance(error, socket.gaierror) or error.errno == errno.EADDRNOTAVAIL:
                 raise ConfigError(
                     "this machine has no such address",
-                    where="--host",
+                    where=argument("host"),
                     got=f"{host} ({error.strerror})",
                     expected="127.0.0.1, 0.0.0.0, or an address of this machine",
                 ) from error
             raise ConfigError(
                 "cannot listen on this port",
-                where="--port",
+                where=argument("port"),
                 got=f"{host}:{port} ({error.strerror})",
-                hint="give a free one with --port",
+                hint=f"give a free one with {argument('port')}",
             ) from error
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from ray import serve
 
-from expo_ray.errors import ConfigError
+from expo_ray.errors import ConfigError, argument
 from expo_ray.serving.engines import VLLM, has_gpu
 from expo_ray.serving.engines.options import EngineOptions
 from expo_ray.serving.front_door import ServiceSettings
@@ -153,10 +153,10 @@ def require_support(engine: str, source: ModelSource) -> None:
     if size and size not in supported:
         raise ConfigError(
             "vLLM has no attention for heads of this size on CPUs",
-            where=f"--engine vllm, {source.model}",
+            where=f"{argument('engine', 'vllm')}, {source.model}",
             got=f"{size} per head",
             expected=", ".join(map(str, supported)),
-            hint="use --engine transformers, or a GPU",
+            hint=f"use {argument('engine', 'transformers')}, or a GPU",
         )
 
 

@@ -7,7 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from expo_ray.errors import ConfigError
+from expo_ray.errors import ConfigError, argument
 from expo_ray.progress import Progress
 from expo_ray.serving.reward_rows import (
     KEY,
@@ -57,7 +57,8 @@ class RewardJob:
             raise ConfigError(
                 "a pairwise reward model compares each response with another one",
                 where=scorer.name,
-                hint="give the aligned model's responses to the same prompts: --reference TABLE",
+                hint=f"give the aligned model's responses to the same prompts: "
+                f"{argument('reference', 'TABLE')}",
             )
         return scorer
 

@@ -12,7 +12,7 @@ import httpx
 import ray
 from ray import serve
 
-from expo_ray.errors import ConfigError, ServingError
+from expo_ray.errors import ConfigError, ServingError, argument
 from expo_ray.proxies import http_client
 from expo_ray.ray_internals import serve_endpoint
 from expo_ray.redaction import redacted
@@ -100,13 +100,14 @@ class ServedModel:
         if allow_alpha_change and source.setting is None:
             raise ConfigError(
                 "alpha can change only where a pair is served",
-                where="--allow-alpha-change",
-                hint="give --initial and --alpha (0 is the aligned model itself) or --alpha-rules",
+                where=argument("allow_alpha_change"),
+                hint=f"give {argument('initial')} and {argument('alpha')} (0 is the aligned model "
+                f"itself) or {argument('alpha_rules')}",
             )
         if max_replicas is not None and max_replicas < num_replicas:
             raise ConfigError(
                 "the most replicas are fewer than those to start with",
-                where="--max-replicas",
+                where=argument("max_replicas"),
                 got=max_replicas,
                 expected=f"{num_replicas} or more",
             )

@@ -15,7 +15,7 @@ from expo_ray.checkpoints.opening import open_aligned
 from expo_ray.checkpoints.read_ahead import read_ahead
 from expo_ray.checkpoints.storages.hub_storage import is_hub_address
 from expo_ray.checkpoints.storages.storage import RECORD_NAME, split_address
-from expo_ray.errors import ConfigError
+from expo_ray.errors import ConfigError, argument
 from expo_ray.extrapolation import round_alpha
 from expo_ray.extrapolation.planning.alpha_rules import AlphaRules, resolve
 from expo_ray.serving.alpha_setting import AlphaSetting, parse_setting, setting_label
@@ -51,7 +51,7 @@ class ModelSource:
             side = "no initial" if self.initial is None else f"initial {self.initial}"
             raise ConfigError(
                 "a live extrapolation needs both initial and alpha (or its rules)",
-                where="--initial, --alpha, --alpha-rules",
+                where=f"{argument('initial')}, {argument('alpha')}, {argument('alpha_rules')}",
                 got=f"{side}, {label}",
             )
         rules = setting if isinstance(setting, AlphaRules) else None

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from expo_ray.checkpoints import atomic_write_text
-from expo_ray.errors import ConfigError, TableError
+from expo_ray.errors import ConfigError, TableError, argument
 from expo_ray.tables.prompt_files import prompt_files
 from expo_ray.tables.prompt_rows import read_rows
 from expo_ray.tables.questions import COLUMNS, QUESTIONS, QuestionReader
@@ -155,7 +155,7 @@ def _messages(row: dict[str, object], questions: QuestionReader, where: str) -> 
             where=where,
             got=_fields(row),
             expected=f"{', '.join(QUESTIONS[:-1])} or {QUESTIONS[-1]}",
-            hint="--prompt-column NAME says which column it is",
+            hint=f"{argument('columns', 'NAME')} says which column it is",
         )
     last = question.turns[-1] if question.turns else Message(role="nobody", content="")
     where = f"{where}, {question.column}"

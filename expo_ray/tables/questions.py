@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from functools import cache
 from typing import NamedTuple
 
-from expo_ray.errors import TableError, first_names
+from expo_ray.errors import TableError, argument, first_names
 from expo_ray.tables.turns import (
     Message,
     Turns,
@@ -262,7 +262,7 @@ def _contradiction(where: str, one: tuple[str, object], two: tuple[str, object])
         where=where,
         got="; ".join(f"{name}: {_last_text(value)!r}" for name, value in (one, two)),
         hint="leave out the one that does not count; or name the one that does with "
-        "--prompt-column, in a recipe prompts.columns",
+        f"{argument('columns')}",
     )
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from expo_ray.errors import spelled
 from expo_ray.extrapolation import extrapolate
 from expo_ray.extrapolation.planning.alpha import ALIGNED_ALPHA
 from expo_ray.lab import find_lab
@@ -13,8 +14,10 @@ from expo_ray.workflow.generation_time import GenerationRate, generation_rate
 from expo_ray.workflow.inputs import check_settings, find_prompts, pin_reward_models
 from expo_ray.workflow.recipe import Recipe
 from expo_ray.workflow.recipe_file import load_recipe
+from expo_ray.workflow.setting_names import in_recipe
 
 
+@spelled(in_recipe)
 def plan_run(
     recipe: str | Path, overrides: Sequence[str] = (), *, tokens_per_second: float | None = None
 ) -> dict[str, Any]:

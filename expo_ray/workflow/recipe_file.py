@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ValidationError
 
-from expo_ray.errors import ConfigError, ExpoError
+from expo_ray.errors import ConfigError, ExpoError, Spelling
 from expo_ray.ray_internals import is_submitted_job
 from expo_ray.workflow.recipe import Recipe
 from expo_ray.yaml_text import parse_yaml
@@ -36,15 +36,21 @@ class RecipeError(ConfigError):
             super().__init__(
                 f"{len(faults)} keys of the recipe are wrong",
                 where=where,
-                got="\n".join(_line(fault) for fault in faults.values()),
+                got="\n".join(_line(key, fault, where) for key, fault in faults.items()),
             )
         else:
-            super().__init__(**{name: getattr(first, name) for name in _PARTS})
+            super().__init__(**{name: first.told(name) for name in _PARTS})  # type: ignore[arg-type]
         self.faults = dict(faults)
         self._file = where
 
     def __reduce__(self) -> tuple[object, ...]:
         return partial(type(self), where=self._file), (self.faults,)
+
+    def spell(self, spelling: Spelling) -> None:
+        """Name settings in another way than Python's, those of each key too."""
+        super().spell(spelling)
+        for fault in self.faults.values():
+            fault.spell(spelling)
 
     def as_dict(self) -> dict[str, Any]:
         """Return the `error` object of the `--json` contract, with an object for each key."""
@@ -93,6 +99,8 @@ def validate_recipe(document: Mapping[str, Any], *, where: str) -> Recipe:
     except ValidationError as error:
         # Unknown keys first: a misspelt key often makes a required one look missing.
         details = sorted(error.errors(), key=lambda item: item["type"] != "extra_forbidden")
+        # Only says that another key is wrong.
+        details = [item for item in details if item["type"] != "default_factory_not_called"]
         faults = dict(_fault(item, where) for item in details)
         # A list whose only value is wrong is called too short as well.
         innermost = {
@@ -137,10 +145,13 @@ def _fault(details: ErrorDetails, where: str) -> tuple[str, ConfigError]:
     return key, ConfigError(f"recipe key `{key}`: {message}", where=where, got=got)
 
 
-def _line(fault: ExpoError) -> str:
-    given = {"got": fault.got, "expected": fault.expected, "hint": fault.hint}
-    told = [f"{name} {value}" for name, value in given.items() if value is not None]
-    return "; ".join((fault.message, *told))
+def _line(key: str, fault: ExpoError, where: str) -> str:
+    """Return a fault as one of several."""
+    place = f" ({fault.told('where')})" if fault.where and fault.where != where else ""
+    facts = {name: fault.told(name) for name in ("got", "expected")}
+    told = [f"{name} {value}" for name, value in facts.items() if value is not None]
+    what = str(fault.told("message")).removeprefix(f"recipe key `{key}`: ")
+    return "; ".join((f"`{key}`: {what}{place}", *told, *filter(None, [fault.told("hint")])))
 
 
 def _suggest(location: tuple[int | str, ...]) -> str:

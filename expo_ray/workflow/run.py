@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from expo_ray.checkpoints.storages.local_output import require_writable_folder
+from expo_ray.errors import ConfigError, ExpoError, argument, spelled
 from expo_ray.extrapolation import parse_alpha
 from expo_ray.progress import NullProgress, Progress
 from expo_ray.reports.provenance import next_steps
@@ -20,12 +21,14 @@ from expo_ray.workflow.adaptive import search_parts
 from expo_ray.workflow.inputs import check_request, prepare_models
 from expo_ray.workflow.plan import plan_recipe
 from expo_ray.workflow.recipe import Recipe
-from expo_ray.workflow.recipe_file import load_recipe, validate_recipe
+from expo_ray.workflow.recipe_file import RecipeError, load_recipe, validate_recipe
 from expo_ray.workflow.run_dir import RunDir
 from expo_ray.workflow.search import search_candidates
+from expo_ray.workflow.setting_names import in_python, in_recipe
 from expo_ray.workflow.speed import measure_throughput
 
 
+@spelled(in_recipe)
 def run(
     recipe: str | Path,
     *,
@@ -204,11 +207,31 @@ def select(
         document["extrapolation"]["alphas"] = list(alphas)
     if adaptive is not None:
         document["adaptive"] = {"num_trials": adaptive}
-    recipe = validate_recipe(document, where="select")
+    try:
+        recipe = validate_recipe(document, where="select")
+    except RecipeError as error:
+        raise _by_arguments(error) from error
     if dry_run:
         return plan_recipe(recipe, tokens_per_second=tokens_per_second)
     text = yaml.safe_dump(document, sort_keys=False)
     return run_recipe(recipe, recipe_text=text, address=address, progress=progress)
+
+
+def _by_arguments(error: RecipeError) -> RecipeError:
+    """Return an error about the arguments of `select`, whose user gave no keys of a recipe."""
+    faults: dict[str, ExpoError] = {}
+    for key, fault in error.faults.items():
+        name = in_python(key)
+        faults[name or key] = ConfigError(
+            fault.message.removeprefix(f"recipe key `{key}`: "),
+            where="select" if name is None else argument(name),
+            got=fault.got,
+            hint=fault.hint,
+        )
+    wrong = RecipeError(faults, where="select")
+    if len(faults) > 1:
+        wrong.tell("message", f"{len(faults)} settings are wrong")
+    return wrong
 
 
 def _absolute(location: str) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from expo_ray.errors import ConfigError, ExpoError, RequestError, WorkError
+from expo_ray.errors import ConfigError, ExpoError, RequestError, WorkError, argument
 from expo_ray.proxies import through_proxy
 from expo_ray.workflow.recipe_file import load_recipe
 
@@ -64,7 +64,7 @@ def submit(
         if not needed.is_relative_to(folder) or not needed.is_file():
             raise ConfigError(
                 "the working directory lacks what the job needs",
-                where=f"--working-dir {working_dir}",
+                where=argument("working_dir", working_dir),
                 got=str(folder),
                 expected=f"a folder that holds {needed}",
                 hint="submit from a checkout of expo_ray, with the recipe in it",
@@ -106,7 +106,7 @@ def _job_client(address: str | None) -> Iterator[Any]:
         asked = address or before or os.environ.get("RAY_ADDRESS") or "auto"
         raise ConfigError(
             "cannot reach the job server of the cluster",
-            where="--address",
+            where=argument("address"),
             got=f"{asked} ({error}){through_proxy(asked)}",
             expected="http://HEAD:8265",
             hint="is the dashboard running there, and its port open?",

@@ -11,13 +11,13 @@ from pydantic import BaseModel, Field
 from typer.testing import CliRunner
 
 from expo_ray.cli.model_options import FlagsOf, Given, add_command, from_flags, help_of
-from expo_ray.errors import ConfigError, setting
+from expo_ray.errors import ConfigError, argument
 from expo_ray.flags import Flag
 
 
 def pairs(texts: Sequence[str]) -> dict[str, str]:
     if any("=" not in text for text in texts):
-        raise ConfigError("no pair", where=setting("extra"))
+        raise ConfigError("no pair", where=argument("extra"))
     return dict(text.split("=", 1) for text in texts)
 
 
@@ -50,7 +50,7 @@ def run(*words: str, exclude: tuple[str, ...] = ()) -> tuple[Given, Any, str]:
         seen.append(settings)
         from_flags(Model, settings)
         if first:
-            raise ConfigError("no", where=setting("first"), hint=f"give {setting('share', 0.5)}")
+            raise ConfigError("no", where=argument("first"), hint=f"give {argument('share', 0.5)}")
 
     # What `from __future__ import annotations` makes of the local name above is not found later.
     command.__annotations__ = {

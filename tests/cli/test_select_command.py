@@ -30,14 +30,14 @@ def select(*arguments: object) -> list[str]:
     ("flags", "where", "expected"),
     [
         (("--guard", "length=2"), "--guard", "length-ratio"),
-        (("--guard", "null-rewards=off"), "select", None),
+        (("--guard", "null-rewards=off"), "--guard", None),
         (("--preset", "other"), "--preset", "paper"),
-        (("--strategy", "random"), "select", None),
-        (("--min-alpha", "1"), "select", None),
+        (("--strategy", "random"), "--strategy", None),
+        (("--min-alpha", "1"), "--min-alpha", None),
         (("--adaptive", "8", "--keep", "all"), "select", None),
-        (("--top-p", "0"), "select", None),
+        (("--top-p", "0"), "--top-p", None),
         (("--engine-arg", "max_num_seqs"), "--engine-arg", "name=value"),
-        (("--engine-arg", "max_num_seqs=8"), "select", None),
+        (("--engine-arg", "max_num_seqs=8"), "--engine-arg", None),
     ],
 )
 def test_wrong_flags_are_refused_before_anything_is_written(

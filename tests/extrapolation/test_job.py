@@ -223,7 +223,7 @@ def test_an_unfinished_result_of_another_plan_says_which(
     with pytest.raises(ConfigError, match="unfinished") as caught:
         run(pico_pair, tmp_path / "out", 0.5)
     assert f"alpha 0.3 of {pico_pair[0]} and {pico_pair[1]}" in str(caught.value.got)
-    assert "--overwrite" in str(caught.value.hint)
+    assert "overwrite=True" in str(caught.value.hint)
 
 
 def _fail(*_: object, **__: object) -> str:

@@ -210,7 +210,7 @@ def test_moved_inputs_are_given_by_hand(copy: Path, pico_pair: Pair, tmp_path: P
     (copy / "expo_ray.json").write_bytes(sealed(record))
     with pytest.raises(CheckpointError, match="no such") as caught:
         verify(copy, address="inline")
-    assert "--initial" in str(caught.value.hint)
+    assert "initial=" in str(caught.value.hint)
     assert verify(copy, initial=moved[0], aligned=moved[1], address="inline").recomputed
 
 

@@ -165,7 +165,7 @@ def test_a_service_that_lists_no_models_is_tested_by_name(
     assert (endpoint.model, endpoint.weights_digest) == ("named", None)
     with pytest.raises(ServingError) as error:
         resolved()
-    assert "--model" in str(error.value.hint)
+    assert "model=NAME" in str(error.value.hint)
 
 
 def test_a_service_whose_list_needs_a_key_is_not_tested(service: FakeService) -> None:

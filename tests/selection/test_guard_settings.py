@@ -25,5 +25,5 @@ def test_every_guard_has_a_setting() -> None:
 def test_what_is_no_guard_is_refused(text: str) -> None:
     with pytest.raises(ConfigError) as error:
         parse_guards([text])
-    assert error.value.where == "--guard"
+    assert error.value.where == "guards="
     assert "length-ratio" in str(error.value.expected)

@@ -106,7 +106,7 @@ def test_wrong_requests_start_nothing(
     for host in ("203.0.113.7", "no-such-host.invalid"):
         with pytest.raises(ConfigError, match="no such address") as caught:
             serve(model, host=host, address="local")
-        assert caught.value.where == "--host"
+        assert caught.value.where == "host="
     stranger, _ = save_pair(tmp_path / "stranger", hidden_size=16)
     for command in (
         lambda: serve(model, initial=stranger, alpha=0.5, address="inline"),

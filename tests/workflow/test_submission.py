@@ -30,7 +30,7 @@ def test_what_would_not_be_uploaded_is_refused(tmp_path: Path) -> None:
     for recipe, folder in ((copy, ROOT), (copy, tmp_path)):
         with pytest.raises(ConfigError, match="working directory") as caught:
             submit(recipe, overrides=[SHARED], working_dir=folder)
-        assert str(caught.value.where).startswith("--working-dir")
+        assert str(caught.value.where).startswith("working_dir=")
 
 
 @pytest.mark.timeout(60)

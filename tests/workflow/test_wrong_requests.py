@@ -81,7 +81,7 @@ def test_without_a_cluster_nothing_is_written(
     recipe = write_recipe(tmp_path, pico_pair, pico_reward_model)
     with pytest.raises(ConfigError) as caught:
         run(recipe, address=address.format(free_port()))
-    assert caught.value.where == "--address"
+    assert caught.value.where == "address="
     assert not (tmp_path / "run").exists()
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from expo_ray.errors import ConfigError
+from expo_ray.errors import ConfigError, argument
 
+_OUTPUT = argument("output")
 _EXPECTED = "a local path, on a cluster one that all nodes share"
 
 
@@ -15,7 +16,7 @@ def require_local(path: str | Path, *, where: str) -> Path:
 
     Args:
         path: What was asked for.
-        where: The flag, argument or recipe key that named it.
+        where: The setting that named it.
 
     Raises:
         ConfigError: It is a URI.
@@ -34,12 +35,12 @@ def require_local(path: str | Path, *, where: str) -> Path:
     return Path(path)
 
 
-def require_writable_file(path: str | Path, *, where: str = "--output") -> Path:
+def require_writable_file(path: str | Path, *, where: str = _OUTPUT) -> Path:
     """Return where a file can be written.
 
     Args:
         path: The file; folders above it may be missing.
-        where: The flag or recipe key that named it.
+        where: The setting that named it.
 
     Raises:
         ConfigError: It is a URI or a folder, lies below a file, or may not be written.
@@ -51,12 +52,12 @@ def require_writable_file(path: str | Path, *, where: str = "--output") -> Path:
     return file
 
 
-def require_writable_folder(path: str | Path, *, where: str = "--output") -> Path:
+def require_writable_folder(path: str | Path, *, where: str = _OUTPUT) -> Path:
     """Return where a folder can be written.
 
     Args:
         path: The folder; it and folders above it may be missing.
-        where: The flag or recipe key that named it.
+        where: The setting that named it.
 
     Raises:
         ConfigError: It is a URI or a file, lies below a file, or may not be written.

@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from expo_ray.errors import ConfigError
+from expo_ray.errors import ConfigError, argument
 from expo_ray.extrapolation.pairing.tensor_pair import TensorPair
 
 if TYPE_CHECKING:  # a driver plans without it: torch takes 200 MB and seconds
     import torch
 
-FLAG = "--transform"
+FLAG = argument("transforms")
 
 Blocks = Callable[[], Iterator[tuple[int, "torch.Tensor"]]]
 """Starts a pass: (first element, delta in the compute dtype) in order."""
@@ -263,12 +263,15 @@ def _parse(text: str) -> Transform:
     for part in filter(None, rest.split(",")):
         key, _, value = (piece.strip() for piece in part.partition("="))
         if key not in types or key in values:
-            raise ConfigError("unknown or doubled key", where=f"{FLAG} {text}", got=key)
+            raise ConfigError("unknown or doubled key", where=argument("transforms", text), got=key)
         try:
             values[key] = types[key](value)
         except ValueError as error:
             raise ConfigError(
-                "not a number", where=f"{FLAG} {text}", got=value, expected=types[key].__name__
+                "not a number",
+                where=argument("transforms", text),
+                got=value,
+                expected=types[key].__name__,
             ) from error
     try:
         return kind(**values)
@@ -285,7 +288,10 @@ def _usage(kind: type[Transform]) -> str:
 def _check(name: str, key: str, value: float, is_right: bool, expected: str) -> None:
     if not is_right:
         raise ConfigError(
-            "out of range", where=f"{FLAG} {name}:{key}", got=value, expected=expected
+            "out of range",
+            where=argument("transforms", f"{name}:{key}"),
+            got=value,
+            expected=expected,
         )
 
 

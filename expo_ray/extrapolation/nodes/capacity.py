@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from expo_ray.errors import ConfigError
+from expo_ray.errors import ConfigError, argument
 from expo_ray.extrapolation.shards.tasks import TASK_MEMORY_BYTES, ShardTask
 
 # Beside its buffers a worker holds the imports of torch and Ray.
@@ -47,10 +47,10 @@ def refuse_too_big_for_nodes(
     if not nodes:
         raise ConfigError(
             "no node of the cluster has a CPU",
-            where="--address",
+            where=argument("address"),
             got="0 CPUs",
             expected="at least one node with one CPU",
-            hint="start nodes with `ray start --num-cpus`, or use --address local",
+            hint=f"start nodes with `ray start --num-cpus`, or use {argument('address', 'local')}",
         )
     raise _too_big(largest, offered, needed, "the largest node offers", "`ray start --memory`")
 

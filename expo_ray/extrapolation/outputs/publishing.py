@@ -16,14 +16,14 @@ from expo_ray.checkpoints.sidecars import is_found_by_name, is_weight_file
 from expo_ray.checkpoints.storages.hub_storage import SCHEME, hub_call, hub_endpoint
 from expo_ray.checkpoints.storages.remote_path import AnyPath
 from expo_ray.checkpoints.storages.storage import RECORD_NAME
-from expo_ray.errors import ConfigError, WorkError
+from expo_ray.errors import ConfigError, WorkError, argument
 from expo_ray.extrapolation.outputs.model_card import public_name
 from expo_ray.extrapolation.outputs.record import parse_record, read_record_bytes, sealed
 from expo_ray.extrapolation.outputs.targets import Target
 from expo_ray.extrapolation.planning.alpha import checkpoint_name
 from expo_ray.proxies import through_proxy
 
-FLAG = "--push-to"
+FLAG = argument("push_to")
 _READ_ONLY = "read"
 _T = TypeVar("_T")
 
@@ -47,7 +47,9 @@ def push_targets(targets: Sequence[Target], push_to: str | None, *, private: boo
     """
     if push_to is None:
         if private:
-            raise ConfigError("nothing is pushed", where="--private", expected=f"with {FLAG}")
+            raise ConfigError(
+                "nothing is pushed", where=argument("private"), expected=f"with {FLAG}"
+            )
         return []
     repos = [repo_name(push_to, t.alpha, is_only=len(targets) == 1) for t in targets]
     for target, repo in zip(targets, repos, strict=True):
@@ -91,7 +93,9 @@ def refuse_unpushable(folder: AnyPath, repo_id: str, *, private: bool) -> None:
         return
     _asked(lambda: api.auth_check(repo_id, write=True), repo_id)
     if private and not info.private:
-        raise _refusal("the repository is public", repo_id, "--private", "a new or private one")
+        raise _refusal(
+            "the repository is public", repo_id, argument("private", True), "a new or private one"
+        )
 
 
 def push(folder: Path, repo_id: str, *, private: bool) -> str:
@@ -121,7 +125,7 @@ def push(folder: Path, repo_id: str, *, private: bool) -> str:
                 where=folder / name,
                 got=(folder / name).resolve(),
                 expected="a file inside the folder",
-                hint="write the checkpoint again with --overwrite",
+                hint=f"write the checkpoint again with {argument('overwrite', True)}",
             )
     operations: list[CommitOperationAdd | CommitOperationDelete] = [
         CommitOperationAdd(path_in_repo=name, path_or_fileobj=folder / name) for name in names
@@ -205,4 +209,4 @@ def _words(error: BaseException) -> str:
 
 
 def _refusal(message: str, repo_id: str, got: object, expected: str) -> ConfigError:
-    return ConfigError(message, where=f"{FLAG} {repo_id}", got=got, expected=expected)
+    return ConfigError(message, where=argument("push_to", repo_id), got=got, expected=expected)

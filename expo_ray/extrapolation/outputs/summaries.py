@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from expo_ray.checkpoints.storages.storage import RECORD_NAME
-from expo_ray.errors import ConfigError, first_names
+from expo_ray.errors import ConfigError, argument, first_names
 from expo_ray.extrapolation.arithmetic.requantization_costs import (
     describe_loss,
     requantization_loss,
@@ -46,11 +46,12 @@ def described_cluster(
     if not dry_run or nodes is None or node_bandwidth is None or nodes < 1:
         raise ConfigError(
             "a time estimate needs a dry run, nodes and their bandwidth",
-            where="--nodes --node-bandwidth",
+            where=f"{argument('nodes')} {argument('node_bandwidth')}",
             got=f"{nodes} nodes of {node_bandwidth}, {'' if dry_run else 'no '}dry run",
-            expected="--dry-run --nodes 16 --node-bandwidth 2GB",
+            expected=f"{argument('dry_run', True)} {argument('nodes', 16)} "
+            f"{argument('node_bandwidth', '2GB')}",
         )
-    return nodes, parse_size(node_bandwidth, flag="--node-bandwidth")
+    return nodes, parse_size(node_bandwidth, name="node_bandwidth")
 
 
 def dry_result(

@@ -11,7 +11,7 @@ from pathlib import Path
 from expo_ray.checkpoints.storages.remote_path import AnyPath, RemotePath, any_path, is_remote
 from expo_ray.checkpoints.storages.s3_client import MAX_COPY_BYTES, may_move
 from expo_ray.checkpoints.storages.storage import split_address
-from expo_ray.errors import ConfigError
+from expo_ray.errors import ConfigError, argument
 from expo_ray.extrapolation.outputs.assembly import Attachments
 from expo_ray.extrapolation.outputs.work_folder import (
     OutputState,
@@ -119,8 +119,8 @@ def _output_root(plan: Plan, output: str | Path) -> AnyPath:
             where=f"OUTPUT, {largest.name}",
             got=f"{largest.data_bytes} bytes",
             expected=f"at most {MAX_COPY_BYTES - SPARE_BYTES} bytes, without boto3",
-            hint="lower --max-shard-size; where one tensor is so big, install boto3 on every node "
-            "(pip install 'expo-ray[s3]'), which copies in parts",
+            hint=f"lower {argument('max_shard_size')}; where one tensor is so big, install boto3 "
+            "on every node (pip install 'expo-ray[s3]'), which copies in parts",
         )
     return root
 

@@ -24,7 +24,7 @@ from expo_ray.checkpoints.storages.unfinished_uploads import (
     abort_uploads,
     find_unfinished_uploads,
 )
-from expo_ray.errors import ConfigError, first_names
+from expo_ray.errors import ConfigError, argument, first_names
 from expo_ray.extrapolation.outputs.record import outputs_by_alpha
 from expo_ray.extrapolation.shards.receipts import RECEIPT_FOLDER
 from expo_ray.extrapolation.shards.run_token import RUN_FILE, check_token
@@ -75,13 +75,14 @@ def examine_output(folder: AnyPath, plan_digest: str, *, overwrite: bool) -> Out
             where=folder,
             got=", ".join(outputs),
             expected="an empty folder, or the same alphas again",
-            hint="choose another folder; --overwrite would put this one beside them",
+            hint=f"choose another folder; {argument('overwrite', True)} would put this one beside "
+            "them",
         )
     raise ConfigError(
         "the output folder is not empty and was not made by expo_ray",
         where=folder,
         got=first_names(names),
-        hint="choose another folder, or replace its weights with --overwrite",
+        hint=f"choose another folder, or replace its weights with {argument('overwrite', True)}",
     )
 
 
@@ -196,7 +197,7 @@ def _check_digest(path: AnyPath, plan_digest: str, message: str) -> None:
             got=f"plan {str(found)[:12]}{_describe(table)}",
             expected=f"plan {plan_digest[:12]}, as asked for now",
             hint="the same alpha and paths? then an input, a file beside it or an option changed; "
-            "choose another folder, or replace what is there with --overwrite",
+            f"choose another folder, or replace what is there with {argument('overwrite', True)}",
         )
 
 
@@ -218,7 +219,7 @@ def _check_sizes(folder: AnyPath, record: AnyPath) -> None:
                 where=path,
                 got="missing" if size is None else f"{size} bytes",
                 expected=f"{entry['bytes']} bytes",
-                hint="write it again with --overwrite",
+                hint=f"write it again with {argument('overwrite', True)}",
             )
 
 
@@ -230,7 +231,7 @@ def _read_json(path: AnyPath) -> dict[str, Any]:
             "the record in the output folder cannot be read",
             where=path,
             got=error,
-            hint="choose another folder, or replace it with --overwrite",
+            hint=f"choose another folder, or replace it with {argument('overwrite', True)}",
         ) from error
     return table if isinstance(table, dict) else {}
 

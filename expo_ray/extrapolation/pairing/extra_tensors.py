@@ -12,9 +12,9 @@ from fnmatch import fnmatchcase
 
 from expo_ray.checkpoints.checkpoint import Checkpoint
 from expo_ray.checkpoints.formats.header import FLOAT_DTYPES, TensorRef
-from expo_ray.errors import ConfigError, first_names
+from expo_ray.errors import ConfigError, argument, first_names
 
-FLAG = "--extra-tensors"
+FLAG = argument("extra_tensors")
 _COPY = "copy:"
 # Last parts of names that transformers computes from the config or reads past.
 _BUFFERS = frozenset(
@@ -93,7 +93,7 @@ def find_extras(
         left_out=frozenset((buffers | named) - base.tensors.keys()),
         notes=tuple(
             f"{what} {text.format(first=first, other=other)}: {first_names(sorted(names))}"
-            for what, rows in (("buffers that loaders compute anew,", groups), (FLAG, asked))
+            for what, rows in (("buffers that loaders compute anew,", groups), ("as asked,", asked))
             for names, text in rows
             if names
         ),

@@ -15,7 +15,7 @@ from dataclasses import replace
 from expo_ray.checkpoints.checkpoint import Checkpoint
 from expo_ray.checkpoints.formats.header import FLOAT_DTYPES, TensorRef
 from expo_ray.checkpoints.quantization import refuse_quantized
-from expo_ray.errors import PairError
+from expo_ray.errors import PairError, argument
 from expo_ray.extrapolation.pairing.extra_tensors import find_extras
 from expo_ray.extrapolation.pairing.hints import refuse_empty_weights
 from expo_ray.extrapolation.pairing.pair import (
@@ -30,7 +30,7 @@ from expo_ray.extrapolation.pairing.tensor_pair import Pair, TensorPair
 from expo_ray.extrapolation.pairing.ties import tied_partner
 from expo_ray.extrapolation.pairing.vocabulary import refuse_other_tokens
 
-FLAG = "--onto"
+FLAG = argument("onto")
 _HINT = "the base must be a model of the same family, with the same tokens"
 
 
@@ -68,7 +68,8 @@ def add_onto(
             "FP8 blocks cannot be written under a base of their own",
             where=FLAG,
             got="FP8 codes with block scales",
-            hint="give --output-dtype bfloat16: the blocks are read and plain weights are written",
+            hint=f"give {argument('output_dtype', 'bfloat16')}: the blocks are read and plain "
+            "weights are written",
         )
     extras = find_extras(pair.aligned, base, extra_tensors, sides=("aligned", "base"))
     notes = [*pair.notes, *extras.notes]

@@ -10,7 +10,7 @@ from expo_ray.checkpoints.checkpoint import Checkpoint
 from expo_ray.checkpoints.formats.header import FLOAT_DTYPES, INTEGER_DTYPES, TensorRef
 from expo_ray.checkpoints.quantization import refuse_quantized
 from expo_ray.checkpoints.storages.storage import split_address
-from expo_ray.errors import CheckpointError, ConfigError, PairError
+from expo_ray.errors import CheckpointError, ConfigError, PairError, argument
 from expo_ray.extrapolation.pairing.extra_tensors import FLAG, find_extras
 from expo_ray.extrapolation.pairing.hints import naming_hint, refuse_empty_weights, shape_hint
 from expo_ray.extrapolation.pairing.tensor_pair import Pair, TensorPair
@@ -66,8 +66,8 @@ def match_pair(
         ConfigError: An option is unknown.
         PairError: The two do not belong together.
     """
-    _check_option("--vocab-policy", vocab_policy, VOCAB_POLICIES)
-    _check_option("--output-dtype", output_dtype, tuple(OUTPUT_DTYPES))
+    _check_option("vocab_policy", vocab_policy, VOCAB_POLICIES)
+    _check_option("output_dtype", output_dtype, tuple(OUTPUT_DTYPES))
     for side, checkpoint in (("initial", initial), ("aligned", aligned)):
         refuse_quantized(checkpoint)
         refuse_empty_weights(checkpoint, side=side)
@@ -297,7 +297,8 @@ def _quantized_copy(ref: TensorRef, message: str) -> PairError:
         where=f"tensor {ref.name!r}",
         got="FP8 codes with block scales, which only one side has wholly",
         expected="plain weights",
-        hint="give --output-dtype bfloat16: the blocks are read and plain weights are written",
+        hint=f"give {argument('output_dtype', 'bfloat16')}: the blocks are read and plain "
+        "weights are written",
     )
 
 
@@ -336,11 +337,13 @@ def missing_tensor(name: str, *, present: Checkpoint, missing: Checkpoint, side:
         got=f"only in {present.uri}",
         expected=f"in {missing.uri} too",
         hint=naming_hint(name, present=present, missing=missing)
-        or f"{_PARENT_HINT}; where it is no weight of the model, extrapolate {FLAG} copy:PATTERN "
-        "lets it pass",
+        or f"{_PARENT_HINT}; where it is no weight of the model, "
+        f"{argument('extra_tensors', 'copy:PATTERN')} lets it pass",
     )
 
 
-def _check_option(flag: str, value: str, choices: tuple[str, ...]) -> None:
+def _check_option(name: str, value: str, choices: tuple[str, ...]) -> None:
     if value not in choices:
-        raise ConfigError("unknown value", where=flag, got=value, expected=", ".join(choices))
+        raise ConfigError(
+            "unknown value", where=argument(name), got=value, expected=", ".join(choices)
+        )

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from expo_ray.checkpoints.checkpoint import Checkpoint
-from expo_ray.errors import PairError
+from expo_ray.errors import PairError, argument
 from expo_ray.extrapolation.pairing.modules import layer_index
 from expo_ray.extrapolation.pairing.ties import EMBEDDINGS, HEADS, is_named
 from expo_ray.extrapolation.pairing.token_tables import TokenizerDifference, compare_tokenizers
@@ -22,12 +22,13 @@ from expo_ray.extrapolation.pairing.token_tables import TokenizerDifference, com
 REFUSE, COMMON_ROWS, COPY_ALIGNED = "refuse", "common-rows", "copy-aligned"
 VOCAB_POLICIES = (REFUSE, COMMON_ROWS, COPY_ALIGNED)
 _HINT = (
-    "--vocab-policy common-rows extrapolates the rows of tokens that both have, "
+    f"{argument('vocab_policy', 'common-rows')} extrapolates the rows of tokens that both have, "
     "copy-aligned copies these tensors"
 )
 _UNPLACED_HINT = (
     "save both tokenizers with a tokenizer.json, which states ids; or give both the same files, if "
-    "the ids mean the same tokens; or --vocab-policy copy-aligned copies tables of tokens"
+    "the ids mean the same tokens; or "
+    f"{argument('vocab_policy', 'copy-aligned')} copies tables of tokens"
 )
 # The embedding and the head of a model, whatever its config says of their rows.
 _TABLE_ENDS = (*EMBEDDINGS, *HEADS, "embed_tokens_per_layer.weight")

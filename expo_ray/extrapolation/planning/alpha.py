@@ -8,7 +8,7 @@ from typing import Final
 
 import numpy as np
 
-from expo_ray.errors import ConfigError
+from expo_ray.errors import ConfigError, argument
 
 ALIGNED_ALPHA: Final = 0.0
 """Alpha 0: the aligned model itself. It is a candidate of every choice of alpha, all others are
@@ -29,12 +29,15 @@ def parse_alpha(value: str | float) -> float:
         alpha = float(value)
     except (TypeError, ValueError) as error:
         raise ConfigError(
-            "alpha is not a number", where="--alpha", got=repr(value), expected="a finite number"
+            "alpha is not a number",
+            where=argument("alpha"),
+            got=repr(value),
+            expected="a finite number",
         ) from error
     if not math.isfinite(alpha) or not math.isfinite(round_alpha(alpha)):
         raise ConfigError(
             "alpha is not finite in float32",
-            where="--alpha",
+            where=argument("alpha"),
             got=repr(value),
             expected="a finite number",
         )
@@ -51,9 +54,10 @@ def parse_alphas(value: str | float | Sequence[str | float]) -> tuple[float, ...
     if not values:
         raise ConfigError(
             "no alpha is given",
-            where="--alpha",
+            where=argument("alpha"),
             expected="at least one",
-            hint="give --alpha 0.3, or --alpha-rules FILE; `expo-ray select` chooses one",
+            hint=f"give {argument('alpha', 0.3)}, or {argument('alpha_rules', 'FILE')}; "
+            "`expo-ray select` chooses one",
         )
     alphas = tuple(parse_alpha(v) for v in values)
     seen: dict[float, float] = {}
@@ -62,7 +66,7 @@ def parse_alphas(value: str | float | Sequence[str | float]) -> tuple[float, ...
         if key in seen:
             raise ConfigError(
                 "an alpha is given twice",
-                where="--alpha",
+                where=argument("alpha"),
                 got=f"{format_alpha(seen[key])} and {format_alpha(alpha)}",
                 hint="alphas that are equal in float32 give the same weights",
             )

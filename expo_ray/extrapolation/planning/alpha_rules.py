@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, StrictFloat, StrictInt, ValidationError
 
-from expo_ray.errors import ConfigError, PairError
+from expo_ray.errors import ConfigError, PairError, argument
 from expo_ray.extrapolation.pairing.modules import layer_position
 from expo_ray.extrapolation.planning.alpha import format_alpha, parse_alpha
 from expo_ray.yaml_text import parse_yaml
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     # Light: a service names its rules without waiting for torch.
     from expo_ray.extrapolation.pairing.tensor_pair import TensorPair
 
-FLAG = "--alpha-rules"
+FLAG = argument("alpha_rules")
 Number = StrictFloat | StrictInt
 Stack = dict[str, tuple[int, int]]
 
@@ -117,7 +117,7 @@ class AlphaRules(BaseModel):
         if self.default is not None:
             raise ConfigError(
                 "two defaults are given",
-                where=f"--alpha and default of {FLAG}",
+                where=f"{argument('alpha')} and default of {FLAG}",
                 got=f"{alpha:g} and {self.default:g}",
                 expected="one of them",
             )
@@ -144,13 +144,12 @@ def read_alpha_rules(source: str | Path | AlphaRules) -> AlphaRules:
     """
     if isinstance(source, AlphaRules):
         return source
+    where = argument("alpha_rules", source)
     try:
         table = parse_yaml(Path(source).expanduser().read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ConfigError(
-            "the alpha rules cannot be read", where=f"{FLAG} {source}", got=error
-        ) from error
-    return AlphaRules.parse(table, where=f"{FLAG} {source}")
+        raise ConfigError("the alpha rules cannot be read", where=where, got=error) from error
+    return AlphaRules.parse(table, where=where)
 
 
 def default_of_rules(alpha: str | float | Sequence[str | float]) -> tuple[float, ...]:
@@ -163,7 +162,7 @@ def default_of_rules(alpha: str | float | Sequence[str | float]) -> tuple[float,
     if len(values) > 1:
         raise ConfigError(
             "rules give one checkpoint",
-            where=f"--alpha beside {FLAG}",
+            where=f"{argument('alpha')} beside {FLAG}",
             got=", ".join(map(str, values)),
             expected="at most one alpha, for tensors that no rule matches",
         )
@@ -233,7 +232,8 @@ def resolve(
             where=FLAG,
             got=f"{len(without)} tensors without alpha, first {without[0]!r}",
             expected="a rule for every tensor, or a default",
-            hint='give --alpha for the rest, or a last rule {match: "*", alpha: ALPHA}',
+            hint=f"give {argument('alpha')} for the rest, or a last rule "
+            '{match: "*", alpha: ALPHA}',
         )
     for index, count in enumerate(counts):
         if not count:

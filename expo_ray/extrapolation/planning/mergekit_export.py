@@ -18,10 +18,10 @@ import yaml
 from expo_ray.checkpoints.formats.header import FLOAT_DTYPES
 from expo_ray.checkpoints.storages.atomic_io import atomic_write_text
 from expo_ray.checkpoints.storages.storage import split_address
-from expo_ray.errors import ConfigError
+from expo_ray.errors import ConfigError, argument
 from expo_ray.extrapolation.planning.plan import Plan
 
-FLAG = "--export-mergekit"
+FLAG = argument("export_mergekit")
 _NAMES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
 _HEADER = """\
 # For mergekit 0.1.5: mergekit-yaml THIS_FILE OUTPUT
@@ -41,7 +41,7 @@ def mergekit_config(plan: Plan, alpha: float) -> dict[str, Any]:
     if plan.transforms:
         raise _refusal("transforms", ", ".join(map(str, plan.transforms)))
     if len(dtypes) > 1 or dtypes[0] not in _NAMES or plan.has_float64:
-        hint = "--output-dtype gives one dtype to all, where none is float64"
+        hint = f"{argument('output_dtype')} gives one dtype to all, where none is float64"
         raise _refusal("dtypes of several kinds, or float64", ", ".join(dtypes), hint)
     for pair in floats:
         if pair.runs:
@@ -107,7 +107,7 @@ class MergekitFile:
         """Return the error for a file that cannot be written."""
         return ConfigError(
             "the mergekit configuration cannot be written",
-            where=f"{FLAG} {self.path}",
+            where=argument("export_mergekit", self.path),
             got=got,
             expected="a file in a folder that exists and can be written to",
         )

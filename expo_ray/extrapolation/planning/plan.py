@@ -16,7 +16,7 @@ from expo_ray.checkpoints.formats.header import build_header, tensor_bytes
 from expo_ray.checkpoints.formats.layouts import SINGLE_NAME
 from expo_ray.checkpoints.opening import open_aligned, open_checkpoint, without_block_scales
 from expo_ray.checkpoints.storages.storage import FileFacts
-from expo_ray.errors import ConfigError
+from expo_ray.errors import ConfigError, argument
 from expo_ray.extrapolation.arithmetic.requantization_costs import REQUANTIZATION
 from expo_ray.extrapolation.arithmetic.transforms import Transform, parse_transforms
 from expo_ray.extrapolation.pairing.extra_tensors import parse_extra_tensors, refuse_unused
@@ -274,7 +274,7 @@ def input_facts(checkpoint: Checkpoint, files: set[str]) -> dict[str, FileFacts]
     return {name: checkpoint.weight_files[name].facts for name in sorted(files)}
 
 
-def parse_size(value: str | int, *, flag: str = "--max-shard-size") -> int:
+def parse_size(value: str | int, *, name: str = "max_shard_size") -> int:
     """Return a number of bytes: 5GB, 500MB, 2GiB, or a plain number.
 
     Raises:
@@ -284,7 +284,9 @@ def parse_size(value: str | int, *, flag: str = "--max-shard-size") -> int:
     unit = _UNITS.get(match[2].upper()) if match else None
     size = int(float(match[1]) * unit) if match and unit else 0
     if size <= 0:
-        raise ConfigError("not a size", where=flag, got=value, expected="for example 5GB or 500MB")
+        raise ConfigError(
+            "not a size", where=argument(name), got=value, expected="for example 5GB or 500MB"
+        )
     return size
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from expo_ray.errors import ShardError
+from expo_ray.errors import ShardError, argument
 from expo_ray.extrapolation.pairing.tensor_pair import TensorPair
 from expo_ray.extrapolation.planning.alpha import format_alpha
 from expo_ray.extrapolation.shards.tasks import ShardOutput
@@ -17,7 +17,7 @@ def nonfinite_input(pair: TensorPair, count: int, uris: Iterable[str]) -> ShardE
         where=f"tensor {pair.name!r} of {' or '.join(uris)}",
         got=f"{count} or more NaN or infinite elements",
         expected="finite values",
-        hint="--allow-nonfinite goes on all the same",
+        hint=f"{argument('allow_nonfinite', True)} goes on all the same",
     )
 
 
@@ -31,5 +31,6 @@ def overflow(pair: TensorPair, output: ShardOutput, count: int) -> ShardError:
         where=f"tensor {pair.name!r}, {made_by}",
         got=f"{count} or more elements become infinite in {pair.output_dtype}",
         expected="finite values",
-        hint="choose a smaller alpha or a wider --output-dtype; --allow-overflow goes on",
+        hint=f"choose a smaller alpha or a wider {argument('output_dtype')}; "
+        f"{argument('allow_overflow', True)} goes on",
     )

@@ -10,7 +10,7 @@ import torch
 from expo_ray.checkpoints.formats.header import DTYPE_BITS, TensorRef
 from expo_ray.checkpoints.opening import open_storage
 from expo_ray.checkpoints.storages.storage import FileFacts, RangeReader
-from expo_ray.errors import ShardError
+from expo_ray.errors import ShardError, argument
 from expo_ray.extrapolation.shards.tasks import ShardTask
 
 
@@ -83,5 +83,5 @@ class InputFiles:
                 got=f"{facts.num_bytes} bytes, {facts.version_kind} {facts.version}",
                 expected=f"{planned[file].num_bytes} bytes, "
                 f"{planned[file].version_kind} {planned[file].version}",
-                hint="leave the inputs alone and start again with --overwrite",
+                hint=f"leave the inputs alone and start again with {argument('overwrite', True)}",
             )

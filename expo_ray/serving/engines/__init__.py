@@ -6,7 +6,7 @@ import logging
 import sys
 from typing import TYPE_CHECKING
 
-from expo_ray.errors import ConfigError
+from expo_ray.errors import ConfigError, argument
 from expo_ray.extras import missing_modules, require_extra
 from expo_ray.lazy import quick_imports
 
@@ -46,9 +46,11 @@ def pick_engine(name: str) -> tuple[str, str]:
         MissingExtraError: Its package is not installed.
     """
     if name not in _NAMES:
-        raise ConfigError("unknown engine", where="--engine", got=name, expected=", ".join(_NAMES))
+        raise ConfigError(
+            "unknown engine", where=argument("engine"), got=name, expected=", ".join(_NAMES)
+        )
     if name == VLLM:
-        require_extra("vllm", where="--engine vllm")
+        require_extra("vllm", where=argument("engine", VLLM))
     if name != "auto":
         return name, "as asked for"
     if missing_modules("vllm"):
@@ -79,7 +81,9 @@ def make_engine(name: str, options: EngineOptions | None = None) -> Engine:
         options: Its settings.
     """
     if name != TRANSFORMERS:
-        raise ConfigError("no embedded engine", where="--engine", got=name, expected=TRANSFORMERS)
+        raise ConfigError(
+            "no embedded engine", where=argument("engine"), got=name, expected=TRANSFORMERS
+        )
     with quick_imports():
         from expo_ray.serving.engines.transformers_engine import TransformersEngine
 

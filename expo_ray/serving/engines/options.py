@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from expo_ray.errors import ConfigError, setting
+from expo_ray.errors import ConfigError, argument
 from expo_ray.flags import Flag
 from expo_ray.json_text import parse_json
 
@@ -29,7 +29,7 @@ def parse_engine_args(pairs: Sequence[str]) -> dict[str, Any]:
         if not equals or not name.strip():
             raise ConfigError(
                 "not an engine argument",
-                where=setting("engine_args"),
+                where=argument("engine_args"),
                 got=pair,
                 expected="name=value",
             )
@@ -86,7 +86,7 @@ class EngineOptions(BaseModel):
         if self.engine_args or self.tensor_parallel_size != 1:
             raise ConfigError(
                 f"the {engine} engine has no such settings",
-                where=f"{setting('engine_args')}, {setting('tensor_parallel_size')}",
+                where=f"{argument('engine_args')}, {argument('tensor_parallel_size')}",
                 got=f"{self.engine_args}, tensor_parallel_size={self.tensor_parallel_size}",
-                hint=f"choose {setting('engine', 'vllm')}, or leave them out",
+                hint=f"choose {argument('engine', 'vllm')}, or leave them out",
             )

@@ -10,7 +10,7 @@ from typing import Any
 import ray
 
 from expo_ray.checkpoints.local_files import local_folder
-from expo_ray.errors import ConfigError
+from expo_ray.errors import ConfigError, argument
 from expo_ray.serving.engines.options import EngineOptions
 from expo_ray.serving.engines.precision import cpu_dtype
 from expo_ray.serving.source import ModelSource
@@ -66,7 +66,9 @@ def llm_config(
         )
         config.get_engine_config()
     except ValueError as error:
-        raise ConfigError("vLLM refuses its settings", where="--engine-arg", got=error) from error
+        raise ConfigError(
+            "vLLM refuses its settings", where=argument("engine_args"), got=error
+        ) from error
     return config
 
 
@@ -89,7 +91,9 @@ def _engine_args(source: ModelSource, options: EngineOptions, *, has_gpu: bool) 
     taken = sorted({*ours, "model", "served_model_name"} & {*options.engine_args})
     if taken:
         raise ConfigError(
-            "these engine arguments are set by expo-ray", where="--engine-arg", got=", ".join(taken)
+            "these engine arguments are set by expo-ray",
+            where=argument("engine_args"),
+            got=", ".join(taken),
         )
     return {
         "max_num_seqs": MAX_NUM_SEQS,

@@ -77,7 +77,7 @@ def test_weights_are_not_taken_for_buffers(tmp_path: Path, name: str) -> None:
     sides = pair(tmp_path, {}, {name: noise((4,), torch.float32, 3)})
     with pytest.raises(PairError, match="missing from initial") as caught:
         extrapolate(*sides, tmp_path / "out", alpha=0.3, address="inline")
-    assert "--extra-tensors copy:PATTERN" in str(caught.value.hint)
+    assert "extra_tensors=copy:PATTERN" in str(caught.value.hint)
     assert not (tmp_path / "out").exists()
 
 
@@ -112,7 +112,7 @@ def test_patterns_without_effect_are_refused(tmp_path: Path, spec: str) -> None:
     specs = ["copy:mtp.*", spec]
     with pytest.raises(ConfigError) as caught:
         extrapolate(*sides, tmp_path / "out", alpha=1, extra_tensors=specs, address="inline")
-    assert caught.value.where == "--extra-tensors"
+    assert caught.value.where == "extra_tensors="
     assert caught.value.got == spec
 
 

@@ -62,7 +62,7 @@ def test_vocabulary_mismatch_is_told_from_a_shape_mismatch(tmp_path: Path) -> No
     sides = [matrices(1), matrices(2)]
     sides[1]["model.embed_tokens.weight"] = noise((14, 4), torch.bfloat16, 3)
     text = refused(tmp_path, sides, "vocabularies", ({"vocab_size": 12}, {"vocab_size": 14}))
-    assert "--vocab-policy" in text
+    assert "vocab_policy=" in text
 
 
 def test_float_against_integer(tmp_path: Path) -> None:
