@@ -11,7 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from expo_ray.checkpoints.storages import s3_client
 from expo_ray.errors import MissingExtraError
+from expo_ray.extrapolation.arithmetic import fused_kernel
 from expo_ray.extras import EXTRAS, install_command, require_extra
 from expo_ray.lab import LabSettings, prepare_lab
 from expo_ray.serving.engines import resolve_engine
@@ -72,3 +74,27 @@ def test_extras_are_those_of_the_metadata() -> None:
         assert required - {"ray", "pyarrow"} == set(extra.modules) - {"pandas"}
     for name in re.findall(r"expo-ray\[([\w-]+)\]", " ".join(map(install_command, EXTRAS))):
         assert name in extras
+
+
+@pytest.mark.parametrize(
+    ("extra", "package", "call"),
+    [
+        ("fast", "numba", lambda: fused_kernel._build(1, False)),
+        ("s3", "boto3", lambda: s3_client._client_of(None, None)),
+    ],
+)
+def test_what_does_without_an_extra_logs_how_to_install_it(
+    without: Callable[[str], None],
+    caplog: pytest.LogCaptureFixture,
+    extra: str,
+    package: str,
+    call: Callable[[], object],
+) -> None:
+    without(package)
+    for cached in (fused_kernel._build, s3_client._client_of):
+        cached.cache_clear()
+    with caplog.at_level("INFO", logger="expo_ray"):
+        assert call() is None
+    assert install_command(extra) in caplog.text
+    for cached in (fused_kernel._build, s3_client._client_of):
+        cached.cache_clear()

@@ -59,7 +59,7 @@ def prepare_lab(
         Where everything lies.
 
     Raises:
-        MissingExtraError: TRL is not installed.
+        MissingExtraError: TRL, or what it is used with, is not installed.
         EvaluationError: A training task failed; what is finished is kept for the next call.
     """
     finished = find_lab(cache, settings)

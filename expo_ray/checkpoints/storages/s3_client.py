@@ -14,6 +14,7 @@ from expo_ray.checkpoints.storages.remote_path import (
     region,
 )
 from expo_ray.checkpoints.storages.retries import ATTEMPTS
+from expo_ray.extras import install_command
 
 logger = logging.getLogger(__name__)
 
@@ -82,7 +83,11 @@ def _client_of(endpoint: str | None, region_name: str | None) -> Any:
         import boto3
         from botocore.config import Config
     except ImportError:
-        logger.info("unfinished uploads are not looked for without boto3: %s", LIFECYCLE_HINT)
+        logger.info(
+            "unfinished uploads are not looked for without boto3 (%s): %s",
+            install_command("s3"),
+            LIFECYCLE_HINT,
+        )
         return None
     return boto3.Session().client(
         "s3",

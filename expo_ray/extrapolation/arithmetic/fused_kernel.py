@@ -19,6 +19,7 @@ import torch
 
 from expo_ray.extrapolation.arithmetic.formula import BLOCK_ELEMENTS, Workspace
 from expo_ray.extrapolation.arithmetic.statistics import DeltaSums, OutputSums
+from expo_ray.extras import install_command
 
 RUN_ELEMENTS = 4096
 _INFINITY = 0x7F80
@@ -97,7 +98,7 @@ def _build(num_targets: int, measures: bool) -> FusedKernel | None:
             write=_compile(measures=False, writes=True),
         )
     except ImportError:
-        _logger.info("numba is not installed: the plain arithmetic is used")
+        _logger.info("the plain arithmetic is used without numba: %s", install_command("fast"))
         return None
     if num_targets and _gives_other_bits(kernel, num_targets, measures):
         _logger.warning("the compiled arithmetic differs on this processor and is not used")

@@ -32,6 +32,7 @@ from expo_ray.extrapolation.shards.tasks import (
     ShardTask,
     shard_task,
 )
+from expo_ray.extras import install_command
 
 # Room for index, sidecars and record beside the weights.
 SPARE_BYTES = 64 * 1024 * 1024
@@ -119,8 +120,8 @@ def _output_root(plan: Plan, output: str | Path) -> AnyPath:
             where=f"OUTPUT, {largest.name}",
             got=f"{largest.data_bytes} bytes",
             expected=f"at most {MAX_COPY_BYTES - SPARE_BYTES} bytes, without boto3",
-            hint=f"lower {argument('max_shard_size')}; where one tensor is so big, install boto3 "
-            "on every node (pip install 'expo-ray[s3]'), which copies in parts",
+            hint=f"lower {argument('max_shard_size')}; where one tensor is so big, boto3 copies "
+            f"in parts: {install_command('s3')} on every node",
         )
     return root
 

@@ -1,0 +1,84 @@
+"""Checking a recipe: every key that is wrong, or what the run would do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from expo_ray.checkpoints import Checkpoint, open_checkpoint
+from expo_ray.checkpoints.opening import open_aligned, open_storage
+from expo_ray.checkpoints.storages.local_output import require_writable_folder
+from expo_ray.errors import ExpoError, RequestError, spelled
+from expo_ray.rewards import RewardModelSpec, pin_reward_model
+from expo_ray.rewards.anchors import read_anchors
+from expo_ray.serving import GeneratorReplicas
+from expo_ray.workflow.inputs import find_prompts, require_extras
+from expo_ray.workflow.plan import plan_recipe
+from expo_ray.workflow.recipe import Recipe
+from expo_ray.workflow.recipe_file import RecipeError, load_recipe
+from expo_ray.workflow.setting_names import in_recipe
+
+
+@spelled(in_recipe)
+def check_recipe(recipe: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """Look at every key of a recipe and at what it names; nothing is written, no Ray is started.
+
+    Args:
+        recipe: YAML file.
+        overrides: `key=value` pairs laid over the file.
+
+    Returns:
+        What the run would do, as `expo-ray run --dry-run` tells it.
+
+    Raises:
+        RecipeError: Names every wrong key; what it names may be missing or of no use.
+        RequestError: The file cannot be read, or the pair does not belong together.
+    """
+    parsed = load_recipe(recipe, overrides)
+    faults = _faults(parsed)
+    if faults:
+        raise RecipeError(faults, where=str(recipe))
+    return plan_recipe(parsed)
+
+
+def _faults(recipe: Recipe) -> dict[str, ExpoError]:
+    """Return what is wrong outside of the recipe, by the key that names it."""
+    faults: dict[str, ExpoError] = {}
+
+    @contextmanager
+    def blaming(key: str) -> Iterator[None]:
+        try:
+            yield
+        except RequestError as error:
+            error.tell("message", f"recipe key `{key}`: {error.told('message')}")
+            faults[key] = error
+
+    with blaming("output"):
+        require_writable_folder(recipe.output, where="output")
+    with blaming("generators.engine"):
+        settings = recipe.generators
+        GeneratorReplicas(settings.num_replicas, settings.engine, options=settings.options)
+    with blaming("lab" if recipe.adaptive is None else "adaptive"):
+        require_extras(recipe)
+    initial: Checkpoint | None = None
+    with blaming("initial"):
+        initial = None if recipe.initial is None else open_checkpoint(recipe.initial)
+    with blaming("aligned"):
+        if recipe.aligned is not None and initial is not None:
+            open_aligned(recipe.aligned, initial)
+        elif recipe.aligned is not None:  # an adapter cannot be opened without its base
+            open_storage(recipe.aligned)
+    for number, text in enumerate(recipe.reward_models):
+        with blaming(f"reward_models.{number}"):
+            spec = RewardModelSpec.parse(text)
+            if spec.kind == "classifier":
+                pin_reward_model(spec, initial=None, aligned=None)
+    with blaming("prompts.path"):
+        if recipe.prompts.path is not None:
+            find_prompts(recipe, recipe.prompts.path)
+    with blaming("rewarders.anchors"):
+        if recipe.rewarders.anchors is not None:
+            read_anchors(recipe.rewarders.anchors)
+    return faults
