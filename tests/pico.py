@@ -80,8 +80,8 @@ def save_pair(
     return initial, aligned
 
 
-def save_reward_model(folder: Path, *, seed: int = 7) -> Path:
+def save_reward_model(folder: Path, *, seed: int = 7, **overrides: object) -> Path:
     """Save a one-label sequence classifier in float32."""
     torch.manual_seed(seed)
-    model = LlamaForSequenceClassification(pico_config(num_labels=1, tie_word_embeddings=False))
-    return save_model(model, folder)
+    config = pico_config(num_labels=1, tie_word_embeddings=False, **overrides)
+    return save_model(LlamaForSequenceClassification(config), folder)

@@ -23,6 +23,7 @@ from tests.pico import save_pair, save_reward_model
 from tests.reports.run_directory import RunDirectory
 
 QUESTIONS = ["Name a fruit.", "Write one short sentence about rain.", "What is two plus two?"]
+CONTEXT = 4096
 PORT = "8000"
 """What the documentation calls a service's port; the tests take a free one."""
 
@@ -42,13 +43,13 @@ loadtest: null
 def make_workbench(folder: Path) -> Path:
     """Make models, prompts and the recipes of a clone; the models are tiny and real.
 
-    The pair has a context of 4096 tokens, so that no example ends for want of it.
+    They have a context of 4096 tokens, so that no example ends for want of it.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    initial, aligned = save_pair(folder, scale=0.002, max_position_embeddings=4096)
+    initial, aligned = save_pair(folder, scale=0.002, max_position_embeddings=CONTEXT)
     initial.rename(folder / "sft")
     aligned.rename(folder / "dpo")
-    save_reward_model(folder / "rm")
+    save_reward_model(folder / "rm", max_position_embeddings=CONTEXT)
     rows = [{"prompt": f"{question} ({i})"} for i in range(4) for question in QUESTIONS]
     samples.write_lines(folder / "p.jsonl", rows)
     shutil.copytree(ROOT / "pipelines", folder / "pipelines")
