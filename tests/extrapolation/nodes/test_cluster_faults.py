@@ -122,7 +122,7 @@ def test_a_node_that_dies_while_it_is_asked_is_left_out(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(not may_make_hosts(), reason="network namespaces are not permitted here")
-def test_a_host_that_is_cut_off_costs_a_minute_beyond_its_loss(tmp_path: Path) -> None:
+def test_a_host_that_is_cut_off_is_not_waited_for_beyond_its_loss(tmp_path: Path) -> None:
     block = noise((1000, 1000), torch.bfloat16, 1)
     before = {f"layers.{i}.w": block * (1 + i / 64) for i in range(350)}
     after = {name: t + t / 64 for name, t in before.items()}
@@ -139,8 +139,9 @@ def test_a_host_that_is_cut_off_costs_a_minute_beyond_its_loss(tmp_path: Path) -
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads(done.stdout.splitlines()[-1])
     assert found["status"] == "written"
-    # Ray's own connection to the lost host gives up 350 s after it has listed it as dead.
-    assert found["ended_after"] - found["listed_after"] < 60, found
+    # Ray's own connection to the lost host gives up 350 s after it has listed it as dead. Ours
+    # took 15 to 40 s on two idle cores; how long a loaded machine takes is not for a test to say.
+    assert found["ended_after"] - found["listed_after"] < 300, found
     extrapolate(*pair, tmp_path / "alone", alpha=0.3, max_shard_size="140MB", address="inline")
     assert file_digests(tmp_path / "out") == file_digests(tmp_path / "alone")
 
