@@ -6,27 +6,16 @@ secrets come from the environment's usual places and stay inside pyarrow.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias, cast
-from urllib.parse import urlsplit
 
+from expo_ray.checkpoints.storages.object_store import ObjectStore
+from expo_ray.checkpoints.storages.object_stores import OBJECT_STORES, object_addresses, scheme_of
 from expo_ray.checkpoints.storages.retries import retry_io
 from expo_ray.errors import CheckpointError
-from expo_ray.proxies import find_proxy, through_proxy
-
-SCHEMES = ("s3://", "gs://")
-ENDPOINT_VARIABLES = {
-    "s3": ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"),
-    "gs": ("STORAGE_EMULATOR_HOST",),
-}
-CONNECT_TIMEOUT_SECONDS = 10
-REQUEST_TIMEOUT_SECONDS = 60
-_AMAZON = "https://s3.amazonaws.com"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,11 +34,11 @@ class RemotePath:
         self.key = "/".join(part for part in rest.split("/") if part)
         """Bucket and key, as pyarrow takes them."""
         parts = self.key.split("/")
-        if f"{scheme}://" not in SCHEMES or len(parts) < 2 or {".", ".."} & set(parts):
+        if scheme not in OBJECT_STORES or len(parts) < 2 or {".", ".."} & set(parts):
             raise CheckpointError(
                 "not an address in an object store",
                 where=uri,
-                expected="s3://bucket/prefix or gs://bucket/prefix",
+                expected=object_addresses("bucket/prefix"),
             )
 
     def __str__(self) -> str:
@@ -91,9 +80,14 @@ class RemotePath:
         return tuple(RemotePath(f"{self._scheme}://{'/'.join(parts[:n])}") for n in above)
 
     @property
+    def store(self) -> ObjectStore:
+        """The kind of store that it lies in."""
+        return OBJECT_STORES[self._scheme]
+
+    @property
     def filesystem(self) -> Any:
         """The pyarrow file system behind it."""
-        return filesystem(self._scheme)
+        return self.store.filesystem()
 
     def resolve(self) -> RemotePath:
         """Return the path itself: there are no links."""
@@ -183,7 +177,8 @@ class RemotePath:
         filesystem = self.filesystem
         # On gs:// pyarrow misses a folder's own object, which nobody made, when all below is gone;
         # on s3:// it would make one after removing the contents alone.
-        remove = filesystem.delete_dir_contents if self._scheme == "gs" else filesystem.delete_dir
+        has_own = self.store.has_folder_objects
+        remove = filesystem.delete_dir_contents if has_own else filesystem.delete_dir
         retry_io(lambda: remove(self.key), what=f"remove {self}")
 
     def iterdir(self) -> Iterator[RemotePath]:
@@ -208,7 +203,7 @@ AnyPath: TypeAlias = Path | RemotePath
 
 def is_remote(uri: object) -> bool:
     """Tell whether an address is in an object store that we read and write."""
-    return str(uri).startswith(SCHEMES)
+    return scheme_of(str(uri)) in OBJECT_STORES
 
 
 def any_path(uri: str | AnyPath) -> AnyPath:
@@ -233,58 +228,7 @@ def any_path(uri: str | AnyPath) -> AnyPath:
             "this kind of address is not supported here",
             where=text,
             got=text.split("://", 1)[0] + "://",
-            expected="a local path, s3:// or gs://; for inputs hf:// or a Hub id, too",
+            expected=f"a local path, {object_addresses()}; for inputs hf:// or a Hub id, too",
             hint="check the address, or copy what it names to one of these places first",
         )
     return Path(text.removeprefix("file://")).expanduser().absolute()
-
-
-def endpoint_url(scheme: str) -> str | None:
-    """Return the address that the environment sets in place of the provider's, as a URL."""
-    found = (os.environ.get(name) for name in ENDPOINT_VARIABLES[scheme])
-    endpoint = next((value for value in found if value), None)
-    if endpoint is None or "://" in endpoint:
-        return endpoint
-    # Google's own clients take an emulator without a scheme for a plain one.
-    return f"{'http' if scheme == 'gs' else 'https'}://{endpoint}"
-
-
-def store_proxy(uri: str) -> str:
-    """Say through which proxy a store is reached, for the end of a message; empty without."""
-    return through_proxy(endpoint_url("s3") or _AMAZON) if uri.startswith("s3://") else ""
-
-
-def region() -> str | None:
-    """Return the S3 region that the environment sets; a server of its own needs some name."""
-    found = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
-    return found or ("us-east-1" if endpoint_url("s3") else None)
-
-
-def filesystem(scheme: str) -> Any:
-    """Return the pyarrow file system of a scheme, as the environment sets it up."""
-    endpoint = endpoint_url(scheme)
-    # Google's client looks for a proxy by itself, Amazon's does not.
-    proxy = find_proxy(endpoint or _AMAZON) if scheme == "s3" else None
-    return _filesystem(scheme, endpoint, region(), proxy and proxy.url, os.getpid())
-
-
-@lru_cache(maxsize=8)
-def _filesystem(
-    scheme: str, endpoint: str | None, region: str | None, proxy: str | None, process: int
-) -> Any:
-    # The process is a key because a connection does not survive a fork.
-    import pyarrow.fs as fs
-
-    parts = urlsplit(endpoint or "")
-    place = {"endpoint_override": parts.netloc, "scheme": parts.scheme} if endpoint else {}
-    if scheme == "gs":
-        return fs.GcsFileSystem(anonymous=bool(endpoint), **place)
-    return fs.S3FileSystem(
-        region=region,
-        connect_timeout=CONNECT_TIMEOUT_SECONDS,
-        request_timeout=REQUEST_TIMEOUT_SECONDS,
-        # Parts that wait in the background would have no bound on their memory.
-        background_writes=False,
-        proxy_options=proxy,
-        **place,
-    )

@@ -7,7 +7,7 @@ from typing import Any, Self
 
 from expo_ray.checkpoints.sidecars import is_weight_file
 from expo_ray.checkpoints.storages.lfs_pointers import refuse_pointer
-from expo_ray.checkpoints.storages.remote_path import RemotePath, store_proxy
+from expo_ray.checkpoints.storages.remote_path import RemotePath
 from expo_ray.checkpoints.storages.retries import retry_io
 from expo_ray.checkpoints.storages.storage import MAX_SMALL_FILE_BYTES, FileFacts, hidden_or_deep
 from expo_ray.errors import CheckpointError
@@ -141,6 +141,6 @@ def _unreadable(where: str, error: Exception) -> CheckpointError:
     return CheckpointError(
         "the file is missing" if missing else "the object store cannot be read",
         where=where,
-        got=None if missing else f"{error}{store_proxy(where)}",
+        got=None if missing else f"{error}{RemotePath(where).store.through_proxy()}",
         hint=None if missing else "check bucket, endpoint and credentials of the environment",
     )

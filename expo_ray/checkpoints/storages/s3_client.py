@@ -6,13 +6,12 @@ import logging
 from functools import lru_cache
 from typing import Any
 
-from expo_ray.checkpoints.storages.remote_path import (
+from expo_ray.checkpoints.storages.amazon_s3 import S3
+from expo_ray.checkpoints.storages.object_store import (
     CONNECT_TIMEOUT_SECONDS,
     REQUEST_TIMEOUT_SECONDS,
-    RemotePath,
-    endpoint_url,
-    region,
 )
+from expo_ray.checkpoints.storages.remote_path import RemotePath
 from expo_ray.checkpoints.storages.retries import ATTEMPTS
 from expo_ray.extras import install_command
 
@@ -28,7 +27,7 @@ COPY_PART_BYTES = 1024**3
 
 def s3_client() -> Any:
     """Return a client that talks to the same store as pyarrow does, None without boto3."""
-    return _client_of(endpoint_url("s3"), region())
+    return _client_of(S3.endpoint_url(), S3.region())
 
 
 def move(source: RemotePath, target: RemotePath, num_bytes: int) -> None:
@@ -66,7 +65,7 @@ def may_move(folder: RemotePath, num_bytes: int) -> bool:
 
 def is_s3(path: RemotePath) -> bool:
     """Tell S3 from Google's store, which moves objects of any size."""
-    return str(path).startswith("s3://")
+    return path.store is S3
 
 
 def s3_errors() -> tuple[type[Exception], ...]:

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from expo_ray.checkpoints.storages.object_stores import object_addresses
 from expo_ray.checkpoints.storages.remote_path import AnyPath, RemotePath, any_path, is_remote
 from expo_ray.checkpoints.storages.s3_client import MAX_COPY_BYTES, may_move
 from expo_ray.checkpoints.storages.storage import split_address
@@ -110,7 +111,7 @@ def _output_root(plan: Plan, output: str | Path) -> AnyPath:
             "this kind of output is not supported",
             where="OUTPUT",
             got=text,
-            expected="a local folder, s3:// or gs://",
+            expected=f"a local folder, {object_addresses()}",
         )
     root = any_path(text)
     largest = max(plan.shards, key=lambda shard: shard.data_bytes)
