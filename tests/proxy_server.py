@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import threading
 from collections.abc import Iterator
@@ -40,8 +41,16 @@ class ProxyServer:
             rest = head.split(b"\r\n", 1)[1]
             with socket.create_connection((there.hostname, there.port or 80)) as service:
                 service.sendall(f"{verb} {path} HTTP/1.1\r\nConnection: close\r\n".encode() + rest)
-                while block := service.recv(65536):
-                    client.sendall(block)
+                # The body may come after the head, in as many pieces as it likes.
+                threading.Thread(target=pass_on, args=(client, service), daemon=True).start()
+                pass_on(service, client)
+
+
+def pass_on(source: socket.socket, target: socket.socket) -> None:
+    """Send on what comes, until either side is closed."""
+    with contextlib.suppress(OSError):
+        while block := source.recv(65536):
+            target.sendall(block)
 
 
 @contextmanager

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import base64
 import os
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -216,3 +218,17 @@ def test_a_command_reaches_a_hub_on_this_machine(proxy: ProxyServer, tmp_path: P
     assert result.returncode == 2
     assert "404" in result.stderr and "through the proxy" not in result.stderr
     assert proxy.asked == []
+
+
+def test_the_proxy_of_these_tests_passes_on_a_body_that_comes_late(
+    proxy: ProxyServer, service: FakeService
+) -> None:
+    proxy.answers_for["models.example"] = service.url
+    where = urlsplit(proxy.url)
+    body = b'{"messages": [{"role": "user", "content": "tokens=1"}]}'
+    head = f"POST {FAR}/v1/chat/completions HTTP/1.1\r\nHost: models.example\r\n"
+    with socket.create_connection(("127.0.0.1", where.port or 0), timeout=20) as client:
+        client.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode())
+        time.sleep(0.2)
+        client.sendall(body)
+        assert client.recv(65536).startswith(b"HTTP/1.1 200")
