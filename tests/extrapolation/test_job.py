@@ -539,3 +539,16 @@ def test_sizes_and_natural_order() -> None:
     assert [parse_size(s) for s in ("5GB", "1.5 kb", "2GiB", 7)] == [5 * 10**9, 1500, 2**31, 7]
     names = ["h.10.a", "h.2.b", "h.2.a", "a", "h"]
     assert sorted(names, key=natural_key) == ["a", "h", "h.2.a", "h.2.b", "h.10.a"]
+
+
+def test_overwrite_removes_nothing_behind_a_link(pico_pair: Pair, tmp_path: Path) -> None:
+    out, elsewhere = tmp_path / "out", tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "mine.jinja").write_text("mine")
+    extrapolate(*pico_pair, out, alpha=0.3, address="inline")
+    (out / "additional_chat_templates").symlink_to(elsewhere)
+    record = json.loads((out / "expo_ray.json").read_text())
+    record["files"].append({"name": "additional_chat_templates/mine.jinja"})
+    (out / "expo_ray.json").write_text(json.dumps(record))
+    extrapolate(*pico_pair, out, alpha=0.5, overwrite=True, address="inline")
+    assert (elsewhere / "mine.jinja").read_text() == "mine"

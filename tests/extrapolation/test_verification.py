@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import random
 import shutil
 import subprocess
@@ -253,3 +254,11 @@ def test_what_is_no_output_is_refused(pico_pair: Pair, tmp_path: Path) -> None:
     (tmp_path / "expo_ray.json").write_text("{}")
     with pytest.raises(CheckpointError, match="another schema"):
         verify(tmp_path, address="inline")
+
+
+def test_a_record_that_is_a_pipe_is_not_waited_for(copy: Path) -> None:
+    (copy / "expo_ray.json").unlink()
+    os.mkfifo(copy / "expo_ray.json")
+    with pytest.raises(CheckpointError) as caught:
+        verify(copy, address="inline")
+    assert caught.value.got == "it is no regular file"

@@ -8,6 +8,7 @@ of all tensors, one a line, pass by one after the other: of a model with 90,000 
 
 from __future__ import annotations
 
+import errno
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -114,6 +115,8 @@ def read_record_bytes(folder: str | AnyPath) -> bytes:
     """
     path = any_path(folder) / RECORD_NAME
     try:
+        if path.exists() and not path.is_file():
+            raise OSError(errno.EINVAL, "it is no regular file")  # a pipe is waited for for ever
         return path.read_bytes()
     except OSError as error:
         missing = isinstance(error, FileNotFoundError)

@@ -246,8 +246,15 @@ def _remove_old_result(folder: AnyPath) -> None:
         for path in folder.glob(pattern):
             path.unlink()
     for name in (*recorded, *names_found_by_loaders(folder)):
-        (folder / name).unlink(missing_ok=True)
+        path = folder / name
+        # What a folder that is a link leads to is not ours to remove.
+        if isinstance(path, RemotePath) or _lies_below(path, folder):
+            path.unlink(missing_ok=True)
     _remove_tree(folder / WORK_FOLDER / RECEIPT_FOLDER)
+
+
+def _lies_below(path: Path, folder: AnyPath) -> bool:
+    return path.parent.resolve().is_relative_to(str(folder.resolve()))
 
 
 def _recorded_files(folder: AnyPath) -> list[str]:

@@ -150,6 +150,8 @@ def mark_ties(
                 where=f"tensors {first!r} and {name!r}",
                 hint=f"leave it out of {FLAG}: tied tensors find their counterpart",
             )
+        if are_copied == {True}:
+            continue  # from the base alone, where they are one
         for side, checkpoint in inputs.items():
             refs = [getattr(by_name[n], side) for n in (first, name)]
             if None not in refs and not is_one_matrix(checkpoint, *refs):

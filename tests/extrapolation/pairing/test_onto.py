@@ -201,3 +201,20 @@ def test_the_plan_counts_three_reads(models: dict[str, Path], tmp_path: Path) ->
     three = extrapolate(*pair(models), tmp_path / "out", onto=models["base"], **options).plan
     num_elements = sum(torch.Size(shape).numel() for shape in SHAPES.values())
     assert three["bytes_in"] - two["bytes_in"] == 2 * num_elements
+
+
+def test_buffers_that_the_base_stores_as_one_are_copied_as_they_are(
+    models: dict[str, Path], tmp_path: Path
+) -> None:
+    """They are in no other file: the pair is not asked whether they are one there, too."""
+    base = models["base"]
+    state = load(base)
+    for file in base.glob("model*"):
+        file.unlink()
+    inv_freq = torch.arange(8, dtype=torch.float32)
+    names = [f"layers.{i}.rotary_emb.inv_freq" for i in range(2)]
+    torch.save({**state, **dict.fromkeys(names, inv_freq)}, base / "pytorch_model.bin")
+    extrapolate(*pair(models), tmp_path / "out", alpha=0.3, onto=base, address="inline")
+    written = load(tmp_path / "out")
+    assert all(same_bits(written[name], inv_freq) for name in names)
+    verify(tmp_path / "out", address="inline")
