@@ -8,11 +8,13 @@ from expo_ray.errors import ConfigError
 
 SCHEMA = Path(__file__).with_name("recipe.schema.json")
 """What editors complete and check recipes by."""
+RUNS_FOLDER = "runs"
+"""Where recipes made from a template put their results, seen from the recipe."""
 _FOLDER = Path(__file__).with_name("recipes")
 TEMPLATES = tuple(sorted(file.stem for file in _FOLDER.glob("*.yaml")))
 
 
-def new_recipe(template: str, *, schema: str = str(SCHEMA), runs: str = "runs") -> str:
+def new_recipe(template: str, *, schema: str = str(SCHEMA), runs: str = RUNS_FOLDER) -> str:
     """Return the text of a commented recipe.
 
     Args:
@@ -29,4 +31,4 @@ def new_recipe(template: str, *, schema: str = str(SCHEMA), runs: str = "runs") 
         )
     text = (_FOLDER / f"{template}.yaml").read_text(encoding="utf-8")
     text = text.replace(f"$schema=../{SCHEMA.name}", f"$schema={schema}", 1)
-    return text.replace(": runs/", f": {runs}/")
+    return text.replace(f": {RUNS_FOLDER}/", f": {runs}/")

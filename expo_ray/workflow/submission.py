@@ -14,7 +14,9 @@ from urllib.parse import urlsplit
 from expo_ray.errors import ConfigError, ExpoError, RequestError, WorkError, argument
 from expo_ray.proxies import through_proxy
 from expo_ray.workflow.recipe_file import load_recipe
+from expo_ray.workflow.recipe_templates import RUNS_FOLDER
 
+# Of a checkout.
 ENTRY_POINT = "pipelines/run.py"
 _ADDRESS = "RAY_API_SERVER_ADDRESS"
 SCHEMA_VERSION = 1
@@ -36,7 +38,8 @@ def submit(
     Args:
         recipe: YAML file inside `working_dir`.
         overrides: `key=value` pairs laid over the file, `output` on a shared disk among them.
-        working_dir: What is uploaded, less what .gitignore names: it holds pipelines/run.py.
+        working_dir: What is uploaded, less what .gitignore names. A checkout of expo_ray brings its
+            own code; from any other folder, the nodes run the expo_ray that is installed there.
         address: Job server, `http://HEAD:8265`; None means `RAY_API_SERVER_ADDRESS`, else
             `RAY_ADDRESS`, else the cluster of this machine.
         wait: Whether to follow the log until the job ends.
@@ -60,21 +63,25 @@ def submit(
     folder = Path(working_dir).resolve()
     parsed = load_recipe(recipe, overrides, in_job=True)
     file = Path(recipe).resolve()
-    for needed in (file, folder / ENTRY_POINT):
-        if not needed.is_relative_to(folder) or not needed.is_file():
-            raise ConfigError(
-                "the working directory lacks what the job needs",
-                where=argument("working_dir", working_dir),
-                got=str(folder),
-                expected=f"a folder that holds {needed}",
-                hint="submit from a checkout of expo_ray, with the recipe in it",
-            )
-    words = ["python", ENTRY_POINT, str(file.relative_to(folder))]
+    if not file.is_relative_to(folder):
+        raise ConfigError(
+            "the recipe lies outside of what is uploaded",
+            where=argument("working_dir", working_dir),
+            got=str(folder),
+            expected=f"a folder that holds {file}",
+        )
+    words = [str(file.relative_to(folder))]
     for override in overrides:
         words += ["--set", override]
+    runtime_env: dict[str, Any] = {"working_dir": str(folder)}
+    if (folder / ENTRY_POINT).is_file():
+        words = ["python", ENTRY_POINT, *words]
+    else:
+        words = ["expo-ray", "run", *words, "--json", "--verbose"]
+        runtime_env["excludes"] = [f"/{RUNS_FOLDER}/"]
     entrypoint = shlex.join(words)
     with _job_client(address) as client:
-        job_id = client.submit_job(entrypoint=entrypoint, runtime_env={"working_dir": str(folder)})
+        job_id = client.submit_job(entrypoint=entrypoint, runtime_env=runtime_env)
         result = {
             "schema_version": SCHEMA_VERSION,
             "job_id": job_id,

@@ -14,6 +14,7 @@ import yaml
 from ray._private.ray_constants import get_runtime_env_default_excludes
 from ray._private.runtime_env.packaging import create_package
 
+from expo_ray.workflow.recipe_templates import new_recipe
 from tests.head_node import RAY, head_node
 from tests.workflow.test_run import EXPO_RAY, write_recipe
 
@@ -67,8 +68,10 @@ def of_command(submit: list[str]) -> list[str]:
     return [str(EXPO_RAY), "submit", *submit[submit.index("--") + 3 :], "--json"]
 
 
-def ran(command: list[str], head: dict[str, str]) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command, env=head, cwd=ROOT, capture_output=True, text=True)
+def ran(
+    command: list[str], head: dict[str, str], folder: Path = ROOT
+) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, env=head, cwd=folder, capture_output=True, text=True)
 
 
 @pytest.mark.ray
@@ -89,6 +92,20 @@ def test_the_pipeline_runs_as_a_submitted_job(
     told = json.loads(again.stdout)
     assert (told["status"], told["output"]) == ("SUCCEEDED", str(tmp_path / "run"))
     assert "generation: already done" in again.stderr, "the log of the job"
+
+    # So does an installed expo_ray, in a folder that holds no more than the recipe.
+    plain = tmp_path / "plain"
+    (plain / "runs").mkdir(parents=True)
+    (plain / "quickstart.yaml").write_text(new_recipe("quickstart"))
+    # Ray uploads at most 500 MB: earlier results stay here.
+    with (plain / "runs" / "weights").open("wb") as large:
+        large.truncate(600_000_000)
+    words = [word.replace("pipelines/recipes/", "") for word in of_command(submit)]
+    installed = ran(words, head, folder=plain)
+    assert installed.returncode == 0, installed.stderr
+    told = json.loads(installed.stdout)
+    assert told["entrypoint"].startswith("expo-ray run quickstart.yaml --set ")
+    assert "generation: already done" in installed.stderr
 
 
 @pytest.mark.slow

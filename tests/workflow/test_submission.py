@@ -27,10 +27,9 @@ def test_a_relative_output_is_refused_here_and_not_by_the_job() -> None:
 def test_what_would_not_be_uploaded_is_refused(tmp_path: Path) -> None:
     copy = tmp_path / "recipe.yaml"
     copy.write_text(QUICKSTART.read_text())
-    for recipe, folder in ((copy, ROOT), (copy, tmp_path)):
-        with pytest.raises(ConfigError, match="working directory") as caught:
-            submit(recipe, overrides=[SHARED], working_dir=folder)
-        assert str(caught.value.where).startswith("working_dir=")
+    with pytest.raises(ConfigError, match="outside of what is uploaded") as caught:
+        submit(copy, overrides=[SHARED], working_dir=ROOT)
+    assert "working_dir" in str(caught.value.where)
 
 
 @pytest.mark.timeout(60)
