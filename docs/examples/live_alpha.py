@@ -5,7 +5,6 @@ Needs ./sft and ./dpo. `serve` runs until it is ended, so it gets a process of i
 
 # %%
 import json
-import signal
 import subprocess
 
 import httpx
@@ -44,5 +43,5 @@ try:
     print("now", changed["model"])
     ask("Name a fruit.")
 finally:
-    service.send_signal(signal.SIGINT)
+    service.terminate()
     service.communicate()

@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -115,5 +114,5 @@ def serving(command: str, folder: Path, env: Mapping[str, str]) -> Iterator[str]
             raise AssertionError((folder / f"serve-{port}.log").read_text())
         yield port
     finally:
-        service.send_signal(signal.SIGINT)
+        service.terminate()
         service.communicate()
