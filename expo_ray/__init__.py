@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from expo_ray.loadtests import loadtest
     from expo_ray.reports import write_report
     from expo_ray.serving import generate, score, serve, set_alpha
+    from expo_ray.workflow.recipe_check import check_recipe
+    from expo_ray.workflow.recipe_templates import new_recipe
     from expo_ray.workflow.run import run, select
     from expo_ray.workflow.submission import submit
 
@@ -28,12 +30,14 @@ __version__ = "0.1.0"
 __all__ = [
     "alpaca_eval_metrics",
     "alpaca_eval_outputs",
+    "check_recipe",
     "diagnose",
     "doctor",
     "extrapolate",
     "generate",
     "inspect_checkpoint",
     "loadtest",
+    "new_recipe",
     "reward_bench_accuracy",
     "reward_self_tests",
     "run",
@@ -51,12 +55,14 @@ __getattr__ = lazy_exports(
     {
         "alpaca_eval_metrics": "evaluation",
         "alpaca_eval_outputs": "evaluation",
+        "check_recipe": "workflow.recipe_check",
         "diagnose": "extrapolation",
         "doctor": "extrapolation",
         "extrapolate": "extrapolation",
         "generate": "serving",
         "inspect_checkpoint": "extrapolation",
         "loadtest": "loadtests",
+        "new_recipe": "workflow.recipe_templates",
         "reward_bench_accuracy": "evaluation",
         "reward_self_tests": "evaluation",
         "run": "workflow.run",

@@ -35,6 +35,11 @@ def check_recipe(recipe: str | Path, overrides: Sequence[str] = ()) -> dict[str,
     Raises:
         RecipeError: Names every wrong key; what it names may be missing or of no use.
         RequestError: The file cannot be read, or the pair does not belong together.
+
+    Example:
+        >>> plan = expo_ray.check_recipe("recipe.yaml", ["selection.strategy=racing"])
+        >>> [stage["stage"] for stage in plan["stages"]]
+        ['diagnosis', 'extrapolation', 'generation', 'scoring']
     """
     parsed = load_recipe(recipe, overrides)
     faults = _faults(parsed)

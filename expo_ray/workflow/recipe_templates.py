@@ -24,6 +24,11 @@ def new_recipe(template: str, *, schema: str = str(SCHEMA), runs: str = RUNS_FOL
 
     Raises:
         ConfigError: There is no such template.
+
+    Example:
+        >>> from pathlib import Path
+        >>> text = expo_ray.new_recipe("quickstart")
+        >>> _ = Path("quickstart.yaml").write_text(text)
     """
     if template not in TEMPLATES:
         raise ConfigError(

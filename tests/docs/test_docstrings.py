@@ -15,10 +15,12 @@ from tests.head_node import free_port, head_node
 # These read and write files; the others put models behind Ray Serve.
 QUICK = {
     "alpaca_eval_metrics",
+    "check_recipe",
     "diagnose",
     "doctor",
     "extrapolate",
     "inspect_checkpoint",
+    "new_recipe",
     "reward_self_tests",
     "verify",
     "write_report",
