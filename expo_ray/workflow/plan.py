@@ -15,6 +15,7 @@ from expo_ray.workflow.inputs import check_settings, find_prompts, pin_reward_mo
 from expo_ray.workflow.recipe import Recipe
 from expo_ray.workflow.recipe_file import load_recipe
 from expo_ray.workflow.setting_names import in_recipe
+from expo_ray.workflow.tracking import describe_trackers
 
 
 @spelled(in_recipe)
@@ -173,6 +174,15 @@ def _inference_stages(
                 "tasks": 2 * points * recipe.loadtest.num_requests * recipe.loadtest.rounds,
                 "replicas": recipe.loadtest.num_replicas,
                 "note": f"aligned and candidate at {points} concurrencies",
+            }
+        )
+    if recipe.track:
+        stages.append(
+            {
+                "stage": "tracking",
+                "unit": "trackers",
+                "tasks": len(recipe.track),
+                "note": describe_trackers(recipe.track),
             }
         )
     return stages

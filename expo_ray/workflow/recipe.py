@@ -22,6 +22,7 @@ from expo_ray.lab import LabSettings
 from expo_ray.selection import SelectionSettings
 from expo_ray.selection.adaptive import AdaptiveSettings
 from expo_ray.serving import EngineOptions, SamplingParams
+from expo_ray.workflow.trackers import TrackerName
 
 _STRICT = ConfigDict(extra="forbid", frozen=True)
 PromptColumn = Literal[
@@ -260,6 +261,11 @@ class Recipe(BaseModel):
         LoadtestSettings(),
         description="Throughput of the chosen model beside the aligned one; null goes without.",
     )
+    track: tuple[TrackerName, ...] = Field(
+        (),
+        description="Experiment trackers that are told of the finished run; each needs its extra "
+        "and finds its server in its own variables (MLFLOW_TRACKING_URI, WANDB_API_KEY).",
+    )
 
     @model_validator(mode="after")
     def _parts_are_tried_live(self) -> Self:
@@ -298,7 +304,8 @@ class Recipe(BaseModel):
     def digest(self) -> str:
         """Return the sha256 of what this recipe computes, whatever hardware it runs on."""
         what = self.model_dump(
-            mode="json", exclude={"output", "lab_cache", "generators", "rewarders", "name"}
+            mode="json",
+            exclude={"output", "lab_cache", "generators", "rewarders", "name", "track"},
         )
         # Directories of recipes from before these keys stay valid.
         del what["extrapolation"]["allow_unfit"]

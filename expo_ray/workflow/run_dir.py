@@ -39,6 +39,7 @@ class RunDir:
         self.alpha_rules_file = self.path / "alpha_rules.yaml"
         self.serve_config_file = self.path / "serve_config.yaml"
         self.timings_file = self.path / "timings.json"
+        self.tracking_file = self.path / "tracking.json"
         self.lab_file = self.path / "lab.json"
         self.report_file = self.path / "report.html"
         self.checkpoints = self.path / "checkpoints"

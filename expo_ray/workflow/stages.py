@@ -35,6 +35,7 @@ from expo_ray.tables.seeds import Split
 from expo_ray.workflow.recipe import Recipe
 from expo_ray.workflow.run_dir import TRUTH, RunDir, read_json
 from expo_ray.workflow.serve_config import write_serve_config
+from expo_ray.workflow.tracking import forget_failures, log_run
 
 
 @dataclass(slots=True, kw_only=True)
@@ -323,7 +324,7 @@ def keep_chosen(run: Run, selection: Mapping[str, Any]) -> None:
 
 
 def write_up(run: Run, selection: Mapping[str, Any]) -> Path:
-    """Write the report, the Serve configuration, and the evidence into the model card."""
+    """Write the report, the Serve configuration, the model card's evidence; tell the trackers."""
     chosen = run.directory.checkpoint(selection["best_alpha"])
     if selection["verdict"] == "extrapolate" and chosen.is_dir():
         render_model_card(chosen, selection)
@@ -331,4 +332,8 @@ def write_up(run: Run, selection: Mapping[str, Any]) -> Path:
     if chosen.is_dir():
         served = ModelSource(model=str(chosen))
     write_serve_config(run.directory, served, run.recipe.generators, headline=headline(selection))
-    return write_report(run.directory.path)
+    forget_failures(run.directory)
+    report = write_report(run.directory.path)
+    if log_run(run.directory, run.recipe.track, run.progress):
+        report = write_report(run.directory.path)
+    return report

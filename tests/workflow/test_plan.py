@@ -48,6 +48,16 @@ def test_generation_time_follows_from_tokens_and_a_rate_whose_origin_is_said(
     assert (measured["max_seconds"], measured["rate_source"]) == (72, "measured")
 
 
+def test_trackers_are_named(
+    tmp_path: Path, pico_pair: Pair, pico_reward_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://tracking:5000")
+    recipe = write_recipe(tmp_path, pico_pair, pico_reward_model, track=["mlflow"])
+    result = CliRunner().invoke(app, ["run", str(recipe), "--dry-run", "--json"])
+    stage = json.loads(result.stdout)["stages"][-1]
+    assert (stage["stage"], stage["note"]) == ("tracking", "MLflow (http://tracking:5000)")
+
+
 def test_select_plans_as_run_does(
     tmp_path: Path, pico_pair: Pair, pico_reward_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

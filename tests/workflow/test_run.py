@@ -140,6 +140,25 @@ def test_a_rerun_does_nothing_again(finished: Path, ray_cluster: str) -> None:
     }
 
 
+@pytest.mark.slow
+def test_trackers_are_told_of_a_whole_run(
+    finished: Path, ray_cluster: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlflow import MlflowClient
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    result = run(finished, overrides=["track=[mlflow,wandb]"], address=ray_cluster)
+    kept = json.loads((finished.parent / "run" / "tracking.json").read_text())
+    assert [sorted(kept[name]) for name in ("mlflow", "wandb")] == [["digest", "run_id"]] * 2
+    # Where nothing else is said, MLflow keeps a database in the working directory.
+    logged = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db").get_run(kept["mlflow"]["run_id"])
+    assert logged.data.tags["verdict"] == result["selection"]["verdict"]
+    assert logged.data.params["sampling.max_tokens"] == "6"
+    assert "candidates/mean_reward" in logged.data.metrics
+    assert list(tmp_path.glob(f"wandb/*/run-{kept['wandb']['run_id']}.wandb"))
+
+
 def test_another_recipe_in_the_same_directory_is_refused(finished: Path, ray_cluster: str) -> None:
     before = snapshot(finished.parent / "run")
     with pytest.raises(ConfigError, match="another request"):
