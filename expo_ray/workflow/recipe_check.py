@@ -33,7 +33,8 @@ def check_recipe(recipe: str | Path, overrides: Sequence[str] = ()) -> dict[str,
         What the run would do, as `expo-ray run --dry-run` tells it.
 
     Raises:
-        RecipeError: Names every wrong key; what it names may be missing or of no use.
+        ConfigError: Names every wrong key; what it names may be missing or of no use. `faults` of
+            this error has an error for each key.
         RequestError: The file cannot be read, or the pair does not belong together.
 
     Example:
