@@ -56,10 +56,9 @@ class ClassifierRewardModel(ChatRewardModel):
             checkpoint,
             iter_tensors(checkpoint),
             device=device,
+            dtype=dtype,
             allow_unexpected=True,
         )
-        if dtype is not None:
-            self._model.to(dtype)
         _use_float32_head(self._model)
         self._device = device
         self.name = name

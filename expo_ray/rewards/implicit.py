@@ -74,13 +74,11 @@ class ImplicitRewardModel(ChatRewardModel):
                 side,
                 iter_tensors(side),
                 device=device,
+                dtype=dtype,
                 allow_unexpected=True,
             )
             for side in pair
         )
-        if dtype is not None:
-            self._aligned.to(dtype)
-            self._initial.to(dtype)
         self._beta = beta
         self._device = device
         self._vocab_size = self._aligned.config.get_text_config().vocab_size

@@ -49,9 +49,9 @@ def load_with_head(
             elif name.startswith(prefix):
                 yield name.removeprefix(prefix), tensor
 
-    model = load_pretrained(AutoModel, checkpoint, backbone(), device=device, allow_unexpected=True)
-    if dtype is not None:
-        model.to(dtype)
+    model = load_pretrained(
+        AutoModel, checkpoint, backbone(), device=device, dtype=dtype, allow_unexpected=True
+    )
     try:
         head.load_state_dict(found)
     except RuntimeError as error:

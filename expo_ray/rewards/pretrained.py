@@ -57,22 +57,26 @@ def load_pretrained(
     weights: Iterable[tuple[str, torch.Tensor]],
     *,
     device: str,
+    dtype: torch.dtype | None = None,
     allow_unexpected: bool = False,
 ) -> Any:
-    """Load a model with every tensor given: float32 on the CPU, else its own dtype.
+    """Load a model with every tensor given.
 
     Args:
         auto_class: A transformers auto class.
         checkpoint: Whose config says which model it is.
         weights: (name, tensor); a checkpoint's own, or computed ones of the same names.
         device: "cpu" or "cuda".
+        dtype: Compute in this dtype; None takes float32 on the CPU, else the weights' own.
         allow_unexpected: Leave out tensors that the model class does not have.
 
     Raises:
         CheckpointError: It cannot be loaded, or a tensor would be filled with random numbers.
     """
     # Converted one by one: the model takes these as they are, and no second copy is made.
-    state = {name: _for_device(tensor, device) for name, tensor in weights}
+    if dtype is None and device == "cpu":
+        dtype = torch.float32
+    state = {name: _in_dtype(tensor, dtype) for name, tensor in weights}
     try:
         config = AutoConfig.from_pretrained(local_folder(checkpoint), trust_remote_code=False)
         # The auto class wants a folder; the class that it picks also takes tensors in memory.
@@ -82,7 +86,9 @@ def load_pretrained(
             None,
             config=config,
             state_dict=state,
-            dtype=torch.float32 if device == "cpu" else "auto",
+            # Not by `model.to(dtype)` afterwards: that would round what a model derives from its
+            # config as well, the frequencies of rotary positions for one.
+            dtype="auto" if dtype is None else dtype,
             output_loading_info=True,
         )
     except (OSError, ValueError, KeyError, RuntimeError) as error:
@@ -128,8 +134,8 @@ def num_token_ids(model: Any) -> int:
     return int(model.get_input_embeddings().weight.shape[0])
 
 
-def _for_device(tensor: torch.Tensor, device: str) -> torch.Tensor:
-    return tensor.float() if device == "cpu" and tensor.is_floating_point() else tensor
+def _in_dtype(tensor: torch.Tensor, dtype: torch.dtype | None) -> torch.Tensor:
+    return tensor if dtype is None or not tensor.is_floating_point() else tensor.to(dtype)
 
 
 def template_variables(tokenizer: Any) -> frozenset[str]:

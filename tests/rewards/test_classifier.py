@@ -48,6 +48,24 @@ def test_rewards_equal_an_unbatched_forward(pico_reward_model: Path) -> None:
     assert model.revision == weights_digest(open_checkpoint(pico_reward_model))
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_in_another_dtype_only_weights_are_rounded(
+    pico_reward_model: Path, dtype: torch.dtype
+) -> None:
+    """Rounded frequencies of rotary positions would turn late tokens by a fraction of a circle."""
+    plain = AutoModelForSequenceClassification.from_pretrained(pico_reward_model, dtype=dtype)
+    ids = AutoTokenizer.from_pretrained(pico_reward_model).apply_chat_template(
+        CHATS[1], return_tensors="pt", return_dict=True
+    )["input_ids"]
+    with torch.inference_mode():
+        last_h = plain.model(input_ids=ids).last_hidden_state[0, -1].float()
+        expected = float(plain.score.float()(last_h))
+    [score] = load_reward_model(
+        str(pico_reward_model), dtype=str(dtype).removeprefix("torch.")
+    ).score([CHATS[1]])
+    assert score.reward == expected
+
+
 @pytest.mark.parametrize("pad_token_id", [None, 2])
 def test_no_pad_token_or_eos_as_pad_token(tmp_path: Path, pad_token_id: int | None) -> None:
     folder = save_classifier(tmp_path / "rm", pad_token_id=pad_token_id)
