@@ -85,9 +85,11 @@ def test_a_new_recipe_needs_nothing_but_the_wheel(wheel: Path, tmp_path: Path) -
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_the_quickstart_runs_where_only_the_wheel_is_installed(wheel: Path, tmp_path: Path) -> None:
-    subprocess.run(["uv", "venv", "--python", sys.executable, "venv"], cwd=tmp_path, check=True)
+    uv = [sys.executable, "-m", "uv"]
+    make = [*uv, "venv", "--python", sys.executable, "venv"]
+    subprocess.run(make, cwd=tmp_path, check=True)
     links = ["--find-links", os.environ["PIP_FIND_LINKS"]] if "PIP_FIND_LINKS" in os.environ else []
-    install = ["uv", "pip", "install", "--python", "venv", *links]
+    install = [*uv, "pip", "install", "--python", "venv", *links]
     install += ["--constraint", str(ROOT / "constraints.txt")]
     command = str(tmp_path / "venv" / "bin" / "expo-ray")
     empty = tmp_path / "empty"
