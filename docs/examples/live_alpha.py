@@ -29,7 +29,8 @@ url = next(event["url"] for event in events if event["event"] == "ready")
 def ask(question: str) -> None:
     """Print the answer, and which weights gave it."""
     chat = {"messages": [{"role": "user", "content": question}], "max_tokens": 16}
-    answer = httpx.post(f"{url}/chat/completions", json=chat, timeout=60).raise_for_status().json()
+    response = httpx.post(f"{url}/v1/chat/completions", json=chat, timeout=60)
+    answer = response.raise_for_status().json()
     print(f"{answer['model']}: {answer['choices'][0]['message']['content']!r}")
 
 

@@ -245,7 +245,7 @@ def serve(
         >>> import httpx
         >>> def ask(event):
         ...     if event["event"] == "ready":
-        ...         listed = httpx.get(event["url"] + "/models").json()
+        ...         listed = httpx.get(event["url"] + "/v1/models").json()
         ...         print([model["id"] for model in listed["data"]])
         ...         raise KeyboardInterrupt
         >>> try:
