@@ -14,18 +14,28 @@ import pytest
 from expo_ray.checkpoints.storages import s3_client
 from expo_ray.errors import MissingExtraError
 from expo_ray.extrapolation.arithmetic import fused_kernel
-from expo_ray.extras import EXTRAS, install_command, require_extra
+from expo_ray.extras import EXTRAS, Extra, install_command, missing_modules, require_extra
 from expo_ray.lab import LabSettings, prepare_lab
 from expo_ray.serving.engines import resolve_engine
+from expo_ray.workflow.recipe_file import validate_recipe
+from expo_ray.workflow.run import run_recipe
 
 ROOT = Path(__file__).resolve().parents[1]
 NEEDS: dict[str, Callable[[Path], object]] = {
     "adaptive": lambda folder: require_extra("adaptive"),
-    "mlflow": lambda folder: require_extra("mlflow"),
+    "mlflow": lambda folder: _run_tracked(folder, "mlflow"),
     "lab": lambda folder: prepare_lab(folder / "lab", LabSettings(), address="inline"),
     "vllm": lambda folder: resolve_engine("vllm"),
-    "wandb": lambda folder: require_extra("wandb"),
+    "wandb": lambda folder: _run_tracked(folder, "wandb"),
 }
+
+
+def _run_tracked(folder: Path, tracker: str) -> object:
+    """The pair does not exist either: the missing package is told first."""
+    document = {"name": "tracked", "output": str(folder / "run"), "track": [tracker]}
+    document |= {"initial": "a", "aligned": "b", "reward_models": ["implicit:beta=0.1"]}
+    recipe = validate_recipe({**document, "prompts": {"path": "p.jsonl"}}, where="here")
+    return run_recipe(recipe, recipe_text="", address=None)
 
 
 class Without:
@@ -63,6 +73,16 @@ def test_what_needs_an_extra_says_how_to_install_it(
     assert package in str(caught.value.got)
     assert str(caught.value.hint).startswith(f"pip install 'expo-ray[{extra}]'")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_of_the_same_name_is_no_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As a tracker leaves one in the working directory.
+    (tmp_path / "left_behind").mkdir()
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(EXTRAS, "some", Extra(purpose="a test", modules=("left_behind", "json")))  # type: ignore[arg-type]
+    assert missing_modules("some") == ("left_behind",)
 
 
 def test_extras_are_those_of_the_metadata() -> None:
