@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -45,7 +45,8 @@ def check_request(run: Run) -> None:
     """
     require_cluster(run.address)
     check_settings(run.recipe)
-    require_extras(run.recipe)
+    for extra, key in needed_extras(run.recipe):
+        require_extra(extra, where=key)
     if run.recipe.lab is not None:
         return
     _find_inputs(run, run.recipe.reward_models)
@@ -68,18 +69,14 @@ def check_settings(recipe: Recipe) -> None:
             pin_reward_model(spec, initial=None, aligned=None)
 
 
-def require_extras(recipe: Recipe) -> None:
-    """Check that the optional packages that a recipe needs are installed.
-
-    Raises:
-        MissingExtraError: Some are not.
-    """
+def needed_extras(recipe: Recipe) -> Iterator[tuple[str, str]]:
+    """Yield the extras that a recipe needs, each with the key that asks for it."""
     if recipe.lab is not None and find_lab(recipe.lab_folder, recipe.lab) is None:
-        require_extra("lab", where="lab")
+        yield "lab", "lab"
     if recipe.adaptive is not None:
-        require_extra("adaptive", where="adaptive")
+        yield "adaptive", "adaptive"
     for name in recipe.track:
-        require_extra(name, where="track")
+        yield name, "track"
 
 
 def find_prompts(recipe: Recipe, path: str) -> list[Prompt]:

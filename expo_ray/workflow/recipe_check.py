@@ -11,10 +11,11 @@ from expo_ray.checkpoints import Checkpoint, open_checkpoint
 from expo_ray.checkpoints.opening import open_aligned, open_storage
 from expo_ray.checkpoints.storages.local_output import require_writable_folder
 from expo_ray.errors import ExpoError, RequestError, spelled
+from expo_ray.extras import require_extra
 from expo_ray.rewards import RewardModelSpec, pin_reward_model
 from expo_ray.rewards.anchors import read_anchors
 from expo_ray.serving import GeneratorReplicas
-from expo_ray.workflow.inputs import find_prompts, require_extras
+from expo_ray.workflow.inputs import find_prompts, needed_extras
 from expo_ray.workflow.plan import plan_recipe
 from expo_ray.workflow.recipe import Recipe
 from expo_ray.workflow.recipe_file import RecipeError, load_recipe
@@ -66,8 +67,9 @@ def _faults(recipe: Recipe) -> dict[str, ExpoError]:
     with blaming("generators.engine"):
         settings = recipe.generators
         GeneratorReplicas(settings.num_replicas, settings.engine, options=settings.options)
-    with blaming("lab" if recipe.adaptive is None else "adaptive"):
-        require_extras(recipe)
+    for extra, asking in needed_extras(recipe):
+        with blaming(asking):
+            require_extra(extra, where=asking)
     initial: Checkpoint | None = None
     with blaming("initial"):
         initial = None if recipe.initial is None else open_checkpoint(recipe.initial)

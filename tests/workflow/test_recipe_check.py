@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -108,3 +109,18 @@ def test_one_wrong_key_is_told_as_any_error(own_models: Path) -> None:
     assert caught.value.message.startswith("recipe key `reward_models.0`: unknown kind")
     assert caught.value.got == "'implicit:beta=x'"
     assert caught.value.exit_code == 2
+
+
+def test_a_missing_extra_is_the_fault_of_its_key(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = new(tmp_path, "quickstart", capsys)
+    for package in ("trl", "wandb"):
+        monkeypatch.setitem(sys.modules, package, None)
+    code, answer = called([str(file), "--set", "track=[wandb]"], capsys)
+    assert code == 2
+    hints = {fault["key"]: fault["hint"] for fault in answer["error"]["faults"]}
+    assert hints == {
+        "lab": "pip install 'expo-ray[lab]'",
+        "track": "pip install 'expo-ray[wandb]'",
+    }
