@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import ast
 from pathlib import Path
 from typing import Any
 
@@ -189,3 +190,20 @@ def test_every_key_says_what_it_means() -> None:
         if not field.get("description")
     ]
     assert not silent
+
+
+def test_settings_are_described_in_one_way() -> None:
+    """By the description of a field: a string below an attribute reaches no help or reference."""
+    below = []
+    for path in (ROOT / "expo_ray").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.ClassDef):
+                continue
+            settings = any("model_config" in ast.unparse(part) for part in node.body)
+            pairs = zip(node.body, node.body[1:], strict=False)
+            if settings and any(
+                isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr)
+                for field, text in pairs
+            ):
+                below.append(f"{path.name}: {node.name}")
+    assert not below

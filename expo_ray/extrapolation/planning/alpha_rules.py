@@ -20,7 +20,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, ConfigDict, StrictFloat, StrictInt, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, StrictFloat, StrictInt, ValidationError
 
 from expo_ray.errors import ConfigError, PairError, argument
 from expo_ray.extrapolation.pairing.modules import layer_position
@@ -41,8 +41,8 @@ class Ramp(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    first: Number
-    last: Number
+    first: Number = Field(description="Alpha of the first layer.")
+    last: Number = Field(description="Alpha of the last one.")
 
 
 class AlphaRule(BaseModel):
@@ -50,9 +50,8 @@ class AlphaRule(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    match: str
-    """Glob over the whole name of a tensor; `*` also passes dots."""
-    alpha: Number | Ramp
+    match: str = Field(description="Glob over the whole name of a tensor; `*` also passes dots.")
+    alpha: Number | Ramp = Field(description="One alpha, or a ramp over the layers.")
 
 
 class AlphaRules(BaseModel):
@@ -60,9 +59,10 @@ class AlphaRules(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    rules: tuple[AlphaRule, ...]
-    default: Number | None = None
-    """For tensors that no rule matches."""
+    rules: tuple[AlphaRule, ...] = Field(description="The first one that matches a tensor wins.")
+    default: Number | None = Field(
+        None, description="Alpha of tensors that no rule matches; null refuses them."
+    )
 
     @classmethod
     def parse(cls, table: object, *, where: str = FLAG) -> AlphaRules:
