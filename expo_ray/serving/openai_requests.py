@@ -97,8 +97,7 @@ class GenerationBody(BaseModel):
 
     model_config = ConfigDict(allow_inf_nan=False)
 
-    model: Text | None = None
-    """None is whatever is served."""
+    model: Text | None = Field(None, description="None is whatever is served.")
     max_tokens: int | None = Field(None, ge=1)
     temperature: float | None = Field(None, ge=0, le=2)
     top_p: float | None = Field(None, gt=0, le=1)
@@ -107,14 +106,17 @@ class GenerationBody(BaseModel):
         list[Annotated[Text, Field(min_length=1)]] | None, BeforeValidator(_as_list)
     ] = None
     seed: int | None = None
-    ignore_eos: bool = False
-    """As vLLM's: go on to the limit on tokens, for load tests."""
+    ignore_eos: bool = Field(
+        False, description="As vLLM's: go on to the limit on tokens, for load tests."
+    )
     presence_penalty: float | None = Field(None, ge=-2, le=2)
     frequency_penalty: float | None = Field(None, ge=-2, le=2)
-    skip_special_tokens: bool = True
-    """Whether special tokens that the model writes are left out of the text."""
-    include_stop_str_in_output: bool = False
-    """Whether a stop text that ends the response is part of it."""
+    skip_special_tokens: bool = Field(
+        True, description="Whether special tokens that the model writes are left out of the text."
+    )
+    include_stop_str_in_output: bool = Field(
+        False, description="Whether a stop text that ends the response is part of it."
+    )
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     response_format: TextFormat | None = None
@@ -196,9 +198,13 @@ class AlphaBody(BaseModel):
 
     model_config = ConfigDict(allow_inf_nan=False, extra="forbid")
 
-    alpha: float | None = None
-    """Beside rules, for tensors without a rule."""
-    alpha_rules: dict[str, Any] | list[Any] | None = None
-    """What a file for --alpha-rules holds."""
-    drain_seconds: float = Field(300.0, gt=0, le=86400)
-    """How long requests that are being answered may take to finish."""
+    alpha: float | None = Field(None, description="Beside rules, for tensors without a rule.")
+    alpha_rules: dict[str, Any] | list[Any] | None = Field(
+        None, description="What a file for --alpha-rules holds."
+    )
+    drain_seconds: float = Field(
+        300.0,
+        gt=0,
+        le=86400,
+        description="How long requests that are being answered may take to finish.",
+    )
