@@ -14,7 +14,7 @@ done = expo_ray.select(
     reward_models=["./rm", "implicit:beta=0.1"],  # the first scores, the second guards
     alphas=[0.1, 0.3, 0.5],
     settings={"sampling": {"max_tokens": 32}},
-    output="chosen",
+    output="run",
 )
 
 # %% [markdown]

@@ -7,6 +7,7 @@ Needs a run directory ./run, as `select` and `expo-ray run` leave one. No model,
 import json
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 run = Path("run")
@@ -20,10 +21,8 @@ print(selection["reason"])
 # %%
 heldout = selection["heldout"]
 if heldout:
-    low, high = heldout["ci_low"], heldout["ci_high"]
-    print(
-        f"held out: {heldout['gain']:+.3f} [{low:+.3f}, {high:+.3f}], {heldout['num_pairs']} pairs"
-    )
+    gain, low, high = (heldout[key] for key in ("gain", "ci_low", "ci_high"))
+    print(f"{heldout['num_pairs']} held-out prompts: {gain:+.3f} [{low:+.3f}, {high:+.3f}]")
 
 # %% [markdown]
 # Which guards stopped a candidate, and why?
@@ -31,24 +30,30 @@ if heldout:
 # %%
 for guard in selection["guards"]:
     if guard["fired"]:
-        print(
-            f"alpha {guard['alpha']:g}: {guard['name']} {guard['value']:.2f} > {guard['threshold']}"
-        )
+        print(f"alpha {guard['alpha']:g}: {guard['reason']}")
 
 # %% [markdown]
-# The tables are Parquet. These are the prompts on which the first reward model likes the largest
-# alpha least, compared with the aligned model: read such answers before you believe a mean.
+# The tables are Parquet, one file per alpha. Which prompts does the first reward model like least
+# under the largest alpha, compared with the aligned model? Read such answers before you believe a
+# mean.
+
 
 # %%
+def rows_of(folder: Path) -> list[dict]:
+    """Return the rows of all tables of a folder."""
+    return pa.concat_tables(map(pq.read_table, sorted(folder.glob("*.parquet")))).to_pylist()
+
+
 alpha = max(candidate["alpha"] for candidate in selection["candidates"])
-rewards = pq.read_table(sorted((run / "rewards").iterdir())[0]).to_pylist()
-reward_of = {(row["prompt_id"], row["alpha"]): row["reward"] for row in rewards}
+scored = rows_of(min((run / "rewards").iterdir()))
+reward_of = {(row["prompt_id"], row["alpha"]): row["reward"] for row in scored}
 losses = {
     prompt_id: reward_of[prompt_id, alpha] - reward_of[prompt_id, 0.0]
     for prompt_id, of_alpha in reward_of
     if of_alpha == alpha
 }
-responses = pq.read_table(run / "responses").to_pylist()
-answer_of = {(row["prompt_id"], row["alpha"]): row["response"] for row in responses}
+answer_of = {
+    (row["prompt_id"], row["alpha"]): row["response"] for row in rows_of(run / "responses")
+}
 for prompt_id in sorted(losses, key=losses.__getitem__)[:3]:
     print(f"{losses[prompt_id]:+.2f} prompt {prompt_id}: {answer_of[prompt_id, alpha][:60]!r}")

@@ -15,24 +15,37 @@ SCRIPTS = sorted((ROOT / "docs" / "examples").glob("*.py"))
 SLOW = {"choose_alpha", "live_alpha"}
 
 
-@pytest.mark.parametrize(
-    "script",
-    [
-        pytest.param(p, id=p.stem, marks=[pytest.mark.slow] if p.stem in SLOW else [])
-        for p in SCRIPTS
-    ],
-)
-def test_example_runs(
-    script: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    monkeypatch.chdir(add_results(make_workbench(tmp_path)))
+@pytest.fixture
+def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(make_workbench(tmp_path))
     monkeypatch.setenv("PATH", environment()["PATH"])
+    return tmp_path
+
+
+def _run(name: str, output: pytest.CaptureFixture[str]) -> None:
+    script = ROOT / "docs" / "examples" / f"{name}.py"
     code = script.read_text().replace(f'"{PORT}"', f'"{free_port()}"')
     exec(compile(code, script, "exec"), {"__name__": "__main__"})
-    assert capsys.readouterr().out
+    assert output.readouterr().out
+
+
+@pytest.mark.parametrize("name", sorted({script.stem for script in SCRIPTS} - SLOW))
+def test_quick_example_runs(name: str, bench: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    add_results(bench)
+    _run(name, capsys)
+
+
+@pytest.mark.slow
+def test_alpha_is_chosen_and_the_run_is_read(
+    bench: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _run("choose_alpha", capsys)
+    _run("read_a_selection", capsys)
+
+
+@pytest.mark.slow
+def test_alpha_changes_live(bench: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    _run("live_alpha", capsys)
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
