@@ -91,9 +91,11 @@ def log_to_mlflow(facts: Facts, run_id: str | None, keep_id: Callable[[str], obj
             if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                 raise
     if run is None:
-        wanted = os.environ.get("MLFLOW_EXPERIMENT_NAME", EXPERIMENT)
-        found = client.get_experiment_by_name(wanted)
-        experiment = found.experiment_id if found else client.create_experiment(wanted)
+        experiment = os.environ.get("MLFLOW_EXPERIMENT_ID")
+        if experiment is None:
+            wanted = os.environ.get("MLFLOW_EXPERIMENT_NAME", EXPERIMENT)
+            found = client.get_experiment_by_name(wanted)
+            experiment = found.experiment_id if found else client.create_experiment(wanted)
         run = client.create_run(experiment, run_name=facts.name)
     run_id = run.info.run_id
     keep_id(run_id)

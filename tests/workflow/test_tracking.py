@@ -57,7 +57,8 @@ def mlflow_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def wandb_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "offline").mkdir()
     monkeypatch.setenv("WANDB_MODE", "offline")
-    monkeypatch.setenv("WANDB_DIR", str(tmp_path / "offline"))
+    for kind in ("DIR", "DATA_DIR", "CACHE_DIR", "CONFIG_DIR"):
+        monkeypatch.setenv(f"WANDB_{kind}", str(tmp_path / "offline"))
     return tmp_path / "offline"
 
 
@@ -140,6 +141,7 @@ def test_wandb_gets_the_same_offline(run_dir: RunDir, wandb_store: Path) -> None
     for text in ("candidates/mean_reward", "loadtest/aligned/request_throughput", "best_alpha"):
         assert text.encode() in content
     assert run_dir.read_resolved()["recipe_digest"].encode() in content
+    assert list(files_with(wandb_store, "***@judge.example")), "the artifact waits for its upload"
     assert not list(files_with(wandb_store, SECRET))
     assert log(run_dir, "wandb") == ["Weights & Biases: already logged"]
     resolved = run_dir.read_resolved()
