@@ -28,13 +28,17 @@ QUICK = {
 NEED_A_PLACE_OF_THEIR_OWN = {"serve", "set_alpha", "submit"}
 
 
+def test_every_public_function_shows_an_example() -> None:
+    docstrings = {name: getattr(expo_ray, name).__doc__ or "" for name in expo_ray.__all__}
+    assert [name for name, text in docstrings.items() if ">>>" not in text] == []
+
+
 def _run(name: str, port: str = PORT, **names: Any) -> None:
     text = getattr(expo_ray, name).__doc__.replace(f":{PORT}", f":{port}")
     text = text.replace(f"port={PORT}", f"port={port}")
     example = doctest.DocTestParser().get_doctest(
         text, {"expo_ray": expo_ray, **names}, name, None, None
     )
-    assert example.examples, f"expo_ray.{name} shows no example"
     output: list[str] = []
     runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS)
     runner.run(example, out=output.append)
