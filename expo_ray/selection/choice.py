@@ -13,13 +13,13 @@ the answer is keep-aligned: a second try there would make them tuning prompts.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
 from expo_ray.errors import EvaluationError
 from expo_ray.extrapolation.planning.alpha import ALIGNED_ALPHA
-from expo_ray.selection.bootstrap import Estimate
 from expo_ray.selection.candidates import (
     Candidate,
     caution,
@@ -51,6 +51,7 @@ def choose_alpha(
     guard_rewards: Mapping[str, pa.Table] | None = None,
     measurement_spread: float | None = None,
     search: SearchResult | None = None,
+    signs_file: Path | None = None,
 ) -> dict[str, Any]:
     """Choose alpha from finished responses and rewards, or say that none holds up.
 
@@ -63,6 +64,8 @@ def choose_alpha(
             its self-test found; gains up to this are not called gains.
         search: How the candidates were found; those it dropped cannot be chosen, and all that it
             tried count in the correction.
+        signs_file: Where the signs of the texts stand from before, and are kept for the next
+            choice; what in it does not belong to these texts is not used.
 
     Returns:
         The content of selection.json.
@@ -73,7 +76,7 @@ def choose_alpha(
     """
     settings = (settings or SelectionSettings()).above(measurement_spread)
     dropped = {} if search is None else search.dropped
-    splits = join_tables(responses, rewards, guard_rewards or {})
+    splits = join_tables(responses, rewards, guard_rewards or {}, signs_file=signs_file)
     tuning, heldout = splits["tuning"], splits["heldout"]
     for split, samples in splits.items():
         _require_baseline(samples, split, settings)
@@ -147,14 +150,15 @@ def pick(
 
     ahead = tuning.agreed_differences if _peers(tuning, settings) else tuning.differences
 
-    def lead_of(one: Candidate, other: float) -> Estimate:
-        return estimate_mean(ahead(one.alpha, other), settings)
+    def mean_lead(one: Candidate) -> float:
+        leads = ahead(one.alpha, ALIGNED_ALPHA)
+        return float(leads.mean()) if leads.size else 0.0
 
-    best = max(eligible, key=lambda c: lead_of(c, ALIGNED_ALPHA).mean or 0.0)
+    best = max(eligible, key=mean_lead)
     if settings.prefer == "best":
         return best
     for candidate in eligible:
-        lead = lead_of(best, candidate.alpha)
+        lead = estimate_mean(ahead(best.alpha, candidate.alpha), settings)
         if (lead.mean or 0.0) <= 0 or lead.p_value() > 1 - settings.confidence:
             return candidate
     return best

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -22,6 +23,7 @@ def measure_tables(
     prompts: Sequence[str],
     settings: SelectionSettings,
     guard_rewards: Mapping[str, pa.Table] | None = None,
+    signs_file: Path | None = None,
 ) -> Measured:
     """Return what tables hold of some candidates on some tuning prompts.
 
@@ -32,6 +34,7 @@ def measure_tables(
         prompts: Ids of tuning prompts.
         settings: Thresholds of the guards.
         guard_rewards: Rewards under further reward models, by name.
+        signs_file: Where the signs of the texts are kept from one look to the next.
 
     Raises:
         TableError: The tables are malformed, or lack alpha 0.
@@ -45,7 +48,7 @@ def measure_tables(
         return table.filter(wanted)
 
     guards = {name: part(table) for name, table in (guard_rewards or {}).items()}
-    samples = join_tables(part(responses), part(rewards), guards)["tuning"]
+    samples = join_tables(part(responses), part(rewards), guards, signs_file=signs_file)["tuning"]
     place = {prompt: i for i, prompt in enumerate(sorted(prompts))}
     order = np.array([place[prompt] for prompt in prompts])
     stopped = {

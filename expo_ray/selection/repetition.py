@@ -36,7 +36,8 @@ def lacks_words(words: Sequence[str]) -> bool:
         words: The text, parted.
     """
     letters = "".join(words)
-    unspaced = len(_UNSPACED.findall(letters)) >= _MIN_UNSPACED_SHARE * len(letters)
+    num_unspaced = 0 if letters.isascii() else len(_UNSPACED.findall(letters))
+    unspaced = num_unspaced >= _MIN_UNSPACED_SHARE * len(letters)
     # English never is that dense, but for single formulas, which are short.
     dense = len(letters) > max(_MAX_WORD_LENGTH * len(words), _MIN_CHARACTERS)
     return bool(letters) and (unspaced or dense)

@@ -6,24 +6,19 @@ is missing. Everything is sorted, so that nothing depends on the order of the ta
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from expo_ray.errors import TableError
 from expo_ray.extrapolation.planning.alpha import ALIGNED_ALPHA
-from expo_ray.selection.repetition import repeated_share
-from expo_ray.selection.text_signs import (
-    changes_language,
-    echoes,
-    last_question,
-    leaks_markers,
-)
+from expo_ray.selection.sign_table import read_signs
+from expo_ray.selection.table_keys import IntArray, TableKeys, distinct
 
 FloatArray = npt.NDArray[np.float64]
 SPLITS = ("tuning", "heldout")
@@ -40,11 +35,6 @@ _RESPONSE_COLUMNS = (
     "error",
 )
 _REWARD_COLUMNS = ("prompt_id", "sample", "alpha", "weights_digest", "reward", "reward_model")
-
-
-def canonical_alpha(alpha: float) -> float:
-    """Return the shortest decimal with the same float32 value: how alphas are compared."""
-    return float(str(np.float32(alpha))) + 0.0  # the sum turns -0.0 into 0.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -145,27 +135,41 @@ class SplitSamples:
 
 
 def join_tables(
-    responses: pa.Table, rewards: pa.Table, guard_rewards: Mapping[str, pa.Table]
+    responses: pa.Table,
+    rewards: pa.Table,
+    guard_rewards: Mapping[str, pa.Table],
+    *,
+    signs_file: Path | None = None,
 ) -> dict[str, SplitSamples]:
     """Join responses with rewards and return the samples of both splits.
+
+    Args:
+        responses: Those of all candidates.
+        rewards: Their rewards under the scoring reward model.
+        guard_rewards: Rewards under further reward models, by name.
+        signs_file: Where the signs of the texts stand, and are kept for the next time.
 
     Raises:
         TableError: A column is missing, a key is duplicated or unknown, an alpha is null or has
             two digests, a split is unknown, or alpha 0 is absent.
     """
-    # Tables made elsewhere may lack the chats; ours never do.
-    columns = (*_RESPONSE_COLUMNS, *({"messages"} & set(responses.column_names)))
-    rows = _index(_rows(responses, columns, "responses"), "responses")
-    _check_candidates(rows)
-    scores = _scores(rewards, rows, "rewards")
+    _require_columns(responses, _RESPONSE_COLUMNS, "responses")
+    keys = TableKeys.of(responses, "responses")
+    digests = _check_candidates(responses, keys)
+    scores = _scores(rewards, keys, digests, "rewards")
     guards = {
-        name: _scores(table, rows, f"rewards of the guard {name}")
+        name: _scores(table, keys, digests, f"rewards of the guard {name}")
         for name, table in guard_rewards.items()
     }
-    alphas = tuple(sorted({alpha for alpha, _, _ in rows}))
+    measured = _measured(responses, keys, signs_file)
     judges = {name: reward_model(table) for name, table in guard_rewards.items()}
     peers = tuple(sorted(name for name, judge in judges.items() if not made_from_pair(judge)))
-    return {split: _split_samples(split, alphas, rows, scores, guards, peers) for split in SPLITS}
+    return {
+        split: _split_samples(
+            np.asarray(pc.equal(responses["split"], split)), keys, scores, guards, measured, peers
+        )
+        for split in SPLITS
+    }
 
 
 def reward_model(rewards: pa.Table) -> str:
@@ -178,77 +182,63 @@ def made_from_pair(judge: str) -> bool:
     return judge.startswith("implicit:")
 
 
-_Key = tuple[float, str, int]
-
-
-def _rows(table: pa.Table, columns: tuple[str, ...], where: str) -> list[dict[str, Any]]:
+def _require_columns(table: pa.Table, columns: tuple[str, ...], where: str) -> None:
     missing = [name for name in columns if name not in table.column_names]
     if missing:
         raise TableError(
             f"the {where} table lacks columns", where=where, got=f"no {', '.join(missing)}"
         )
-    rows: list[dict[str, Any]] = table.select(columns).to_pylist()
-    return rows
 
 
-def _index(rows: list[dict[str, Any]], where: str) -> dict[_Key, dict[str, Any]]:
-    index: dict[_Key, dict[str, Any]] = {}
-    for row in rows:
-        if row["alpha"] is None:
-            raise TableError(
-                "a candidate without an alpha cannot be compared",
-                where=f"{where}, prompt_id {row['prompt_id']!r}",
-                got="alpha null (weights made by rules)",
-                expected="a number",
-            )
-        key = (canonical_alpha(row["alpha"]), row["prompt_id"], row["sample"])
-        if key in index:
-            raise TableError(
-                "two rows for the same prompt, sample and alpha",
-                where=where,
-                got=f"alpha {key[0]:g}, prompt_id {key[1]!r}, sample {key[2]}",
-            )
-        index[key] = row
-    return index
-
-
-def _check_candidates(rows: Mapping[_Key, dict[str, Any]]) -> None:
-    digests: dict[float, str] = {}
-    splits: dict[str, str] = {}
-    for (alpha, prompt_id, _), row in rows.items():
-        if digests.setdefault(alpha, row["weights_digest"]) != row["weights_digest"]:
-            raise TableError(
-                f"responses of different weights are all labelled alpha {alpha:g}",
-                where="responses",
-                got=f"{digests[alpha]} and {row['weights_digest']}",
-                hint="generate them again into an empty folder",
-            )
-        if row["split"] not in SPLITS:
-            raise TableError(
-                "a response belongs to no known split",
-                where=f"responses, prompt_id {prompt_id!r}",
-                got=row["split"],
-                expected=" or ".join(SPLITS),
-            )
-        if splits.setdefault(prompt_id, row["split"]) != row["split"]:
-            raise TableError(
-                "a prompt is both a tuning and a held-out prompt", where=f"prompt_id {prompt_id!r}"
-            )
-    if ALIGNED_ALPHA not in digests:
+def _check_candidates(responses: pa.Table, keys: TableKeys) -> list[str]:
+    """Return the digest of the weights of each alpha."""
+    digests, digest_of_row = distinct(responses["weights_digest"])
+    digest_of_alpha = _first_of_each(keys.alpha_of_row, digest_of_row, len(keys.alphas))
+    for row in np.flatnonzero(digest_of_alpha[keys.alpha_of_row] != digest_of_row)[:1]:
+        alpha = keys.alpha_of_row[row]
+        raise TableError(
+            f"responses of different weights are all labelled alpha {keys.alphas[alpha]:g}",
+            where="responses",
+            got=f"{digests[digest_of_alpha[alpha]]} and {digests[digest_of_row[row]]}",
+            hint="generate them again into an empty folder",
+        )
+    splits, split_of_row = distinct(responses["split"])
+    unknown = np.array([split not in SPLITS for split in splits], bool)
+    for row in np.flatnonzero(unknown[split_of_row])[:1]:
+        raise TableError(
+            "a response belongs to no known split",
+            where=f"responses, prompt_id {keys.prompts[keys.prompt_of_row[row]]!r}",
+            got=splits[split_of_row[row]],
+            expected=" or ".join(SPLITS),
+        )
+    split_of_prompt = _first_of_each(keys.prompt_of_row, split_of_row, len(keys.prompts))
+    for row in np.flatnonzero(split_of_prompt[keys.prompt_of_row] != split_of_row)[:1]:
+        raise TableError(
+            "a prompt is both a tuning and a held-out prompt",
+            where=f"prompt_id {keys.prompts[keys.prompt_of_row[row]]!r}",
+        )
+    if ALIGNED_ALPHA not in keys.alphas:
         raise TableError(
             "the aligned model itself is missing: there is nothing to compare with",
             where="responses",
-            got=f"alphas {', '.join(f'{a:g}' for a in sorted(digests)) or 'none'}",
+            got=f"alphas {', '.join(f'{a:g}' for a in keys.alphas) or 'none'}",
             expected="alpha 0 among them",
         )
+    return [digests[i] for i in digest_of_alpha]
 
 
-def _scores(
-    table: pa.Table, responses: Mapping[_Key, dict[str, Any]], name: str
-) -> dict[_Key, float]:
-    """Return finite rewards by key; null and non-finite ones are left out, never 0."""
-    rows = _index(_rows(table, _REWARD_COLUMNS, name), name)
-    models = sorted({row["reward_model"] for row in rows.values()})
+def _first_of_each(group_of_row: IntArray, values: IntArray, num_groups: int) -> IntArray:
+    """Return the value of the first row of each group."""
+    found = np.empty(num_groups, np.int64)
+    found[group_of_row[::-1]] = values[::-1]  # the last assignment stands
+    return found
+
+
+def _scores(table: pa.Table, responses: TableKeys, digests: list[str], name: str) -> FloatArray:
+    """Return the reward of each response; null, missing and non-finite ones are NaN, never 0."""
+    _require_columns(table, _REWARD_COLUMNS, name)
+    keys = TableKeys.of(table, name)
+    models, _ = distinct(table["reward_model"])
     if len(models) > 1:
         raise TableError(
             "one table holds the rewards of several reward models",
@@ -257,71 +247,79 @@ def _scores(
             expected="one",
             hint="hand the others in as guards",
         )
-    for key, row in rows.items():
-        if key not in responses or responses[key]["weights_digest"] != row["weights_digest"]:
-            raise TableError(
-                "a reward belongs to no response",
-                where=name,
-                got=f"alpha {key[0]:g}, prompt_id {key[1]!r}, sample {key[2]}, "
-                f"weights {row['weights_digest']}",
-                hint="score these responses again",
-            )
-    return {
-        key: row["reward"]
-        for key, row in rows.items()
-        if row["reward"] is not None and math.isfinite(row["reward"])
+    numbers = responses.numbered_as(responses)
+    order = np.argsort(numbers)
+    wanted = keys.numbered_as(responses)
+    place = np.searchsorted(numbers[order], wanted).clip(max=len(order) - 1)
+    row_of_reward = order[place]
+    found, digest_of_row = distinct(table["weights_digest"])
+    known = {digest: i for i, digest in enumerate(found)}
+    digest_of_alpha = np.array([known.get(digest, -1) for digest in digests], np.int64)
+    belongs = (wanted == numbers[row_of_reward]) & (
+        digest_of_alpha[responses.alpha_of_row[row_of_reward]] == digest_of_row
+    )
+    for row in np.flatnonzero(~belongs)[:1]:
+        raise TableError(
+            "a reward belongs to no response",
+            where=name,
+            got=f"{keys.describe(row)}, weights {found[digest_of_row[row]]}",
+            hint="score these responses again",
+        )
+    rewards = np.full(len(numbers), np.nan)
+    given = _floats(table["reward"])
+    rewards[row_of_reward] = np.where(np.isfinite(given), given, np.nan)
+    return rewards
+
+
+def _measured(
+    responses: pa.Table, keys: TableKeys, signs_file: Path | None
+) -> dict[str, FloatArray]:
+    """Return what is measured of each response; of failed ones, and of nulls, nothing: NaN."""
+    failed = np.asarray(pc.is_valid(responses["error"]))
+    truncated = pc.fill_null(pc.equal(responses["finish_reason"], "length"), False)
+    measured = {
+        "tokens": np.where(failed, np.nan, _floats(responses["completion_tokens"])),
+        "truncated": np.where(failed, np.nan, _floats(truncated)),
     }
+    # Tables made elsewhere may lack the chats; ours never do.
+    chats = responses["messages"] if "messages" in responses.column_names else None
+    # Answers to the same prompt together: what is asked of a prompt is asked once.
+    rows = np.argsort(keys.prompt_of_row, kind="stable")
+    signs = read_signs(responses["response"], chats, rows[~failed[rows]], signs_file)
+    return {**measured, **signs}
+
+
+def _floats(column: pa.ChunkedArray) -> FloatArray:
+    """Return a column as numbers, not-a-number where null."""
+    kind = pa.int8() if pa.types.is_boolean(column.type) else column.type
+    return np.asarray(column.cast(kind).cast(pa.float64()), np.float64)
 
 
 def _split_samples(
-    split: str,
-    alphas: tuple[float, ...],
-    rows: Mapping[_Key, dict[str, Any]],
-    scores: Mapping[_Key, float],
-    guards: Mapping[str, Mapping[_Key, float]],
+    of_split: npt.NDArray[np.bool_],
+    keys: TableKeys,
+    scores: FloatArray,
+    guards: Mapping[str, FloatArray],
+    measured: Mapping[str, FloatArray],
     peers: tuple[str, ...],
 ) -> SplitSamples:
-    keys = sorted({key[1:] for key, row in rows.items() if row["split"] == split})
-    prompts = {prompt_id: i for i, prompt_id in enumerate(sorted({key[0] for key in keys}))}
-    nothing: dict[str, Any] = {"error": "missing", "absent": True}
-    table = [[rows.get((alpha, *key), nothing) for key in keys] for alpha in alphas]
+    rows = np.flatnonzero(of_split)
+    pairs, column = np.unique(keys.pair_of_row[rows], return_inverse=True)
+    prompts, prompt_of_key = np.unique(pairs // len(keys.samples), return_inverse=True)
+    place = (keys.alpha_of_row[rows], column)
 
-    def matrix(values: list[list[Any]]) -> FloatArray:
-        return np.array(values, dtype=np.float64).reshape(len(alphas), len(keys))
-
-    def measured(value: Any) -> FloatArray:
-        return matrix([[_value(row, value) for row in line] for line in table])
-
-    def scored(found: Mapping[_Key, float]) -> FloatArray:
-        return matrix([[found.get((alpha, *key), math.nan) for key in keys] for alpha in alphas])
+    def matrix(values: FloatArray) -> FloatArray:
+        laid_out = np.full((len(keys.alphas), pairs.size), np.nan)
+        laid_out[place] = values[rows]
+        return laid_out
 
     return SplitSamples(
-        alphas=alphas,
-        prompt_of_key=np.array([prompts[prompt_id] for prompt_id, _ in keys], dtype=np.int64),
-        num_prompts=len(prompts),
-        rewards=scored(scores),
-        guard_rewards={name: scored(found) for name, found in guards.items()},
+        alphas=tuple(keys.alphas),
+        prompt_of_key=prompt_of_key,
+        num_prompts=prompts.size,
+        rewards=matrix(scores),
+        guard_rewards={name: matrix(found) for name, found in guards.items()},
         peers=peers,
-        tokens=measured(lambda row: row["completion_tokens"]),
-        truncated=measured(lambda row: row["finish_reason"] == "length"),
-        repetition=measured(lambda row: repeated_share(row["response"] or "")),
-        echoes=measured(_sign(echoes)),
-        markers=measured(_sign(leaks_markers)),
-        drifts=measured(_sign(changes_language)),
-        present=matrix([["absent" not in row for row in line] for line in table]).astype(bool),
+        present=np.isfinite(matrix(np.zeros(of_split.size))),
+        **{name: matrix(values) for name, values in measured.items()},
     )
-
-
-def _sign(tells: Callable[[str, str], bool]) -> Callable[[dict[str, Any]], bool | None]:
-    def read(row: dict[str, Any]) -> bool | None:
-        if row.get("messages") is None:
-            return None
-        return tells(last_question(row["messages"]), row["response"] or "")
-
-    return read
-
-
-def _value(row: dict[str, Any], read: Any) -> float:
-    """Read one value of a response; failed and missing ones, and nulls, are not a number."""
-    value = None if row["error"] is not None else read(row)
-    return math.nan if value is None else float(value)

@@ -24,8 +24,8 @@ from expo_ray.selection import proposals
 from expo_ray.selection.bootstrap import FloatArray
 from expo_ray.selection.proposals import Tried
 from expo_ray.selection.race import expendable, look_sizes
-from expo_ray.selection.samples import canonical_alpha
 from expo_ray.selection.settings import SelectionSettings
+from expo_ray.selection.table_keys import canonical_alpha
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -22,7 +22,8 @@ ECHOED_SHARE = 0.5
 MIN_LETTERS = 40
 """Shorter texts, below about eight words, do not tell their language."""
 MIN_PROBABILITY = 0.9
-_MAX_CHARACTERS = 2000
+MAX_CHARACTERS = 2000
+"""What is read of a text to tell its language."""
 
 _MARKERS = re.compile(
     r"""<\|[A-Za-z0-9_ -]{1,40}\|>           # <|im_end|>, <|eot_id|>
@@ -55,6 +56,8 @@ def echoes(prompt: str, response: str) -> bool:
 
 def leaks_markers(prompt: str, response: str) -> bool:
     """Tell whether a response writes out markers of a chat template that its prompt did not."""
+    if not any(sign in response for sign in ("<", "[", "### ")):
+        return False
     found = set(_MARKERS.findall(response))
     return bool(found - set(_MARKERS.findall(prompt)))
 
@@ -76,15 +79,24 @@ def last_question(messages: Sequence[Mapping[str, str]] | None) -> str:
 @lru_cache(maxsize=20_000)
 def language(text: str) -> str | None:
     """Return the ISO 639-1 code of a text's language, None where it cannot be told."""
-    text = text[:_MAX_CHARACTERS]
-    if sum(map(str.isalpha, text)) < MIN_LETTERS:
+    if not tells_language(text):
         return None
-    code, probability = _identifier().classify(text)
+    code, probability = identifier().classify(text[:MAX_CHARACTERS])
     return str(code) if probability >= MIN_PROBABILITY else None
 
 
+def tells_language(text: str) -> bool:
+    """Tell whether a text has letters enough to be asked for its language."""
+    # Most have them in their first lines.
+    return any(
+        sum(map(str.isalpha, text[:end])) >= MIN_LETTERS
+        for end in (2 * MIN_LETTERS, MAX_CHARACTERS)
+    )
+
+
 @lru_cache(maxsize=1)
-def _identifier() -> LanguageIdentifier:
+def identifier() -> LanguageIdentifier:
+    """Return what tells languages."""
     # Imported here: its model is decompressed at import of the first text.
     from py3langid.langid import MODEL_FILE, LanguageIdentifier
 

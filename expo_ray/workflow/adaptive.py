@@ -136,6 +136,7 @@ class _Search:
             prompts=tuning,
             settings=self._settings,
             guard_rewards={label: rewards[label] for label in guards},
+            signs_file=self._run.directory.signs_file,
         )
         gains = found.rewards[self._uniform] - found.rewards[ALIGNED_ALPHA]
         gains = gains[np.isfinite(gains)]
@@ -148,13 +149,17 @@ class _Search:
         self._tables.fill([rules], self._prompts["heldout"])
         responses, rewards = self._tables.read({ALIGNED_ALPHA: ALIGNED_ALPHA, self._uniform: rules})
         scoring, *guards = rewards
+        signs_file = self._run.directory.signs_file
         samples = join_tables(
-            responses, rewards[scoring], {label: rewards[label] for label in guards}
+            responses,
+            rewards[scoring],
+            {label: rewards[label] for label in guards},
+            signs_file=signs_file,
         )["heldout"]
         findings = check_guards(samples, self._uniform, split="heldout", settings=self._settings)
         # Here the uniform alpha stands in the place of the aligned model.
         responses, rewards = self._tables.read({ALIGNED_ALPHA: self._uniform, self._uniform: rules})
-        paired = join_tables(responses, rewards[scoring], {})["heldout"]
+        paired = join_tables(responses, rewards[scoring], {}, signs_file=signs_file)["heldout"]
         return compare_with_uniform(
             paired.differences(self._uniform),
             tuple(guard.name for guard in findings if guard.fired),

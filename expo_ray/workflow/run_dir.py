@@ -34,6 +34,7 @@ class RunDir:
         self.resolved_file = self.path / "resolved.json"
         self.diagnosis_file = self.path / "diagnosis.json"
         self.selection_file = self.path / "selection.json"
+        self.signs_file = self.path / "text_signs.parquet"
         self.compared_file = self.path / "loadtest" / "compared.json"
         self.loadtest_prompts = self.path / "loadtest" / "prompts.jsonl"
         self.alpha_rules_file = self.path / "alpha_rules.yaml"

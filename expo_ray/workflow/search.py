@@ -80,4 +80,5 @@ class _Answers:
             prompts=prompts,
             settings=self._settings,
             guard_rewards={label: rewards[label] for label in guards},
+            signs_file=self._run.directory.signs_file,
         )

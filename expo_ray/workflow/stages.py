@@ -293,6 +293,7 @@ def decide(run: Run) -> dict[str, Any]:
         guard_rewards={label: rewards[label] for label in labels[1:]},
         measurement_spread=measured_spread(run.directory.rewards(labels[0], a) for a in run.alphas),
         search=run.search,
+        signs_file=run.directory.signs_file,
     )
 
 

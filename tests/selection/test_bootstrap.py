@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from expo_ray.selection.bootstrap import adjust_p_values, bootstrap_mean
+from expo_ray.selection.bootstrap import _Draws, adjust_p_values, bootstrap_mean
 
 
 def test_interval_agrees_with_scipy_bca_on_many_skewed_values() -> None:
@@ -112,3 +112,19 @@ def test_holm_and_bonferroni_by_hand() -> None:
     assert adjust_p_values(p, "none") == p
     assert adjust_p_values([0.9, 0.8], "holm") == [1.0, 1.0]
     assert adjust_p_values([], "holm") == []
+
+
+@pytest.mark.parametrize("num_prompts", [1, 2, 97, 1 << 16, 50_000, 3 * 2**29 + 1])
+def test_draws_are_those_of_numpy(num_prompts: int) -> None:
+    # The last one refuses a quarter of all words.
+    draws, rng = _Draws(num_prompts, 42), np.random.default_rng(42)
+    for count in (1, 3, 1000, 1, 4097):
+        expected = rng.integers(0, num_prompts, size=count, dtype=np.int32)
+        np.testing.assert_array_equal(draws.take(count), expected)
+
+
+def test_means_are_those_of_resamples_drawn_at_once() -> None:
+    values = np.random.default_rng(0).normal(3, 2, 311)
+    drawn = np.random.default_rng(7).integers(0, 311, size=(1000, 311), dtype=np.int32)
+    found = bootstrap_mean(values, num_resamples=1000, seed=7).sorted_means
+    np.testing.assert_array_equal(found, np.sort(values[drawn].mean(axis=1)))
