@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import platform
 import shutil
 import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +18,10 @@ from expo_ray.extrapolation.nodes.fanout import call_on_nodes
 from expo_ray.extrapolation.nodes.node_check import NodeCheck
 from expo_ray.extrapolation.outputs.results import SCHEMA_VERSION
 from expo_ray.progress import NullProgress, Progress
+from expo_ray.versions import versions
 
 MAX_CLOCK_OFFSET_SECONDS = 2.0
 LOW_DISK_BYTES = 10**9
-_PACKAGES = ("expo-ray", "ray", "torch", "transformers", "safetensors", "numpy", "pyarrow")
 _SAME = ("python", "expo-ray", "ray", "torch")
 
 
@@ -119,19 +117,11 @@ def node_facts(outputs: tuple[str, ...], name: str) -> dict[str, Any]:
             places["output"] = next(p for p in (path, *path.parents) if p.exists())
     return {
         "time": time.time(),
-        "versions": _versions(),
+        "versions": versions(),
         "memory_bytes": _memory("MemTotal"),
         "memory_free_bytes": _memory("MemAvailable"),
         "disk_free_bytes": {key: shutil.disk_usage(path).free for key, path in places.items()},
     }
-
-
-def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
-    for name in _PACKAGES:
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            found[name] = metadata.version(name)
-    return found
 
 
 def _memory(key: str) -> int | None:

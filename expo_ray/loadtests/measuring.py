@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
-import platform
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
-import ray
 
 from expo_ray.checkpoints import atomic_write_json
 from expo_ray.errors import EvaluationError
@@ -26,6 +23,7 @@ from expo_ray.loadtests.search import find_highest_rate, find_saturation
 from expo_ray.loadtests.stream import Endpoint
 from expo_ray.progress import Progress
 from expo_ray.tables.schemas import table_of
+from expo_ray.versions import versions
 
 SCHEMA_VERSION = 1
 
@@ -129,11 +127,7 @@ def measure(
             "node_ids": runner.client_nodes,
             "beside_replicas": runner.placement.beside_replicas,
         },
-        "versions": {
-            "expo-ray": importlib.metadata.version("expo-ray"),
-            "ray": ray.__version__,
-            "python": platform.python_version(),
-        },
+        "versions": versions(),
         "search": search,
         "points": points,
     }

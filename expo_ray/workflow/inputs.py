@@ -6,7 +6,6 @@ started. Only the models of a laboratory are not there yet.
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import platform
 from collections.abc import Iterable, Iterator, Mapping
@@ -30,11 +29,10 @@ from expo_ray.serving.engines import resolve_engine
 from expo_ray.serving.replica_apps import require_support
 from expo_ray.tables import Prompt, assign_splits, read_prompts
 from expo_ray.tables.prompt_files import pin_prompts
+from expo_ray.versions import versions
 from expo_ray.workflow.recipe import Recipe
 from expo_ray.workflow.run_dir import read_json, reward_label
 from expo_ray.workflow.stages import Run
-
-_VERSIONED = ("expo-ray", "ray", "torch", "transformers", "safetensors", "pyarrow")
 
 
 def check_request(run: Run) -> None:
@@ -208,7 +206,7 @@ def _record_inputs(run: Run) -> None:
             "engine": recipe.generators.engine,
             "sampling": recipe.sampling.model_dump(mode="json"),
             "seed": recipe.seed,
-            "versions": {name: importlib.metadata.version(name) for name in _VERSIONED},
+            "versions": versions(),
             "hardware": {"machine": platform.machine(), "num_cpus": os.cpu_count()},
         }
     )

@@ -5,11 +5,9 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import platform
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from importlib import metadata
 from typing import Any
 
 from expo_ray.checkpoints.checkpoint import CONFIG_NAME, Checkpoint
@@ -37,6 +35,7 @@ from expo_ray.extrapolation.planning.plan import Plan
 from expo_ray.extrapolation.shards.receipts import is_as_written
 from expo_ray.extrapolation.shards.run_token import check_token
 from expo_ray.extrapolation.shards.tasks import ShardReceipt
+from expo_ray.versions import versions
 
 CARD_NAME = "README.md"
 _DTYPE_NAMES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float64"}
@@ -227,17 +226,6 @@ def assemble(
     atomic_write_parts(folder / RECORD_NAME, sealed_parts(record, tensors))
     _withdraw_if_taken_over(folder, run_token, digest)
     return digest
-
-
-def versions() -> dict[str, str]:
-    """Return the versions that a result may depend on."""
-    found = {"python": platform.python_version()}
-    for name in ("expo-ray", "torch", "numpy", "safetensors", "transformers", "ray"):
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
 
 
 def _facts(
