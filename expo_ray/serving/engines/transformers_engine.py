@@ -26,6 +26,7 @@ class TransformersEngine:
 
     Args:
         max_model_len: Tokens of prompt and response together; None takes the model's context.
+        device: "cpu" or "cuda"; None takes CUDA where it is.
     """
 
     source: ModelSource
@@ -33,9 +34,9 @@ class TransformersEngine:
     max_model_len: int
     _loaded: LoadedModel
 
-    def __init__(self, *, max_model_len: int | None = None) -> None:
+    def __init__(self, *, max_model_len: int | None = None, device: str | None = None) -> None:
         self._max_model_len = max_model_len
-        self._device = "cuda" if torch.cuda.is_available() else "cpu"
+        self._device = device or ("cuda" if torch.cuda.is_available() else "cpu")
 
     def load(self, source: ModelSource) -> None:
         """Load weights, in place of any that were loaded before."""
