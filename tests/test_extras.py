@@ -16,7 +16,7 @@ from expo_ray.errors import MissingExtraError
 from expo_ray.extrapolation.arithmetic import fused_kernel
 from expo_ray.extras import EXTRAS, Extra, install_command, missing_modules, require_extra
 from expo_ray.lab import LabSettings, prepare_lab
-from expo_ray.serving.engines import resolve_engine
+from expo_ray.serving.engines.registry import resolve_engine
 from expo_ray.workflow.recipe_file import validate_recipe
 from expo_ray.workflow.run import run_recipe
 

@@ -9,6 +9,7 @@ import typer
 from expo_ray.cli.model_options import FlagsOf, Given
 from expo_ray.errors import ConfigError, argument
 from expo_ray.serving.engines.options import ENGINE_PANEL, EngineOptions
+from expo_ray.serving.engines.registry import engine_help
 from expo_ray.serving.sampling import PAPER_SAMPLING, SAMPLING_PANEL
 
 _PROMPTS = "Prompts"
@@ -61,7 +62,7 @@ EngineOption = Annotated[
     str,
     typer.Option(
         metavar="NAME",
-        help="transformers, vllm, or auto: vllm where it is installed and there is a GPU.",
+        help=engine_help(),
         rich_help_panel=ENGINE_PANEL,
     ),
 ]

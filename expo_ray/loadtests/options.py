@@ -11,6 +11,7 @@ from expo_ray.errors import ConfigError, argument
 from expo_ray.flags import Flag
 from expo_ray.json_text import parse_json
 from expo_ray.serving.engines.options import EngineOptions
+from expo_ray.serving.engines.registry import engine_help
 
 Arrivals = Literal["poisson", "constant", "gamma"]
 _LOAD = "Load"
@@ -186,7 +187,7 @@ class LoadtestOptions(BaseModel):
     )
 
     engine: Annotated[str, Flag(panel=SERVED_PANEL, metavar="NAME")] = Field(
-        "auto", description="Engine of its replicas: auto, transformers or vllm."
+        "auto", description=f"Engine of its replicas: {engine_help()}"
     )
     engine_options: EngineOptions = Field(EngineOptions(), description="Settings of that engine.")
     num_replicas: int = Field(

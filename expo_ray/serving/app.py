@@ -9,6 +9,7 @@ from ray import serve
 from expo_ray.credentials import read_api_key
 from expo_ray.serving.commands import model_source
 from expo_ray.serving.engines.options import EngineOptions
+from expo_ray.serving.engines.registry import engine_help
 from expo_ray.serving.front_door import ANY_ADDRESS
 from expo_ray.serving.served_model import ServedModel
 
@@ -28,7 +29,7 @@ class AppArguments(EngineOptions):
         description="Alpha by part of the model: a YAML file, or the table that it would hold.",
     )
     num_replicas: int = Field(1, description="Replicas of the model.")
-    engine: str = Field("auto", description="auto, transformers or vllm.")
+    engine: str = Field("auto", description=engine_help())
     allow_alpha_change: bool = Field(
         False, description="Whether clients may change alpha of the running service."
     )

@@ -15,12 +15,11 @@ from expo_ray.extrapolation.planning.plan import build_plan
 from expo_ray.progress import Progress
 from expo_ray.rewards.anchors import read_anchors
 from expo_ray.serving.alpha_setting import RulesLike, read_rules
-from expo_ray.serving.engines import pick_engine, resolve_engine
 from expo_ray.serving.engines.options import EngineOptions
 from expo_ray.serving.engines.precision import describe_precision
+from expo_ray.serving.engines.registry import pick_engine, resolve_engine
 from expo_ray.serving.generator_replicas import GeneratorReplicas
 from expo_ray.serving.launching import LOCALHOST, require_free_port
-from expo_ray.serving.replica_apps import require_support
 from expo_ray.serving.reward_replicas import RewardReplicas
 from expo_ray.serving.reward_stream import count_rows
 from expo_ray.serving.sampling import SamplingParams
@@ -96,7 +95,7 @@ def generate(
     GeneratorReplicas(num_replicas, engine, options=options)
     rows = read_prompts(prompts, columns=columns, num_prompts=num_prompts, seed=sampling.seed)
     if resolve_address(address) == LOCAL:
-        require_support(resolve_engine(engine), source)
+        resolve_engine(engine).check(source)
     with ray_session(address), GeneratorReplicas(num_replicas, engine, options=options) as replicas:
         made = replicas.write_responses(source, rows, output, sampling=sampling, progress=progress)
     _require_some(made, output, "responses")
@@ -272,7 +271,7 @@ def serve(
     ServedModel(source, engine=engine, **settings)
     if resolve_address(address) == LOCAL:
         require_free_port(host, port)
-        require_support(resolve_engine(engine), source)
+        resolve_engine(engine).check(source)
 
     def tell(event: str, **facts: object) -> None:
         on_event({"schema_version": _SCHEMA_VERSION, "event": event, **facts})
@@ -283,18 +282,18 @@ def serve(
         tell(
             "starting",
             model=source.name,
-            engine=picked,
+            engine=picked.name,
             engine_reason=reason,
             precision=precision,
         )
-        with ServedModel(source, engine=picked, **settings) as served:
+        with ServedModel(source, engine=picked.name, **settings) as served:
             try:
                 tell(
                     "ready",
                     url=served.url,
                     model=served.model,
                     stable_model=source.stable_name,
-                    engine=picked,
+                    engine=picked.name,
                     weights_digest=served.weights_digest,
                 )
                 while True:

@@ -14,9 +14,7 @@ from typing import TypeVar
 from ray import serve
 
 from expo_ray.errors import ExpoError
-from expo_ray.serving.engines import make_engine
-from expo_ray.serving.engines.interface import Generated, Row
-from expo_ray.serving.engines.options import EngineOptions
+from expo_ray.serving.engines.interface import Engine, Generated, Row
 from expo_ray.serving.loaded import NOTHING_LOADED, Answered, ChatRow, Loaded
 from expo_ray.serving.row_fitting import fit_rows
 from expo_ray.serving.source import ModelSource
@@ -30,19 +28,17 @@ class Generator:
     """One replica. The engine works in one thread of its own: loads and batches take turns.
 
     Args:
-        engine: As `resolve_engine` returns it.
+        make_engine: Returns a new engine.
         source: Weights to load at the start; None waits for the first chunk of rows.
-        options: Settings of the engine.
     """
 
     def __init__(
         self,
-        engine: str,
+        make_engine: Callable[[], Engine],
         source: ModelSource | None = None,
-        options: EngineOptions | None = None,
     ) -> None:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="engine")
-        self._engine = make_engine(engine, options)
+        self._engine = make_engine()
         self._source: ModelSource | None = None
         self._loaded = NOTHING_LOADED
         if source is not None:

@@ -11,14 +11,13 @@ from typing import Any, Self
 from expo_ray.errors import ConfigError, ServingError
 from expo_ray.progress import NullProgress, Progress
 from expo_ray.serving.chunked_calls import call_in_chunks, split
-from expo_ray.serving.engines import TRANSFORMERS, resolve_engine
 from expo_ray.serving.engines.interface import Generated
 from expo_ray.serving.engines.options import EngineOptions
 from expo_ray.serving.engines.precision import describe_precision
+from expo_ray.serving.engines.registry import require_options, resolve_engine
 from expo_ray.serving.generator import MAX_BATCH_ROWS
 from expo_ray.serving.launching import application, ensure_serve
 from expo_ray.serving.loaded import Answered, ChatRow, Loaded
-from expo_ray.serving.replica_apps import bulk_app, same_engine
 from expo_ray.serving.sampling import SamplingParams
 from expo_ray.serving.source import ModelSource
 from expo_ray.tables import RESPONSES_SCHEMA, Prompt, ResumableTable, row_seed
@@ -26,6 +25,8 @@ from expo_ray.tables import RESPONSES_SCHEMA, Prompt, ResumableTable, row_seed
 _SCHEMA_VERSION = 1
 _KEY = ("prompt_id", "sample", "weights_digest")
 _NO_OPTIONS = EngineOptions()
+_MAX_CHUNKS = 8
+"""In one replica: enough for the next to wait there."""
 
 
 class GeneratorReplicas:
@@ -50,9 +51,8 @@ class GeneratorReplicas:
     ) -> None:
         self._num_replicas = num_replicas
         self._engine = resolve_engine(engine)
+        require_options(self._engine, options)
         self._options = options
-        if self._engine == TRANSFORMERS:
-            options.require_none_for(self._engine)
         self._stack = ExitStack()
         self._handle: Any = None
         self._launched: ModelSource | None = None
@@ -107,7 +107,7 @@ class GeneratorReplicas:
             key=_KEY,
             identity={
                 "sampling": sampling.model_dump(mode="json", exclude={"num_samples"}),
-                "engine": self._engine,
+                "engine": self._engine.name,
             },
         )
         wanted = [(prompt, i) for prompt in prompts for i in range(sampling.num_samples)]
@@ -135,7 +135,7 @@ class GeneratorReplicas:
             "output": str(output_path),
             "model": source.name,
             "weights_digest": digest,
-            "engine": self._engine,
+            "engine": self._engine.name,
             "precision": self._precision or None,
             "num_rows": len(rows),
             "num_generated": len(todo),
@@ -147,14 +147,17 @@ class GeneratorReplicas:
         }
 
     def _load(self, source: ModelSource, expected: str | None, progress: Progress) -> str:
-        if self._launched is not None and not same_engine(self._engine, self._launched, source):
+        before = self._launched
+        if before is not None and not self._engine.loads_in_place(before, source):
             self._close()
         if self._handle is None:
             source.check()
             self._precision = describe_precision(self._engine, source, self._options)
-            told = f"starting {self._num_replicas} {self._engine} generator replica(s)"
+            told = f"starting {self._num_replicas} {self._engine.name} generator replica(s)"
             progress.message(f"{told} ({self._precision})" if self._precision else told)
-            app = bulk_app(self._engine, source, self._options, num_replicas=self._num_replicas)
+            deployment = self._engine.deployment(self._num_replicas, self._options)
+            deployment |= {"max_ongoing_requests": _MAX_CHUNKS}
+            app = self._engine.bulk_app(source, self._options, deployment=deployment)
             ensure_serve()
             self._handle, _ = self._stack.enter_context(application(app, label="generator"))
             self._launched = source

@@ -18,7 +18,7 @@ from ray.serve.exceptions import RayServeException
 from expo_ray.errors import ConfigError, ServingError, argument
 from expo_ray.ray_internals import serve_endpoint, start_deleting
 from expo_ray.remote_errors import brought_home
-from expo_ray.serving.engines.options import EngineOptions
+from expo_ray.serving.engines.devices import has_gpu
 from expo_ray.serving.keeper import application_name, hire_keeper, serve_was_started
 from expo_ray.serving.placement_watch import told_when_unplaced
 
@@ -183,27 +183,26 @@ def replica_options(num_replicas: int) -> dict[str, Any]:
     Raises:
         ConfigError: The cluster can never hold so many.
     """
-    has_gpu = ray.cluster_resources().get("GPU", 0) > 0
-    _require_resources(num_replicas, {"CPU": 1, "GPU": int(has_gpu)})
+    num_gpus = int(has_gpu())
+    _require_resources(num_replicas, {"CPU": 1, "GPU": num_gpus})
     return {
         "num_replicas": num_replicas,
-        "ray_actor_options": {"num_cpus": 1, "num_gpus": int(has_gpu)},
+        "ray_actor_options": {"num_cpus": 1, "num_gpus": num_gpus},
         **_SHUTDOWN,
     }
 
 
-def vllm_options(num_replicas: int, options: EngineOptions) -> dict[str, Any]:
-    """Return deployment options of vLLM replicas: `ray.serve.llm` adds the workers' resources.
+def worker_options(num_replicas: int, *, num_workers: int) -> dict[str, Any]:
+    """Return deployment options of replicas with workers, whose resources `ray.serve.llm` adds.
 
     Args:
         num_replicas: How many.
-        options: How many devices each takes.
+        num_workers: How many workers each has, with one GPU or CPU.
 
     Raises:
         ConfigError: The cluster can never hold so many.
     """
-    has_gpu = ray.cluster_resources().get("GPU", 0) > 0
-    _require_resources(num_replicas, {"GPU" if has_gpu else "CPU": options.num_workers})
+    _require_resources(num_replicas, {"GPU" if has_gpu() else "CPU": num_workers})
     return {
         "num_replicas": num_replicas,
         **_SHUTDOWN,

@@ -16,8 +16,7 @@ from ray import serve
 
 from expo_ray.rewards.token_bound import TooLongError
 from expo_ray.serving.api_error import ApiError
-from expo_ray.serving.engines.interface import Generated, Row
-from expo_ray.serving.engines.options import EngineOptions
+from expo_ray.serving.engines.interface import Engine, Generated, Row
 from expo_ray.serving.front_door import ServiceSettings
 from expo_ray.serving.generator import Generator
 from expo_ray.serving.loaded import Loaded
@@ -42,22 +41,20 @@ class OpenAIServer(OpenAIService, Generator):
     """A generator replica that answers HTTP requests.
 
     Args:
-        engine: As `resolve_engine` returns it.
+        make_engine: Returns a new engine.
         source: Weights to serve.
-        options: Settings of the engine.
         settings: Settings of the service.
         rewarder: Handle of a reward deployment; None answers /v1/rewards with 404.
     """
 
     async def __init__(  # type: ignore[misc]  # Serve awaits it
         self,
-        engine: str,
+        make_engine: Callable[[], Engine],
         source: ModelSource,
-        options: EngineOptions,
         settings: ServiceSettings,
         rewarder: Any = None,
     ) -> None:
-        Generator.__init__(self, engine, options=options)
+        Generator.__init__(self, make_engine)
         self._gate = WeightsGate()
         await self.start_service(source, settings, rewarder)
 

@@ -21,19 +21,15 @@ from expo_ray.serving.alpha_board import stop_board
 from expo_ray.serving.alpha_client import DRAIN_SECONDS, set_alpha
 from expo_ray.serving.alpha_setting import RulesLike
 from expo_ray.serving.chunked_calls import call_in_chunks
-from expo_ray.serving.engines import TRANSFORMERS, VLLM, resolve_engine
 from expo_ray.serving.engines.options import EngineOptions
-from expo_ray.serving.engines.vllm_config import MAX_NUM_SEQS
+from expo_ray.serving.engines.registry import require_options, resolve_engine
 from expo_ray.serving.front_door import ServiceSettings, key_digest
-from expo_ray.serving.generator import MAX_BATCH_ROWS
 from expo_ray.serving.launching import (
     LOCALHOST,
     application,
     ensure_serve,
     replica_options,
-    vllm_options,
 )
-from expo_ray.serving.replica_apps import server_app
 from expo_ray.serving.rewarder import Rewarder
 from expo_ray.serving.source import ModelSource
 
@@ -94,9 +90,9 @@ class ServedModel:
         allow_alpha_change: bool = False,
         max_replicas: int | None = None,
     ) -> None:
-        self.engine = resolve_engine(engine)
-        if self.engine == TRANSFORMERS:
-            options.require_none_for(self.engine)
+        self._engine = resolve_engine(engine)
+        self.engine = self._engine.name
+        require_options(self._engine, options)
         if allow_alpha_change and source.setting is None:
             raise ConfigError(
                 "alpha can change only where a pair is served",
@@ -185,14 +181,13 @@ class ServedModel:
             allowed_hosts=self._allowed_hosts,
             allow_alpha_change=self._allow_alpha_change,
             # Twice the batch: while one batch runs, the next one gathers in the replica.
-            max_requests=2 * self._batch_size + _MAX_WAITING_REQUESTS,
+            max_requests=2 * self._engine.max_batch_rows(self._options) + _MAX_WAITING_REQUESTS,
         )
         rewarder: Any = None
         if self._rewarder is not None:
             one = replica_options(1)
             rewarder = serve.deployment(Rewarder).options(**one).bind(*self._rewarder)
-        return server_app(
-            self.engine,
+        return self._engine.server_app(
             self._source,
             self._options,
             settings=settings,
@@ -200,24 +195,15 @@ class ServedModel:
             deployment=self._deployment(settings.max_requests),
         )
 
-    @property
-    def _batch_size(self) -> int:
-        if self.engine != VLLM:
-            return MAX_BATCH_ROWS
-        return int(self._options.engine_args.get("max_num_seqs", MAX_NUM_SEQS))
-
     def _deployment(self, max_requests: int) -> dict[str, Any]:
-        if self.engine == VLLM:
-            deployment = vllm_options(self._num_replicas, self._options)
-        else:
-            deployment = replica_options(self._num_replicas)
+        deployment = self._engine.deployment(self._num_replicas, self._options)
         if self._max_replicas is not None:
             deployment.pop("num_replicas")
             deployment["autoscaling_config"] = {
                 "min_replicas": self._num_replicas,
                 "max_replicas": self._max_replicas,
                 # More than a batch means waiting: that is when another replica helps.
-                "target_ongoing_requests": self._batch_size,
+                "target_ongoing_requests": self._engine.max_batch_rows(self._options),
             }
         # The replica refuses what is too much, in OpenAI's words; Serve's own limits lie above.
         # Not in the oldest Ray that is supported.

@@ -25,8 +25,7 @@ from expo_ray.rewards import RewardModelSpec, pin_reward_model
 from expo_ray.rewards.anchors import read_anchors
 from expo_ray.selection.explanations import warn_of_circle
 from expo_ray.serving import GeneratorReplicas, ModelSource
-from expo_ray.serving.engines import resolve_engine
-from expo_ray.serving.replica_apps import require_support
+from expo_ray.serving.engines.registry import resolve_engine
 from expo_ray.tables import Prompt, assign_splits, read_prompts
 from expo_ray.tables.prompt_files import pin_prompts
 from expo_ray.versions import versions
@@ -50,7 +49,7 @@ def check_request(run: Run) -> None:
     _find_inputs(run, run.recipe.reward_models)
     if resolve_address(run.address) == LOCAL:
         engine = resolve_engine(run.recipe.generators.engine)
-        require_support(engine, ModelSource(model=run.aligned))
+        engine.check(ModelSource(model=run.aligned))
 
 
 def check_settings(recipe: Recipe) -> None:

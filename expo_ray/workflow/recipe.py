@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -22,9 +22,14 @@ from expo_ray.lab import LabSettings
 from expo_ray.selection import SelectionSettings
 from expo_ray.selection.adaptive import AdaptiveSettings
 from expo_ray.serving import EngineOptions, SamplingParams
+from expo_ray.serving.engines.registry import auto_rule, engine_names, engines_with_args
 from expo_ray.workflow.trackers import TrackerName
 
 _STRICT = ConfigDict(extra="forbid", frozen=True)
+if TYPE_CHECKING:
+    EngineName = str
+else:
+    EngineName = Literal[tuple(engine_names())]
 PromptColumn = Literal[
     "prompt_id",
     "prompt",
@@ -151,14 +156,13 @@ class ReplicaSettings(BaseModel):
 class GeneratorSettings(EngineOptions, ReplicaSettings):
     """How the model is served that answers, and its engine's settings."""
 
-    engine: Literal["auto", "transformers", "vllm"] = Field(
-        "auto", description="`auto` takes vllm where it is installed and there is a GPU."
-    )
+    engine: EngineName = Field("auto", description=auto_rule())
 
     @model_validator(mode="after")
     def _arguments_have_an_engine(self) -> Self:
-        if self.engine != "vllm" and (self.engine_args or self.tensor_parallel_size > 1):
-            raise ValueError("engine_args and tensor_parallel_size need `engine: vllm`")
+        if self.has_engine_args and self.engine not in engines_with_args():
+            names = " or ".join(f"`engine: {name}`" for name in engines_with_args())
+            raise ValueError(f"engine_args and tensor_parallel_size need {names}")
         return self
 
 

@@ -5,7 +5,8 @@ import pytest
 
 from expo_ray.errors import ConfigError, MissingExtraError
 from expo_ray.serving import EngineOptions, ModelSource
-from expo_ray.serving.engines import options, pick_engine, precision
+from expo_ray.serving.engines import options, precision
+from expo_ray.serving.engines.registry import ENGINES, pick_engine
 from tests.pico import save_pair
 
 
@@ -18,15 +19,20 @@ def test_auto_says_what_it_picks_and_why(
         return find_spec("json") if there["vllm"] else None
 
     monkeypatch.setattr("expo_ray.extras.find_spec", find)
-    monkeypatch.setattr("expo_ray.serving.engines.has_gpu", lambda: there["gpu"])
+    monkeypatch.setattr("expo_ray.serving.engines.vllm.has_gpu", lambda: there["gpu"])
+
+    def picked(name: str) -> tuple[str, str]:
+        kind, reason = pick_engine(name)
+        return kind.name, reason
+
     with caplog.at_level("INFO", logger="expo_ray"):
-        assert pick_engine("auto") == ("vllm", "vLLM is installed and there is a GPU")
+        assert picked("auto") == ("vllm", "vLLM is installed and there is a GPU")
     assert "vllm" in caplog.text
     there["gpu"] = False
-    assert pick_engine("auto") == ("transformers", "no GPU here")
-    assert pick_engine("vllm")[0] == "vllm"
+    assert picked("auto") == ("transformers", "no GPU here")
+    assert picked("vllm") == ("vllm", "as asked for")
     there["vllm"] = False
-    assert pick_engine("auto") == ("transformers", "vLLM is not installed")
+    assert picked("auto") == ("transformers", "vLLM is not installed")
     with pytest.raises(MissingExtraError, match="vllm"):
         pick_engine("vllm")
     with pytest.raises(ConfigError, match="unknown engine"):
@@ -56,7 +62,8 @@ def test_a_cpu_computes_in_bfloat16_only_where_that_is_faster_and_says_so(
     monkeypatch.setattr("expo_ray.serving.engines.precision.has_gpu", lambda: False)
 
     def told(source: ModelSource, engine: str = "vllm", **engine_args: str) -> str:
-        return precision.describe_precision(engine, source, EngineOptions(engine_args=engine_args))
+        asked = EngineOptions(engine_args=engine_args)
+        return precision.describe_precision(ENGINES[engine], source, asked)
 
     assert precision.cpu_dtype(narrow.open()) == "bfloat16"
     assert "bfloat16" in told(narrow) and "AMX" in told(narrow)

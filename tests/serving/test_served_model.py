@@ -10,6 +10,7 @@ import pytest
 from expo_ray.errors import ConfigError
 from expo_ray.rewards import load_reward_model
 from expo_ray.serving import ModelSource, ServedModel, served_model
+from expo_ray.serving.engines.transformers import Transformers
 from expo_ray.serving.launching import ensure_serve
 from expo_ray.tables import Message
 from tests.pico import SPECIAL_TOKENS
@@ -239,7 +240,7 @@ def test_two_models_live_beside_each_other_and_a_full_queue_says_503(
 ) -> None:
     """The second one has a pairwise reward model beside it, which needs references."""
     pairwise, _ = save_pairwise(tmp_path / "rm")
-    monkeypatch.setattr(served_model, "MAX_BATCH_ROWS", 1)
+    monkeypatch.setattr(Transformers, "max_batch_rows", lambda self, options: 1)
     monkeypatch.setattr(served_model, "_MAX_WAITING_REQUESTS", 1)
     source = ModelSource(model=str(pico_pair[0]))
     with ServedModel(source, reward_model=str(pairwise)) as second:

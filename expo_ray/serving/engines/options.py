@@ -77,16 +77,7 @@ class EngineOptions(BaseModel):
         sizes = {"tensor_parallel_size": self.tensor_parallel_size, **self.engine_args}
         return int(sizes["tensor_parallel_size"]) * int(sizes.get("pipeline_parallel_size", 1))
 
-    def require_none_for(self, engine: str) -> None:
-        """Check that nothing is set that an engine without such settings would ignore.
-
-        Raises:
-            ConfigError: Something is.
-        """
-        if self.engine_args or self.tensor_parallel_size != 1:
-            raise ConfigError(
-                f"the {engine} engine has no such settings",
-                where=f"{argument('engine_args')}, {argument('tensor_parallel_size')}",
-                got=f"{self.engine_args}, tensor_parallel_size={self.tensor_parallel_size}",
-                hint=f"choose {argument('engine', 'vllm')}, or leave them out",
-            )
+    @property
+    def has_engine_args(self) -> bool:
+        """Whether anything is set that not every engine has."""
+        return bool(self.engine_args) or self.tensor_parallel_size != 1

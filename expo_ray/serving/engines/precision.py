@@ -6,12 +6,11 @@ Light: no torch until a question is asked. On GPUs every engine takes the weight
 from __future__ import annotations
 
 from expo_ray.checkpoints import Checkpoint
-from expo_ray.lazy import quick_imports
-from expo_ray.serving.engines import VLLM, has_gpu
+from expo_ray.serving.engines.devices import has_amx, has_gpu
+from expo_ray.serving.engines.kind import FLOAT32, EngineKind
 from expo_ray.serving.engines.options import EngineOptions
 from expo_ray.serving.source import ModelSource
 
-FLOAT32 = "float32"
 BFLOAT16 = "bfloat16"
 _BF16_HEADER = "BF16"
 
@@ -29,28 +28,17 @@ def cpu_dtype(checkpoint: Checkpoint) -> str:
     return BFLOAT16 if is_bfloat16 and has_amx() else FLOAT32
 
 
-def has_amx() -> bool:
-    """Say whether this machine's processor multiplies bfloat16 matrices in tiles."""
-    with quick_imports():
-        import torch
-    return bool(torch.cpu.get_capabilities().get("amx_bf16"))
-
-
-def describe_precision(engine: str, source: ModelSource, options: EngineOptions) -> str:
+def describe_precision(kind: EngineKind, source: ModelSource, options: EngineOptions) -> str:
     """Return in words what a CPU computes in, why, and what that costs; nothing with a GPU.
 
     Args:
-        engine: As `resolve_engine` returns it.
+        kind: Which engine.
         source: Which weights.
         options: Settings of the engine.
     """
     if has_gpu():
         return ""
-    dtype, why = FLOAT32, ""
-    if engine == VLLM and (asked := options.engine_args.get("dtype")) is not None:
-        dtype, why = str(asked), " as asked for"
-    elif engine == VLLM and (dtype := cpu_dtype(source.open())) == BFLOAT16:
-        why = ", as the weights are and this processor multiplies fast (AMX)"
+    dtype, why = kind.precision(source, options)
     if dtype == FLOAT32:
         return f"CPU, {dtype}{why}: an answer does not depend on what else is in its batch"
     return (

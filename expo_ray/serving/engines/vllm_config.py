@@ -7,10 +7,9 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-import ray
-
 from expo_ray.checkpoints.local_files import local_folder
 from expo_ray.errors import ConfigError, argument
+from expo_ray.serving.engines.devices import has_gpu
 from expo_ray.serving.engines.options import EngineOptions
 from expo_ray.serving.engines.precision import cpu_dtype
 from expo_ray.serving.source import ModelSource
@@ -42,23 +41,23 @@ def llm_config(
     """
     from ray.serve.llm import LLMConfig
 
-    has_gpu = ray.cluster_resources().get("GPU", 0) > 0
+    with_gpu = has_gpu()
     folder = str(local_folder(source.open()))
     try:
         config = LLMConfig(
             model_loading_config={"model_id": source.name, "model_source": folder},
-            engine_kwargs=_engine_args(source, options, has_gpu=has_gpu),
-            accelerator_config={"kind": "gpu" if has_gpu else "cpu"},
+            engine_kwargs=_engine_args(source, options, with_gpu=with_gpu),
+            accelerator_config={"kind": "gpu" if with_gpu else "cpu"},
             # The workers' bundles hold the CPUs and GPUs; the replica itself only passes on.
             deployment_config={
                 **deployment,
-                "ray_actor_options": {"num_cpus": 1 if has_gpu else 0},
+                "ray_actor_options": {"num_cpus": 1 if with_gpu else 0},
             },
             runtime_env={
                 "env_vars": {
                     # Its processes start with the folder of their node first on their path.
                     "PYTHONSAFEPATH": "1",
-                    **({} if has_gpu else _cpu_environment(deployment)),
+                    **({} if with_gpu else _cpu_environment(deployment)),
                 }
             },
             experimental_configs={"stream_batching_interval_ms": 0},
@@ -72,12 +71,12 @@ def llm_config(
     return config
 
 
-def _engine_args(source: ModelSource, options: EngineOptions, *, has_gpu: bool) -> dict[str, Any]:
+def _engine_args(source: ModelSource, options: EngineOptions, *, with_gpu: bool) -> dict[str, Any]:
     from expo_ray.serving.engines.vllm_noise import PROCESSOR
     from expo_ray.serving.engines.vllm_worker import EXTENSION, LOAD_FORMAT
 
     # Without a GPU: tests and laptops. Compiling would take longer than most such services live.
-    defaults = {} if has_gpu else {"dtype": cpu_dtype(source.open()), "enforce_eager": True}
+    defaults = {} if with_gpu else {"dtype": cpu_dtype(source.open()), "enforce_eager": True}
     parallel = {"tensor_parallel_size": options.tensor_parallel_size}
     context = {} if options.max_model_len is None else {"max_model_len": options.max_model_len}
     ours = {
