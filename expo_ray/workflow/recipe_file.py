@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ValidationError
 
+from expo_ray.checkpoints.storages.hub_storage import is_hub_address
 from expo_ray.errors import ConfigError, ExpoError, Spelling
 from expo_ray.ray_internals import is_submitted_job
 from expo_ray.workflow.recipe import Recipe
@@ -201,14 +202,13 @@ def _apply_override(document: dict[str, Any], override: str) -> None:
     node[last] = value
 
 
-def is_remote(path: str) -> bool:
-    """Tell whether a location is a URI rather than a local path."""
-    return "://" in path
+def _is_uri(location: str) -> bool:
+    return "://" in location
 
 
 def _resolve_paths(recipe: Recipe, folder: Path, *, in_job: bool) -> Recipe:
     """Make local paths absolute, against the folder of the recipe file."""
-    if in_job and not is_remote(recipe.output) and not Path(recipe.output).is_absolute():
+    if in_job and not _is_uri(recipe.output) and not Path(recipe.output).is_absolute():
         raise ConfigError(
             "a relative output inside a submitted job lands on one node's scratch folder",
             where="output",
@@ -218,17 +218,16 @@ def _resolve_paths(recipe: Recipe, folder: Path, *, in_job: bool) -> Recipe:
         )
 
     def resolve(path: str | None) -> str | None:
-        if path is None or is_remote(path) or ":" in path:
+        if path is None or ":" in path:
             return path
         expanded = Path(path).expanduser()
         local = expanded if expanded.is_absolute() else folder / expanded
-        # A bare `owner/name` that is no folder here is a Hub id.
-        if not local.exists() and path.count("/") == 1 and not path.startswith((".", "/", "~")):
+        if not local.exists() and is_hub_address(path):
             return path
         return os.path.normpath(local)
 
     output = recipe.output
-    if not is_remote(output):
+    if not _is_uri(output):
         output = os.path.normpath(folder / Path(output).expanduser())
     cache = recipe.lab_cache
     if cache is not None and in_job and not Path(cache).is_absolute():

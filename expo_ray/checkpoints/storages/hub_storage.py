@@ -13,9 +13,9 @@ import threading
 from typing import Any, Self
 from urllib.parse import urlsplit
 
-from expo_ray.checkpoints.storages.lfs_pointers import refuse_pointer
 from expo_ray.checkpoints.storages.retries import is_passing, retry_io
-from expo_ray.checkpoints.storages.storage import MAX_SMALL_FILE_BYTES, FileFacts, hidden_or_deep
+from expo_ray.checkpoints.storages.small_files import read_small_file
+from expo_ray.checkpoints.storages.storage import FileFacts, hidden_or_deep
 from expo_ray.errors import CheckpointError
 from expo_ray.proxies import through_proxy
 
@@ -74,21 +74,12 @@ class HubStorage:
 
     def read_bytes(self, name: str) -> bytes:
         """Return the content of a small file."""
+        where = f"{self.uri}/{name}"
         with self.open(name) as reader:
-            if reader.facts.num_bytes > MAX_SMALL_FILE_BYTES:
-                raise CheckpointError(
-                    "the file is too big for its kind",
-                    where=f"{self.uri}/{name}",
-                    got=f"{reader.facts.num_bytes} bytes",
-                    expected=f"at most {MAX_SMALL_FILE_BYTES} bytes",
-                )
-            data = bytearray(reader.facts.num_bytes)
             try:
-                reader.read_into(0, memoryview(data))
+                return read_small_file(reader, where=where)
             except (EOFError, OSError) as error:
-                raise _failure(f"{self.uri}/{name}", error) from error
-            refuse_pointer(bytes(data), where=f"{self.uri}/{name}")
-            return bytes(data)
+                raise _failure(where, error) from error
 
     def open(self, name: str) -> HubReader:
         """Open a file for ranged reads."""

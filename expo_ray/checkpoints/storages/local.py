@@ -13,9 +13,9 @@ from functools import partial
 from pathlib import Path
 from typing import Self
 
-from expo_ray.checkpoints.storages.lfs_pointers import refuse_pointer
 from expo_ray.checkpoints.storages.retries import retry_io
-from expo_ray.checkpoints.storages.storage import MAX_DEPTH, MAX_SMALL_FILE_BYTES, FileFacts
+from expo_ray.checkpoints.storages.small_files import read_small_file
+from expo_ray.checkpoints.storages.storage import MAX_DEPTH, FileFacts
 from expo_ray.errors import CheckpointError
 
 
@@ -98,19 +98,11 @@ class LocalStorage:
     def read_bytes(self, name: str) -> bytes:
         """Return the content of a small file."""
         path = self._folder / name
-        try:
-            if path.stat().st_size > MAX_SMALL_FILE_BYTES:
-                raise CheckpointError(
-                    "the file is too big for its kind",
-                    where=path,
-                    got=f"{path.stat().st_size} bytes",
-                    expected=f"at most {MAX_SMALL_FILE_BYTES} bytes",
-                )
-            data = path.read_bytes()
-        except OSError as error:
-            raise unreadable(path, error) from error
-        refuse_pointer(data, where=path)
-        return data
+        with self.open(name) as reader:
+            try:
+                return read_small_file(reader, where=path)
+            except (EOFError, OSError) as error:
+                raise unreadable(path, error) from error
 
     def open(self, name: str) -> LocalReader:
         """Open a file for ranged reads."""
@@ -143,7 +135,7 @@ def _facts(name: str, status: os.stat_result) -> FileFacts:
     )
 
 
-def unreadable(path: Path, error: OSError) -> CheckpointError:
+def unreadable(path: Path, error: OSError | EOFError) -> CheckpointError:
     """Return what a failed look at a local path means to the user."""
     missing = isinstance(error, FileNotFoundError)
     closed = isinstance(error, PermissionError)
@@ -151,6 +143,6 @@ def unreadable(path: Path, error: OSError) -> CheckpointError:
     return CheckpointError(
         "the file is missing" if missing else "the file cannot be read",
         where=path,
-        got=None if missing else str(error.strerror),
+        got=None if missing else str(getattr(error, "strerror", None) or error),
         hint="fetch the checkpoint again" if missing else rights,
     )

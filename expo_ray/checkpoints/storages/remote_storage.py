@@ -6,10 +6,10 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Self
 
 from expo_ray.checkpoints.sidecars import is_weight_file
-from expo_ray.checkpoints.storages.lfs_pointers import refuse_pointer
 from expo_ray.checkpoints.storages.remote_path import RemotePath
 from expo_ray.checkpoints.storages.retries import retry_io
-from expo_ray.checkpoints.storages.storage import MAX_SMALL_FILE_BYTES, FileFacts, hidden_or_deep
+from expo_ray.checkpoints.storages.small_files import read_small_file
+from expo_ray.checkpoints.storages.storage import FileFacts, hidden_or_deep
 from expo_ray.errors import CheckpointError
 
 NUM_LOOKUPS = 16
@@ -96,21 +96,12 @@ class RemoteStorage:
 
     def read_bytes(self, name: str) -> bytes:
         """Return the content of a small file."""
+        where = self._path / name
         with self.open(name) as reader:
-            if reader.facts.num_bytes > MAX_SMALL_FILE_BYTES:
-                raise CheckpointError(
-                    "the file is too big for its kind",
-                    where=self._path / name,
-                    got=f"{reader.facts.num_bytes} bytes",
-                    expected=f"at most {MAX_SMALL_FILE_BYTES} bytes",
-                )
-            data = bytearray(reader.facts.num_bytes)
             try:
-                reader.read_into(0, memoryview(data))
+                return read_small_file(reader, where=where)
             except (EOFError, OSError) as error:
-                raise _unreadable(str(self._path / name), error) from error
-            refuse_pointer(bytes(data), where=self._path / name)
-            return bytes(data)
+                raise _unreadable(str(where), error) from error
 
     def open(self, name: str) -> RemoteReader:
         """Open a file for ranged reads."""

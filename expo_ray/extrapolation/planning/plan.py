@@ -280,6 +280,7 @@ def parse_size(value: str | int, *, name: str = "max_shard_size") -> int:
     Raises:
         ConfigError: It is no positive size.
     """
+    # pydantic.ByteSize would read "1,5GB" as one byte, and "5GB/s" as 5 GB.
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", str(value))
     unit = _UNITS.get(match[2].upper()) if match else None
     size = int(float(match[1]) * unit) if match and unit else 0
