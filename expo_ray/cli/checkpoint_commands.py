@@ -14,6 +14,7 @@ from expo_ray.cli.checkpoint_results import (
     render_verification,
 )
 from expo_ray.cli.model_options import add_command
+from expo_ray.cli.options import PAIR_PANEL, ExtraTensors
 from expo_ray.cli.session import InlineAddress, OutputFlags, Session
 
 Initial = Annotated[
@@ -26,18 +27,8 @@ Aligned = Annotated[
         "(ADAPTER#base=BASE: on another model)."
     ),
 ]
-ExtraTensors = Annotated[
-    list[str] | None,
-    typer.Option(
-        metavar="copy:GLOB",
-        help="Let tensors pass that one side lacks: ALIGNED's are copied, INITIAL's left out; may "
-        "repeat.",
-        rich_help_panel="Pairs that differ",
-    ),
-]
 PANEL = "Checkpoints"
 _DELTA = "What is written"
-_PAIR = "Pairs that differ"
 _PLAN = "Plan and publish"
 
 
@@ -119,7 +110,7 @@ def extrapolate(
         typer.Option(
             metavar="POLICY",
             help="Where vocabularies differ: refuse, common-rows (token by token) or copy-aligned.",
-            rich_help_panel=_PAIR,
+            rich_help_panel=PAIR_PANEL,
         ),
     ] = "refuse",
     extra_tensors: ExtraTensors = None,
@@ -128,7 +119,7 @@ def extrapolate(
         typer.Option(
             "--allow-nonfinite",
             help="Go on where an input holds NaN or infinity.",
-            rich_help_panel=_PAIR,
+            rich_help_panel=PAIR_PANEL,
         ),
     ] = False,
     nodes: Annotated[

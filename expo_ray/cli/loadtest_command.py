@@ -9,6 +9,7 @@ import typer
 
 from expo_ray.cli.loadtest_output import render_comparison, render_points, render_scaling
 from expo_ray.cli.model_options import FlagsOf, Given, from_flags
+from expo_ray.cli.options import ExtraTensors
 from expo_ray.cli.session import AddressOption, OutputFlags, Session
 from expo_ray.errors import ConfigError, argument
 from expo_ray.loadtests.options import SEARCH_PANEL, SERVED_PANEL, LoadtestOptions
@@ -61,6 +62,7 @@ def loadtest(
             rich_help_panel=SERVED_PANEL,
         ),
     ] = None,
+    extra_tensors: ExtraTensors = None,
     versus_alpha: Annotated[
         float | None,
         typer.Option(
@@ -140,7 +142,9 @@ def loadtest(
         "address": address,
         "options": from_flags(LoadtestOptions, {**options, "num_replicas": numbers[0]}),
     }
+    extra = tuple(extra_tensors or ())
     pair: dict[str, Any] = {"initial": initial, "alpha": alpha, "alpha_rules": alpha_rules}
+    pair["extra_tensors"] = extra
     with Session(**shown) as session:
         common["progress"] = session.progress
         if len(numbers) > 1:
@@ -159,7 +163,7 @@ def loadtest(
             from expo_ray.loadtests import Contender, compare_targets
 
             compared = compare_targets(
-                Contender(target=target, initial=initial, alpha=versus_alpha),
+                Contender(target=target, initial=initial, alpha=versus_alpha, extra_tensors=extra),
                 Contender(target=target, **pair),
                 concurrency=flights,
                 rate=rates,

@@ -58,6 +58,16 @@ AlphaRulesOption = Annotated[
         metavar="FILE", help="YAML: an alpha for each part of the model, as for extrapolate."
     ),
 ]
+PAIR_PANEL = "Pairs that differ"
+ExtraTensors = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="copy:GLOB",
+        help="Let tensors pass that one side lacks: ALIGNED's are copied, INITIAL's left out; may "
+        "repeat.",
+        rich_help_panel=PAIR_PANEL,
+    ),
+]
 EngineOption = Annotated[
     str,
     typer.Option(

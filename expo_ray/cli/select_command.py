@@ -15,6 +15,7 @@ from expo_ray.cli.options import (
     DryRunFlag,
     EngineFlags,
     EngineOption,
+    ExtraTensors,
     NumPrompts,
     Preset,
     PromptColumn,
@@ -81,6 +82,7 @@ def select(
             rich_help_panel=SEARCH_PANEL,
         ),
     ] = "chosen",
+    extra_tensors: ExtraTensors = None,
     allow_unfit: Annotated[
         bool,
         typer.Option(
@@ -166,6 +168,7 @@ def select(
             heldout_fraction=heldout_fraction,
             keep=keep,
             adaptive=adaptive,
+            extra_tensors=extra_tensors or (),
             allow_unfit=allow_unfit,
             guards=parse_guards(guards or ()),
             columns={} if columns is None else {"prompt": columns},

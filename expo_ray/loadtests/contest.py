@@ -32,6 +32,7 @@ class Contender:
     initial: str | None = None
     alpha: float | None = None
     alpha_rules: RulesLike | None = None
+    extra_tensors: Sequence[str] = ()
 
 
 def compare_targets(
@@ -162,6 +163,7 @@ class _Turns:
             initial=side.initial,
             alpha=side.alpha,
             alpha_rules=side.alpha_rules,
+            extra_tensors=side.extra_tensors,
             options=self._plan.options,
         )
         return stack.enter_context(target)

@@ -28,6 +28,7 @@ def loadtest(
     initial: str | None = None,
     alpha: float | None = None,
     alpha_rules: RulesLike | None = None,
+    extra_tensors: Sequence[str] = (),
     num_requests: int = 100,
     max_tokens: int = 256,
     options: LoadtestOptions | None = None,
@@ -50,6 +51,7 @@ def loadtest(
         initial: theta0, to serve `target` extrapolated by `alpha`.
         alpha: See `initial`; beside rules, for tensors without one.
         alpha_rules: Alpha by part of the model: a YAML file as for `extrapolate`, or its table.
+        extra_tensors: `copy:PATTERN`: tensors that one side may lack, as for `extrapolate`.
         num_requests: Measured requests per point.
         max_tokens: Longest answer.
         options: Everything else; defaults where None.
@@ -93,7 +95,12 @@ def loadtest(
     with (
         ray_session(address),
         open_target(
-            target, initial=initial, alpha=alpha, alpha_rules=alpha_rules, options=plan.options
+            target,
+            initial=initial,
+            alpha=alpha,
+            alpha_rules=alpha_rules,
+            extra_tensors=extra_tensors,
+            options=plan.options,
         ) as endpoint,
     ):
         measured = measure(endpoint, plan, target=target, progress=progress or NullProgress())

@@ -36,6 +36,7 @@ def loadtest_scaling(
     initial: str | None = None,
     alpha: float | None = None,
     alpha_rules: RulesLike | None = None,
+    extra_tensors: Sequence[str] = (),
     rounds: int = 3,
     num_requests: int = 100,
     max_tokens: int = 256,
@@ -58,6 +59,7 @@ def loadtest_scaling(
         initial: theta0, to serve `model` extrapolated by `alpha`.
         alpha: See `initial`; beside rules, for tensors without one.
         alpha_rules: Alpha by part of the model, as for `loadtest`.
+        extra_tensors: Tensors that one side may lack, as for `loadtest`.
         rounds: How often each way is measured; medians are reported.
         num_requests: Measured requests per replica and round.
         max_tokens: Longest answer.
@@ -98,7 +100,12 @@ def loadtest_scaling(
             )
             turns: list[Round] = []
             with open_target(
-                model, initial=initial, alpha=alpha, alpha_rules=alpha_rules, options=served
+                model,
+                initial=initial,
+                alpha=alpha,
+                alpha_rules=alpha_rules,
+                extra_tensors=extra_tensors,
+                options=served,
             ) as endpoint:
                 for turn in range(rounds):
                     ways: dict[str, Point] = {}

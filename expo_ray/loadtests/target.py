@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 from urllib.parse import urlsplit
@@ -35,6 +35,7 @@ def open_target(
     initial: str | None,
     alpha: float | None,
     alpha_rules: RulesLike | None = None,
+    extra_tensors: Sequence[str] = (),
     options: LoadtestOptions,
 ) -> Iterator[Endpoint]:
     """Yield where to send requests; a model is served until the block ends.
@@ -44,6 +45,7 @@ def open_target(
         initial: theta0, for a model that is extrapolated while it loads.
         alpha: Its alpha.
         alpha_rules: Alpha by part of the model: a YAML file as for `extrapolate`, or its table.
+        extra_tensors: `copy:PATTERN`: tensors that one side may lack, as for `extrapolate`.
         options: Model name and API key of a service.
 
     Raises:
@@ -52,7 +54,7 @@ def open_target(
         ServingError: The service does not answer, or replicas did not start.
     """
     if is_url(target):
-        if (initial, alpha, alpha_rules) != (None, None, None):
+        if (initial, alpha, alpha_rules, *extra_tensors) != (None, None, None):
             raise ConfigError(
                 "a running service already has its weights",
                 where=f"{argument('initial')}, {argument('alpha')}, {argument('alpha_rules')}",
@@ -68,7 +70,7 @@ def open_target(
     from expo_ray.serving import ServedModel
     from expo_ray.serving.commands import model_source
 
-    source = model_source(target, initial, alpha, alpha_rules)
+    source = model_source(target, initial, alpha, alpha_rules, extra_tensors)
     is_private = is_loopback(options.host)
     key = None if is_private else secrets.token_urlsafe(32)
     with ServedModel(

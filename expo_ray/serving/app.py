@@ -28,6 +28,10 @@ class AppArguments(EngineOptions):
         None,
         description="Alpha by part of the model: a YAML file, or the table that it would hold.",
     )
+    extra_tensors: list[str] = Field(
+        default_factory=list,
+        description="`copy:PATTERN`: tensors that one side may lack, as for `extrapolate`.",
+    )
     num_replicas: int = Field(1, description="Replicas of the model.")
     engine: str = Field("auto", description=engine_help())
     allow_alpha_change: bool = Field(
@@ -55,7 +59,7 @@ def build_app(args: AppArguments) -> serve.Application:
         CheckpointError: A checkpoint is missing or malformed.
     """
     return ServedModel(
-        model_source(args.model, args.initial, args.alpha, args.alpha_rules),
+        model_source(args.model, args.initial, args.alpha, args.alpha_rules, args.extra_tensors),
         num_replicas=args.num_replicas,
         engine=args.engine,
         options=args.options,

@@ -11,7 +11,6 @@ from expo_ray.checkpoints.storages.local_output import require_local, require_wr
 from expo_ray.cluster import LOCAL, ray_session, resolve_address
 from expo_ray.credentials import read_api_key
 from expo_ray.errors import ServingError, argument
-from expo_ray.extrapolation.planning.plan import build_plan
 from expo_ray.progress import Progress
 from expo_ray.rewards.anchors import read_anchors
 from expo_ray.serving.alpha_setting import RulesLike, read_rules
@@ -41,6 +40,7 @@ def generate(
     initial: str | Path | None = None,
     alpha: float | None = None,
     alpha_rules: RulesLike | None = None,
+    extra_tensors: Sequence[str] = (),
     columns: Mapping[str, str] | None = None,
     num_prompts: int | None = None,
     sampling: SamplingParams = _DEFAULT_SAMPLING,
@@ -60,6 +60,7 @@ def generate(
         initial: The checkpoint before alignment, for a live extrapolation.
         alpha: How far to extrapolate; beside rules, for tensors without a rule.
         alpha_rules: Alpha by part of the model: a YAML file as for `extrapolate`, or its table.
+        extra_tensors: `copy:PATTERN`: tensors that one side may lack, as for `extrapolate`.
         columns: The source's names of our columns (`{"prompt": "question"}`).
         num_prompts: Use so many prompts, drawn at random by the seed of the sampling.
         sampling: Sampling settings.
@@ -91,7 +92,7 @@ def generate(
     """
     # Checks what can be checked before a Ray is started; there auto may pick another engine.
     output = require_writable_file(output)
-    source = model_source(model, initial, alpha, alpha_rules).pinned()
+    source = model_source(model, initial, alpha, alpha_rules, extra_tensors).pinned()
     GeneratorReplicas(num_replicas, engine, options=options)
     rows = read_prompts(prompts, columns=columns, num_prompts=num_prompts, seed=sampling.seed)
     if resolve_address(address) == LOCAL:
@@ -198,6 +199,7 @@ def serve(
     initial: str | Path | None = None,
     alpha: float | None = None,
     alpha_rules: RulesLike | None = None,
+    extra_tensors: Sequence[str] = (),
     reward_model: str | None = None,
     engine: str = "auto",
     options: EngineOptions = _NO_OPTIONS,
@@ -221,6 +223,7 @@ def serve(
         initial: The checkpoint before alignment, for a live extrapolation.
         alpha: How far to extrapolate; beside rules, for tensors without a rule.
         alpha_rules: Alpha by part of the model: a YAML file as for `extrapolate`, or its table.
+        extra_tensors: `copy:PATTERN`: tensors that one side may lack, as for `extrapolate`.
         reward_model: Also serve this one at /v1/rewards.
         engine: `auto`, `transformers` or `vllm`.
         options: Settings of the engine.
@@ -254,7 +257,7 @@ def serve(
         ['dpo', 'dpo@alpha=0.3']
         ended
     """
-    source = model_source(model, initial, alpha, alpha_rules)
+    source = model_source(model, initial, alpha, alpha_rules, extra_tensors)
     settings: dict[str, Any] = {
         "num_replicas": num_replicas,
         "max_replicas": max_replicas,
@@ -307,6 +310,7 @@ def model_source(
     initial: str | Path | None,
     alpha: float | None,
     alpha_rules: RulesLike | None,
+    extra_tensors: Sequence[str] = (),
 ) -> ModelSource:
     """Return what a command was asked to serve; what does not fit together shows at once.
 
@@ -319,8 +323,7 @@ def model_source(
         initial=None if initial is None else str(initial),
         alpha=alpha,
         alpha_rules=None if alpha_rules is None else read_rules(alpha_rules),
+        extra_tensors=tuple(extra_tensors),
     )
-    source.check_rules()
-    if source.initial is not None:
-        build_plan(source.initial, source.model)
+    source.check_pair()
     return source

@@ -237,7 +237,7 @@ class OpenAIService:
         self._require_member()
         setting = require_setting(body.alpha, body.alpha_rules)
         # Rules that do not fit this model are refused before anybody has to wait.
-        await asyncio.to_thread(self._started.at(setting).check_rules)
+        await asyncio.to_thread(self._started.at(setting).check_pair)
         problem = await self._ask_board("change", setting, body.drain_seconds)
         if problem is not None:
             # Nothing has changed: what was served before is served again.

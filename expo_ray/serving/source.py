@@ -43,6 +43,8 @@ class ModelSource:
     rules, whose default an alpha given beside them becomes."""
     alpha_rules: AlphaRules | None = None
     """Alpha by part of the model. Its YAML file, or the table that it holds, is taken too."""
+    extra_tensors: tuple[str, ...] = ()
+    """`copy:PATTERN`: tensors that one side of a pair may lack, as for `extrapolate`."""
 
     def __post_init__(self) -> None:
         setting = parse_setting(self.alpha, self.alpha_rules)
@@ -53,6 +55,14 @@ class ModelSource:
                 "a live extrapolation needs both initial and alpha (or its rules)",
                 where=f"{argument('initial')}, {argument('alpha')}, {argument('alpha_rules')}",
                 got=f"{side}, {label}",
+            )
+        object.__setattr__(self, "extra_tensors", tuple(self.extra_tensors))
+        if self.extra_tensors and self.initial is None:
+            raise ConfigError(
+                "extra tensors are those of a pair",
+                where=argument("extra_tensors"),
+                got=", ".join(self.extra_tensors),
+                expected=f"with {argument('initial')}",
             )
         rules = setting if isinstance(setting, AlphaRules) else None
         object.__setattr__(self, "alpha_rules", rules)
@@ -83,9 +93,9 @@ class ModelSource:
 
     def is_same_pair(self, other: ModelSource) -> bool:
         """Whether both are pairs that differ in alpha at most."""
-        return self.initial is not None and (self.model, self.initial) == (
-            other.model,
-            other.initial,
+        names = ("model", "initial", "extra_tensors")
+        return self.initial is not None and all(
+            getattr(self, name) == getattr(other, name) for name in names
         )
 
     @property
@@ -138,16 +148,18 @@ class ModelSource:
         """
         next(iter(self.iter_weights()), None)
 
-    def check_rules(self) -> None:
-        """Check by the headers alone that the rules, if there are any, fit the pair.
+    def check_pair(self) -> None:
+        """Check by the headers alone that the pair, and the rules if there are any, fit.
 
         Raises:
             RequestError: A tensor has no rule, a rule has no tensor, or the pair is wrong.
         """
         from expo_ray.extrapolation.planning.plan import build_plan
 
-        if self.alpha_rules is not None and self.initial is not None:
-            resolve(self.alpha_rules, build_plan(self.initial, self.model).pair.tensors)
+        if self.initial is not None:
+            plan = build_plan(self.initial, self.model, extra_tensors=self.extra_tensors)
+            if self.alpha_rules is not None:
+                resolve(self.alpha_rules, plan.pair.tensors)
 
     def iter_weights(
         self, digest: WeightsDigest | None = None
@@ -183,6 +195,7 @@ class ModelSource:
             self.model,
             self.alpha,
             alpha_rules=self.alpha_rules,
+            extra_tensors=self.extra_tensors,
             place_of=place_of,
             digest=digest,
         )
@@ -194,7 +207,11 @@ class ModelSource:
 
         if self.initial is not None and self.is_live:
             yield from stream_weights(
-                self.initial, self.model, self.alpha, alpha_rules=self.alpha_rules
+                self.initial,
+                self.model,
+                self.alpha,
+                alpha_rules=self.alpha_rules,
+                extra_tensors=self.extra_tensors,
             )
             return
         checkpoint = self.open()

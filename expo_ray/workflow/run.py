@@ -117,6 +117,7 @@ def select(
     max_alpha: float = 25.0,
     min_alpha: float = 0.0,
     adaptive: int | None = None,
+    extra_tensors: Sequence[str] = (),
     allow_unfit: bool = False,
     guards: Mapping[str, float | str | None] | None = None,
     columns: Mapping[str, str] | None = None,
@@ -149,6 +150,8 @@ def select(
         min_alpha: How far backwards where nothing gains.
         adaptive: Then search an alpha for each part of the model in so many trials, from the
             chosen one; needs `expo-ray[adaptive]`.
+        extra_tensors: `copy:PATTERN`: tensors that one side may lack, as for `extrapolate`;
+            candidates are then written before they are served.
         allow_unfit: Evaluate a pair that `diagnose` calls unfit, such as unrelated models; else
             the verdict on it is keep-aligned, and nothing is generated.
         guards: Thresholds, by their names in `SelectionSettings`.
@@ -191,7 +194,11 @@ def select(
             "columns": dict(columns or {}),
             "sample": num_prompts,
         },
-        "extrapolation": {"keep": keep, "allow_unfit": allow_unfit},
+        "extrapolation": {
+            "keep": keep,
+            "allow_unfit": allow_unfit,
+            "extra_tensors": list(extra_tensors),
+        },
         "selection": {
             "strategy": strategy,
             "max_alpha": max_alpha,

@@ -92,6 +92,7 @@ def fill_weights(
     alpha: float | None,
     *,
     alpha_rules: str | Path | AlphaRules | None,
+    extra_tensors: Sequence[str] = (),
     place_of: PlaceOf,
     digest: WeightsDigest,
 ) -> None:
@@ -105,6 +106,7 @@ def fill_weights(
         aligned: As for `stream_weights`.
         alpha: As for `stream_weights`.
         alpha_rules: As for `stream_weights`.
+        extra_tensors: As for `stream_weights`.
         place_of: Called once for each tensor, from several threads.
         digest: Takes every tensor, before it is converted to the dtype of its place.
 
@@ -112,7 +114,8 @@ def fill_weights(
         RequestError: The pair does not fit, or FP8 blocks would have to be made.
         ShardError: Non-finite values or overflow.
     """
-    task = _task(build_plan(initial, aligned), alpha, alpha_rules)
+    plan = build_plan(initial, aligned, extra_tensors=extra_tensors)
+    task = _task(plan, alpha, alpha_rules)
     tensors = task.shard.tensors
     # The largest first: the threads then end at about the same time.
     order = sorted(range(len(tensors)), key=lambda i: tensors[i].output_bytes, reverse=True)
