@@ -56,7 +56,7 @@ def submit(
     Example:
         From the folder that is uploaded; `shared` is one that every node sees:
 
-        >>> job = expo_ray.submit("recipe.yaml", overrides=[f"output={shared}/run"])
+        >>> job = expo_ray.submit("recipe.yaml", overrides=[f"output={shared}/mine"])
         >>> job["status"]
         'SUCCEEDED'
     """

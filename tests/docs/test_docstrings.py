@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import doctest
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -64,8 +66,10 @@ def test_example_with_replicas(name: str, bench: Path, ray_cluster: str) -> None
 
 
 @pytest.mark.slow
-def test_example_of_serve(bench: Path, ray_cluster: str) -> None:
-    _run("serve", port=str(free_port()))
+def test_example_of_serve(bench: Path) -> None:
+    """In a process with a Ray of its own: Serve of the session's has an address already."""
+    code = f"from tests.docs.test_docstrings import _run; _run('serve', port='{free_port()}')"
+    subprocess.run([sys.executable, "-c", code], cwd=bench, env=environment(), check=True)
 
 
 @pytest.mark.slow
