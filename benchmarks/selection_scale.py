@@ -14,6 +14,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import resource
 import subprocess
 import sys
 import tempfile
@@ -121,9 +123,9 @@ def measure(run: Path) -> None:
     with stage("reading the tables"):
         responses = concatenated(run / "responses")
         rewards = {name: concatenated(run / "rewards" / name) for name in REWARD_MODELS}
-    tables_bytes = sum(table.nbytes for table in (responses, *rewards.values()))
+    tables = sum(table.nbytes for table in (responses, *rewards.values()))
     scoring, *guards = REWARD_MODELS
-    num_prompts = responses.num_rows
+    num_responses = responses.num_rows
     for name in ("choice", "choice again"):
         with stage(name):
             selection = choose_alpha(
@@ -137,18 +139,24 @@ def measure(run: Path) -> None:
     del responses, rewards
     with stage("report"):
         write_report(run)
+    largest = 1024 * resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
     print(
-        f"{num_prompts} responses, tables of {tables_bytes / MIB:.0f} MiB, "
-        f"peak {peak() / MIB:.0f} MiB"
+        f"{num_responses} responses; peak {peak() / MIB:.0f} MiB, {(peak() - tables) / MIB:.0f} "
+        f"above the tables ({tables / MIB:.0f}); a process that reads texts {largest / MIB:.0f} MiB"
     )
 
 
 @contextmanager
 def stage(name: str) -> Iterator[None]:
-    start, cpu = time.perf_counter(), time.process_time()
+    start, cpu = time.perf_counter(), cpu_seconds()
     yield
-    spent, cpu = time.perf_counter() - start, time.process_time() - cpu
+    spent, cpu = time.perf_counter() - start, cpu_seconds() - cpu
     print(f"{name:20}{spent:8.1f} s, {cpu:6.1f} s of CPU, peak {peak() / MIB:6.0f} MiB", flush=True)
+
+
+def cpu_seconds() -> float:
+    """Return what this process and those that it started and that ended have computed."""
+    return sum(os.times()[:4])
 
 
 def peak() -> int:
