@@ -8,6 +8,7 @@ import typer
 
 from expo_ray.cli.model_options import FlagsOf, Given
 from expo_ray.errors import ConfigError, argument
+from expo_ray.rewards.kinds.registry import reward_forms
 from expo_ray.serving.engines.options import ENGINE_PANEL, EngineOptions
 from expo_ray.serving.engines.registry import engine_help
 from expo_ray.serving.sampling import PAPER_SAMPLING, SAMPLING_PANEL
@@ -92,7 +93,7 @@ Preset = Annotated[
 REWARDS_PANEL = "Reward models"
 RewardModelOption = Annotated[
     str,
-    typer.Option(metavar="MODEL", help="A checkpoint, implicit:beta=0.1, or judge:URL#model."),
+    typer.Option(metavar="MODEL", help=f"What scores: {reward_forms()}."),
 ]
 PairInitial = Annotated[
     str | None,

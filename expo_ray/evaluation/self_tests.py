@@ -48,7 +48,7 @@ def reward_self_tests(
     pairs = None if anchors is None else read_anchors(anchors)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     tests = []
-    for dtype in [None] if spec.kind == "judge" else dtypes:
+    for dtype in dtypes if spec.kind.has_dtypes else [None]:
         model = load_reward_model(
             spec, initial=initial, aligned=aligned, device=device, dtype=dtype
         )

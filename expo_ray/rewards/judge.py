@@ -18,7 +18,6 @@ from expo_ray.http_text import limited_request
 from expo_ray.json_text import parse_json
 from expo_ray.proxies import http_client, through_proxy
 from expo_ray.rewards.interface import Chat, References, RewardScore
-from expo_ray.rewards.spec import judge_api_key
 
 _NUM_THREADS = 8
 _NUM_ATTEMPTS = 3
@@ -41,22 +40,22 @@ class JudgeRewardModel:
     Args:
         url: Base URL of the service, such as `http://127.0.0.1:8000/v1`.
         model: The model's name there.
+        api_key: Key to send; None sends none.
     """
 
     needs_reference = False
 
-    def __init__(self, *, url: str, model: str) -> None:
+    def __init__(self, *, url: str, model: str, api_key: str | None = None) -> None:
         self._model = model
         self.name = f"judge:{model}"
         self.revision = "prompt-" + hashlib.sha256(_INSTRUCTIONS.encode()).hexdigest()[:16]
         self.settings = f"{url}#{model} {_SAMPLING}"
-        key = judge_api_key()
         self._through = through_proxy(url)
         self._client = http_client(
             url,
             base_url=url,
             timeout=_TIMEOUT_SECONDS,
-            headers={"Authorization": f"Bearer {key}"} if key else {},
+            headers={"Authorization": f"Bearer {api_key}"} if api_key else {},
         )
 
     def score(

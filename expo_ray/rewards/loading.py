@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from expo_ray.checkpoints import Checkpoint, open_checkpoint
+from expo_ray.checkpoints import open_checkpoint
 from expo_ray.checkpoints.opening import open_aligned
 from expo_ray.errors import ConfigError, argument
 from expo_ray.lazy import quick_imports
-from expo_ray.rewards.checkpoint_kind import checkpoint_kind
 from expo_ray.rewards.interface import RewardModel
 from expo_ray.rewards.spec import RewardModelSpec
 
@@ -42,50 +40,29 @@ def load_reward_model(
     """
     if isinstance(spec, str):
         spec = RewardModelSpec.parse(spec)
-    if spec.kind == "judge":
-        from expo_ray.rewards.judge import JudgeRewardModel
-
-        return JudgeRewardModel(url=spec.url, model=spec.model)
+    kind = spec.kind
+    pair = {"initial": initial, "aligned": aligned} if kind.needs_pair else {}
+    if None in pair.values():
+        raise _lacks_its_pair(spec)
+    if not kind.has_dtypes:
+        loaded: RewardModel = kind.load(spec, **pair)
+        return loaded
     with quick_imports():
         import torch
 
-        import expo_ray.rewards.pretrained  # noqa: F401 - transformers, which every kind needs
+        import expo_ray.rewards.pretrained  # noqa: F401 - transformers, which all of these need
 
     if dtype not in (None, "float32", "bfloat16", "float16"):
         raise ConfigError(
             "unknown dtype", where="dtype", got=dtype, expected="float32, bfloat16 or float16"
         )
     how: dict[str, Any] = {"device": device, "dtype": dtype and getattr(torch, dtype)}
-    model: Any
-    if spec.kind == "classifier":
-        checkpoint = open_checkpoint(spec.model)
-        model = _checkpoint_class(checkpoint)(checkpoint, name=spec.text, **how)
-    elif initial is None or aligned is None:
-        raise _lacks_its_pair(spec)
-    else:
-        from expo_ray.rewards.implicit import ImplicitRewardModel
-
-        model = ImplicitRewardModel(initial=initial, aligned=aligned, beta=spec.beta, **how)
+    model = kind.load(spec, **pair, **how)
     if truncate:
         model.truncates = True
         model.settings += " truncates"
-    loaded: RewardModel = model
+    loaded = model
     return loaded
-
-
-def _checkpoint_class(checkpoint: Checkpoint) -> Any:
-    kind = checkpoint_kind(checkpoint)
-    if kind == "gated":
-        from expo_ray.rewards.gated import GatedRewardModel
-
-        return GatedRewardModel
-    if kind == "pairwise":
-        from expo_ray.rewards.pairwise import PairwiseRewardModel
-
-        return PairwiseRewardModel
-    from expo_ray.rewards.classifier import ClassifierRewardModel
-
-    return ClassifierRewardModel
 
 
 def pin_reward_model(
@@ -105,16 +82,13 @@ def pin_reward_model(
         ConfigError: An implicit reward lacks its pair.
         CheckpointError: A checkpoint is missing, malformed, or no reward model.
     """
-    if spec.kind == "classifier":
-        checkpoint = open_checkpoint(spec.model)
-        checkpoint_kind(checkpoint)
-        return replace(spec, model=checkpoint.uri), None, None
-    if spec.kind != "implicit":
-        return spec, None, None
+    pinned = spec.kind.pin(spec)
+    if not spec.kind.needs_pair:
+        return pinned, None, None
     if initial is None or aligned is None:
         raise _lacks_its_pair(spec)
     first = open_checkpoint(initial)
-    return spec, first.uri, open_aligned(aligned, first).uri
+    return pinned, first.uri, open_aligned(aligned, first).uri
 
 
 def _lacks_its_pair(spec: RewardModelSpec) -> ConfigError:

@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 
 from expo_ray.errors import TableError
 from expo_ray.extrapolation.planning.alpha import ALIGNED_ALPHA
+from expo_ray.rewards.kinds.registry import kind_of
 from expo_ray.selection.sign_table import read_signs
 from expo_ray.selection.table_keys import IntArray, TableKeys, distinct
 
@@ -179,7 +180,7 @@ def reward_model(rewards: pa.Table) -> str:
 
 def made_from_pair(judge: str) -> bool:
     """Return whether a reward model, by its name, is the log-ratio of the pair itself."""
-    return judge.startswith("implicit:")
+    return kind_of(judge).needs_pair
 
 
 def _require_columns(table: pa.Table, columns: tuple[str, ...], where: str) -> None:

@@ -62,7 +62,7 @@ class Rewarder:
         use_cache: bool = False,
         truncate: bool = False,
     ) -> None:
-        self._kind = spec.kind
+        self._is_general = spec.kind.is_general
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="reward-model")
         self._plain: RewardModel | None = None
         self._error: ExpoError | None = None
@@ -89,8 +89,9 @@ class Rewarder:
             if self._plain is None:
                 raise AssertionError("nobody tests a model that did not load")
             try:
-                is_general = self._kind != "implicit"
-                return run_self_test(self._plain, chats, anchors=anchors, is_general=is_general)
+                return run_self_test(
+                    self._plain, chats, anchors=anchors, is_general=self._is_general
+                )
             except ExpoError as error:
                 return error
 

@@ -62,7 +62,7 @@ def check_settings(recipe: Recipe) -> None:
     settings = recipe.generators
     GeneratorReplicas(settings.num_replicas, settings.engine, options=settings.options)
     for spec in map(RewardModelSpec.parse, recipe.reward_models):
-        if spec.kind == "classifier" and recipe.lab is not None:
+        if recipe.lab is not None and not spec.kind.needs_pair:
             pin_reward_model(spec, initial=None, aligned=None)
 
 

@@ -19,6 +19,7 @@ from expo_ray.extrapolation import parse_alpha
 from expo_ray.extrapolation.planning.alpha import ALIGNED_ALPHA
 from expo_ray.extrapolation.planning.plan import parse_size
 from expo_ray.lab import LabSettings
+from expo_ray.rewards.kinds.registry import reward_forms
 from expo_ray.selection import SelectionSettings
 from expo_ray.selection.adaptive import AdaptiveSettings
 from expo_ray.serving import EngineOptions, SamplingParams
@@ -238,7 +239,7 @@ class Recipe(BaseModel):
     aligned: str | None = Field(None, description="theta1, the DPO or RLHF checkpoint.")
     reward_models: tuple[str, ...] = Field(
         (),
-        description="The first scores, the others guard (path, implicit:beta=B, judge:URL#model).",
+        description=f"The first scores, the others guard: {reward_forms()}.",
     )
     prompts: PromptSettings = Field(
         PromptSettings(), description="Where the prompts lie, and which of them are answered."

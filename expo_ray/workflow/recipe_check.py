@@ -81,7 +81,7 @@ def _faults(recipe: Recipe) -> dict[str, ExpoError]:
     for number, text in enumerate(recipe.reward_models):
         with blaming(f"reward_models.{number}"):
             spec = RewardModelSpec.parse(text)
-            if spec.kind == "classifier":
+            if not spec.kind.needs_pair:
                 pin_reward_model(spec, initial=None, aligned=None)
     with blaming("prompts.path"):
         if recipe.prompts.path is not None:

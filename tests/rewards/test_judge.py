@@ -8,7 +8,7 @@ import pytest
 
 from expo_ray.rewards import load_reward_model
 from expo_ray.rewards.judge import parse_rating
-from expo_ray.rewards.spec import API_KEY_ENV
+from expo_ray.rewards.kinds.judge import API_KEY_ENV
 from expo_ray.tables import Message
 
 

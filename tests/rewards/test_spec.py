@@ -6,15 +6,19 @@ from expo_ray.rewards import RewardModelSpec
 
 def test_three_kinds() -> None:
     checkpoint = RewardModelSpec.parse("/models/RM-7B/")
-    assert (checkpoint.kind, checkpoint.model, checkpoint.short_name) == (
+    assert (checkpoint.kind.name, checkpoint.model, checkpoint.short_name) == (
         "classifier",
         "/models/RM-7B/",
         "RM-7B",
     )
     implicit = RewardModelSpec.parse("implicit:beta=0.1")
-    assert (implicit.kind, implicit.beta, implicit.short_name) == ("implicit", 0.1, "implicit")
+    assert (implicit.kind.name, implicit.arguments, implicit.short_name) == (
+        "implicit",
+        {"beta": 0.1},
+        "implicit",
+    )
     judge = RewardModelSpec.parse("judge:http://127.0.0.1:8000/v1/#org/big judge")
-    assert (judge.kind, judge.url, judge.model) == (
+    assert (judge.kind.name, judge.arguments["url"], judge.model) == (
         "judge",
         "http://127.0.0.1:8000/v1",
         "org/big judge",

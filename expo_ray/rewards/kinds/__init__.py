@@ -1,0 +1,1 @@
+"""Kinds of reward models: one record each, all of them in `registry`."""

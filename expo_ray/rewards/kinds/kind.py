@@ -1,0 +1,57 @@
+"""What a kind of reward model is to the rest of the house.
+
+Light, and so is every record: whoever parses a `--reward-model` loads no model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from expo_ray.errors import ConfigError, argument
+
+if TYPE_CHECKING:
+    from expo_ray.rewards.spec import RewardModelSpec
+
+
+def as_it_is(spec: RewardModelSpec) -> RewardModelSpec:
+    """Return a spec that means the same everywhere already."""
+    return spec
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RewardKind:
+    """One kind of reward model. `registry.REWARD_KINDS` holds one record of each."""
+
+    name: str
+    """One word, also the name of a folder where a reward model has no better one."""
+    prefix: str
+    """What its texts begin with (`judge:`); "" for the kind that takes every other text."""
+    form: str
+    """How it is written, for `--help` and errors."""
+    parse: Callable[[str], tuple[str, Mapping[str, Any]]]
+    """Returns the name of the model, "" where it has none, and what else the text says; raises
+    `ConfigError` by `unusable`. Loads nothing."""
+    load: Callable[..., Any]
+    """Returns the `RewardModel` of a spec; besides takes `initial` and `aligned` where it
+    `needs_pair`, `device` and `dtype` (of torch) where it `has_dtypes`."""
+    pin: Callable[[RewardModelSpec], RewardModelSpec] = as_it_is
+    """Returns a spec that means the same on every node; refuses what is no reward model."""
+    needs_pair: bool = False
+    """Whether it is made of the pair itself."""
+    has_dtypes: bool = True
+    """Whether it computes where it is loaded: in a dtype, on a device, and on as many tokens as it
+    can read, beyond which it may leave out the beginning (`truncates`)."""
+    is_general: bool = True
+    """Whether general pairs of good and bad answers say anything about it."""
+
+
+def unusable(text: str, expected: str) -> ConfigError:
+    """Return the error for a text that a kind cannot take."""
+    return ConfigError(
+        "unknown kind of reward model",
+        where=argument("reward_model"),
+        got=repr(text),
+        expected=expected,
+    )
