@@ -1,8 +1,8 @@
 """Ray's private interfaces: all that this package takes of them, one small function each.
 
 Ray promises nothing about them, so each function says why no public way will do. They were read in
-Ray 2.55 to 2.60; pyproject.toml keeps later versions away until `tests/test_ray_internals.py` has
-passed with them. What belongs here: the call alone. What it is good for stands with its callers.
+Ray 2.60; pyproject.toml keeps later versions away until `tests/test_ray_internals.py` has passed
+with them. What belongs here: the call alone. What it is good for stands with its callers.
 """
 
 from __future__ import annotations
