@@ -1,31 +1,24 @@
-"""Commands on whole runs: run, select, report, evaluate."""
+"""Commands on whole runs: run, submit, select, report."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from expo_ray.cli import select_command
+from expo_ray.cli.evaluate_commands import evaluations
 from expo_ray.cli.model_options import COMMON, add_command
 from expo_ray.cli.options import (
-    AlphaOption,
-    AlphaRulesOption,
     CacheFlag,
     DryRunFlag,
-    EngineOption,
-    InitialOption,
     OverridesOption,
-    Replicas,
     SelfTestFlag,
     TokensPerSecond,
 )
-from expo_ray.cli.reward_commands import reward_bench, reward_self_test
 from expo_ray.cli.select_command import refuse_rate_without_plan, render_plan, render_result
 from expo_ray.cli.session import AddressOption, OutputFlags, Session, key_value_table
-from expo_ray.errors import ConfigError
-from expo_ray.serving.sampling import PAPER_SAMPLING, SAMPLING_PANEL
 
 PANEL = "Runs"
 
@@ -34,15 +27,7 @@ def register(app: typer.Typer) -> None:
     """Add this module's commands to the tree."""
     for command in (run, submit, select_command.select, report):
         add_command(app, command, panel=PANEL)
-    benchmarks = typer.Typer(
-        help="Published benchmarks.",
-        epilog="Example: expo-ray evaluate alpaca-eval --annotations annotations.json --json",
-        no_args_is_help=True,
-    )
-    add_command(benchmarks, alpaca_eval, name="alpaca-eval")
-    add_command(benchmarks, reward_bench, name="reward-bench")
-    add_command(benchmarks, reward_self_test, name="self-test")
-    app.add_typer(benchmarks, name="evaluate", rich_help_panel=PANEL)
+    app.add_typer(evaluations(), name="evaluate", rich_help_panel=PANEL)
 
 
 def run(
@@ -140,73 +125,3 @@ def report(
         session.emit(
             {"report": str(path)}, lambda console: console.print(str(path), soft_wrap=True)
         )
-
-
-def alpaca_eval(
-    model: Annotated[
-        str | None, typer.Argument(help="Generate this model's official outputs file.")
-    ] = None,
-    annotations: Annotated[
-        Path | None, typer.Option(help="A judge's annotations: compute the win rates.")
-    ] = None,
-    prompts: Annotated[
-        str | None, typer.Option(metavar="FILE", help="The 805 instructions.")
-    ] = None,
-    output: Annotated[
-        str | None, typer.Option(metavar="FILE", help="Outputs file to write (JSON).")
-    ] = None,
-    initial: InitialOption = None,
-    alpha: AlphaOption = None,
-    alpha_rules: AlphaRulesOption = None,
-    max_tokens: Annotated[
-        int | None,
-        typer.Option(
-            min=1, help="Longest response; by default 2048.", rich_help_panel=SAMPLING_PANEL
-        ),
-    ] = None,
-    seed: Annotated[
-        int | None,
-        typer.Option(min=0, help="Seed of the run; by default 42.", rich_help_panel=SAMPLING_PANEL),
-    ] = None,
-    engine: EngineOption = "auto",
-    num_replicas: Replicas = 1,
-    address: AddressOption = None,
-    *,
-    shown: OutputFlags,
-) -> None:
-    """AlpacaEval 2.0: write the outputs file for a judge, or read what a judge decided.
-
-    Examples: expo-ray evaluate alpaca-eval ./expo --prompts prompts.jsonl --output outputs.json;
-    expo-ray evaluate alpaca-eval --annotations annotations.json
-    """
-    with Session(**shown) as session:
-        if annotations is not None:
-            from expo_ray.evaluation import alpaca_eval_metrics
-
-            result: dict[str, Any] = dict(alpaca_eval_metrics(annotations))
-        elif model is not None and prompts is not None and output is not None:
-            from expo_ray.evaluation import alpaca_eval_outputs
-
-            given = {"max_tokens": max_tokens, "seed": seed}
-            changes = {name: value for name, value in given.items() if value is not None}
-            result = alpaca_eval_outputs(
-                model,
-                prompts=prompts,
-                output=output,
-                initial=initial,
-                alpha=alpha,
-                alpha_rules=alpha_rules,
-                engine=engine,
-                sampling=PAPER_SAMPLING.model_copy(update=changes),
-                num_replicas=num_replicas,
-                address=address,
-                progress=session.progress,
-            )
-        else:
-            raise ConfigError(
-                "nothing to do",
-                where="evaluate alpaca-eval",
-                expected="--annotations FILE, or MODEL with --prompts and --output",
-                hint="see `expo-ray evaluate alpaca-eval --help`",
-            )
-        session.emit(result, lambda console: console.print(key_value_table(result)))

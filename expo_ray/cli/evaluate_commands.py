@@ -1,0 +1,230 @@
+"""`expo-ray evaluate`: one command per benchmark; a new one is a function here and a line below it.
+
+What a benchmark computes lies in `expo_ray.evaluation`, a file for each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import typer
+from rich.console import Console
+
+from expo_ray.cli.model_options import add_command
+from expo_ray.cli.options import (
+    AlphaOption,
+    AlphaRulesOption,
+    AnchorsOption,
+    CacheFlag,
+    EngineOption,
+    InitialOption,
+    PairAligned,
+    PairInitial,
+    Replicas,
+    RewardModelOption,
+    SelfTestFlag,
+)
+from expo_ray.cli.reward_commands import Replicas as RewardReplicas
+from expo_ray.cli.session import AddressOption, OutputFlags, Session, key_value_table, new_table
+from expo_ray.errors import ConfigError
+from expo_ray.serving.sampling import PAPER_SAMPLING, SAMPLING_PANEL
+
+
+def alpaca_eval(
+    model: Annotated[
+        str | None, typer.Argument(help="Generate this model's official outputs file.")
+    ] = None,
+    annotations: Annotated[
+        Path | None, typer.Option(help="A judge's annotations: compute the win rates.")
+    ] = None,
+    prompts: Annotated[
+        str | None, typer.Option(metavar="FILE", help="The 805 instructions.")
+    ] = None,
+    output: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Outputs file to write (JSON).")
+    ] = None,
+    initial: InitialOption = None,
+    alpha: AlphaOption = None,
+    alpha_rules: AlphaRulesOption = None,
+    max_tokens: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Longest response; by default 2048.", rich_help_panel=SAMPLING_PANEL
+        ),
+    ] = None,
+    seed: Annotated[
+        int | None,
+        typer.Option(min=0, help="Seed of the run; by default 42.", rich_help_panel=SAMPLING_PANEL),
+    ] = None,
+    engine: EngineOption = "auto",
+    num_replicas: Replicas = 1,
+    address: AddressOption = None,
+    *,
+    shown: OutputFlags,
+) -> None:
+    """AlpacaEval 2.0: write the outputs file for a judge, or read what a judge decided.
+
+    Examples: expo-ray evaluate alpaca-eval ./expo --prompts prompts.jsonl --output outputs.json;
+    expo-ray evaluate alpaca-eval --annotations annotations.json
+    """
+    with Session(**shown) as session:
+        if annotations is not None:
+            from expo_ray.evaluation import alpaca_eval_metrics
+
+            result: dict[str, Any] = dict(alpaca_eval_metrics(annotations))
+        elif model is not None and prompts is not None and output is not None:
+            from expo_ray.evaluation import alpaca_eval_outputs
+
+            given = {"max_tokens": max_tokens, "seed": seed}
+            changes = {name: value for name, value in given.items() if value is not None}
+            result = alpaca_eval_outputs(
+                model,
+                prompts=prompts,
+                output=output,
+                initial=initial,
+                alpha=alpha,
+                alpha_rules=alpha_rules,
+                engine=engine,
+                sampling=PAPER_SAMPLING.model_copy(update=changes),
+                num_replicas=num_replicas,
+                address=address,
+                progress=session.progress,
+            )
+        else:
+            raise ConfigError(
+                "nothing to do",
+                where="evaluate alpaca-eval",
+                expected="--annotations FILE, or MODEL with --prompts and --output",
+                hint="see `expo-ray evaluate alpaca-eval --help`",
+            )
+        session.emit(result, lambda console: console.print(key_value_table(result)))
+
+
+def reward_bench(
+    preferences: Annotated[
+        str,
+        typer.Argument(
+            help="JSONL, JSON, Parquet or CSV with prompt, chosen, rejected and perhaps subset; "
+            "hf://datasets/OWNER/NAME too."
+        ),
+    ],
+    reward_model: RewardModelOption,
+    initial: PairInitial = None,
+    aligned: PairAligned = None,
+    self_test: SelfTestFlag = True,
+    use_cache: CacheFlag = True,
+    num_replicas: RewardReplicas = 1,
+    address: AddressOption = None,
+    *,
+    shown: OutputFlags,
+) -> None:
+    """How often a reward model ranks the better response above the worse one, with 95% intervals.
+
+    RewardBench's sections and weights where the subsets are its own. A group of several responses
+    is right where every chosen one is above every rejected one; equal scores are wrong.
+
+    Example: expo-ray evaluate reward-bench hf://datasets/allenai/reward-bench#split=filtered
+    --reward-model ./rm
+    """
+    from expo_ray.evaluation import reward_bench_accuracy
+
+    with Session(**shown) as session:
+        result = reward_bench_accuracy(
+            preferences,
+            reward_model=reward_model,
+            initial=initial,
+            aligned=aligned,
+            self_test=self_test,
+            use_cache=use_cache,
+            num_replicas=num_replicas,
+            address=address,
+            progress=session.progress,
+        )
+        session.emit(result, lambda console: _render_accuracies(console, result))
+
+
+def reward_self_test(
+    reward_model: RewardModelOption,
+    initial: PairInitial = None,
+    aligned: PairAligned = None,
+    anchors: AnchorsOption = None,
+    dtypes: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--dtype",
+            metavar="DTYPE",
+            help="Compute in this dtype; may repeat; by default float32, bfloat16 and float16.",
+        ),
+    ] = None,
+    *,
+    shown: OutputFlags,
+) -> None:
+    """Test a reward model in this process: how far batching moves its scores in each dtype.
+
+    Example: expo-ray evaluate self-test --reward-model ./rm
+    """
+    from expo_ray.evaluation import reward_self_tests
+
+    with Session(**shown) as session:
+        given = {"dtypes": tuple(dtypes)} if dtypes else {}
+        result = reward_self_tests(
+            reward_model, initial=initial, aligned=aligned, anchors=anchors, **given
+        )
+        session.emit(result, lambda console: _render_self_tests(console, result))
+
+
+def _render_accuracies(console: Console, result: dict[str, Any]) -> None:
+    table = new_table("accuracy (95% interval)", "share", "low", "high", "pairs", "equal", "errors")
+    rows = [*result["subsets"], *result["sections"], result["overall"]]
+    for row in rows if len(rows) > 2 else rows[-1:]:
+        shares = (row["accuracy"], row["ci_low"], row["ci_high"])
+        counts = (row["num_pairs"], row["num_equal"], row["num_errors"])
+        table.add_row(
+            row["name"],
+            *("-" if share is None else f"{share:.1%}" for share in shares),
+            *(f"{count:,}" for count in counts),
+        )
+    console.print(table)
+    for section in result["sections"]:
+        if section["num_subsets_missing"]:
+            console.print(
+                f"{section['name']}: {section['num_subsets_missing']} of its subsets are missing",
+                markup=False,
+            )
+
+
+def _render_self_tests(console: Console, result: dict[str, Any]) -> None:
+    headings = ("dtype", "spread in batches", "spread with padding", "anchors right")
+    table = new_table(*headings, title=f"Self-test of {result['reward_model']}")
+    for row in result["tests"]:
+        table.add_row(
+            row["dtype"],
+            f"{row['batch_spread']:.2g}",
+            f"{row['padding_spread']:.2g}",
+            f"{row['num_anchors_right']} of {row['num_anchors']}",
+        )
+    console.print(table)
+    for warning in sorted({text for row in result["tests"] for text in row["warnings"]}):
+        console.print(f"warning: {warning}", markup=False)
+
+
+BENCHMARKS: Final[Mapping[str, Callable[..., None]]] = {
+    "alpaca-eval": alpaca_eval,
+    "reward-bench": reward_bench,
+    "self-test": reward_self_test,
+}
+"""By the name of the command."""
+
+
+def evaluations() -> typer.Typer:
+    """Return the group of the commands."""
+    group = typer.Typer(
+        help="Published benchmarks.",
+        epilog="Example: expo-ray evaluate alpaca-eval --annotations annotations.json --json",
+        no_args_is_help=True,
+    )
+    for name, command in BENCHMARKS.items():
+        add_command(group, command, name=name)
+    return group
