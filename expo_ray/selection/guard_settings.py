@@ -1,6 +1,8 @@
 """The guards' thresholds, each with its default and the reason for it, and their names.
 
-`--guard NAME=VALUE` sets one. What the guards measure is in `guards`.
+`--guard NAME=VALUE` sets one; a recipe sets it as `selection: {FIELD: VALUE}`, a Python call as
+`guards={FIELD: VALUE}`, by the field's name. A run directory belongs to its thresholds: others need
+another directory. What the guards measure is in `guards`.
 """
 
 from __future__ import annotations

@@ -170,7 +170,7 @@ class OpenAIService:
             find_or_start_board,
             serve.get_replica_context().app_name,
             setting,
-            version=source.digest,
+            version=source.source_id,
         )
 
         async def load(setting: AlphaSetting) -> Loaded:

@@ -217,7 +217,7 @@ class ServedModel:
 
     def _stop_board(self) -> None:
         if self._allow_alpha_change and self.app_name and ray.is_initialized():
-            stop_board(self.app_name, version=self._source.digest)
+            stop_board(self.app_name, version=self._source.source_id)
 
     def _wait_for_an_answer(self) -> None:
         """Complete one token: only then can a client be told that the service is ready."""

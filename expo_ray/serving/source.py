@@ -1,4 +1,11 @@
-"""Which weights are served: a checkpoint, or a pair that is extrapolated while it loads."""
+"""Which weights are served: a checkpoint, or a pair that is extrapolated while it loads.
+
+Weights are hashed as they pass on their way into an engine (`iter_weights`, `fill`), by
+`expo_ray.checkpoints.digests.WeightsDigest`: the digest of what is served. `known_digest` is the
+one that a checkpoint's record holds. They are compared where answers are written
+(`generator_replicas`), where a run keeps its choice (`expo_ray.workflow.stages`) and for each
+answer of a load test (`expo_ray.loadtests.answer`).
+"""
 
 from __future__ import annotations
 
@@ -99,7 +106,7 @@ class ModelSource:
         )
 
     @property
-    def digest(self) -> str:
+    def source_id(self) -> str:
         """Eight hex digits that name this source: what it is made of, not its weights."""
         return hashlib.sha256(repr(self).encode()).hexdigest()[:8]
 

@@ -1,4 +1,17 @@
-"""The stages of a run: each looks whether its result stands, and does only what is missing."""
+"""The stages of a run: each looks whether its result stands, and does only what is missing.
+
+What a rerun skips, by what it finds in the run directory (another recipe, told by its digest, is
+refused by `run_dir.RunDir.claim`, and changed inputs by `inputs`):
+
+    diagnosis       diagnosis.json
+    checkpoints     each that is complete: its expo_ray.json
+    responses       a candidate's whole table; of a half-written one the rows that it holds
+    rewards         the same, per reward model
+    load test       loadtest/compared.json (`speed`)
+    laboratory      what its cache holds (`inputs`); trackers: what they were told (`tracking`)
+
+The choice and the report are made again each time: they cost seconds.
+"""
 
 from __future__ import annotations
 
