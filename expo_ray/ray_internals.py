@@ -71,6 +71,37 @@ def without_uv_upload() -> Iterator[None]:
         yield
 
 
+def uploaded_files(folder: Path, excludes: Sequence[str], *, most_bytes: int) -> dict[str, int]:
+    """Return what Ray uploads of a working directory, with its bytes: it tells nobody before.
+
+    Args:
+        folder: The working directory; what .gitignore and Ray's own defaults name is left out.
+        excludes: As `runtime_env` takes them.
+        most_bytes: Once there are more, no more files are looked at.
+    """
+    from ray._private import ray_constants
+    from ray._private.runtime_env import packaging
+
+    class _EnoughError(Exception):
+        """Enough was found."""
+
+    sizes: dict[str, int] = {}
+
+    def add(path: Path) -> None:
+        if path.is_file():
+            sizes[path.relative_to(folder).as_posix()] = path.stat().st_size
+        if sum(sizes.values()) > most_bytes:
+            raise _EnoughError
+
+    left_out = packaging._get_excludes(
+        folder, [*ray_constants.get_runtime_env_default_excludes(), *excludes]
+    )
+    quiet = logging.Logger("uploads", logging.CRITICAL)
+    with contextlib.suppress(_EnoughError):
+        packaging._dir_travel(folder, [left_out], add, include_gitignore=True, logger=quiet)
+    return sizes
+
+
 @contextlib.contextmanager
 def changed(names: MutableMapping[str, Any], changes: Mapping[str, Any]) -> Iterator[None]:
     """Set names for the length of a `with` block; None takes one away."""

@@ -16,7 +16,7 @@ from urllib.parse import quote, quote_plus
 from expo_ray.printable import printable
 
 MASK: Final = "***"
-_SECRET_NAME = re.compile(
+SECRET_NAME = re.compile(
     r"(?:TOKEN|SECRET|PASSWORD|PASSWD|PASSPHRASE|APIKEY|API_?KEY\w*|ACCESS_KEY\w*|[A-Z0-9]_KEY)$",
     re.IGNORECASE,
 )
@@ -61,6 +61,12 @@ def remember(secret: str) -> None:
         _remembered.add(secret.strip())
 
 
+def redacted_value(name: str, value: object) -> str:
+    """Return a value as text without secrets; all of it is one where its name says so."""
+    is_secret = isinstance(value, str) and SECRET_NAME.search(name) is not None
+    return MASK if is_secret else redacted(str(value))
+
+
 def redacted(text: str) -> str:
     """Return a text without the secrets of this process and without what looks like one.
 
@@ -79,7 +85,7 @@ def redacted(text: str) -> str:
 
 
 def _known() -> Iterator[str]:
-    named = {v.strip() for name, v in os.environ.items() if _SECRET_NAME.search(name)}
+    named = {v.strip() for name, v in os.environ.items() if SECRET_NAME.search(name)}
     for value in _remembered | {v for v in named if len(v) >= _MIN_LENGTH}:
         # Libraries show a value as it is, in quotes with its escapes, or inside a URL.
         yield from (value, repr(value)[1:-1], quote(value, safe=""), quote_plus(value))

@@ -289,3 +289,13 @@ def wait_until(is_so: Callable[[], object], seconds: float = 60) -> None:
     while not is_so():
         assert time.monotonic() < deadline, is_so
         time.sleep(0.2)
+
+
+def test_what_is_uploaded_is_known_before(tmp_path: Path) -> None:
+    for name in ("recipe.yaml", "runs/a", ".env", "big"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("text")
+    (tmp_path / ".gitignore").write_text("big\n")
+    found = ray_internals.uploaded_files(tmp_path, ["/runs/", ".?*"], most_bytes=100)
+    assert found == {"recipe.yaml": 4}
+    assert len(ray_internals.uploaded_files(tmp_path, [], most_bytes=3)) == 1

@@ -152,6 +152,9 @@ def _render_layers(console: Console, layers: list[dict[str, Any]]) -> None:
 
 def render_diagnosis(console: Console, result: dict[str, Any], *, every_layer: bool) -> None:
     """Print delta by module group, the published scales and the verdict."""
+    roles = {"initial": "theta0, before alignment", "aligned": "theta1, after it"}
+    for side, role in roles.items():
+        console.print(Text(f"{side}: {result[side]} ({role})"), soft_wrap=True)
     table = new_table(
         "module group", "tensors", "|delta|/|initial|", "cosine", "delta rms", "moved"
     )

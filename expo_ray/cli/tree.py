@@ -21,7 +21,7 @@ app = typer.Typer(
         "theta2 = theta1 + alpha * (theta1 - theta0), with theta0 the initial (SFT) and theta1 the "
         "aligned (DPO, RLHF) model."
     ),
-    epilog="Start with: expo-ray diagnose INITIAL ALIGNED, then expo-ray run RECIPE.",
+    epilog="Start with: expo-ray diagnose INITIAL ALIGNED, then expo-ray select --help.",
     add_completion=False,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
@@ -81,20 +81,37 @@ def call(arguments: list[str]) -> int | None:
         raise KeyboardInterrupt from None
     except TyperException as error:
         raise ConfigError(
-            error.format_message(),
+            error.format_message() or "no command is named",
             where=_where(error),
-            hint=_hint(error),
+            hint=_hint(error, arguments),
         ) from error
     return code
 
 
-def _hint(error: TyperException) -> str:
+# What is written for one command out of the habit of another: the words, and the cure.
+_HABITS = {
+    ("extrapolate", "--output"): "OUTPUT is the third argument, after INITIAL and ALIGNED",
+    ("serve", "extra argument"): "the model before alignment goes to --initial",
+    ("run", "--alpha"): "a recipe's keys are set by --set extrapolation.alphas=[0.3]",
+    ("submit", "--alpha"): "a recipe's keys are set by --set extrapolation.alphas=[0.3]",
+}
+
+
+def _hint(error: TyperException, arguments: list[str]) -> str:
     context = getattr(error, "ctx", None)
     command = "expo-ray" if context is None else context.command_path
     flag = str(getattr(error, "option_name", ""))
+    told = error.format_message()
+    habits = [
+        cure
+        for (name, words), cure in _HABITS.items()
+        if arguments[:1] == [name] and (words == flag or words in told)
+    ]
     if flag[:1] == "-" and flag[1:2].isdigit():
-        return f"put -- before a negative number; see `{command} --help`"
-    return f"see `{command} --help`"
+        habits.append("put -- before a negative number")
+    elif "valid number" in told and any("," in text for text in arguments):
+        habits.append("a number has a point, not a comma; for several repeat the flag")
+    return "; ".join([*habits, f"see `{command} --help`"])
 
 
 def _where(error: TyperException) -> str | None:

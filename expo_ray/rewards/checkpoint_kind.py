@@ -36,6 +36,7 @@ def checkpoint_kind(checkpoint: Checkpoint) -> CheckpointKind:
             where=f"{checkpoint.uri}/config.json, id2label",
             got="none" if num_labels is None else f"{num_labels} labels",
             expected=f"a sequence classifier with 1 label, or one of {', '.join(_OWN_CODE)}",
+            hint="a language model rates as judge:URL#MODEL, the pair itself as implicit:beta=0.1",
         )
     check_pad_token(checkpoint)
     return "one-label"

@@ -134,6 +134,11 @@ FIELDS: Mapping[str, str] = {
 """Field of `GuardThresholds` by name of the guard."""
 
 
+def guard_of_field(field: str) -> str | None:
+    """Return the name of the guard whose threshold a field holds."""
+    return next((name for name, known in FIELDS.items() if known == field), None)
+
+
 def parse_guards(texts: Sequence[str]) -> dict[str, float | str | None]:
     """Return settings from `NAME=VALUE` texts; `off` switches a guard off where that is allowed.
 

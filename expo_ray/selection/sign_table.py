@@ -89,10 +89,11 @@ def _blocks(rows: Rows) -> Iterator[Rows]:
 
 
 def _key(question: str | None, answer: str) -> bytes:
-    asked = b"-" if question is None else question.encode()
     digest = hashlib.blake2b(answer.encode(), digest_size=_KEY_BYTES)
-    digest.update(b"\0%d\0" % len(asked))
-    digest.update(asked)
+    if question is not None:  # an unknown one is not an empty one
+        asked = question.encode()
+        digest.update(b"\0%d\0" % len(asked))
+        digest.update(asked)
     return digest.digest()
 
 

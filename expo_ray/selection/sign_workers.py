@@ -66,7 +66,7 @@ def measure_blocks(blocks: Iterable[Texts], *, num_rows: int) -> Iterator[FloatA
     Raises:
         WorkError: A worker ended.
     """
-    num_workers = min(os.cpu_count() or 1, MAX_WORKERS)
+    num_workers = min(len(os.sched_getaffinity(0)), MAX_WORKERS)
     if num_rows < MIN_ROWS or num_workers < 2:
         yield from (measure_texts(*texts) for texts in blocks)
         return
@@ -77,11 +77,14 @@ def measure_blocks(blocks: Iterable[Texts], *, num_rows: int) -> Iterator[FloatA
 
         def measure(texts: Texts) -> FloatArray:
             worker = idle.get()
-            found = worker.measure(texts)
-            idle.put(worker)
-            return found
+            try:
+                return worker.measure(texts)
+            finally:
+                idle.put(worker)  # one that has ended, too: whoever takes it next is told
 
-        threads = stack.enter_context(ThreadPoolExecutor(num_workers))
+        threads = ThreadPoolExecutor(num_workers)
+        # Before the workers are ended: nothing more is begun, and what waits for one fails then.
+        stack.callback(threads.shutdown, wait=False, cancel_futures=True)
         waiting: list[Future[FloatArray]] = []
         for texts in blocks:
             waiting.append(threads.submit(measure, texts))
@@ -95,8 +98,12 @@ class _Worker:
 
     def __enter__(self) -> _Worker:
         code = f"import sys; sys.path[:] = {sys.path!r}; from {__name__} import serve; serve()"
+        # A Ctrl-C is for this process, which ends its workers.
         self._process = subprocess.Popen(
-            [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+            [sys.executable, "-c", code],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            start_new_session=True,
         )
         return self
 
@@ -118,7 +125,7 @@ class _Worker:
 
     def __exit__(self, *_: object) -> None:
         self._process.kill()
-        self._process.communicate()
+        self._process.wait()
 
 
 def serve() -> None:

@@ -142,7 +142,7 @@ def _row_with(value: object, columns: Iterable[str], where: str) -> dict[str, ob
             where=where,
             got=_fields(value),
             expected=", ".join(missing),
-            hint="every row needs the columns that were named for prompts",
+            hint=f"every row needs the columns that {argument('columns')} names, spelt as there",
         )
     return value
 
@@ -155,7 +155,7 @@ def _messages(row: dict[str, object], questions: QuestionReader, where: str) -> 
             where=where,
             got=_fields(row),
             expected=f"{', '.join(QUESTIONS[:-1])} or {QUESTIONS[-1]}",
-            hint=f"{argument('columns', 'NAME')} says which column it is",
+            hint=f"{argument('columns')} tells the prompt's column; in a recipe {{prompt: NAME}}",
         )
     last = question.turns[-1] if question.turns else Message(role="nobody", content="")
     where = f"{where}, {question.column}"

@@ -19,6 +19,7 @@ from expo_ray.workflow.inputs import find_prompts, needed_extras
 from expo_ray.workflow.plan import plan_recipe
 from expo_ray.workflow.recipe import Recipe
 from expo_ray.workflow.recipe_file import RecipeError, load_recipe
+from expo_ray.workflow.run_dir import RunDir
 from expo_ray.workflow.setting_names import in_recipe
 
 
@@ -63,7 +64,7 @@ def _faults(recipe: Recipe) -> dict[str, ExpoError]:
             faults[key] = error
 
     with blaming("output"):
-        require_writable_folder(recipe.output, where="output")
+        RunDir(require_writable_folder(recipe.output, where="output")).check(recipe.digest())
     with blaming("generators.engine"):
         settings = recipe.generators
         GeneratorReplicas(settings.num_replicas, settings.engine, options=settings.options)

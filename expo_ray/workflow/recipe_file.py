@@ -14,6 +14,7 @@ from pydantic import BaseModel, ValidationError
 from expo_ray.checkpoints.storages.hub_storage import is_hub_address
 from expo_ray.errors import ConfigError, ExpoError, Spelling
 from expo_ray.ray_internals import is_submitted_job
+from expo_ray.selection.guard_settings import FIELDS as GUARD_FIELDS
 from expo_ray.workflow.recipe import Recipe
 from expo_ray.yaml_text import parse_yaml
 
@@ -120,7 +121,7 @@ def _read_document(file: Path) -> dict[str, Any]:
             "cannot read the recipe",
             where=file,
             got=getattr(error, "strerror", None) or error,
-            hint="`expo-ray recipe new > recipe.yaml` writes one to begin with",
+            hint="`expo-ray recipe new --from pair > recipe.yaml` writes one to begin with",
         ) from error
     except ValueError as error:
         raise ConfigError("the recipe is not valid YAML", where=file, got=error) from error
@@ -158,9 +159,15 @@ def _line(key: str, fault: ExpoError, where: str) -> str:
 def _suggest(location: tuple[int | str, ...]) -> str:
     fields = _known_fields(Recipe, location[:-1])
     prefix = ".".join(str(part) for part in (*location[:-1], ""))
-    close = difflib.get_close_matches(str(location[-1]), fields, n=1)
-    if close:
+    name = str(location[-1])
+    if GUARD_FIELDS.get(name) in fields:  # the name that `--guard` takes
+        return f"did you mean `{prefix}{GUARD_FIELDS[name]}`?"
+    if close := difflib.get_close_matches(name, fields, n=1):
         return f"did you mean `{prefix}{close[0]}`?"
+    if len(location) == 1:
+        inner = [key for key in fields if name in _known_fields(Recipe, (key,))]
+        if inner:
+            return f"did you mean {' or '.join(f'`{key}.{name}`' for key in inner)}?"
     return f"known keys: {', '.join(f'{prefix}{field}' for field in sorted(fields))}"
 
 

@@ -16,6 +16,7 @@ from expo_ray.extrapolation import parse_alpha
 from expo_ray.progress import NullProgress, Progress
 from expo_ray.reports.provenance import next_steps
 from expo_ray.reports.run_files import RunFiles
+from expo_ray.selection.guard_settings import guard_of_field
 from expo_ray.workflow import stages
 from expo_ray.workflow.adaptive import search_parts
 from expo_ray.workflow.inputs import check_request, prepare_models
@@ -229,9 +230,12 @@ def _by_arguments(error: RecipeError) -> RecipeError:
     faults: dict[str, ExpoError] = {}
     for key, fault in error.faults.items():
         name = in_python(key)
-        faults[name or key] = ConfigError(
+        guard = guard_of_field(key.rpartition(".")[2])
+        # Several values of one argument are several faults, and each guard has a name of its own.
+        label = guard or (name if name and name not in faults else key)
+        faults[label] = ConfigError(
             fault.message.removeprefix(f"recipe key `{key}`: "),
-            where="select" if name is None else argument(name),
+            where="select" if name is None else argument(name, guard),
             got=fault.got,
             hint=fault.hint,
         )

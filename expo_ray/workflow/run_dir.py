@@ -73,10 +73,37 @@ class RunDir:
             ConfigError: The folder holds another recipe's result, something else or links that
                 leave it, or is in use.
         """
+        found = self.check(digest)
+        self.path.mkdir(parents=True, exist_ok=True)
+        with contextlib.ExitStack() as stack:
+            try:
+                stack.enter_context(owned_lock(self.path / ".lock"))
+            except BlockingIOError as error:
+                raise ConfigError(
+                    "another run is writing to this folder",
+                    where=self.path,
+                    hint="wait for it, or give another output folder",
+                ) from error
+            atomic_write_text(self.recipe_file, recipe_text)
+            if found is None and self.read_resolved().get("recipe_digest") != digest:
+                self.resolved_file.unlink(missing_ok=True)
+                self.update_resolved({"recipe_digest": digest})
+            yield
+
+    def check(self, digest: str) -> str | None:
+        """Return the digest of the recipe whose result the folder holds; None where it is new.
+
+        Args:
+            digest: Of what the recipe computes.
+
+        Raises:
+            ConfigError: The folder holds another recipe's result, something else or links that
+                leave it.
+        """
         refuse_links(self.path)
         foreign = _foreign(self.path) if self.path.is_dir() else []
         # Of a request that ended before its work began nothing is worth keeping.
-        found = self.read_resolved().get("recipe_digest") if foreign else None
+        found: str | None = self.read_resolved().get("recipe_digest") if foreign else None
         if found is not None and found != digest:
             raise ConfigError(
                 "the output folder holds the result of another request",
@@ -93,21 +120,7 @@ class RunDir:
                 expected="a new or empty folder",
                 hint="give another output folder",
             )
-        self.path.mkdir(parents=True, exist_ok=True)
-        with contextlib.ExitStack() as stack:
-            try:
-                stack.enter_context(owned_lock(self.path / ".lock"))
-            except BlockingIOError as error:
-                raise ConfigError(
-                    "another run is writing to this folder",
-                    where=self.path,
-                    hint="wait for it, or give another output folder",
-                ) from error
-            atomic_write_text(self.recipe_file, recipe_text)
-            if found is None and self.read_resolved().get("recipe_digest") != digest:
-                self.resolved_file.unlink(missing_ok=True)
-                self.update_resolved({"recipe_digest": digest})
-            yield
+        return found
 
     def read_resolved(self) -> dict[str, Any]:
         """Return `resolved.json`, empty before a run has claimed the directory."""

@@ -13,11 +13,16 @@ from urllib.parse import urlsplit
 
 from expo_ray.errors import ConfigError, ExpoError, RequestError, WorkError, argument
 from expo_ray.proxies import through_proxy
+from expo_ray.ray_internals import uploaded_files
 from expo_ray.workflow.recipe_file import load_recipe
 from expo_ray.workflow.recipe_templates import RUNS_FOLDER
 
 # Of a checkout.
 ENTRY_POINT = "pipelines/run.py"
+MAX_UPLOAD_BYTES = 10 * 1000 * 1000
+# Of a folder that is no checkout: results, hidden files (keys lie there), what trackers leave.
+# `.*` alone would take the folder itself, which Ray calls `.`.
+_LEFT_BEHIND = (f"/{RUNS_FOLDER}/", ".?*", "/mlruns/", "/mlflow.db", "/wandb/")
 _ADDRESS = "RAY_API_SERVER_ADDRESS"
 SCHEMA_VERSION = 1
 _PROBE_SECONDS = 10.0
@@ -70,15 +75,19 @@ def submit(
             got=str(folder),
             expected=f"a folder that holds {file}",
         )
-    words = [str(file.relative_to(folder))]
+    is_checkout = all((folder / name).is_file() for name in (ENTRY_POINT, "expo_ray/__init__.py"))
+    excludes = [] if is_checkout else list(_LEFT_BEHIND)
+    inside = str(file.relative_to(folder))
+    _check_upload(folder, inside, excludes)
+    words = [inside]
     for override in overrides:
         words += ["--set", override]
     runtime_env: dict[str, Any] = {"working_dir": str(folder)}
-    if (folder / ENTRY_POINT).is_file():
+    if is_checkout:
         words = ["python", ENTRY_POINT, *words]
     else:
         words = ["expo-ray", "run", *words, "--json", "--verbose"]
-        runtime_env["excludes"] = [f"/{RUNS_FOLDER}/"]
+        runtime_env["excludes"] = excludes
     entrypoint = shlex.join(words)
     with _job_client(address) as client:
         job_id = client.submit_job(entrypoint=entrypoint, runtime_env=runtime_env)
@@ -97,6 +106,33 @@ def submit(
     if str(details.status) != "SUCCEEDED":
         raise _failure(job_id, details)
     return {**result, "status": str(details.status)}
+
+
+def _check_upload(folder: Path, recipe: str, excludes: Sequence[str]) -> None:
+    """Let a folder pass that holds a recipe and what belongs to it, not weights or a whole home.
+
+    Raises:
+        ConfigError: It is too large, or the recipe would stay here.
+    """
+    where = argument("working_dir", folder)
+    sizes = uploaded_files(folder, excludes, most_bytes=MAX_UPLOAD_BYTES)
+    if sum(sizes.values()) > MAX_UPLOAD_BYTES:
+        largest = sorted(sizes, key=lambda name: -sizes[name])[:3]
+        raise ConfigError(
+            "the folder is too large to be uploaded",
+            where=where,
+            got=f"more than {MAX_UPLOAD_BYTES} bytes, the largest in {', '.join(largest)}",
+            expected="a recipe and what it needs; models lie where every node sees them",
+            hint="put the recipe into a folder of its own, or name the rest in .gitignore",
+        )
+    if recipe not in sizes:
+        raise ConfigError(
+            "the recipe lies among what is not uploaded",
+            where=where,
+            got=recipe,
+            expected=f"a file outside of {', '.join(excludes)} and of what .gitignore names",
+            hint="copy it to another place in the folder",
+        )
 
 
 @contextlib.contextmanager

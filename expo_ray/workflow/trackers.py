@@ -1,6 +1,6 @@
 """Experiment trackers: how each of them is told of a finished run.
 
-A tracker runs in a process of its own (`python -m expo_ray.workflow.trackers NAME`), so that its
+A tracker runs in a process of its own (see `tracking`), so that its
 threads, its output and its waiting are no part of the run. To add one, write its function and its
 record in `TRACKERS`, and name its extra in `expo_ray/extras.py`.
 """

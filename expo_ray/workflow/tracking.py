@@ -11,6 +11,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,16 +22,20 @@ from typing import Any
 from expo_ray.checkpoints import atomic_write_json
 from expo_ray.extrapolation import checkpoint_name
 from expo_ray.progress import Progress
-from expo_ray.redaction import redacted
+from expo_ray.redaction import MASK, SECRET_NAME, redacted, redacted_value
 from expo_ray.reports.run_files import RunFiles
 from expo_ray.workflow.run_dir import RunDir, read_json
-from expo_ray.workflow.trackers import TRACKERS, Facts, Series, TrackerName
+from expo_ray.workflow.trackers import TRACKERS, Facts, Series, TrackerName, main
 
 LIMIT_SECONDS = 300
 """How long one tracker may take."""
 _MAX_ERROR_LENGTH = 300
 _MAX_VALUE_LENGTH = 500
 _TEXTS = ("report.html", "recipe.yaml", "selection.json")
+_SECRET_LINE = re.compile(
+    rf"""(?m)(["']?[\w.-]*{SECRET_NAME.pattern.removesuffix("$")}["']?\s*:\s*)[^\s,}}]+""",
+    re.IGNORECASE,
+)
 
 
 def describe_trackers(names: Sequence[TrackerName]) -> str:
@@ -80,7 +85,9 @@ def log_run(directory: RunDir, names: Sequence[TrackerName], progress: Progress)
 
 def _log(name: TrackerName, facts: Facts, run_id: str | None) -> tuple[str | None, str | None]:
     """Return the id of the tracker's run, and why it failed."""
-    command = [sys.executable, "-m", "expo_ray.workflow.trackers", name]
+    # Not `-m`, which would import from the folder that the command is called in.
+    code = f"import sys; sys.path[:] = {sys.path!r}; from {main.__module__} import main; main()"
+    command = [sys.executable, "-c", code, name]
     told = json.dumps({"run_id": run_id, "facts": asdict(facts)})
     error = None
     try:
@@ -121,10 +128,15 @@ def read_facts(run_directory: Path) -> Facts:
         metrics=_numbers(_summary(run.selection)),
         series={name: one for name, one in series.items() if one.rows},
         texts={
-            name: redacted((run_directory / name).read_text("utf-8", errors="replace"))
+            name: _masked((run_directory / name).read_text("utf-8", errors="replace"))
             for name in _TEXTS
         },
     )
+
+
+def _masked(text: str) -> str:
+    """Return a text without secrets; in a recipe also without what a key's name makes one."""
+    return redacted(_SECRET_LINE.sub(rf"\1{MASK}", text))
 
 
 def _tags(run: RunFiles) -> Iterator[tuple[str, object]]:
@@ -179,7 +191,7 @@ def _flat(key: str, value: object) -> Iterator[tuple[str, object]]:
 def _texts(pairs: Iterator[tuple[str, object]]) -> dict[str, str]:
     """Return what is given, without secrets, under names that every tracker takes."""
     return {
-        _name(key): redacted(str(value))[:_MAX_VALUE_LENGTH]
+        _name(key): redacted_value(key, value)[:_MAX_VALUE_LENGTH]
         for key, value in pairs
         if value is not None and value != ""
     }

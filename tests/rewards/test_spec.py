@@ -47,3 +47,7 @@ def test_wrong_specs_are_refused_without_repeating_secrets(text: str) -> None:
     with pytest.raises(ConfigError) as caught:
         RewardModelSpec.parse(text)
     assert "secret" not in str(caught.value)
+
+
+def test_a_folder_may_be_called_like_a_kind() -> None:
+    assert RewardModelSpec.parse("judge").kind.name == "classifier"

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -11,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from expo_ray.errors import WorkError
 from expo_ray.selection import SelectionSettings, choice, choose_alpha, sign_table, sign_workers
 from expo_ray.selection.samples import SplitSamples, join_tables
 from expo_ray.tables.schemas import RESPONSES_SCHEMA, REWARDS_SCHEMA
@@ -119,7 +122,7 @@ def assert_same(found: object, expected: object) -> None:
 
 def test_the_same_signs_come_from_worker_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sign_workers, "MIN_ROWS", 10)
-    monkeypatch.setattr(sign_workers.os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(sign_workers.os, "sched_getaffinity", lambda _: {0, 1})
     answers = [text or "" for text in TEXTS]
     blocks = [([QUESTION] * len(answers[i:]), answers[i:]) for i in range(6)]
     started: list[object] = []
@@ -191,3 +194,49 @@ def test_a_file_that_cannot_be_trusted_is_made_anew(
     measured.clear()
     assert choose(run, file) == first
     assert measured == []
+
+
+@pytest.mark.timeout(60)
+def test_workers_that_have_ended_are_told_and_not_waited_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sign_workers, "MIN_ROWS", 10)
+    monkeypatch.setattr(sign_workers.os, "sched_getaffinity", lambda _: {0, 1})
+    monkeypatch.setattr(sign_workers.sys, "executable", "/bin/false")
+    with pytest.raises(WorkError, match="has ended"):
+        list(sign_workers.measure_blocks([(["q"], ["a"])] * 9, num_rows=100))
+
+
+@pytest.mark.timeout(120)
+def test_a_measurement_that_is_broken_off_leaves_no_worker() -> None:
+    """Ctrl-C reaches this process alone, and what it waits for ends."""
+    code = """
+import os, signal, subprocess
+from expo_ray.selection import sign_workers
+sign_workers.MIN_ROWS = 1
+sign_workers.os.sched_getaffinity = lambda _: {0, 1}
+found = sign_workers.measure_blocks([(["q"] * 2000, ["a b c " * 200] * 2000)] * 50, num_rows=9)
+next(found)
+try:
+    os.killpg(os.getpgrp(), signal.SIGINT)
+    list(found)
+except KeyboardInterrupt:
+    found.close()
+    children = subprocess.run(["ps", "--ppid", str(os.getpid()), "-o", "args="],
+                              capture_output=True, text=True).stdout
+    assert "sign_workers" not in children, children
+    print("ended")
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        start_new_session=True,
+    )
+    assert done.stdout == "ended\n", done.stderr
+
+
+def test_an_unknown_question_is_told_from_any_other() -> None:
+    keys = {sign_table._key(question, "x") for question in (None, "", "-", "0")}
+    assert len(keys) == 4

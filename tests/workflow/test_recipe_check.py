@@ -124,3 +124,29 @@ def test_a_missing_extra_is_the_fault_of_its_key(
         "lab": "pip install 'expo-ray[lab]'",
         "track": "pip install 'expo-ray[wandb]'",
     }
+
+
+@pytest.mark.parametrize(
+    ("key", "meant"),
+    [
+        ("selection.length-ratio", "`selection.max_length_ratio`"),  # the name that --guard takes
+        ("max_tokens", "`sampling.max_tokens`"),
+    ],
+)
+def test_a_key_by_another_name_or_on_another_level_is_known(
+    key: str, meant: str, own_models: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(new(own_models, "pair", capsys), [f"{key}=5"])
+    assert meant in str(caught.value.hint)
+
+
+def test_an_output_that_holds_something_else_is_told(
+    own_models: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = new(own_models, "pair", capsys)
+    (own_models / "runs" / "pair").mkdir(parents=True)
+    (own_models / "runs" / "pair" / "notes.txt").write_text("mine")
+    code, answer = called([str(file)], capsys)
+    assert code == 2
+    assert "no run directory" in answer["error"]["message"]

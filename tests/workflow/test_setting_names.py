@@ -104,6 +104,18 @@ def test_select_speaks_of_its_arguments(tmp_path: Path) -> None:
     assert [fault["where"] for fault in faults] == ["--strategy", "--max-alpha"]  # type: ignore[index]
 
 
+def test_select_tells_each_guard_that_is_wrong(tmp_path: Path) -> None:
+    words = ["select", "sft", "dpo", "--prompts", "p.jsonl", "--output", str(tmp_path / "run")]
+    wrong = ["--guard", "length-ratio=-1", "--guard", "null-rewards=2"]
+    error = CliRunner().invoke(app, [*words, *wrong]).exception
+    assert isinstance(error, ConfigError)
+    told = {fault["key"]: fault["where"] for fault in error.as_dict()["faults"]}  # type: ignore
+    assert told == {
+        "length-ratio": "--guard length-ratio",
+        "null-rewards": "--guard null-rewards",
+    }
+
+
 @pytest.mark.parametrize(
     ("name", "key"),
     [

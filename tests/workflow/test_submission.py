@@ -32,6 +32,34 @@ def test_what_would_not_be_uploaded_is_refused(tmp_path: Path) -> None:
     assert "working_dir" in str(caught.value.where)
 
 
+def test_a_recipe_that_would_stay_here_is_refused(tmp_path: Path) -> None:
+    for place in ("runs/mine", ".hidden"):
+        folder = tmp_path / place
+        folder.mkdir(parents=True)
+        (folder / "recipe.yaml").write_text(QUICKSTART.read_text())
+        with pytest.raises(ConfigError, match="not uploaded") as caught:
+            submit(folder / "recipe.yaml", overrides=[SHARED], working_dir=tmp_path)
+        assert caught.value.got == f"{place}/recipe.yaml"
+
+
+def test_a_folder_with_more_than_a_recipe_is_not_uploaded(tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text(QUICKSTART.read_text())
+    for name in ("runs/weights", ".cache/weights", "ignored/weights"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_bytes(bytes(submission.MAX_UPLOAD_BYTES + 1))
+    (tmp_path / ".gitignore").write_text("ignored/\n")
+    # The entry point of another project is none of ours.
+    (tmp_path / "pipelines").mkdir()
+    (tmp_path / "pipelines" / "run.py").write_text("raise SystemExit('not ours')")
+    where = {"overrides": [SHARED], "working_dir": tmp_path, "address": "http://127.0.0.1:1"}
+    with pytest.raises(ConfigError, match="job server"):
+        submit(tmp_path / "recipe.yaml", **where)  # type: ignore[arg-type]
+    (tmp_path / "model.safetensors").write_bytes(bytes(submission.MAX_UPLOAD_BYTES + 1))
+    with pytest.raises(ConfigError, match="too large") as caught:
+        submit(tmp_path / "recipe.yaml", **where)  # type: ignore[arg-type]
+    assert "model.safetensors" in str(caught.value.got)
+
+
 @pytest.mark.timeout(60)
 def test_the_flag_beats_the_variables_and_an_absent_server_is_named(
     monkeypatch: pytest.MonkeyPatch,

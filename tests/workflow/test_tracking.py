@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args
@@ -190,3 +191,27 @@ def test_a_plan_says_where_runs_are_logged(monkeypatch: pytest.MonkeyPatch) -> N
 def test_every_tracker_has_its_name_and_its_extra() -> None:
     names: tuple[Any, ...] = get_args(TrackerName)
     assert set(names) == TRACKERS.keys() <= EXTRAS.keys()
+
+
+def test_nothing_is_imported_from_the_folder_of_the_call(
+    run_dir: RunDir, mlflow_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    planted = tmp_path / "planted"
+    planted.mkdir()
+    (planted / "mlflow.py").write_text("raise SystemExit('planted')")
+    monkeypatch.chdir(planted)
+    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry])
+    assert log(run_dir, "mlflow") == ["MLflow: logged"]
+
+
+def test_a_value_with_the_name_of_a_secret_is_told_to_nobody() -> None:
+    recipe = {"generators": {"engine_args": {"hf_token": "abcd1234efgh5678", "dtype": "auto"}}}
+    told = tracking._texts(tracking._flat("", recipe))
+    assert told == {
+        "generators.engine_args.hf_token": "***",
+        "generators.engine_args.dtype": "auto",
+    }
+    text = "engine_args: {hf_token: abcd1234, dtype: auto}\n  api_key: 'x y'\nmax_tokens: 32\n"
+    masked = tracking._masked(text)
+    assert "abcd1234" not in masked and "'x" not in masked
+    assert "dtype: auto" in masked and "max_tokens: 32" in masked

@@ -36,5 +36,6 @@ IMPLICIT = RewardKind(
     parse=_parse,
     load=_load,
     needs_pair=True,
+    takes_bare_word=True,
     is_general=False,
 )

@@ -43,6 +43,8 @@ class RewardKind:
     has_dtypes: bool = True
     """Whether it computes where it is loaded: in a dtype, on a device, and on as many tokens as it
     can read, beyond which it may leave out the beginning (`truncates`)."""
+    takes_bare_word: bool = False
+    """Whether the prefix without its colon is of this kind, too, and no folder of that name."""
     is_general: bool = True
     """Whether general pairs of good and bad answers say anything about it."""
 

@@ -14,7 +14,8 @@ REWARD_KINDS: dict[str, RewardKind] = {kind.name: kind for kind in (CHECKPOINT, 
 def kind_of(text: str) -> RewardKind:
     """Return the kind that a `--reward-model`, or the name in a rewards table, is of."""
     for kind in REWARD_KINDS.values():
-        if kind.prefix and (text.startswith(kind.prefix) or text == kind.prefix[:-1]):
+        is_bare = kind.takes_bare_word and text == kind.prefix[:-1]
+        if is_bare or (kind.prefix and text.startswith(kind.prefix)):
             return kind
     return CHECKPOINT
 
