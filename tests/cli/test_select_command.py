@@ -30,7 +30,7 @@ def select(*arguments: object) -> list[str]:
     ("flags", "where", "expected"),
     [
         (("--guard", "length=2"), "--guard", "length-ratio"),
-        (("--guard", "null-rewards=off"), "--guard", None),
+        (("--guard", "null-rewards=off"), "--guard null-rewards", None),
         (("--preset", "other"), "--preset", "paper"),
         (("--strategy", "random"), "--strategy", None),
         (("--min-alpha", "1"), "--min-alpha", None),
