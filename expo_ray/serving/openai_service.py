@@ -236,8 +236,10 @@ class OpenAIService:
         """Bring all replicas to another alpha, or to rules; answers when they serve it."""
         self._require_member()
         setting = require_setting(body.alpha, body.alpha_rules)
-        # Rules that do not fit this model are refused before anybody has to wait.
-        await asyncio.to_thread(self._started.at(setting).check_pair)
+        wanted = self._started.at(setting)
+        if wanted.alpha_rules is not None:
+            # Those that do not fit this model are refused before anybody has to wait.
+            await asyncio.to_thread(wanted.check_pair)
         problem = await self._ask_board("change", setting, body.drain_seconds)
         if problem is not None:
             # Nothing has changed: what was served before is served again.

@@ -12,7 +12,7 @@ import httpx
 import psutil
 import pytest
 
-from expo_ray.serving import ModelSource, ServedModel, served_model
+from expo_ray.serving import ModelSource, ServedModel, generator, served_model
 
 MAX_REQUESTS = 8
 
@@ -21,7 +21,7 @@ MAX_REQUESTS = 8
 def served(ray_cluster: str, pico_pair: tuple[Path, Path]) -> Iterator[ServedModel]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(served_model, "_MAX_WAITING_REQUESTS", 0)
-        patch.setattr(served_model, "MAX_BATCH_ROWS", MAX_REQUESTS // 2)
+        patch.setattr(generator, "MAX_BATCH_ROWS", MAX_REQUESTS // 2)
         with ServedModel(ModelSource(model=str(pico_pair[1]))) as served:
             yield served
 
