@@ -112,7 +112,10 @@ def choose_alpha(
         "first_order": check_first_order(tuning, settings, dropped),
         "search": None if search is None else search.as_dict(),
         "measurement_spread": measurement_spread,
-        "warnings": [*_warn_of_circle(rewards, guard_rewards or {}), *warn_of_edge(candidates)],
+        "warnings": [
+            *_warn_of_circle(rewards, guard_rewards or {}),
+            *warn_of_edge(candidates, tried if _peers(tuning, settings) else None),
+        ],
         "settings": settings.model_dump(),
     }
 

@@ -96,10 +96,18 @@ def warn_of_circle(judges: Sequence[str]) -> list[str]:
     ]
 
 
-def warn_of_edge(candidates: Sequence[Candidate]) -> list[str]:
-    """Return a warning when the reward is highest at the end of the grid."""
+def warn_of_edge(candidates: Sequence[Candidate], settled: Candidate | None = None) -> list[str]:
+    """Return a warning when the reward is highest at the end of the grid.
+
+    Args:
+        candidates: All of them.
+        settled: The one that several reward models together prefer: where they stop before the
+            end, it is known what lies there.
+    """
     best = highest_gain(candidates)
     if best is None or best.alpha == 0 or best.alpha != max(c.alpha for c in candidates):
+        return []
+    if settled is not None and settled.alpha < best.alpha:
         return []
     return [
         f"the reward is highest at the largest alpha tried ({best.alpha:g}): the best one may lie "

@@ -385,6 +385,16 @@ def test_the_edge_of_the_grid_is_pointed_out() -> None:
     assert choose(rows)["warnings"] == []
 
 
+def test_an_edge_that_a_second_reward_model_does_not_want_is_none() -> None:
+    rows = make_rows(noisy_rewards({1.0: 1.0, 2.0: 1.2}), num_tuning=60)
+    second = make_rows(noisy_rewards({1.0: 1.0, 2.0: 0.1}, seed=1), num_tuning=60)
+    chosen = choose_alpha(
+        responses_of(rows), rewards_of(rows), guard_rewards={"second": rewards_of(second)}
+    )
+    assert candidate(chosen, 2.0)["mean_reward"] > candidate(chosen, 1.0)["mean_reward"]
+    assert (chosen["best_alpha"], chosen["warnings"]) == (1.0, [])
+
+
 def test_a_verdict_of_the_pair_on_itself_is_pointed_out() -> None:
     rows = make_rows(noisy_rewards({1.0: 3.0, 2.0: 1.0}), num_tuning=60)
 
