@@ -60,6 +60,8 @@ def _about_the_grid(selection: Mapping[str, Any]) -> Iterator[str]:
     edge = max(measured, key=lambda c: float(c["alpha"]))
     best = max(measured, key=lambda c: float(c["mean_reward"]))
     what = "The reward is highest" if best is edge else "The choice lies"
+    if 0 < selection["best_alpha"] < edge["alpha"]:
+        return  # what lies at the edge is known, and is not wanted
     if edge["alpha"] > 0 and (best is edge or selection["best_alpha"] == edge["alpha"]):
         yield (
             f"{what} at the largest candidate, alpha {format_alpha(edge['alpha'])}: the edge of "
