@@ -48,7 +48,8 @@ def make_workbench(folder: Path) -> Path:
     initial, aligned = save_pair(folder, scale=0.002, max_position_embeddings=CONTEXT)
     initial.rename(folder / "sft")
     aligned.rename(folder / "dpo")
-    save_reward_model(folder / "rm", max_position_embeddings=CONTEXT)
+    for name, seed in (("rm", 7), ("rm2", 8)):
+        save_reward_model(folder / name, seed=seed, max_position_embeddings=CONTEXT)
     rows = [{"prompt": f"{question} ({i})"} for i in range(4) for question in QUESTIONS]
     samples.write_lines(folder / "p.jsonl", rows)
     shutil.copytree(ROOT / "pipelines", folder / "pipelines")
