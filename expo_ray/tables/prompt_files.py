@@ -50,10 +50,11 @@ class PromptFile:
         try:
             return self.place.read_bytes()
         except FileNotFoundError as error:
+            is_local = isinstance(self.place, Path)
             raise TableError(
                 "the prompts file does not exist",
-                where=self.where,
-                hint="check the path; recipes resolve it against their own folder",
+                where=Path(self.where).absolute() if is_local else self.where,
+                hint="check the path",
             ) from error
         except OSError as error:
             raise TableError("cannot read the prompts", where=self.where, got=error) from error

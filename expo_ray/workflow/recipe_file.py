@@ -143,8 +143,15 @@ def _fault(details: ErrorDetails, where: str) -> tuple[str, ConfigError]:
         return key, ConfigError(f"unknown recipe key `{key}`", where=where, got=key, hint=hint)
     message = details["msg"].removeprefix("Value error, ")
     value = details["input"]
-    got = None if isinstance(value, dict) else repr(value)
-    return key, ConfigError(f"recipe key `{key}`: {message}", where=where, got=got)
+    is_list_wanted = details["type"] == "tuple_type"
+    message = "a list is expected" if is_list_wanted else message
+    fault = ConfigError(
+        f"recipe key `{key}`: {message}",
+        where=where,
+        got=None if isinstance(value, dict) else repr(value),
+        hint=f"{key.rpartition('.')[2]}: [{value}]" if is_list_wanted else None,
+    )
+    return key, fault
 
 
 def _line(key: str, fault: ExpoError, where: str) -> str:

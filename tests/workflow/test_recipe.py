@@ -10,7 +10,7 @@ import yaml
 from expo_ray.errors import ConfigError
 from expo_ray.serving import EngineOptions
 from expo_ray.workflow.recipe import Recipe
-from expo_ray.workflow.recipe_file import load_recipe
+from expo_ray.workflow.recipe_file import RecipeError, load_recipe, validate_recipe
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -207,3 +207,10 @@ def test_settings_are_described_in_one_way() -> None:
             ):
                 below.append(f"{path.name}: {node.name}")
     assert not below
+
+
+def test_one_value_in_place_of_a_list_is_told_as_such() -> None:
+    with pytest.raises(RecipeError) as caught:
+        validate_recipe({"extrapolation": {"alphas": 0.3}}, where="r")
+    fault = caught.value.faults["extrapolation.alphas"]
+    assert (fault.message.endswith("a list is expected"), fault.hint) == (True, "alphas: [0.3]")
