@@ -2,9 +2,9 @@
 
 Weights are hashed as they pass on their way into an engine (`iter_weights`, `fill`), by
 `expo_ray.checkpoints.digests.WeightsDigest`: the digest of what is served. `known_digest` is the
-one that a checkpoint's record holds. They are compared where answers are written
-(`generator_replicas`), where a run keeps its choice (`expo_ray.workflow.stages`) and for each
-answer of a load test (`expo_ray.loadtests.answer`).
+one that a checkpoint's record holds. The two are compared where answers are written
+(`generator_replicas`) and where a run keeps its choice (`expo_ray.workflow.stages`). A load test
+compares each answer's with the one that the service told before (`expo_ray.loadtests.answer`).
 """
 
 from __future__ import annotations

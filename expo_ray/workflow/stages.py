@@ -1,7 +1,7 @@
 """The stages of a run: each looks whether its result stands, and does only what is missing.
 
 What a rerun skips, by what it finds in the run directory (another recipe, told by its digest, is
-refused by `run_dir.RunDir.claim`, and changed inputs by `inputs`):
+refused by `run_dir.RunDir.check`, and a pair of other bytes or headers by `inputs`):
 
     diagnosis       diagnosis.json
     checkpoints     each that is complete: its expo_ray.json
@@ -10,7 +10,8 @@ refused by `run_dir.RunDir.claim`, and changed inputs by `inputs`):
     load test       loadtest/compared.json (`speed`)
     laboratory      what its cache holds (`inputs`); trackers: what they were told (`tracking`)
 
-The choice and the report are made again each time: they cost seconds.
+The choice, a search over answers that are there, and the report are made again each time: they
+cost seconds.
 """
 
 from __future__ import annotations

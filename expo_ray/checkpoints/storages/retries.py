@@ -4,9 +4,10 @@ A server that limits requests says how long to stay away, and is obeyed. What co
 connection that broke, a time-out, a server that was busy, a network file system that hiccuped. A
 file that is missing, a right that is lacking or a full disk is none.
 
-A ranged read of an object, on S3 too, is tried five times here (`remote_storage.RemoteReader`); its
-shard then three times (`expo_ray.extrapolation.shards.attempts`); the clients of pyarrow and boto3
-try again beneath. A read that ends too early is never tried again: the file is another one by now.
+A read of an object, on S3 too, is tried five times here (`remote_storage`, `remote_path`), beneath
+which pyarrow's client tries again by itself; an extrapolation then tries the whole shard three
+times (`expo_ray.extrapolation.shards.attempts`). A read that ends too early is never tried again:
+the file is another one by now.
 """
 
 from __future__ import annotations
