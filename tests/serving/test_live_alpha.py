@@ -21,7 +21,7 @@ from expo_ray.cli.main import app as command
 from expo_ray.errors import ConfigError, ServingError
 from expo_ray.extrapolation import extrapolate
 from expo_ray.extrapolation.planning.alpha_rules import AlphaRules
-from expo_ray.serving import ModelSource, ServedModel, get_alpha, served_model, set_alpha
+from expo_ray.serving import ModelSource, ServedModel, generator, get_alpha, set_alpha
 from expo_ray.serving.alpha_memory import NAMESPACE
 from expo_ray.serving.app import AppArguments, build_app
 from expo_ray.serving.launching import ensure_serve
@@ -261,7 +261,7 @@ def test_a_replica_that_the_autoscaler_adds_has_the_current_alpha(
         return options
 
     monkeypatch.setattr(ServedModel, "_deployment", hurried)
-    monkeypatch.setattr(served_model, "MAX_BATCH_ROWS", 4)
+    monkeypatch.setattr(generator, "MAX_BATCH_ROWS", 4)
     initial, aligned = map(str, pair)
     source = ModelSource(model=aligned, initial=initial, alpha=0.5)
     with ServedModel(source, allow_alpha_change=True, max_replicas=2) as scaled:
