@@ -158,8 +158,8 @@ def short_of_memory(pair: list[str], output: str, *, is_lasting: bool) -> dict[s
     ray.init("local", num_cpus=2, **options)
     held = [bytearray(b"x") * (room + 2 * GIB)]
     release = _Release([] if is_lasting else held)
-    logger = logging.getLogger("expo_ray.extrapolation.nodes.batches")
-    logger.addHandler(release)
+    for module in ("nodes.batches", "shards.less_memory"):
+        logging.getLogger(f"expo_ray.extrapolation.{module}").addHandler(release)
     try:
         result = extrapolate(*pair, output, alpha=0.3, max_shard_size="100MB", address="local")
         return {"status": result.outputs[0].status, "messages": release.messages}
