@@ -73,3 +73,21 @@ def published_data() -> Path:
     if folder is None:
         pytest.skip("the published data is absent: `make data` fetches it")
     return folder
+
+
+@pytest.fixture(scope="module")
+def s3_url() -> Iterator[str]:
+    """A server of the S3 protocol."""
+    from tests.checkpoints.s3_server import s3_server
+
+    with s3_server() as url:
+        yield url
+
+
+@pytest.fixture
+def s3(s3_url: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The same, set in the environment."""
+    from tests.checkpoints.s3_server import use
+
+    use(monkeypatch, s3_url)
+    return s3_url

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
@@ -113,3 +115,17 @@ def write_experts(
     index = {"metadata": {}, "weight_map": weight_map}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     return folder
+
+
+def change_tasks(monkeypatch: pytest.MonkeyPatch, **changes: object) -> None:
+    """Let every shard be worked on in another way: other chunks, another number of threads."""
+    from expo_ray.extrapolation import job
+
+    planned = job.plan_tasks
+    monkeypatch.setattr(
+        job,
+        "plan_tasks",
+        lambda *args, **kwargs: [
+            dataclasses.replace(task, **changes) for task in planned(*args, **kwargs)
+        ],
+    )

@@ -29,7 +29,6 @@ from tests.checkpoints.s3_server import (
     FailingProxy,
     client,
     objects,
-    s3_server,
     settings,
     upload,
     use,
@@ -40,18 +39,6 @@ from tests.extrapolation.test_faults import MEMORY_SCRIPT
 Pair = tuple[Path, Path]
 MAIN = "from expo_ray.cli.main import main; main()"
 OPTIONS = {"max_shard_size": "20KB", "address": "inline"}
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[str]:
-    with s3_server() as url:
-        yield url
-
-
-@pytest.fixture
-def s3(server: str, monkeypatch: pytest.MonkeyPatch) -> str:
-    use(monkeypatch, server)
-    return server
 
 
 @pytest.fixture(scope="module")
@@ -142,13 +129,13 @@ def test_a_failed_run_leaves_no_upload_and_continues(
 
 
 def test_the_upload_of_a_shard_that_fails_is_aborted_and_never_completed(
-    pico_pair: Pair, server: str, monkeypatch: pytest.MonkeyPatch
+    pico_pair: Pair, s3_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def break_off(self: engine.RemoteShardWriter, tensors: dict[str, Any]) -> object:
         raise ShardError("stopped by the test")
 
     monkeypatch.setattr(engine.RemoteShardWriter, "finish", break_off)
-    proxy = FailingProxy(server, every=0)
+    proxy = FailingProxy(s3_url, every=0)
     try:
         use(monkeypatch, proxy.url)
         with pytest.raises(ShardError, match="stopped by the test"):
@@ -157,8 +144,8 @@ def test_the_upload_of_a_shard_that_fails_is_aborted_and_never_completed(
         proxy.close()
     ends = [line for line in proxy.log if ".tmp?" in line and "uploadId=" in line]
     assert [line.split()[0] for line in ends if not line.startswith("PUT")] == ["DELETE"]
-    assert client(server).list_multipart_uploads(Bucket=BUCKET).get("Uploads", []) == []
-    assert not [name for name in objects(server, "aborted/out") if name.endswith(".tmp")]
+    assert client(s3_url).list_multipart_uploads(Bucket=BUCKET).get("Uploads", []) == []
+    assert not [name for name in objects(s3_url, "aborted/out") if name.endswith(".tmp")]
 
 
 def test_uploads_take_the_memory_that_the_plan_declares(tmp_path: Path, s3: str) -> None:
@@ -328,17 +315,17 @@ def test_uploads_that_begin_once_the_folder_is_taken_over_are_left(
 
 
 def test_every_eleventh_request_may_fail(
-    pico_pair: Pair, reference: Path, server: str, monkeypatch: pytest.MonkeyPatch
+    pico_pair: Pair, reference: Path, s3_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pair = [upload(server, folder, f"flaky/{folder.name}") for folder in pico_pair]
-    proxy = FailingProxy(server, every=11)
+    pair = [upload(s3_url, folder, f"flaky/{folder.name}") for folder in pico_pair]
+    proxy = FailingProxy(s3_url, every=11)
     try:
         use(monkeypatch, proxy.url)
         extrapolate(*pair, f"s3://{BUCKET}/flaky/out", alpha=0.3, **OPTIONS)
     finally:
         proxy.close()
     assert proxy.num_failed > 10
-    assert stored(server, "flaky/out") == contents(reference)
+    assert stored(s3_url, "flaky/out") == contents(reference)
 
 
 def test_a_shard_that_s3_cannot_move_at_once_is_copied_in_parts(
@@ -409,15 +396,15 @@ def test_a_missing_bucket_is_told(s3: str, pico_pair: Pair) -> None:
 
 @pytest.mark.slow
 def test_the_command_runs_from_bucket_to_bucket_on_ray(
-    pico_pair: Pair, reference: Path, server: str
+    pico_pair: Pair, reference: Path, s3_url: str
 ) -> None:
-    pair = [upload(server, folder, f"ray/{folder.name}") for folder in pico_pair]
+    pair = [upload(s3_url, folder, f"ray/{folder.name}") for folder in pico_pair]
     out = f"s3://{BUCKET}/ray/out"
     command = [sys.executable, "-c", MAIN, "extrapolate", *pair, out]
     command += ["--alpha", "0.3", "--max-shard-size", "20KB", "--address", "local", "--json"]
-    environment = {**os.environ, **settings(server)}
+    environment = {**os.environ, **settings(s3_url)}
     done = subprocess.run(command, capture_output=True, text=True, timeout=170, env=environment)
     assert done.returncode == 0, done.stderr[-3000:]
     assert json.loads(done.stdout)["outputs"][0]["path"] == out
-    assert stored(server, "ray/out") == contents(reference)
+    assert stored(s3_url, "ray/out") == contents(reference)
     assert "of-tests" not in done.stdout + done.stderr

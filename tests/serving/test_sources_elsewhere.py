@@ -25,7 +25,7 @@ from expo_ray.serving.sampling import SamplingParams
 from expo_ray.serving.source import ModelSource
 from expo_ray.tables import Message
 from tests.checkpoints.hub_server import HubServer, hub_server
-from tests.checkpoints.s3_server import s3_server, settings, upload, use
+from tests.checkpoints.s3_server import settings, upload
 from tests.pico import save_pair
 from tests.serving.vllm_here import PICO_SHAPE, REASON
 
@@ -40,18 +40,6 @@ CHATS = [
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[str]:
-    with s3_server() as url:
-        yield url
-
-
-@pytest.fixture
-def s3(server: str, monkeypatch: pytest.MonkeyPatch) -> str:
-    use(monkeypatch, server)
-    return server
 
 
 @pytest.fixture
@@ -184,14 +172,14 @@ def test_the_implicit_reward_of_an_adapter(pico_pair: Pair, adapter: Path) -> No
 @pytest.mark.slow
 @pytest.mark.parametrize("engine", ["transformers", "vllm"])
 def test_commands_from_a_bucket_on_ray(
-    pico_reward_model: Path, server: str, tmp_path: Path, engine: str
+    pico_reward_model: Path, s3_url: str, tmp_path: Path, engine: str
 ) -> None:
     if engine == "vllm":
         pytest.importorskip("vllm", reason=REASON)
     pair = save_pair(tmp_path / "pair", tie_word_embeddings=False, **PICO_SHAPE)
     prompts = tmp_path / "prompts.jsonl"
     prompts.write_text("\n".join(json.dumps({"prompt": "q" * n}) for n in range(1, 4)))
-    environment = {**os.environ, **settings(server), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, **settings(s3_url), "OMP_NUM_THREADS": "1"}
 
     def expo_ray(*words: object) -> dict[str, object]:
         command = [sys.executable, "-c", MAIN, *map(str, words), "--address", "local", "--json"]
@@ -201,14 +189,14 @@ def test_commands_from_a_bucket_on_ray(
         return dict(json.loads(done.stdout))
 
     responses, scored = tmp_path / "responses.parquet", tmp_path / "rewards.parquet"
-    initial, aligned = (upload(server, folder, f"{engine}/{folder.name}") for folder in pair)
+    initial, aligned = (upload(s3_url, folder, f"{engine}/{folder.name}") for folder in pair)
     live = ("--initial", initial, "--alpha", "0.5", "--engine", engine, "--max-tokens", "6")
     made = expo_ray("generate", aligned, *live, "--prompts", prompts, "--output", responses)
     extrapolate(*pair, tmp_path / "out", alpha=0.5, address="inline")
     digest = json.loads((tmp_path / "out" / "expo_ray.json").read_text())["weights_digest"]
     assert (made["weights_digest"], made["num_errors"], made["num_rows"]) == (digest, 0, 3)
     if engine == "transformers":
-        uri = upload(server, pico_reward_model, "ray/rm")
+        uri = upload(s3_url, pico_reward_model, "ray/rm")
         found = expo_ray("score", responses, "--reward-model", uri, "--output", scored)
         assert (found["reward_model"], found["num_errors"]) == (uri, 0)
         assert pq.read_table(scored)["reward"].null_count == 0

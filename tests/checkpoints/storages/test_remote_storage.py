@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -18,24 +17,11 @@ from tests.checkpoints.s3_server import (
     BUCKET,
     FailingProxy,
     client,
-    s3_server,
     upload,
     use,
 )
 
 Pair = tuple[Path, Path]
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[str]:
-    with s3_server() as url:
-        yield url
-
-
-@pytest.fixture
-def s3(server: str, monkeypatch: pytest.MonkeyPatch) -> str:
-    use(monkeypatch, server)
-    return server
 
 
 def test_a_checkpoint_in_a_bucket_reads_like_the_local_one(pico_pair: Pair, s3: str) -> None:
@@ -91,10 +77,10 @@ def test_many_threads_share_a_reader(pico_pair: Pair, s3: str) -> None:
 
 
 def test_a_server_that_fails_every_third_request_is_read_all_the_same(
-    pico_pair: Pair, server: str, monkeypatch: pytest.MonkeyPatch
+    pico_pair: Pair, s3_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    uri = upload(server, pico_pair[1], "runs/failing")
-    proxy = FailingProxy(server, every=3)
+    uri = upload(s3_url, pico_pair[1], "runs/failing")
+    proxy = FailingProxy(s3_url, every=3)
     try:
         use(monkeypatch, proxy.url)
         assert weights_digest(open_checkpoint(uri)) == weights_digest(open_checkpoint(pico_pair[1]))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 from pathlib import Path
 
@@ -14,14 +13,13 @@ from hypothesis import strategies as st
 from expo_ray.checkpoints import WeightsDigest, open_checkpoint, weights_digest
 from expo_ray.errors import ShardError
 from expo_ray.extrapolation import extrapolate, stream_weights
-from expo_ray.extrapolation import job as job_module
 from expo_ray.extrapolation.arithmetic.formula import BLOCK_ELEMENTS
 from expo_ray.extrapolation.planning.plan import build_plan
 from expo_ray.extrapolation.shards import streaming, tasks
 from expo_ray.extrapolation.shards.chunks import split_chunks
 from expo_ray.extrapolation.shards.streaming import fill_weights
 from expo_ray.extrapolation.shards.tasks import WRITE, shard_task
-from tests.extrapolation.synthetic import closed_form, load, noise, same_bits, write
+from tests.extrapolation.synthetic import change_tasks, closed_form, load, noise, same_bits, write
 
 FLOATS = [torch.bfloat16, torch.float16, torch.float32, torch.float64]
 
@@ -212,15 +210,7 @@ def test_bytes_depend_on_neither_chunks_nor_threads(
     before, after = (noise((n,), torch.bfloat16, seed) for seed in (1, 2))
     initial = write(tmp_path / "initial", {"w": before, "v": before[:5].clone()})
     aligned = write(tmp_path / "aligned", {"w": after, "v": after[:5].clone()})
-    planned = job_module.plan_tasks
-    monkeypatch.setattr(
-        job_module,
-        "plan_tasks",
-        lambda *args, **kwargs: [
-            dataclasses.replace(task, chunk_bytes=chunk_bytes, num_threads=num_threads)
-            for task in planned(*args, **kwargs)
-        ],
-    )
+    change_tasks(monkeypatch, chunk_bytes=chunk_bytes, num_threads=num_threads)
     extrapolate(initial, aligned, tmp_path / "out", alpha=0.3, address="inline")
     check(initial, aligned, tmp_path / "out", 0.3)
 

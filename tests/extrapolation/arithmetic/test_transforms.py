@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 
 import pytest
@@ -10,11 +9,10 @@ import torch
 
 from expo_ray.errors import ConfigError, ShardError
 from expo_ray.extrapolation import extrapolate, stream_weights, verify
-from expo_ray.extrapolation import job as job_module
 from expo_ray.extrapolation.arithmetic.formula import BLOCK_ELEMENTS
 from expo_ray.extrapolation.arithmetic.transforms import parse_transforms
 from expo_ray.extrapolation.outputs.record import read_record
-from tests.extrapolation.synthetic import file_digests, load, noise, same_bits, write
+from tests.extrapolation.synthetic import change_tasks, file_digests, load, noise, same_bits, write
 
 ALPHA = 0.5
 SHAPES = {"big": (300, 517), "tall": (41, 7), "vector": (33,), "scalar": (), "cube": (3, 4, 5)}
@@ -131,15 +129,7 @@ def test_chunks_and_threads_do_not_matter(
     assert 2 * BLOCK_ELEMENTS < 300 * 517
     result = run(pair, tmp_path / "one", *CHAIN)
     assert result.plan["bytes_in"] == result.bytes_read
-    planned = job_module.plan_tasks
-    monkeypatch.setattr(
-        job_module,
-        "plan_tasks",
-        lambda *args, **kwargs: [
-            dataclasses.replace(task, chunk_bytes=chunk_bytes, num_threads=num_threads)
-            for task in planned(*args, **kwargs)
-        ],
-    )
+    change_tasks(monkeypatch, chunk_bytes=chunk_bytes, num_threads=num_threads)
     run(pair, tmp_path / "two", *CHAIN)
     assert file_digests(tmp_path / "one") == file_digests(tmp_path / "two")
     streamed = dict(stream_weights(*pair, ALPHA, transforms=CHAIN))

@@ -41,14 +41,17 @@ def may_make_hosts() -> bool:
 
 
 def run(scenario: str, *arguments: Path) -> dict[str, Any]:
-    command = [sys.executable, "-m", "tests.extrapolation.cluster_faults", scenario]
-    command += [str(argument) for argument in arguments]
+    return run_module("cluster_faults", scenario, *arguments, timeout_seconds=170)
+
+
+def run_module(module: str, *arguments: str | Path, timeout_seconds: float) -> dict[str, Any]:
+    """Run a module of these tests in a process of its own; return what it prints at its end."""
     done = subprocess.run(
-        command,
+        [sys.executable, "-m", f"tests.extrapolation.{module}", *map(str, arguments)],
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=170,
+        timeout=timeout_seconds,
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
     )
     assert done.returncode == 0, done.stderr[-3000:]
@@ -127,17 +130,8 @@ def test_a_host_that_is_cut_off_is_not_waited_for_beyond_its_loss(tmp_path: Path
     before = {f"layers.{i}.w": block * (1 + i / 64) for i in range(350)}
     after = {name: t + t / 64 for name, t in before.items()}
     pair = write(tmp_path / "initial", before, num_shards=3), write(tmp_path / "aligned", after)
-    command = [sys.executable, "-m", "tests.extrapolation.separate_hosts", *map(str, pair)]
-    done = subprocess.run(
-        [*command, str(tmp_path / "out"), f"x{os.getpid() % 100000}"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=500,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    found = json.loads(done.stdout.splitlines()[-1])
+    prefix = f"x{os.getpid() % 100000}"
+    found = run_module("separate_hosts", *pair, tmp_path / "out", prefix, timeout_seconds=500)
     assert found["status"] == "written"
     # Ray's own connection to the lost host gives up 350 s after it has listed it as dead. Ours
     # took 15 to 40 s on two idle cores; how long a loaded machine takes is not for a test to say.

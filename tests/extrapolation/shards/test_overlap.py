@@ -8,7 +8,7 @@ shard, or when all is done. Real tasks, on a disk and in a bucket.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,22 +24,16 @@ from expo_ray.extrapolation.planning.plan import build_plan
 from expo_ray.extrapolation.shards import remote_shard, shard_files
 from expo_ray.extrapolation.shards.engine import run_shard
 from expo_ray.extrapolation.shards.tasks import WRITE, ShardOutput, shard_task
-from tests.checkpoints.s3_server import BUCKET, s3_server, use
+from tests.checkpoints.s3_server import BUCKET, use
 
 Pair = tuple[Path, Path]
 MODULES = {"disk": shard_files, "s3": remote_shard, "s3, in parts": remote_shard}
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[str]:
-    with s3_server() as url:
-        yield url
-
-
 @pytest.fixture(params=MODULES)
 def place(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     if request.param != "disk":
-        use(monkeypatch, request.getfixturevalue("server"))
+        use(monkeypatch, request.getfixturevalue("s3_url"))
     if request.param == "s3, in parts":
         monkeypatch.setattr(s3_client, "MAX_COPY_BYTES", 1)
     return str(request.param)
