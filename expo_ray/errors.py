@@ -99,10 +99,13 @@ class ExpoError(Exception):
         marked = self._marked.get(name, "")
         return marked if _in_python(marked) == text else text
 
+    def texts(self) -> dict[str, str | None]:
+        """Return all texts as `told` gives them: what another error is made of."""
+        return {name: self.told(name) for name in _TEXTS}
+
     def spell(self, spelling: Spelling) -> None:
         """Name settings in another way than Python's; those that it does not have stay."""
-        for name in _TEXTS:
-            text = self.told(name)
+        for name, text in self.texts().items():
             if text is not None:
                 self.tell(name, _SETTING.sub(lambda m: spelling(m[1], m[2]) or m[0], text))
 
@@ -119,7 +122,7 @@ class ExpoError(Exception):
         # Ray pickles errors between processes; keyword-only arguments need this.
         return (
             _rebuild,
-            (type(self), *(self.told(name) for name in _TEXTS)),
+            (type(self), *self.texts().values()),
         )
 
     def as_dict(self) -> dict[str, str | None]:

@@ -86,11 +86,14 @@ def uploaded_files(folder: Path, excludes: Sequence[str], *, most_bytes: int) ->
         """Enough was found."""
 
     sizes: dict[str, int] = {}
+    bytes_left = most_bytes
 
     def add(path: Path) -> None:
+        nonlocal bytes_left
         if path.is_file():
-            sizes[path.relative_to(folder).as_posix()] = path.stat().st_size
-        if sum(sizes.values()) > most_bytes:
+            sizes[path.relative_to(folder).as_posix()] = size = path.stat().st_size
+            bytes_left -= size
+        if bytes_left < 0:
             raise _EnoughError
 
     left_out = packaging._get_excludes(

@@ -16,10 +16,11 @@ from urllib.parse import quote, quote_plus
 from expo_ray.printable import printable
 
 MASK: Final = "***"
-SECRET_NAME = re.compile(
-    r"(?:TOKEN|SECRET|PASSWORD|PASSWD|PASSPHRASE|APIKEY|API_?KEY\w*|ACCESS_KEY\w*|[A-Z0-9]_KEY)$",
-    re.IGNORECASE,
+_NAME_ENDS = (
+    r"(?:TOKEN|SECRET|PASSWORD|PASSWD|PASSPHRASE|APIKEY|API_?KEY\w*|ACCESS_KEY\w*|[A-Z0-9]_KEY)"
 )
+_SECRET_NAME = re.compile(rf"{_NAME_ENDS}$", re.IGNORECASE)
+_SECRET_SETTING = re.compile(rf"""(["']?[\w.-]*{_NAME_ENDS}["']?\s*:\s*)[^\s,}}]+""", re.IGNORECASE)
 _MIN_LENGTH = 8
 """Of a value that a variable's name alone makes secret: shorter ones are words like `false`."""
 
@@ -63,8 +64,13 @@ def remember(secret: str) -> None:
 
 def redacted_value(name: str, value: object) -> str:
     """Return a value as text without secrets; all of it is one where its name says so."""
-    is_secret = isinstance(value, str) and SECRET_NAME.search(name) is not None
+    is_secret = isinstance(value, str) and _SECRET_NAME.search(name) is not None
     return MASK if is_secret else redacted(str(value))
+
+
+def redacted_settings(text: str) -> str:
+    """Return a YAML or JSON text without secrets, values with the name of one among them."""
+    return redacted(_SECRET_SETTING.sub(rf"\1{MASK}", text))
 
 
 def redacted(text: str) -> str:
@@ -85,7 +91,7 @@ def redacted(text: str) -> str:
 
 
 def _known() -> Iterator[str]:
-    named = {v.strip() for name, v in os.environ.items() if SECRET_NAME.search(name)}
+    named = {v.strip() for name, v in os.environ.items() if _SECRET_NAME.search(name)}
     for value in _remembered | {v for v in named if len(v) >= _MIN_LENGTH}:
         # Libraries show a value as it is, in quotes with its escapes, or inside a URL.
         yield from (value, repr(value)[1:-1], quote(value, safe=""), quote_plus(value))

@@ -20,7 +20,7 @@ FLOORS: Mapping[str, Sequence[Sequence[str]]] = {
     "expo_ray": [
         ["flags", "printable", "json_text"],
         ["redaction"],
-        ["errors", "progress", "lazy", "http_text", "versions", "yaml_text"],
+        ["errors", "progress", "lazy", "http_text", "versions", "yaml_text", "child_python"],
         ["credentials", "extras", "proxies", "ray_internals"],
         ["ray_start"],
         ["cluster"],

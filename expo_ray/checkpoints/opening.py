@@ -17,9 +17,11 @@ from expo_ray.checkpoints.formats.index import collect_tensors, read_file_header
 from expo_ray.checkpoints.formats.layouts import INDEX_NAME
 from expo_ray.checkpoints.quantization import block_size_of
 from expo_ray.checkpoints.sidecars import sort_files
+from expo_ray.checkpoints.storages.hub_storage import SCHEME, HubStorage, is_hub_address
 from expo_ray.checkpoints.storages.lfs_pointers import refuse_pointers
 from expo_ray.checkpoints.storages.local import LocalStorage, unreadable
-from expo_ray.checkpoints.storages.remote_path import any_path
+from expo_ray.checkpoints.storages.remote_path import RemotePath, any_path, is_remote
+from expo_ray.checkpoints.storages.remote_storage import RemoteStorage
 from expo_ray.checkpoints.storages.storage import (
     BASE_MARK,
     DEQUANTIZED_MARK,
@@ -126,10 +128,6 @@ def open_storage(uri: str | Path) -> Storage:
     Raises:
         CheckpointError: There is no such checkpoint, or the scheme is not supported.
     """
-    from expo_ray.checkpoints.storages.hub_storage import HubStorage, is_hub_address
-    from expo_ray.checkpoints.storages.remote_path import RemotePath, is_remote
-    from expo_ray.checkpoints.storages.remote_storage import RemoteStorage
-
     text = str(uri)
     if BASE_MARK in text:
         return _open_merged_storage(text)
@@ -139,7 +137,7 @@ def open_storage(uri: str | Path) -> Storage:
         return DequantizedStorage(open_storage(text.removesuffix(DEQUANTIZED_MARK)))
     if is_remote(text):
         return RemoteStorage(RemotePath(text))
-    if text.startswith("hf://"):
+    if text.startswith(SCHEME):
         return HubStorage(text)
     path = Path(str(any_path(text)))
     try:
@@ -170,7 +168,7 @@ def base_address_of(storage: Storage) -> str:
         raise CheckpointError(
             "the adapter does not say which model it belongs to", where=where, hint=BASE_HINT
         )
-    address = f"hf://{name}@{revision}" if revision and not Path(name).exists() else name
+    address = f"{SCHEME}{name}@{revision}" if revision and not Path(name).exists() else name
     try:
         open_storage(address)
     except CheckpointError as error:
@@ -209,7 +207,7 @@ def _missing_config(uri: str, names: Collection[str]) -> CheckpointError:
 
 
 def _refuse_unfinished(storage: Storage) -> None:
-    if storage.uri.startswith("hf://"):
+    if storage.uri.startswith(SCHEME):
         return
     if (any_path(storage.uri) / WORK_FOLDER).exists():
         raise CheckpointError(

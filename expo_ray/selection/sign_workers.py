@@ -1,7 +1,6 @@
 """Measures texts, on all cores where there are many.
 
-The workers are processes of this module's own and talk through pipes: those of `multiprocessing`
-start a user's script anew where it does not guard its main part.
+The workers are processes of this module's own and talk through pipes, see `child_python`.
 """
 
 from __future__ import annotations
@@ -19,6 +18,7 @@ from typing import IO, cast
 import numpy as np
 import numpy.typing as npt
 
+from expo_ray.child_python import child_command
 from expo_ray.errors import WorkError
 from expo_ray.selection.languages import languages
 from expo_ray.selection.repetition import repeated_share
@@ -97,10 +97,9 @@ class _Worker:
     """A process that measures one block after another."""
 
     def __enter__(self) -> _Worker:
-        code = f"import sys; sys.path[:] = {sys.path!r}; from {__name__} import serve; serve()"
         # A Ctrl-C is for this process, which ends its workers.
         self._process = subprocess.Popen(
-            [sys.executable, "-c", code],
+            child_command(serve),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             start_new_session=True,

@@ -21,8 +21,6 @@ from expo_ray.yaml_text import parse_yaml
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
 
-_PARTS = ("message", "where", "got", "expected", "hint")
-
 
 class RecipeError(ConfigError):
     """Keys of a recipe are wrong; the error tells of all of them at once.
@@ -41,7 +39,7 @@ class RecipeError(ConfigError):
                 got="\n".join(_line(key, fault, where) for key, fault in faults.items()),
             )
         else:
-            super().__init__(**{name: first.told(name) for name in _PARTS})  # type: ignore[arg-type]
+            super().__init__(**first.texts())  # type: ignore[arg-type]
         self.faults = dict(faults)
         self._file = where
 

@@ -1,8 +1,8 @@
 """Experiment trackers: how each of them is told of a finished run.
 
-A tracker runs in a process of its own (see `tracking`), so that its
-threads, its output and its waiting are no part of the run. To add one, write its function and its
-record in `TRACKERS`, and name its extra in `expo_ray/extras.py`.
+A tracker runs in a process of its own (see `tracking`), so that its threads, its output and its
+waiting are no part of the run. To add one, write its function and its record in `TRACKERS`, and
+name its extra in `expo_ray/extras.py`.
 """
 
 from __future__ import annotations
@@ -192,7 +192,3 @@ def main() -> None:
     except Exception as error:  # noqa: BLE001  (whatever a tracker raises is told in one line)
         text = " ".join(str(error).split())
         sys.exit(f"{type(error).__name__}: {text}")
-
-
-if __name__ == "__main__":
-    main()

@@ -11,18 +11,17 @@ import hashlib
 import json
 import math
 import os
-import re
 import subprocess
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from expo_ray.checkpoints import atomic_write_json
+from expo_ray.child_python import child_command
 from expo_ray.extrapolation import checkpoint_name
 from expo_ray.progress import Progress
-from expo_ray.redaction import MASK, SECRET_NAME, redacted, redacted_value
+from expo_ray.redaction import redacted, redacted_settings, redacted_value
 from expo_ray.reports.run_files import RunFiles
 from expo_ray.workflow.run_dir import RunDir, read_json
 from expo_ray.workflow.trackers import TRACKERS, Facts, Series, TrackerName, main
@@ -32,10 +31,6 @@ LIMIT_SECONDS = 300
 _MAX_ERROR_LENGTH = 300
 _MAX_VALUE_LENGTH = 500
 _TEXTS = ("report.html", "recipe.yaml", "selection.json")
-_SECRET_LINE = re.compile(
-    rf"""(?m)(["']?[\w.-]*{SECRET_NAME.pattern.removesuffix("$")}["']?\s*:\s*)[^\s,}}]+""",
-    re.IGNORECASE,
-)
 
 
 def describe_trackers(names: Sequence[TrackerName]) -> str:
@@ -85,14 +80,15 @@ def log_run(directory: RunDir, names: Sequence[TrackerName], progress: Progress)
 
 def _log(name: TrackerName, facts: Facts, run_id: str | None) -> tuple[str | None, str | None]:
     """Return the id of the tracker's run, and why it failed."""
-    # Not `-m`, which would import from the folder that the command is called in.
-    code = f"import sys; sys.path[:] = {sys.path!r}; from {main.__module__} import main; main()"
-    command = [sys.executable, "-c", code, name]
     told = json.dumps({"run_id": run_id, "facts": asdict(facts)})
     error = None
     try:
         done = subprocess.run(
-            command, input=told.encode(), capture_output=True, timeout=LIMIT_SECONDS, check=False
+            child_command(main, name),
+            input=told.encode(),
+            capture_output=True,
+            timeout=LIMIT_SECONDS,
+            check=False,
         )
         answer = done.stdout
         if done.returncode:
@@ -128,15 +124,10 @@ def read_facts(run_directory: Path) -> Facts:
         metrics=_numbers(_summary(run.selection)),
         series={name: one for name, one in series.items() if one.rows},
         texts={
-            name: _masked((run_directory / name).read_text("utf-8", errors="replace"))
+            name: redacted_settings((run_directory / name).read_text("utf-8", errors="replace"))
             for name in _TEXTS
         },
     )
-
-
-def _masked(text: str) -> str:
-    """Return a text without secrets; in a recipe also without what a key's name makes one."""
-    return redacted(_SECRET_LINE.sub(rf"\1{MASK}", text))
 
 
 def _tags(run: RunFiles) -> Iterator[tuple[str, object]]:

@@ -13,6 +13,7 @@ import pytest
 
 from expo_ray.extras import EXTRAS
 from expo_ray.progress import NullProgress
+from expo_ray.redaction import redacted_settings
 from expo_ray.reports import write_report
 from expo_ray.workflow import tracking
 from expo_ray.workflow.run_dir import RunDir
@@ -212,6 +213,6 @@ def test_a_value_with_the_name_of_a_secret_is_told_to_nobody() -> None:
         "generators.engine_args.dtype": "auto",
     }
     text = "engine_args: {hf_token: abcd1234, dtype: auto}\n  api_key: 'x y'\nmax_tokens: 32\n"
-    masked = tracking._masked(text)
+    masked = redacted_settings(text)
     assert "abcd1234" not in masked and "'x" not in masked
     assert "dtype: auto" in masked and "max_tokens: 32" in masked

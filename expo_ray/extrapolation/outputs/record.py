@@ -11,6 +11,7 @@ from __future__ import annotations
 import errno
 import json
 from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from expo_ray.checkpoints.digests import ALGORITHM, SHA256, ContentDigest, digest_of
@@ -115,7 +116,7 @@ def read_record_bytes(folder: str | AnyPath) -> bytes:
     """
     path = any_path(folder) / RECORD_NAME
     try:
-        if path.exists() and not path.is_file():
+        if isinstance(path, Path) and path.exists() and not path.is_file():
             raise OSError(errno.EINVAL, "it is no regular file")  # a pipe is waited for for ever
         return path.read_bytes()
     except OSError as error:
