@@ -1,0 +1,1 @@
+"""Many checkpoints of one training: fits through them, and how far a fit may be trusted."""
