@@ -7,6 +7,7 @@ torch, which takes seconds to import: it is imported where an address asks for i
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection
 from pathlib import Path
 
@@ -153,6 +154,24 @@ def open_storage(uri: str | Path) -> Storage:
     raise CheckpointError(
         "no such checkpoint folder", where=path, expected="a folder", hint="check the path"
     )
+
+
+def address_from(folder: Path, address: str) -> str:
+    """Return an address that a file in a folder names: paths in it are relative to the folder.
+
+    A local folder wins over a Hub id of the same name.
+    """
+    place, base = split_address(address)
+    if base:
+        mark = DEQUANTIZED_MARK if address.endswith(DEQUANTIZED_MARK) else ""
+        return f"{address_from(folder, place)}{BASE_MARK}{address_from(folder, base)}{mark}"
+    if ":" in address:
+        return address
+    expanded = Path(address).expanduser()
+    local = expanded if expanded.is_absolute() else folder / expanded
+    if not local.exists() and is_hub_address(address):
+        return address
+    return os.path.normpath(local)
 
 
 def base_address_of(storage: Storage) -> str:

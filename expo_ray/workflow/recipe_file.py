@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ValidationError
 
-from expo_ray.checkpoints.storages.hub_storage import is_hub_address
+from expo_ray.checkpoints.opening import address_from
 from expo_ray.errors import ConfigError, ExpoError, Spelling
 from expo_ray.ray_internals import is_submitted_job
 from expo_ray.selection.guard_settings import FIELDS as GUARD_FIELDS
@@ -230,13 +230,7 @@ def _resolve_paths(recipe: Recipe, folder: Path, *, in_job: bool) -> Recipe:
         )
 
     def resolve(path: str | None) -> str | None:
-        if path is None or ":" in path:
-            return path
-        expanded = Path(path).expanduser()
-        local = expanded if expanded.is_absolute() else folder / expanded
-        if not local.exists() and is_hub_address(path):
-            return path
-        return os.path.normpath(local)
+        return None if path is None else address_from(folder, path)
 
     output = recipe.output
     if not _is_uri(output):

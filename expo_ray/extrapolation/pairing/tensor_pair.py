@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from expo_ray.checkpoints.checkpoint import Checkpoint
 from expo_ray.checkpoints.formats.fp8_format import BlockFormat
@@ -41,6 +42,13 @@ class TensorPair:
     """What delta is added to, where that is not aligned."""
     tied_to: str | None = None
     """Where the base stores this matrix under several names: the first, which is keyed by."""
+    between: tuple[TensorRef, ...] = ()
+    """Of a trajectory: the same tensor in each checkpoint between initial and aligned."""
+
+    @property
+    def path(self) -> tuple[TensorRef, ...]:
+        """The tensor in every checkpoint, in the order of the training; none where it is copied."""
+        return () if self.initial is None else (self.initial, *self.between, self.aligned)
 
     @property
     def base(self) -> TensorRef:
@@ -100,6 +108,8 @@ class Pair:
     """What delta is added to, where that is not aligned."""
     left_out: tuple[str, ...] = ()
     """Tensors that the base does not have, by leave."""
+    between: Mapping[str, Checkpoint] = field(default_factory=dict)
+    """Of a trajectory: the checkpoints between initial and aligned, in order, by "step 200"."""
 
     @property
     def base(self) -> Checkpoint:
@@ -109,5 +119,5 @@ class Pair:
     @property
     def sides(self) -> dict[str, Checkpoint]:
         """All inputs by the name of their role."""
-        sides = {"initial": self.initial, "aligned": self.aligned}
+        sides = {"initial": self.initial, **self.between, "aligned": self.aligned}
         return sides if self.onto is None else {**sides, "onto": self.onto}
