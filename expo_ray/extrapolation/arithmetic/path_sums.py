@@ -1,0 +1,117 @@
+"""What is learnt about a tensor on its way through N checkpoints, while their bytes pass by.
+
+Shape legend: N checkpoints, B elements of a block. Changes to the first checkpoint are taken in
+float32 (float64 where the files are), their scalar products are summed in float64.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from expo_ray.extrapolation.arithmetic.statistics import count_different
+
+_BLOCK_VALUES = 1 << 20
+_MIN_BLOCK, _MAX_BLOCK = 2048, 65_536
+# Bits behind the leading one: neighbours of x lie 2 ** (exponent of x - bits) apart.
+_FRACTION_BITS = {torch.bfloat16: 7, torch.float16: 10, torch.float32: 23, torch.float64: 52}
+_EXPONENT_MASK = 0x7F80_0000
+
+
+class NonFiniteCheckpoint(ValueError):  # noqa: N818  its name says what was found
+    """A checkpoint holds NaN or infinity."""
+
+    def __init__(self, index: int, count: int) -> None:
+        super().__init__(f"checkpoint {index}: {count} values that are not finite")
+        self.index = index
+        self.count = count
+
+
+class PathSums:
+    """Sums over the elements of one tensor, or over a part of them."""
+
+    def __init__(self, num_checkpoints: int) -> None:
+        self.num_elements = 0
+        self.gram = np.zeros((num_checkpoints, num_checkpoints))
+        """[N, N], scalar products of the changes to the first checkpoint."""
+        self.rounding = np.zeros(num_checkpoints)
+        """[N], the squared error that is expected where exact values were rounded to the dtype of
+        the files: a twelfth of the squared distance between neighbouring numbers."""
+        self.num_moved = np.zeros(num_checkpoints - 1, dtype=np.int64)
+        """[N - 1], elements whose bits differ from those of the checkpoint before."""
+
+    def add(self, other: PathSums) -> None:
+        """Add the sums of another part of the same tensor."""
+        self.num_elements += other.num_elements
+        self.gram += other.gram
+        self.rounding += other.rounding
+        self.num_moved += other.num_moved
+
+    def packed(self) -> dict[str, Any]:
+        """Return small arrays that travel between processes: of the Gram matrix one triangle."""
+        return {
+            "num_elements": self.num_elements,
+            "gram": self.gram[np.triu_indices(len(self.gram))],
+            "rounding": self.rounding,
+            "num_moved": self.num_moved,
+        }
+
+    @classmethod
+    def unpacked(cls, table: dict[str, Any]) -> PathSums:
+        """Return what `packed` made small."""
+        found = cls(len(table["rounding"]))
+        found.num_elements = table["num_elements"]
+        upper = np.zeros_like(found.gram)
+        upper[np.triu_indices(len(upper))] = table["gram"]
+        found.gram = upper + np.triu(upper, 1).T
+        found.rounding = table["rounding"]
+        found.num_moved = table["num_moved"]
+        return found
+
+
+def measure_path(values: Sequence[torch.Tensor]) -> PathSums:
+    """Measure a run of elements in all checkpoints, in blocks that fit the processor's cache.
+
+    Args:
+        values: N flat tensors of one length and dtype, as they are stored.
+
+    Raises:
+        NonFiniteCheckpoint: One of them holds NaN or infinity.
+    """
+    sums = PathSums(len(values))
+    step = max(_MIN_BLOCK, min(_MAX_BLOCK, _BLOCK_VALUES // len(values)))
+    for start in range(0, values[0].numel(), step):
+        _add_block(sums, [side[start : start + step] for side in values])
+    return sums
+
+
+def _add_block(sums: PathSums, stored: Sequence[torch.Tensor]) -> None:
+    dtype = torch.float64 if stored[0].dtype == torch.float64 else torch.float32
+    values_nb = torch.stack([side.to(dtype) for side in stored])
+    changes_nb = values_nb.sub(values_nb[0]).double()
+    gram = (changes_nb @ changes_nb.T).numpy()
+    if not np.isfinite(gram).all():
+        _refuse_nonfinite(values_nb)
+    sums.gram += gram
+    sums.num_elements += stored[0].numel()
+    sums.rounding += _rounding(values_nb.float(), _FRACTION_BITS[stored[0].dtype])
+    for index, (before, after) in enumerate(itertools.pairwise(stored)):
+        sums.num_moved[index] += count_different(before, after)
+
+
+def _rounding(values_nb: torch.Tensor, fraction_bits: int) -> np.ndarray[Any, np.dtype[Any]]:
+    powers_nb = (values_nb.view(torch.int32) & _EXPONENT_MASK).view(torch.float32).double()
+    scale = 2.0 ** (-2 * fraction_bits) / 12
+    squares: np.ndarray[Any, np.dtype[Any]] = powers_nb.square_().sum(dim=1).mul_(scale).numpy()
+    return squares
+
+
+def _refuse_nonfinite(values_nb: torch.Tensor) -> None:
+    for index, row in enumerate(values_nb):
+        count = int(torch.count_nonzero(~torch.isfinite(row)))
+        if count:
+            raise NonFiniteCheckpoint(index, count)

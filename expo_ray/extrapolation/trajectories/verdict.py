@@ -1,0 +1,193 @@
+"""Up to which horizon which fit beats no change on this run, from its back-tests.
+
+A forecast beats no change at a horizon where its error is below BEATS in the geometric mean over
+the early parts, and in the latest of them too: trainings bend, and the latest is nearest to now.
+It has to beat no change at all shorter horizons that could be tested as well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from expo_ray.extrapolation.trajectories.backtest import HORIZONS, BackTest
+from expo_ray.extrapolation.trajectories.forecasts import FORECAST_KINDS, Forecast
+
+step_name = "{:g}".format
+
+BEATS = 0.95
+MOSTLY_ROUNDING = 0.5
+EXTRAPOLATE, KEEP, UNKNOWN = "extrapolate", "keep", "unknown"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Score:
+    """How one forecast did at one horizon, over all early parts."""
+
+    forecast: str
+    horizon: float
+    mean_error: float
+    """Geometric mean of the errors relative to no change."""
+    worst_error: float
+    latest_error: float
+    """Of the longest early part."""
+    num_tests: int
+
+    @property
+    def beats(self) -> bool:
+        """Whether it beats no change here."""
+        return max(self.mean_error, self.latest_error) <= BEATS
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the fields, JSON-able."""
+        return {
+            "forecast": self.forecast,
+            "horizon": self.horizon,
+            "mean_error": self.mean_error,
+            "worst_error": self.worst_error,
+            "latest_error": self.latest_error,
+            "num_tests": self.num_tests,
+            "beats": self.beats,
+        }
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Verdict:
+    """What to do with a trajectory."""
+
+    decision: str
+    """extrapolate, keep (the last checkpoint), or unknown: nothing could be tested, so keep it."""
+    sentence: str
+    forecast: Forecast | None = None
+    """What goes furthest, and among those the nearest to the withheld checkpoints."""
+    horizon: float | None = None
+    """Up to which it beats no change: of the span from the first to the last checkpoint."""
+    at_step: float | None = None
+    """The step of that horizon."""
+    gain: float | None = None
+    """How much nearer to the later checkpoint than the last one it came there, as a share."""
+    reach: Mapping[str, float] | None = None
+    """By forecast, up to which horizon it beats no change; those that never do are left out."""
+
+    @property
+    def alpha(self) -> float | None:
+        """The alpha of that horizon, counted from the last checkpoint."""
+        return None if self.horizon is None else self.horizon - 1.0
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the fields, JSON-able."""
+        return {
+            "decision": self.decision,
+            "sentence": self.sentence,
+            "forecast": None if self.forecast is None else self.forecast.name,
+            "fit": None if self.forecast is None else self.forecast.fit.value,
+            "from": None if self.forecast is None else self.forecast.start.value,
+            "horizon": self.horizon,
+            "at_step": self.at_step,
+            "alpha": self.alpha,
+            "gain": self.gain,
+            "reach": dict(self.reach or {}),
+        }
+
+
+def scores(tests: Sequence[BackTest]) -> tuple[Score, ...]:
+    """Return how every forecast did at every horizon, without tests that are mostly rounding."""
+    found = []
+    for kind in FORECAST_KINDS:
+        for horizon in HORIZONS:
+            here = [t for t in tests if t.nominal_horizon == horizon and kind.name in t.errors]
+            here = [t for t in here if t.share_rounding <= MOSTLY_ROUNDING]
+            if not here:
+                continue
+            errors = np.array([t.errors[kind.name] for t in here])
+            found.append(
+                Score(
+                    forecast=kind.name,
+                    horizon=horizon,
+                    # A perfect forecast of one early part does not make up for the others.
+                    mean_error=float(np.exp(np.log(np.maximum(errors, 1e-3)).mean())),
+                    worst_error=float(errors.max()),
+                    latest_error=float(errors[np.argmax([t.num_known for t in here])]),
+                    num_tests=len(here),
+                )
+            )
+    return tuple(found)
+
+
+def judge(tests: Sequence[BackTest], steps: Sequence[float]) -> Verdict:
+    """Return the verdict on a trajectory.
+
+    Args:
+        tests: Its back-tests.
+        steps: Of its checkpoints.
+    """
+    table = scores(tests)
+    if not table:
+        return Verdict(decision=UNKNOWN, sentence=_why_unknown(tests, steps))
+    by_kind = {kind: [s for s in table if s.forecast == kind.name] for kind in FORECAST_KINDS}
+    reached = {kind: found for kind, rows in by_kind.items() if (found := _reach(rows))}
+    if not reached:
+        return Verdict(decision=KEEP, sentence=_why_keep(table), reach={})
+    best = min(reached, key=lambda kind: (-reached[kind].horizon, reached[kind].mean_error))
+    score = reached[best]
+    at_step = steps[0] + score.horizon * (steps[-1] - steps[0])
+    return Verdict(
+        decision=EXTRAPOLATE,
+        sentence=_advice(best, score, at_step),
+        forecast=best,
+        horizon=score.horizon,
+        at_step=at_step,
+        gain=1.0 - score.mean_error,
+        reach={kind.name: found.horizon for kind, found in reached.items()},
+    )
+
+
+def _reach(rows: Sequence[Score]) -> Score | None:
+    """Return the score at the largest horizon up to which a forecast always beats no change."""
+    reached = None
+    for score in sorted(rows, key=lambda row: row.horizon):
+        if not score.beats:
+            break
+        reached = score
+    return reached
+
+
+def _advice(kind: Forecast, score: Score, at_step: float) -> str:
+    came = (
+        f"in {score.num_tests} back-test{'s' * (score.num_tests != 1)} it came "
+        f"{1 - score.mean_error:.0%} nearer to the withheld checkpoint than the last known one"
+    )
+    if kind.is_average:
+        return (
+            f"{kind.fit}, an average of the checkpoints, beats the last checkpoint up to "
+            f"{score.horizon:g} times the span: {came}."
+        )
+    return (
+        f"{kind.name} beats no change up to step {step_name(at_step)} ({score.horizon:g} times "
+        f"the span, alpha {score.horizon - 1:g}): {came}."
+    )
+
+
+def _why_keep(table: Sequence[Score]) -> str:
+    best = min(table, key=lambda score: (score.horizon, score.mean_error))
+    return (
+        f"Keep the last checkpoint: no fit beats no change on this run. The best at "
+        f"{best.horizon:g} times the span, {best.forecast}, had an error of {best.mean_error:.2f} "
+        f"of that of no change (latest: {best.latest_error:.2f}; at most {BEATS:g} is asked for)."
+    )
+
+
+def _why_unknown(tests: Sequence[BackTest], steps: Sequence[float]) -> str:
+    if tests:
+        why = (
+            f"more than {MOSTLY_ROUNDING:.0%} of the squared change between the checkpoints is "
+            "rounding to their dtype: save them in float32, or further apart"
+        )
+    elif len(steps) < 4:
+        why = f"{len(steps)} checkpoints leave none to withhold: four are needed"
+    else:
+        why = "no withheld checkpoint lies where a horizon ends, or none moved"
+    return f"Keep the last checkpoint: the fits could not be tested, {why}."
