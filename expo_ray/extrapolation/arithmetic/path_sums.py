@@ -20,6 +20,8 @@ _MIN_BLOCK, _MAX_BLOCK = 2048, 65_536
 # Bits behind the leading one: neighbours of x lie 2 ** (exponent of x - bits) apart.
 _FRACTION_BITS = {torch.bfloat16: 7, torch.float16: 10, torch.float32: 23, torch.float64: 52}
 _EXPONENT_MASK = 0x7F80_0000
+# Values of a block that the expected rounding error is estimated from.
+_ROUNDING_SAMPLES = 4096
 
 
 class NonFiniteCheckpoint(ValueError):  # noqa: N818  its name says what was found
@@ -84,34 +86,49 @@ def measure_path(values: Sequence[torch.Tensor]) -> PathSums:
     """
     sums = PathSums(len(values))
     step = max(_MIN_BLOCK, min(_MAX_BLOCK, _BLOCK_VALUES // len(values)))
+    step = min(step, max(1, values[0].numel()))
+    dtype = torch.float64 if values[0].dtype == torch.float64 else torch.float32
+    rows = torch.empty(2, step, dtype=dtype)
+    # Made once: fresh pages for each block would take longer than the arithmetic.
+    changes = torch.empty(len(values), step, dtype=torch.float64)
     for start in range(0, values[0].numel(), step):
-        _add_block(sums, [side[start : start + step] for side in values])
+        stored = [side[start : start + step] for side in values]
+        number = stored[0].numel()
+        _add_block(sums, stored, rows[:, :number], changes[:, :number])
     return sums
 
 
-def _add_block(sums: PathSums, stored: Sequence[torch.Tensor]) -> None:
-    dtype = torch.float64 if stored[0].dtype == torch.float64 else torch.float32
-    values_nb = torch.stack([side.to(dtype) for side in stored])
-    changes_nb = values_nb.sub(values_nb[0]).double()
+def _add_block(
+    sums: PathSums, stored: Sequence[torch.Tensor], rows: torch.Tensor, changes_nb: torch.Tensor
+) -> None:
+    first, change = rows
+    first.copy_(stored[0])
+    for index, side in enumerate(stored):
+        change.copy_(side)
+        change.sub_(first)
+        changes_nb[index].copy_(change)
     gram = (changes_nb @ changes_nb.T).numpy()
     if not np.isfinite(gram).all():
-        _refuse_nonfinite(values_nb)
+        _refuse_nonfinite(stored)
     sums.gram += gram
     sums.num_elements += stored[0].numel()
-    sums.rounding += _rounding(values_nb.float(), _FRACTION_BITS[stored[0].dtype])
+    sums.rounding += _rounding(stored)
     for index, (before, after) in enumerate(itertools.pairwise(stored)):
         sums.num_moved[index] += count_different(before, after)
 
 
-def _rounding(values_nb: torch.Tensor, fraction_bits: int) -> np.ndarray[Any, np.dtype[Any]]:
+def _rounding(stored: Sequence[torch.Tensor]) -> np.ndarray[Any, np.dtype[Any]]:
+    number = stored[0].numel()
+    stride = max(1, number // _ROUNDING_SAMPLES)
+    values_nb = torch.stack([side[::stride] for side in stored]).float()
     powers_nb = (values_nb.view(torch.int32) & _EXPONENT_MASK).view(torch.float32).double()
-    scale = 2.0 ** (-2 * fraction_bits) / 12
-    squares: np.ndarray[Any, np.dtype[Any]] = powers_nb.square_().sum(dim=1).mul_(scale).numpy()
+    scale = 2.0 ** (-2 * _FRACTION_BITS[stored[0].dtype]) / 12 * number
+    squares: np.ndarray[Any, np.dtype[Any]] = powers_nb.square_().mean(dim=1).mul_(scale).numpy()
     return squares
 
 
-def _refuse_nonfinite(values_nb: torch.Tensor) -> None:
-    for index, row in enumerate(values_nb):
+def _refuse_nonfinite(stored: Sequence[torch.Tensor]) -> None:
+    for index, row in enumerate(stored):
         count = int(torch.count_nonzero(~torch.isfinite(row)))
         if count:
             raise NonFiniteCheckpoint(index, count)

@@ -68,9 +68,5 @@ def batch_tasks(tasks: Sequence[ShardTask]) -> list[tuple[int, ...]]:
 
 def max_batches(tasks: Sequence[ShardTask]) -> int:
     """Return how many batches may run at a time in the whole cluster."""
-    threads = [
-        t.num_threads
-        for t in tasks
-        if HUB_SCHEME in f"{t.initial_uri} {t.aligned_uri} {t.onto_uri}"
-    ]
+    threads = [t.num_threads for t in tasks if HUB_SCHEME in " ".join(t.uris)]
     return max(1, MAX_HUB_REQUESTS // max(threads)) if threads else max(1, len(tasks))

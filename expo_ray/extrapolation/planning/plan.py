@@ -257,6 +257,7 @@ def computes_float64(pair: TensorPair) -> bool:
 def used_bytes(pair: TensorPair) -> int:
     """Return the bytes of all inputs of one tensor that one pass reads."""
     total = pair.base.input_bytes(pair.base.num_elements) + used_initial_bytes(pair)
+    total += sum(ref.input_bytes(pair.num_extrapolated) for ref in pair.between)
     if pair.onto is not None and pair.initial is not None:
         total += pair.aligned.input_bytes(pair.num_extrapolated)
     return total

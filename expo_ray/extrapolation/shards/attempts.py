@@ -10,7 +10,8 @@ from collections.abc import Callable
 from expo_ray.checkpoints.storages.retries import retry_io
 from expo_ray.extrapolation.shards.engine import run_shard
 from expo_ray.extrapolation.shards.less_memory import with_less_memory
-from expo_ray.extrapolation.shards.tasks import ShardReport, ShardTask
+from expo_ray.extrapolation.shards.path_pass import measure_paths
+from expo_ray.extrapolation.shards.tasks import MEASURE_PATHS, ShardReport, ShardTask
 
 IO_ATTEMPTS = 3
 # What torch and the interpreter say instead of raising MemoryError.
@@ -59,7 +60,8 @@ def _run(task: ShardTask, on_total: Callable[[int], None]) -> ShardReport:
         total += num_bytes
         on_total(total)
 
-    return run_shard(task, on_bytes)
+    run = measure_paths if task.mode == MEASURE_PATHS else run_shard
+    return run(task, on_bytes)
 
 
 def _is_memory(error: Exception) -> bool:

@@ -20,6 +20,7 @@ class InputFiles:
     def __init__(self, task: ShardTask) -> None:
         self._sides: dict[str, tuple[str, Mapping[str, FileFacts]]] = {
             "initial": (task.initial_uri, task.initial_files),
+            **task.between,
             "aligned": (task.aligned_uri, task.aligned_files),
         }
         if task.onto_uri is not None:

@@ -18,6 +18,7 @@ from expo_ray.extrapolation.planning.plan import OutputShard, Plan, input_facts
 WRITE = "write"
 COMPARE = "compare"
 MEASURE = "measure"
+MEASURE_PATHS = "measure-paths"
 
 # With the compiled arithmetic (numba and a kernel, about 180 MiB) a worker stays below
 # TASK_MEMORY_BYTES.
@@ -59,7 +60,7 @@ class ShardTask:
     """The work on one output shard, for all alphas at once."""
 
     mode: str
-    """write, compare or measure."""
+    """write, compare, measure or measure-paths."""
     shard: OutputShard
     initial_uri: str
     aligned_uri: str
@@ -69,6 +70,8 @@ class ShardTask:
     onto_uri: str | None = None
     """What delta is added to, where that is not aligned."""
     onto_files: Mapping[str, FileFacts] = field(default_factory=dict)
+    between: Mapping[str, tuple[str, Mapping[str, FileFacts]]] = field(default_factory=dict)
+    """Of a trajectory: the checkpoints between initial and aligned, in order, by "step 200"."""
     allow_nonfinite: bool = False
     allow_overflow: bool = False
     num_threads: int = DEFAULT_THREADS
@@ -80,6 +83,13 @@ class ShardTask:
     """The whole work is large enough to win back what compiling the kernel costs a process."""
     needs_statistics: bool = True
     """Whether somebody reads the sums; without them the compiled kernel is faster."""
+
+    @property
+    def uris(self) -> tuple[str, ...]:
+        """Where the inputs lie."""
+        between = (uri for uri, _ in self.between.values())
+        onto = () if self.onto_uri is None else (self.onto_uri,)
+        return (self.initial_uri, *between, self.aligned_uri, *onto)
 
     @property
     def extra_memory_bytes(self) -> int:
@@ -211,8 +221,20 @@ def shard_task(
         onto_files={}
         if pair.onto is None
         else input_facts(pair.onto, {p.base.file for p in shard.tensors}),
+        between={
+            label: (checkpoint.uri, input_facts(checkpoint, files))
+            for (label, checkpoint), files in zip(
+                pair.between.items(), _files_between(shard.tensors, len(pair.between)), strict=True
+            )
+        },
         outputs=outputs,
         transforms=plan.transforms,
         may_compile=plan.input_bytes >= MIN_COMPILED_BYTES,
         **options,
     )
+
+
+def _files_between(tensors: Sequence[TensorPair], num_between: int) -> list[set[str]]:
+    """Return the files that are read of each checkpoint between initial and aligned."""
+    paths = [pair.between for pair in tensors if pair.between]
+    return [{path[i].file for path in paths} for i in range(num_between)]

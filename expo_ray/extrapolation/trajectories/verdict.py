@@ -15,8 +15,7 @@ import numpy as np
 
 from expo_ray.extrapolation.trajectories.backtest import HORIZONS, BackTest
 from expo_ray.extrapolation.trajectories.forecasts import FORECAST_KINDS, Forecast
-
-step_name = "{:g}".format
+from expo_ray.extrapolation.trajectories.trajectory_file import step_name
 
 BEATS = 0.95
 MOSTLY_ROUNDING = 0.5
