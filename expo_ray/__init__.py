@@ -13,12 +13,13 @@ if TYPE_CHECKING:
     from expo_ray.evaluation import (
         alpaca_eval_metrics,
         alpaca_eval_outputs,
+        plan_prompts,
         reward_bench_accuracy,
         reward_self_tests,
     )
     from expo_ray.extrapolation import diagnose, doctor, extrapolate, inspect_checkpoint, verify
     from expo_ray.loadtests import loadtest
-    from expo_ray.reports import write_report
+    from expo_ray.reports import compare, write_report
     from expo_ray.serving import generate, score, serve, set_alpha
     from expo_ray.workflow.recipe_check import check_recipe
     from expo_ray.workflow.recipe_templates import new_recipe
@@ -31,6 +32,7 @@ __all__ = [
     "alpaca_eval_metrics",
     "alpaca_eval_outputs",
     "check_recipe",
+    "compare",
     "diagnose",
     "doctor",
     "extrapolate",
@@ -38,6 +40,7 @@ __all__ = [
     "inspect_checkpoint",
     "loadtest",
     "new_recipe",
+    "plan_prompts",
     "reward_bench_accuracy",
     "reward_self_tests",
     "run",
@@ -56,6 +59,7 @@ __getattr__ = lazy_exports(
         "alpaca_eval_metrics": "evaluation",
         "alpaca_eval_outputs": "evaluation",
         "check_recipe": "workflow.recipe_check",
+        "compare": "reports",
         "diagnose": "extrapolation",
         "doctor": "extrapolation",
         "extrapolate": "extrapolation",
@@ -63,6 +67,7 @@ __getattr__ = lazy_exports(
         "inspect_checkpoint": "extrapolation",
         "loadtest": "loadtests",
         "new_recipe": "workflow.recipe_templates",
+        "plan_prompts": "evaluation",
         "reward_bench_accuracy": "evaluation",
         "reward_self_tests": "evaluation",
         "run": "workflow.run",

@@ -26,7 +26,10 @@ _HINTS = {
     "alpha": "`expo-ray alpha show` tells what is served now",
     "submit": "a job that was handed over goes on: `ray job list` shows it, `ray job stop` ends it",
     **dict.fromkeys(
-        ("compare", "diagnose", "doctor", "evaluate", "inspect", "loadtest", "report", "verify"),
+        (
+            *("compare", "diagnose", "doctor", "evaluate", "inspect", "loadtest", "plan-prompts"),
+            *("report", "verify"),
+        ),
         "run the same command again",
     ),
 }

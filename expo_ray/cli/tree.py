@@ -10,7 +10,13 @@ import typer
 from typer.exceptions import TyperException
 
 from expo_ray import __version__
-from expo_ray.cli import checkpoint_commands, recipe_commands, run_commands, serving_commands
+from expo_ray.cli import (
+    checkpoint_commands,
+    compare_commands,
+    recipe_commands,
+    run_commands,
+    serving_commands,
+)
 from expo_ray.errors import ConfigError
 
 app = typer.Typer(
@@ -52,6 +58,7 @@ def _root(
 checkpoint_commands.register(app)
 serving_commands.register(app)
 run_commands.register(app)
+compare_commands.register(app)
 recipe_commands.register(app)
 
 

@@ -1,4 +1,4 @@
-"""Published benchmarks: writing what their judges read, and reading what they decided."""
+"""Published benchmarks, and comparing the results of two models on the same items."""
 
 from __future__ import annotations
 
@@ -9,12 +9,14 @@ from expo_ray.lazy import lazy_exports
 if TYPE_CHECKING:
     from expo_ray.evaluation.alpaca_eval import alpaca_eval_metrics
     from expo_ray.evaluation.alpaca_outputs import alpaca_eval_outputs
+    from expo_ray.evaluation.prompt_plan import plan_prompts
     from expo_ray.evaluation.reward_bench import reward_bench_accuracy
     from expo_ray.evaluation.self_tests import reward_self_tests
 
 __all__ = [
     "alpaca_eval_metrics",
     "alpaca_eval_outputs",
+    "plan_prompts",
     "reward_bench_accuracy",
     "reward_self_tests",
 ]
@@ -24,6 +26,7 @@ __getattr__ = lazy_exports(
     {
         "alpaca_eval_metrics": "alpaca_eval",
         "alpaca_eval_outputs": "alpaca_outputs",
+        "plan_prompts": "prompt_plan",
         "reward_bench_accuracy": "reward_bench",
         "reward_self_tests": "self_tests",
     },

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import statistics
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -65,7 +66,7 @@ def alpaca_eval_metrics(annotations_path: str | Path) -> AlpacaEvalMetrics:
     """
     path = Path(annotations_path)
     rows = _read_rows(path)
-    given = [_preference(row, f"{path} row {i}") for i, row in enumerate(rows)]
+    given = [annotated_preference(row, f"{path} row {i}") for i, row in enumerate(rows)]
     lengths = [len(_text(row, "output_2", f"{path} row {i}")) for i, row in enumerate(rows)]
     scores = [preference - 1 for preference in given if preference is not None]
     if not scores:
@@ -75,8 +76,8 @@ def alpaca_eval_metrics(annotations_path: str | Path) -> AlpacaEvalMetrics:
     spread = statistics.stdev(scores) if len(scores) > 1 else 0.0
     return AlpacaEvalMetrics(
         schema_version=SCHEMA_VERSION,
-        model=_generator(rows, "generator_2", path),
-        baseline=_generator(rows, "generator_1", path),
+        model=one_name(rows, "generator_2", path),
+        baseline=one_name(rows, "generator_1", path),
         win_rate=100 * statistics.fmean(scores),
         standard_error=100 * spread / math.sqrt(len(scores)),
         n_wins=num_wins,
@@ -110,7 +111,12 @@ def _read_rows(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def _preference(row: dict[str, Any], where: str) -> float | None:
+def annotated_preference(row: Mapping[str, Any], where: str) -> float | None:
+    """Return the preference of an annotation, draws as 1.5; None where the judge gave none.
+
+    Raises:
+        TableError: It is malformed.
+    """
     if "preference" not in row:
         raise TableError("an annotation has no preference", where=where, got=", ".join(row))
     value = row["preference"]
@@ -139,7 +145,12 @@ def _text(row: dict[str, Any], field: str, where: str) -> str:
     return value
 
 
-def _generator(rows: list[dict[str, Any]], field: str, path: Path) -> str | None:
+def one_name(rows: Sequence[Mapping[str, Any]], field: str, path: Path) -> str | None:
+    """Return what all annotations have in a field.
+
+    Raises:
+        TableError: They differ.
+    """
     names = {row.get(field) for row in rows}
     if len(names) > 1:
         raise TableError(

@@ -5,12 +5,14 @@ from typing import TYPE_CHECKING
 from expo_ray.lazy import lazy_exports
 
 if TYPE_CHECKING:
+    from expo_ray.reports.comparison_page import compare
     from expo_ray.reports.html_report import write_report
     from expo_ray.reports.model_card import render_model_card
     from expo_ray.reports.parts import parts_sentence
     from expo_ray.reports.wording import summary_rows, verdict_sentence
 
 __all__ = [
+    "compare",
     "parts_sentence",
     "render_model_card",
     "summary_rows",
@@ -21,6 +23,7 @@ __all__ = [
 __getattr__ = lazy_exports(
     __name__,
     {
+        "compare": "comparison_page",
         "parts_sentence": "parts",
         "render_model_card": "model_card",
         "summary_rows": "wording",

@@ -18,11 +18,13 @@ from tests.head_node import free_port, head_node
 QUICK = {
     "alpaca_eval_metrics",
     "check_recipe",
+    "compare",
     "diagnose",
     "doctor",
     "extrapolate",
     "inspect_checkpoint",
     "new_recipe",
+    "plan_prompts",
     "reward_self_tests",
     "verify",
     "write_report",

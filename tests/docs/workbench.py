@@ -87,6 +87,9 @@ def add_results(folder: Path) -> Path:
     ]
     samples.write_lines(folder / "preferences.jsonl", pairs)
     (folder / "recipe.yaml").write_text(RECIPE)
+    right = [(0, 1)] * 8 + [(1, 0)] + [(1, 1)] * 20 + [(0, 0)] * 11
+    lines = ["aligned,candidate", *(f"{one},{other}" for one, other in right)]
+    (folder / "results.csv").write_text("\n".join(lines) + "\n")
     return folder
 
 
