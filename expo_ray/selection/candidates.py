@@ -8,9 +8,9 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 from expo_ray.selection.bootstrap import Estimate, FloatArray, adjust_p_values, bootstrap_mean
+from expo_ray.selection.guard_findings import Guard
 from expo_ray.selection.guards import (
     COLLAPSE_GUARDS,
-    Guard,
     check_guards,
     length_controlled_gain,
     length_ratio,

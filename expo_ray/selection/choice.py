@@ -6,8 +6,9 @@
                 looked at before
 
 The best of several candidates looks better than it is on the prompts that chose it (the winner's
-curse); its gain on the held-out prompts does not. One alpha goes there. Where it is not confirmed
-the answer is keep-aligned: a second try there would make them tuning prompts.
+curse); its gain on the held-out prompts does not. That one goes there, and the next smaller
+eligible one after it only where a guard stopped it although it gained (`heldout_sequence`): where
+nothing is confirmed the answer is keep-aligned.
 """
 
 from __future__ import annotations
@@ -20,12 +21,12 @@ import pyarrow as pa
 
 from expo_ray.errors import EvaluationError
 from expo_ray.extrapolation.planning.alpha import ALIGNED_ALPHA
+from expo_ray.selection.bootstrap import Estimate
 from expo_ray.selection.candidates import (
     Candidate,
     caution,
     estimate_mean,
     highest_gain,
-    is_gain,
     measure_candidates,
 )
 from expo_ray.selection.explanations import (
@@ -35,7 +36,9 @@ from expo_ray.selection.explanations import (
     warn_of_edge,
 )
 from expo_ray.selection.first_order import check_first_order
-from expo_ray.selection.guards import Guard, check_guards
+from expo_ray.selection.guard_findings import Guard
+from expo_ray.selection.guards import check_guards
+from expo_ray.selection.heldout_sequence import Confirmation, confirm_in_sequence
 from expo_ray.selection.samples import SplitSamples, join_tables, reward_model
 from expo_ray.selection.search import SearchResult
 from expo_ray.selection.settings import SelectionSettings
@@ -83,9 +86,11 @@ def choose_alpha(
     candidates, guards = measure_candidates(tuning, settings, dropped)
     tried = pick(candidates, tuning, settings)
     # Without one to try, the held-out figures of the nearest candidate are shown, not judged.
-    shown = tried.alpha if tried is not None else _nearest(candidates)
-    confirmation, heldout_guards = _confirm(heldout, shown, settings)
-    extrapolate = tried is not None and confirmation["confirmed"]
+    order = [_nearest(candidates)] if tried is None else in_sequence(candidates, tried)
+    sequence, heldout_guards = _confirm(heldout, order, settings)
+    last = sequence[-1]
+    shown = last.alpha
+    extrapolate = tried is not None and last.outcome == "confirmed"
     return {
         "schema_version": SCHEMA_VERSION,
         "best_alpha": shown if extrapolate else ALIGNED_ALPHA,
@@ -95,20 +100,21 @@ def choose_alpha(
             if tried is None
             else explain_tried(
                 candidates,
-                confirmation,
+                sequence,
                 heldout_guards,
                 settings,
                 num_judges=1 + len(_peers(tuning, settings)),
             )
         ),
         "unfit": [],
-        "tried_alpha": None if tried is None else tried.alpha,
+        "tried_alpha": None if tried is None else shown,
         "rejected_alpha": None if extrapolate or shown == 0 else shown,
         "num_tuning": tuning.num_prompts,
         "num_heldout": heldout.num_prompts,
         "candidates": [candidate.as_dict() for candidate in candidates],
         "guards": [guard.as_dict() for guard in (*guards, *heldout_guards)],
-        "heldout": {**confirmation, "confirmed": extrapolate},
+        "heldout": {**_record(last), "confirmed": extrapolate},
+        "heldout_sequence": [] if tried is None else [one.as_dict() for one in sequence],
         "first_order": check_first_order(tuning, settings, dropped),
         "search": None if search is None else search.as_dict(),
         "measurement_spread": measurement_spread,
@@ -167,23 +173,32 @@ def pick(
     return best
 
 
+def in_sequence(candidates: Sequence[Candidate], first: Candidate) -> list[float]:
+    """Return the alphas that held-out prompts are spent on, one after the other.
+
+    Args:
+        candidates: All of them, on tuning prompts.
+        first: The one that goes there; smaller eligible ones follow, the largest of them first.
+    """
+    smaller = [c for c in candidates if c.eligible and caution(c) < caution(first)]
+    return [first.alpha, *(c.alpha for c in sorted(smaller, key=caution, reverse=True))]
+
+
 def _confirm(
-    heldout: SplitSamples, alpha: float, settings: SelectionSettings
-) -> tuple[dict[str, Any], list[Guard]]:
-    estimate = estimate_mean(heldout.differences(alpha), settings)
-    p_value = estimate.p_value(settings.min_gain)
-    ci_low, ci_high = estimate.interval(settings.confidence)
-    guards = check_guards(heldout, alpha, split="heldout", settings=settings) if alpha else []
-    confirmed = is_gain(estimate, p_value, settings) and not any(g.fired for g in guards)
-    return {
-        "alpha": alpha,
-        "gain": estimate.mean,
-        "ci_low": ci_low,
-        "ci_high": ci_high,
-        "num_pairs": estimate.num_values,
-        "p_value": p_value,
-        "confirmed": confirmed,
-    }, guards
+    heldout: SplitSamples, alphas: Sequence[float], settings: SelectionSettings
+) -> tuple[list[Confirmation], list[Guard]]:
+    def measure(alpha: float) -> tuple[Estimate, Sequence[Guard]]:
+        estimate = estimate_mean(heldout.differences(alpha), settings)
+        if alpha == ALIGNED_ALPHA:
+            return estimate, ()
+        return estimate, check_guards(heldout, alpha, split="heldout", settings=settings)
+
+    return confirm_in_sequence(alphas, measure, settings)
+
+
+def _record(one: Confirmation) -> dict[str, Any]:
+    keys = ("alpha", "gain", "ci_low", "ci_high", "num_pairs", "p_value")
+    return {key: getattr(one, key) for key in keys}
 
 
 def _nearest(candidates: Sequence[Candidate]) -> float:

@@ -2,63 +2,88 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from expo_ray.selection.candidates import Candidate, highest_gain
-from expo_ray.selection.guards import Guard
+from expo_ray.selection.guard_findings import Guard
+from expo_ray.selection.heldout_sequence import Confirmation
 from expo_ray.selection.samples import made_from_pair
 from expo_ray.selection.settings import SelectionSettings
 
 
 def explain_tried(
     candidates: Sequence[Candidate],
-    heldout: Mapping[str, Any],
+    sequence: Sequence[Confirmation],
     guards: Sequence[Guard],
     settings: SelectionSettings,
     *,
     num_judges: int,
 ) -> str:
-    """Explain what became of the alpha that went to the held-out prompts.
+    """Explain what became of the alphas that went to the held-out prompts.
 
     Args:
         candidates: All of them, on tuning prompts.
-        heldout: The held-out part of selection.json.
+        sequence: Those that went there, in their order.
         guards: The guards on held-out prompts.
         settings: The rules.
         num_judges: How many reward models ordered the candidates.
     """
-    alpha, num_pairs = heldout["alpha"], heldout["num_pairs"]
-    start = f"alpha {alpha:g} gained on the tuning prompts, but"
-    if heldout["gain"] is None or num_pairs < settings.min_pairs:
+    words = [_explain_stop(one, guards, settings) for one in sequence[:-1]]
+    words.append(_explain_last(candidates, sequence, guards, settings, num_judges))
+    return "; then ".join(words)
+
+
+def _explain_stop(one: Confirmation, guards: Sequence[Guard], settings: SelectionSettings) -> str:
+    """Say why one candidate is not the choice."""
+    start = f"alpha {one.alpha:g} gained on the tuning prompts, but"
+    if one.gain is None or one.num_pairs < settings.min_pairs:
         return (
-            f"{start} {num_pairs} held-out prompts are too few to confirm it "
+            f"{start} {one.num_pairs} held-out prompts are too few to confirm it "
             f"(at least {settings.min_pairs})"
         )
-    figures = (
-        f"by {heldout['gain']:+.4g} ({settings.confidence:.0%} interval {heldout['ci_low']:+.4g} "
-        f"to {heldout['ci_high']:+.4g}, p = {heldout['p_value']:.2g}) "
-        f"on {num_pairs} held-out prompts"
-    )
-    fired = [guard.reason for guard in guards if guard.fired]
+    fired = [guard.reason for guard in guards if guard.fired and guard.alpha == one.alpha]
     if fired:
-        return f"{start} on {num_pairs} held-out prompts a guard fired: {'; '.join(fired)}"
-    if not heldout["confirmed"]:
-        return f"{start} the gain is not confirmed: the mean reward changes {figures}"
+        return f"{start} on {one.num_pairs} held-out prompts a guard fired: {'; '.join(fired)}"
+    return (
+        f"{start} the gain is not confirmed: the mean reward changes {_figures(one, settings)}"
+        + (f"; it had to reach p = {one.level:.2g}" if settings.heldout_reserve else "")
+    )
+
+
+def _explain_last(
+    candidates: Sequence[Candidate],
+    sequence: Sequence[Confirmation],
+    guards: Sequence[Guard],
+    settings: SelectionSettings,
+    num_judges: int,
+) -> str:
+    last = sequence[-1]
+    if last.outcome != "confirmed":
+        return _explain_stop(last, guards, settings)
+    found = f"alpha {last.alpha:g} raises the mean reward {_figures(last, settings)}"
+    if len(sequence) > 1:
+        return f"{found}; it is the next smaller candidate that gained on the tuning prompts"
     if num_judges > 1:
         within = "" if settings.prefer == "best" else ", or the smallest within the noise of it"
         return (
-            f"alpha {alpha:g} raises the mean reward {figures}; on the tuning prompts it is the "
-            f"best one in the mean of {num_judges} reward models{within}"
+            f"{found}; on the tuning prompts it is the best one in the mean of {num_judges} "
+            f"reward models{within}"
         )
     best = highest_gain([c for c in candidates if c.eligible])
     rule = "it has the highest mean reward on the tuning prompts"
-    if best is not None and best.alpha != alpha:
+    if best is not None and best.alpha != last.alpha:
         rule = (
             "it is the smallest alpha whose gain on the tuning prompts is not significantly "
             f"below the highest one, of alpha {best.alpha:g}"
         )
-    return f"alpha {alpha:g} raises the mean reward {figures}; {rule}"
+    return f"{found}; {rule}"
+
+
+def _figures(one: Confirmation, settings: SelectionSettings) -> str:
+    return (
+        f"by {one.gain:+.4g} ({settings.confidence:.0%} interval {one.ci_low:+.4g} "
+        f"to {one.ci_high:+.4g}, p = {one.p_value:.2g}) on {one.num_pairs} held-out prompts"
+    )
 
 
 def explain_none(

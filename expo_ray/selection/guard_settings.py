@@ -15,11 +15,25 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from expo_ray.errors import ConfigError, argument
 
+Doubt = Literal["pass", "by-value", "stop"]
+
 
 class GuardThresholds(BaseModel):
     """What a candidate may do before a guard stops it; a part of `SelectionSettings`."""
 
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid", allow_inf_nan=False)
+
+    guard_doubt: Doubt = Field(
+        default="pass",
+        description="What a guard does where so many prompts cannot tell whether its threshold is "
+        "passed: `pass`, nothing; `by-value`, it stops the candidate if the value lies beyond "
+        "the threshold, however uncertain; `stop`, it stops the candidate unless the whole "
+        "interval lies within. `pass` hardly ever stops a sound candidate and always a broken "
+        "one; harm of once or twice a threshold it finds with hundreds of prompts only "
+        "(benchmarks/results/guard_doubt.md). The share of null rewards is a count, and a gain "
+        "has to be shown by guard reward models and at equal length: those guards stop by "
+        "their values.",
+    )
 
     max_error_rate: float = Field(
         default=0.01,
@@ -130,8 +144,9 @@ FIELDS: Mapping[str, str] = {
     "language-drift": "max_language_drift_increase",
     "length-controlled-gain": "min_length_controlled_gain",
     "reward-model": "guard_agreement",
+    "doubt": "guard_doubt",
 }
-"""Field of `GuardThresholds` by name of the guard."""
+"""Field of `GuardThresholds` by name of the guard; `doubt` is of them all."""
 
 
 def guard_of_field(field: str) -> str | None:

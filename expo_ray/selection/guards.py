@@ -1,19 +1,30 @@
 """Guards: what a candidate must not do, however high its reward.
 
 They stand against reward hacking: a score that rises while the answers get longer, or worse.
-Each guard compares one number with one threshold on one split and says in words what it saw. A
-guard that cannot be measured stops the candidate: not knowing is no permission.
+Each guard compares candidate and aligned model on the same prompts of one split, and has three
+answers (`guard_findings`): a handful of answers more or fewer is no finding. A guard that cannot be
+measured stops the candidate: not knowing is no permission.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import numpy as np
+from scipy import stats
 
 from expo_ray.extrapolation.planning.alpha import ALIGNED_ALPHA
 from expo_ray.selection.bootstrap import bootstrap_mean
+from expo_ray.selection.guard_comparisons import (
+    Comparison,
+    compare_intercept,
+    compare_mean,
+    compare_ratio,
+    compare_shares,
+)
+from expo_ray.selection.guard_findings import Guard, Question, judge, percent
+from expo_ray.selection.guard_settings import Doubt
 from expo_ray.selection.samples import FloatArray, SplitSamples
 from expo_ray.selection.settings import SelectionSettings
 
@@ -24,23 +35,6 @@ COLLAPSE_GUARDS = frozenset(
     }
 )
 """Guards that fire on text which is broken, not merely longer or less liked."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Guard:
-    """One guard's finding on one candidate."""
-
-    name: str
-    alpha: float
-    split: str
-    value: float | None
-    threshold: float
-    fired: bool
-    reason: str
-
-    def as_dict(self) -> dict[str, object]:
-        """Return the entry of selection.json."""
-        return asdict(self)
 
 
 def check_guards(
@@ -63,8 +57,8 @@ def check_guards(
         *case.signs(),
         *case.length_controlled(),
     ]
-    for judge in sorted(samples.guard_rewards):
-        guards += [case.null_rewards(judge), case.agreement(judge)]
+    for judge_name in sorted(samples.guard_rewards):
+        guards += [case.null_rewards(judge_name), case.agreement(judge_name)]
     return guards
 
 
@@ -79,18 +73,25 @@ def length_ratio(samples: SplitSamples, alpha: float) -> float | None:
 def length_controlled_gain(samples: SplitSamples, alpha: float) -> float | None:
     """Return the gain left at equal length; None where lengths do not differ or are unknown.
 
-    It is the intercept of a regression of reward differences on length differences.
+    It is the intercept of a regression of reward differences on length differences, prompt by
+    prompt.
     """
-    row, aligned = samples.row(alpha), samples.row(ALIGNED_ALPHA)
-    if row == aligned:
+    if alpha == ALIGNED_ALPHA:
         return 0.0
+    rewards, longer = _length_regression(samples, alpha)
+    if np.unique(longer).size < 2:
+        return None
+    return compare_intercept(rewards, longer, 0.0, 0.95).value
+
+
+def _length_regression(samples: SplitSamples, alpha: float) -> tuple[FloatArray, FloatArray]:
+    """Return per prompt the difference of the rewards and that of the lengths."""
+    row, aligned = samples.row(alpha), samples.row(ALIGNED_ALPHA)
     rewards = samples.rewards[row] - samples.rewards[aligned]
     longer = samples.tokens[row] - samples.tokens[aligned]
     both = np.isfinite(rewards) & np.isfinite(longer)
-    if np.unique(longer[both]).size < 2:
-        return None
-    _, intercept = np.polyfit(longer[both], rewards[both], 1)
-    return float(intercept)
+    of_prompts = [samples.by_prompt(np.where(both, v, np.nan)) for v in (rewards, longer)]
+    return of_prompts[0], of_prompts[1]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -100,43 +101,79 @@ class _Case:
     split: str
     settings: SelectionSettings
 
-    def null_rewards(self, judge: str | None) -> Guard:
+    def null_rewards(self, model: str | None) -> Guard:
+        """A count of what happened and no estimate: it decides as it is."""
         num_keys = self.samples.prompt_of_key.size
-        value = self.samples.num_errors(self.alpha, judge) / num_keys if num_keys else None
-        name = "null-rewards" if judge is None else f"null-rewards of {judge}"
+        num_errors = self.samples.num_errors(self.alpha, model)
         limit = self.settings.max_error_rate
-        return self._guard(
-            name, value, limit, words=f"{_percent(value)} of the rewards are null or missing"
+        found = None
+        if num_keys:
+            # Two-sided, as the others; a look that saw a part of the prompts asks for it.
+            exact = stats.binomtest(num_errors, num_keys, limit, alternative="greater")
+            low, high = exact.proportion_ci(self.settings.confidence, method="wilson")
+            found = Comparison(
+                value=num_errors / num_keys,
+                ci_low=float(low),
+                ci_high=float(high),
+                p_value=min(1.0, 2 * float(exact.pvalue)),
+                num_prompts=self.samples.num_prompts,
+            )
+        words = f"{percent(num_errors / max(num_keys, 1))} of the rewards are null or missing"
+        name = "null-rewards" if model is None else f"null-rewards of {model}"
+        return self._judge(
+            Question(name=name, limit=limit, doubt="by-value", is_share=True), found, words
         )
 
-    def lengths(self) -> list[Guard]:
-        value = length_ratio(self.samples, self.alpha)
-        words = f"responses are {value or 0:.2f} times as long as those of the aligned model"
-        longest, shortest = self.settings.max_length_ratio, self.settings.min_length_ratio
-        guards = []
-        if longest is not None:
-            guards.append(self._guard("length-ratio", value, longest, words=words))
-        if shortest is not None:
-            fired = value is None or value < shortest
-            guards.append(self._guard("short-responses", value, shortest, words=words, fired=fired))
-        return guards
+    def lengths(self) -> Iterator[Guard]:
+        tokens, aligned = self._of_both(self.samples.tokens)
+        known = tokens.size > 0 and aligned.sum() > 0
+        confidence = self.settings.confidence
+        ratio = float(tokens.sum() / aligned.sum()) if known else 0.0
+        words = f"responses are {ratio:.2f} times as long as those of the aligned model"
+        for name, limit, at_most in (
+            ("length-ratio", self.settings.max_length_ratio, True),
+            ("short-responses", self.settings.min_length_ratio, False),
+        ):
+            if limit is None:
+                continue
+            found = compare_ratio(tokens, aligned, limit, confidence) if known else None
+            question = Question(
+                name=name,
+                limit=limit,
+                doubt=self.settings.guard_doubt,
+                at_most=at_most,
+            )
+            yield self._judge(question, found, words)
 
     def truncation(self) -> Guard:
-        value, aligned = self._means(self.samples.truncated)
-        limit = min(
-            aligned + self.settings.max_truncation_increase,
-            max(aligned, self.settings.max_truncation_rate),
+        settings = self.settings
+        what = "run into the token limit"
+        if _mean(self._of_both(self.samples.truncated)[1]) > settings.max_truncation_rate:
+            what += ": the aligned model's too, so a larger max_tokens is needed"
+        return self._share(
+            "truncation-rate",
+            self.samples.truncated,
+            settings.max_truncation_increase,
+            what,
+            ceiling=settings.max_truncation_rate,
         )
-        words = f"{_percent(value)} of the responses run into the token limit"
-        words += f" ({_percent(aligned)} for the aligned model)"
-        return self._guard("truncation-rate", value, limit, words=words)
 
     def repetition(self) -> Guard:
-        value, aligned = self._means(self.samples.repetition)
-        limit = aligned + self.settings.max_repetition_increase
-        words = f"{_percent(value)} of the four-word sequences repeat"
-        words += f" ({_percent(aligned)} for the aligned model)"
-        return self._guard("repetition", value, limit, words=words)
+        values, aligned = self._of_both(self.samples.repetition)
+        limit, before = self.settings.max_repetition_increase, _mean(aligned)
+        found = None
+        if values.size:
+            found = compare_mean(values - aligned, limit, self.settings.confidence)
+        words = f"{percent(_mean(values))} of the four-word sequences repeat"
+        words += f" ({percent(before)} for the aligned model)"
+        question = Question(
+            name="repetition",
+            limit=limit,
+            offset=before,
+            doubt=self.settings.guard_doubt,
+            is_share=True,
+        )
+        return self._judge(question, found, words)
 
     def signs(self) -> Iterator[Guard]:
         """Signs of broken text, relative to alpha 0; they need the chats."""
@@ -158,72 +195,106 @@ class _Case:
         ):
             if increase is None or np.isnan(values).all():
                 continue
-            value, aligned = self._means(values)
-            words = f"{_percent(value)} of the responses {what}"
-            words += f" ({_percent(aligned)} for the aligned model)"
-            yield self._guard(name, value, aligned + increase, words=words)
+            yield self._share(name, values, increase, what)
 
     def length_controlled(self) -> Iterator[Guard]:
         """What remains of the gain at equal length; asked of longer candidates only."""
         threshold = self.settings.min_length_controlled_gain
         ratio = length_ratio(self.samples, self.alpha)
-        value = length_controlled_gain(self.samples, self.alpha)
-        if threshold is None or value is None or ratio is None or ratio <= 1:
+        if threshold is None or ratio is None or ratio <= 1:
             return
-        words = f"at equal length a gain of {value:+.4g} remains (regression on token counts)"
-        yield self._guard(
-            "length-controlled-gain", value, threshold, words=words, fired=value <= threshold
+        rewards, longer = _length_regression(self.samples, self.alpha)
+        if np.unique(longer).size < 2:
+            return
+        found = compare_intercept(rewards, longer, threshold, self.settings.confidence)
+        words = f"at equal length a gain of {found.value:+.4g} remains (regression on token counts)"
+        question = Question(
+            name="length-controlled-gain", limit=threshold, doubt=self._burden(), at_most=False
         )
+        yield self._judge(question, found, words)
 
-    def agreement(self, judge: str) -> Guard:
+    def agreement(self, model: str) -> Guard:
         estimate = bootstrap_mean(
-            self.samples.differences(self.alpha, judge=judge),
+            self.samples.differences(self.alpha, judge=model),
             num_resamples=self.settings.num_resamples,
             seed=self.settings.seed,
         )
-        value, what = estimate.mean, "gain"
-        if self.settings.guard_agreement == "significant":
-            value, what = estimate.interval(self.settings.confidence)[0], "lower limit of the gain"
-        words = f"{what} under the reward model {judge} is {value or 0:+.4g}"
-        fired = value is None or value <= 0
-        return self._guard(f"reward-model {judge}", value, 0.0, words=words, fired=fired)
-
-    def _means(self, values: FloatArray) -> tuple[float | None, float]:
-        """Mean of the candidate and of alpha 0."""
-        return (
-            _mean(values[self.samples.row(self.alpha)]),
-            _mean(values[self.samples.row(ALIGNED_ALPHA)]) or 0.0,
+        found = None
+        if estimate.mean is not None:
+            low, high = estimate.interval(self.settings.confidence)
+            found = Comparison(
+                value=estimate.mean,
+                ci_low=low,
+                ci_high=high,
+                p_value=estimate.p_value(),
+                num_prompts=estimate.num_values,
+            )
+        words = f"gain under the reward model {model} is {estimate.mean or 0:+.4g}"
+        is_strict = self.settings.guard_agreement == "significant"
+        question = Question(
+            name=f"reward-model {model}",
+            limit=0.0,
+            doubt="stop" if is_strict else "by-value",
+            at_most=False,
         )
+        return self._judge(question, found, words)
 
-    def _guard(
+    def _burden(self) -> Doubt:
+        """A gain has to be shown: doubt counts against it where its value does."""
+        return "stop" if self.settings.guard_doubt == "stop" else "by-value"
+
+    def _share(
         self,
         name: str,
-        value: float | None,
-        threshold: float,
+        values: FloatArray,
+        increase: float,
+        what: str,
         *,
-        words: str,
-        fired: bool | None = None,
+        ceiling: float = 1.0,
     ) -> Guard:
-        """Make the record; without `fired` the threshold is an upper limit."""
-        if fired is None:
-            fired = value is None or value > threshold
-        verdict = "stopped" if fired else "fine"
-        reason = f"{words}; threshold {threshold:.4g}: {verdict}"
-        return Guard(
+        """Compare how many responses of both do something.
+
+        Args:
+            name: Of the guard.
+            values: 1 where a response does, else 0.
+            increase: How far above that of the aligned model the share may lie.
+            what: What they do.
+            ceiling: Where the share may lie at most, unless that of the aligned model does.
+        """
+        candidate, aligned = self._of_both(values)
+        before = _mean(aligned)
+        limit = min(increase, max(0.0, ceiling - before))
+        found = None
+        if candidate.size:
+            found = compare_shares(candidate - aligned, limit, self.settings.confidence)
+        words = f"{percent(_mean(candidate))} of the responses {what}"
+        words += f" ({percent(before)} for the aligned model)"
+        question = Question(
             name=name,
+            limit=limit,
+            offset=before,
+            doubt=self.settings.guard_doubt,
+            is_share=True,
+        )
+        return self._judge(question, found, words)
+
+    def _of_both(self, values: FloatArray) -> tuple[FloatArray, FloatArray]:
+        """Return the values of candidate and alpha 0 by prompt, where both have one."""
+        candidate, aligned = (values[self.samples.row(a)] for a in (self.alpha, ALIGNED_ALPHA))
+        both = np.isfinite(candidate) & np.isfinite(aligned)
+        pair = [self.samples.by_prompt(np.where(both, v, np.nan)) for v in (candidate, aligned)]
+        return pair[0], pair[1]
+
+    def _judge(self, question: Question, found: Comparison | None, words: str) -> Guard:
+        return judge(
+            question,
+            found,
+            words,
             alpha=self.alpha,
             split=self.split,
-            value=value,
-            threshold=threshold,
-            fired=fired,
-            reason=reason if value is not None else f"{name} could not be measured: stopped",
+            confidence=self.settings.confidence,
         )
 
 
-def _mean(values: FloatArray) -> float | None:
-    finite = values[np.isfinite(values)]
-    return float(finite.mean()) if finite.size else None
-
-
-def _percent(value: float | None) -> str:
-    return f"{value or 0:.1%}"
+def _mean(values: FloatArray) -> float:
+    return float(values.mean()) if values.size else 0.0

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from expo_ray.selection.guards import check_guards
+from expo_ray.selection.race import LOOKS
 from expo_ray.selection.samples import join_tables
 from expo_ray.selection.search import Measured
 from expo_ray.selection.settings import SelectionSettings
@@ -47,23 +48,23 @@ def measure_tables(
         )
         return table.filter(wanted)
 
-    guards = {name: part(table) for name, table in (guard_rewards or {}).items()}
-    samples = join_tables(part(responses), part(rewards), guards, signs_file=signs_file)["tuning"]
+    judged = {name: part(table) for name, table in (guard_rewards or {}).items()}
+    samples = join_tables(part(responses), part(rewards), judged, signs_file=signs_file)["tuning"]
     place = {prompt: i for i, prompt in enumerate(sorted(prompts))}
     order = np.array([place[prompt] for prompt in prompts])
-    stopped = {
-        alpha: tuple(
-            guard.name
-            for guard in check_guards(samples, alpha, split="tuning", settings=settings)
-            if guard.fired
-        )
+    guards = {
+        alpha: check_guards(samples, alpha, split="tuning", settings=settings)
         for alpha in samples.alphas
         if alpha != 0
     }
+    # Every look of a race is a chance to be wrong about a guard: they share the error.
+    error = (1 - settings.confidence) / (len(LOOKS) + 1)
     return Measured(
         rewards={
             alpha: samples.prompt_means(samples.rewards[samples.row(alpha)])[order]
             for alpha in samples.alphas
         },
-        stopped=stopped,
+        stopped={a: tuple(g.name for g in its if g.fired) for a, its in guards.items()},
+        suspected={a: tuple(g.name for g in its if g.is_beyond) for a, its in guards.items()},
+        certain={a: tuple(g.name for g in its if g.is_certain(error)) for a, its in guards.items()},
     )

@@ -62,12 +62,13 @@ def restricted_variance(
 
 
 def difference_interval(
-    gained: int, lost: int, num_pairs: int, confidence: float
+    gained: float, lost: float, num_pairs: int, confidence: float
 ) -> tuple[float, float]:
     """Return the two-sided interval of the second share minus the first.
 
     Args:
-        gained: Pairs in which the second alone is right.
+        gained: Pairs in which the second alone is right; parts of one where both gave several
+            answers.
         lost: Pairs in which the first alone is right.
         num_pairs: All pairs, at least one.
         confidence: Of the interval; for one-sided limits of confidence c give 2 c - 1.

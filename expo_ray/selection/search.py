@@ -36,6 +36,10 @@ class Measured:
     """Per alpha one reward for each of the prompts asked for, not-a-number where it failed."""
     stopped: Mapping[float, tuple[str, ...]] = field(default_factory=dict)
     """Guards that fire on these prompts, by alpha."""
+    suspected: Mapping[float, tuple[str, ...]] = field(default_factory=dict)
+    """Guards whose values lie beyond their thresholds, with confidence or without."""
+    certain: Mapping[float, tuple[str, ...]] = field(default_factory=dict)
+    """Guards that do so beyond doubt, however often one looks: a race may drop by these alone."""
 
 
 class Measure(Protocol):
@@ -168,6 +172,8 @@ class _Search:
         self._settings = settings
         self._rewards: dict[float, FloatArray] = {ALIGNED_ALPHA: np.empty(0)}
         self._stopped: dict[float, tuple[str, ...]] = {}
+        self._suspected: dict[float, tuple[str, ...]] = {}
+        self._certain: dict[float, tuple[str, ...]] = {}
         self._dropped: dict[float, str] = {}
         self._looks: list[Look] = []
         self._num_rounds = 0
@@ -199,15 +205,13 @@ class _Search:
         racing = "racing" in self._settings.strategy
         sizes = look_sizes(len(self._prompts)) if racing else [len(self._prompts)]
         left = list(fresh)
-        suspects: set[float] = set()
         self._error_left = self._settings.race_error / self._num_rounds
         for size in sizes:
             self._look(left, size)
             measured = tuple(left)
             why: dict[float, str] = {}
             if size < len(self._prompts):
-                why = self._drop(left, size, suspects)
-                suspects = {a for a in left if self._stopped.get(a)}
+                why = self._drop(left, size)
                 left = [a for a in left if a not in why]
             self._dropped.update(why)
             self._looks.append(
@@ -228,18 +232,21 @@ class _Search:
             if size > self.num_answered.get(alpha, 0):
                 self._rewards[alpha] = measured.rewards[alpha]
                 self.num_answered[alpha] = size
-        self._stopped.update((a, tuple(measured.stopped.get(a, ()))) for a in alphas)
+        for known, found in (
+            (self._stopped, measured.stopped),
+            (self._suspected, measured.suspected),
+            (self._certain, measured.certain),
+        ):
+            known.update((a, tuple(found.get(a, ()))) for a in alphas)
 
-    def _drop(self, left: Sequence[float], size: int, suspects: set[float]) -> dict[float, str]:
+    def _drop(self, left: Sequence[float], size: int) -> dict[float, str]:
         """Return why some of these are dropped."""
-        guarded = [a for a in left if self._stopped.get(a)]
         why = {
-            # One look may be bad luck; two in a row rarely are.
-            a: f"{', '.join(self._stopped[a])} on {size} prompts"
-            for a in guarded
-            if a in suspects
+            a: f"{', '.join(self._certain[a])} on {size} prompts"
+            for a in left
+            if self._certain.get(a)
         }
-        rivals = [a for a in self._rivals(size) if a not in guarded]
+        rivals = self._rivals(size)
         differences = [self._differences(a, size) for a in rivals]
         if rivals:
             table = np.vstack(differences)
@@ -263,14 +270,19 @@ class _Search:
         return why
 
     def _rivals(self, size: int) -> list[float]:
-        """Candidates still in the race, and finished ones, most cautious first."""
+        """Candidates still in the race, and finished ones, most cautious first.
+
+        Whom a guard suspects neither leads nor is left out: were it to lead, others would be
+        dropped for the sake of one that the guard may stop in the end.
+        """
         standing = [
             a
             for a, rewards in self._rewards.items()
             if a != 0 and rewards.size >= size and a not in self._dropped
         ]
         return sorted(
-            (a for a in standing if not self._stopped.get(a)), key=lambda a: (abs(a), a < 0)
+            (a for a in standing if not (self._stopped.get(a) or self._suspected.get(a))),
+            key=lambda a: (abs(a), a < 0),
         )
 
     def _differences(self, alpha: float, size: int) -> FloatArray:

@@ -93,7 +93,7 @@ class SelectionSettings(GuardThresholds):
         default="holm",
         description="How p-values on tuning prompts allow for the number of candidates. Holm "
         "controls the same error as Bonferroni and is never weaker. The held-out "
-        "test needs none: it tests one alpha.",
+        "tests need none: they go by a fixed sequence.",
     )
 
     prefer: Literal["smallest-within-noise", "best"] = Field(
@@ -103,6 +103,16 @@ class SelectionSettings(GuardThresholds):
         "so by default it is the smallest alpha whose gain is not significantly "
         "below the best one's (paired test between the two); `best` takes the "
         "highest mean reward.",
+    )
+
+    heldout_reserve: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="Share of the error rate on held-out prompts that is kept for the next smaller "
+        "candidate where the gain of one is not confirmed. At 0 the next one has its turn "
+        "only where a guard stopped a candidate whose gain was significant, which costs "
+        "nothing; more makes every first test stricter.",
     )
 
     rank_by: Literal["reward", "all-judges"] = Field(

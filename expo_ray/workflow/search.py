@@ -25,7 +25,8 @@ from expo_ray.workflow.run_dir import TRUTH
 def search_candidates(run: stages.Run) -> None:
     """Try candidates on the tuning prompts as the strategy says, then confirm one.
 
-    Only alpha 0 and the candidate that the tuning prompts speak for answer the held-out prompts.
+    Only alpha 0 and the candidate that the tuning prompts speak for answer the held-out prompts,
+    and the next smaller one where guards stop it there.
     """
     tuning, heldout = (
         shuffled(
@@ -48,10 +49,11 @@ def search_candidates(run: stages.Run) -> None:
             answers, tuning, alphas=run.recipe.extrapolation.alphas, settings=settings
         )
         run.directory.update_resolved({"alphas": list(run.alphas)})
-        tried = stages.decide(run)["tried_alpha"]
-        if tried is not None:
+        confirmed: set[float] = set()
+        while (tried := stages.decide(run)["tried_alpha"]) not in {None, *confirmed}:
             run.progress.message(f"confirming alpha {tried:g} on {len(heldout)} held-out prompts")
             tables.fill((ALIGNED_ALPHA, tried), (*tuning, *heldout))
+            confirmed.add(tried)
     if run.recipe.lab is not None:
         for alpha in run.alphas:
             write_truth(run.directory.responses(alpha), run.directory.rewards(TRUTH, alpha))

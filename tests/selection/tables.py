@@ -60,6 +60,9 @@ RESPONSES = pa.schema(
         ("error", pa.string()),
     ]
 )
+CHAT_RESPONSES = RESPONSES.append(
+    pa.field("messages", pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())])))
+)
 REWARDS = pa.schema(
     [
         ("prompt_id", pa.string()),

@@ -14,7 +14,7 @@ from expo_ray.selection import SelectionSettings, choose_alpha
 from expo_ray.selection.search import SearchResult
 from expo_ray.selection.unfit import keep_unfit
 from tests.selection.tables import (
-    RESPONSES,
+    CHAT_RESPONSES,
     Row,
     make_rows,
     noisy_rewards,
@@ -284,6 +284,35 @@ def test_a_guard_that_fires_on_held_out_prompts_stops_too() -> None:
     assert "5.00 times as long" in selection["reason"]
 
 
+def test_the_next_smaller_candidate_has_its_turn_after_a_guard() -> None:
+    # Alpha 2 gains most, and on held-out prompts it no longer ends.
+    def edit(row: Row) -> None:
+        if row["split"] == "heldout" and row["alpha"] == 2.0:
+            row["finish_reason"] = "length"
+
+    rewards = noisy_rewards({0.5: 0.6, 1.0: 1.0, 2.0: 3.0})
+    selection = choose(make_rows(rewards, num_tuning=60, edit=edit))
+    assert (selection["best_alpha"], selection["verdict"]) == (1.0, "extrapolate")
+    assert (selection["tried_alpha"], selection["rejected_alpha"]) == (1.0, None)
+    tried = [(one["alpha"], one["outcome"]) for one in selection["heldout_sequence"]]
+    assert tried == [(2.0, "stopped"), (1.0, "confirmed")]
+    assert selection["heldout"]["alpha"] == 1.0 and selection["heldout"]["confirmed"] is True
+    assert fired(selection) == {("truncation-rate", 2.0, "heldout")}
+    assert selection["reason"].startswith("alpha 2 gained on the tuning prompts, but")
+    assert "then alpha 1 raises the mean reward" in selection["reason"]
+
+
+def test_a_gain_that_is_luck_leaves_no_second_try() -> None:
+    gains = {1.0: (1.0, 1.0), 2.0: (3.0, 0.0)}
+    selection = choose(make_rows(noisy_rewards(gains), num_tuning=60))
+    assert selection["verdict"] == "keep-aligned"
+    assert [one["alpha"] for one in selection["heldout_sequence"]] == [2.0]
+    # A share of the error rate that is kept for the next one finds it.
+    kept = choose(make_rows(noisy_rewards(gains), num_tuning=60), heldout_reserve=0.2)
+    assert kept["best_alpha"] == 1.0
+    assert [one["level"] for one in kept["heldout_sequence"]] == pytest.approx([0.04, 0.01])
+
+
 def test_lengths_that_were_not_recorded_stop_a_candidate() -> None:
     rows = make_rows(noisy_rewards({1.0: 1.5}), num_tuning=60)
     for row in rows:
@@ -478,7 +507,7 @@ def chats(rows: list[Row], edit: Callable[[Row], None]) -> pa.Table:
         row["response"] = ANSWER
         if row["alpha"] == 3.0:
             edit(row)
-    return pa.Table.from_pylist(rows, schema=RESPONSES.append(MESSAGES))
+    return pa.Table.from_pylist(rows, schema=CHAT_RESPONSES)
 
 
 QUESTION = "Tell me in two sentences how a loaf of bread is made at home."
@@ -489,9 +518,6 @@ ANSWER = (
 OTHER_LANGUAGE = (
     "Mische Mehl, Wasser, Salz und Hefe und knete den Teig, bis er glatt ist. Lass ihn einige "
     "Stunden gehen und backe ihn dann im heissen Ofen, bis die Kruste braun ist."
-)
-MESSAGES = pa.field(
-    "messages", pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
 )
 
 
@@ -505,7 +531,7 @@ MESSAGES = pa.field(
 )
 def test_broken_text_stops_a_candidate(name: str, text: str, switch: str) -> None:
     def edit(row: Row) -> None:
-        if row["prompt_id"].endswith("0"):
+        if row["prompt_id"].endswith(("0", "5")):
             row["response"] = text
 
     rows = make_rows(noisy_rewards({1.0: 1.5, 3.0: 4.0}), num_tuning=60)
@@ -515,8 +541,8 @@ def test_broken_text_stops_a_candidate(name: str, text: str, switch: str) -> Non
     assert candidate(selection, 3.0)["collapsed"] is True
     assert selection["best_alpha"] == 1.0
     [guard] = [g for g in selection["guards"] if g["fired"]]
-    assert guard["value"] == 0.1
-    assert "10.0% of the responses" in guard["reason"]
+    assert guard["value"] == 0.2
+    assert "20% of the responses" in guard["reason"]
     off = SETTINGS.model_copy(update={switch: None})
     assert choose_alpha(responses, rewards_of(rows), settings=off)["best_alpha"] == 3.0
 

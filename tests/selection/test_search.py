@@ -85,14 +85,16 @@ def test_a_search_is_repeatable() -> None:
     assert race_and_grid("peak", 0.4, 3, rules)[2] == race_and_grid("peak", 0.4, 3, rules)[2]
 
 
-def test_a_guard_drops_a_candidate_on_the_second_look_and_never_lets_it_lead() -> None:
+def test_a_guard_drops_whom_it_is_certain_of_and_lets_no_suspect_lead() -> None:
     rewards = SimulatedRewards(
         lambda a: {1.0: 0.5, 8.0: 5.0}[a], alphas=(1.0, 8.0), num_prompts=320, noise=1.0, seed=0
     )
 
     def measure(alphas: Sequence[float], prompts: Sequence[str]) -> Measured:
         found = rewards(alphas, prompts)
-        return Measured(rewards=found.rewards, stopped={8.0: ("length-ratio",)})
+        beyond = {8.0: ("length-ratio",)}
+        certain = beyond if len(prompts) >= look_sizes(320)[1] else {}
+        return Measured(rewards=found.rewards, stopped={}, suspected=beyond, certain=certain)
 
     rules = settings(strategy="racing")
     found = search_alphas(measure, rewards.prompts, alphas=(1.0, 8.0), settings=rules)
