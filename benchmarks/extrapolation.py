@@ -30,7 +30,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
-from benchmarks.generated_pair import add_arguments, write_pair
+from benchmarks.generated_pair import KINDS, add_arguments, write_pair
 from expo_ray.checkpoints import ContentDigest
 from expo_ray.cluster import ray_session
 from expo_ray.extrapolation import extrapolate
@@ -56,7 +56,7 @@ import benchmarks.extrapolation
 import expo_ray.extrapolation.shards.engine
 from expo_ray.extrapolation.planning.plan import build_plan
 from tests.peak_memory import peak_bytes
-plan = build_plan({initial!r}, {aligned!r}, max_shard_size={shard_size!r})
+plan = build_plan({initial!r}, {aligned!r}, **{made!r})
 imported = peak_bytes()
 benchmarks.extrapolation.run_engine(plan, Path({output!r}), {alphas!r}, {threads!r})
 print(peak_bytes() - imported)
@@ -75,62 +75,51 @@ def run_engine(plan: Plan, output: Path, alphas: list[float], num_threads: int) 
         run_shard(shard_task(plan, shard, WRITE, tuple(outputs), num_threads=num_threads))
 
 
-def run_floor(plan: Plan, output: Path, num_outputs: int, num_threads: int) -> None:
-    """Read both sides and write aligned, chunk by chunk."""
-    pair = plan.pair
-    for shard in plan.shards:
+def run_floor(pair: tuple[Path, Path], output: Path, num_outputs: int, num_threads: int) -> None:
+    """Read all files of both sides and write those of aligned, chunk by chunk."""
+    for aligned in sorted(pair[1].glob("*.safetensors")):
+        paths = (pair[0] / aligned.name, aligned)
+        readers = [os.open(path, os.O_RDONLY) for path in paths]
         targets = []
         for i in range(num_outputs):
             (output / str(i)).mkdir(parents=True, exist_ok=True)
-            targets.append(os.open(output / str(i) / shard.name, os.O_WRONLY | os.O_CREAT, 0o666))
-        readers = {
-            (side, file): os.open(Path(checkpoint.uri) / file, os.O_RDONLY)
-            for side, checkpoint in (("initial", pair.initial), ("aligned", pair.aligned))
-            for file in checkpoint.files
-        }
+            targets.append(os.open(output / str(i) / aligned.name, os.O_WRONLY | os.O_CREAT, 0o666))
+        # As many chunks of each side, of one size where the sides have the same dtypes.
+        sizes = [path.stat().st_size for path in paths]
+        num_chunks = -(-sizes[1] // CHUNK_BYTES)
+        bounds = [[i * size // num_chunks for i in range(num_chunks + 1)] for size in sizes]
+        largest = [-(-size // num_chunks) for size in sizes]
         slots = deque(
-            tuple(memoryview(bytearray(CHUNK_BYTES)) for _ in range(2))
-            for _ in range(num_threads + 2)
+            tuple(memoryview(bytearray(size)) for size in largest) for _ in range(num_threads + 2)
         )
-        header = shard.header
-        for target in targets:
-            os.pwrite(target, header, 0)
 
-        def move(slot, places, position, length, targets=targets, readers=readers):
-            for view, (side, file, offset) in zip(slot, places, strict=True):
-                done = 0
+        def move(slot, number, bounds=bounds, readers=readers, targets=targets):
+            for view, reader, bound in zip(slot, readers, bounds, strict=True):
+                done, length = 0, bound[number + 1] - bound[number]
                 while done < length:
-                    part = view[done:length]
-                    done += os.preadv(readers[side, file], [part], offset + done)
+                    done += os.preadv(reader, [view[done:length]], bound[number] + done)
+            start, length = bounds[1][number], bounds[1][number + 1] - bounds[1][number]
             for target in targets:
                 done = 0
                 while done < length:
-                    done += os.pwrite(target, slot[1][done:length], position + done)
-                start_writing(target, position, length)
+                    done += os.pwrite(target, slot[1][done:length], start + done)
+                start_writing(target, start, length)
 
-        position = len(header)
-        running: deque[tuple[Future[None], tuple[memoryview, memoryview]]] = deque()
+        running: deque[tuple[Future[None], tuple[memoryview, ...]]] = deque()
         with ThreadPoolExecutor(num_threads) as pool:
-            for p in shard.tensors:
-                for start in range(0, p.aligned.num_bytes, CHUNK_BYTES):
-                    length = min(CHUNK_BYTES, p.aligned.num_bytes - start)
-                    if not slots:
-                        future, slot = running.popleft()
-                        future.result()
-                        slots.append(slot)
-                    slot = slots.popleft()
-                    places = (
-                        ("initial", p.initial.file, p.initial.offset_bytes + start),
-                        ("aligned", p.aligned.file, p.aligned.offset_bytes + start),
-                    )
-                    running.append((pool.submit(move, slot, places, position, length), slot))
-                    position += length
+            for number in range(num_chunks):
+                if not slots:
+                    future, slot = running.popleft()
+                    future.result()
+                    slots.append(slot)
+                slot = slots.popleft()
+                running.append((pool.submit(move, slot, number), slot))
             for future, _ in running:
                 future.result()
         for target in targets:
             os.fsync(target)
             os.close(target)
-        for reader in readers.values():
+        for reader in readers:
             os.close(reader)
 
 
@@ -156,12 +145,11 @@ def without_digests() -> Iterator[None]:
         ShardFile.follow = kept
 
 
-def drop_cache(plan: Plan) -> None:
-    for checkpoint in (plan.pair.initial, plan.pair.aligned):
-        for file in checkpoint.files:
-            descriptor = os.open(Path(checkpoint.uri) / file, os.O_RDONLY)
-            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-            os.close(descriptor)
+def drop_cache(folder: Path) -> None:
+    for file in folder.glob("*/*.safetensors"):
+        descriptor = os.open(file, os.O_RDONLY)
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        os.close(descriptor)
 
 
 def touch_memory(file: Path, num_bytes: int) -> None:
@@ -176,16 +164,25 @@ def touch_memory(file: Path, num_bytes: int) -> None:
     file.unlink()
 
 
-def rounds(kinds: dict[str, Callable[[Path], object]], plan: Plan, folder: Path, options) -> dict:
-    """Run every kind in turn, in random order each round; return (wall, CPU) seconds of each."""
+def rounds(
+    kinds: dict[str, Callable[[Path], object]], file_bytes: int, folder: Path, options
+) -> dict:
+    """Run every kind in turn, in random order each round; return (wall, CPU) seconds of each.
+
+    Args:
+        kinds: Each takes the folder that it may write to.
+        file_bytes: What one output takes.
+        folder: Where the pair lies, and what is written for a while.
+        options: Of the command line.
+    """
     found: dict[str, list[tuple[float, float]]] = {kind: [] for kind in kinds}
     shuffler = random.Random(0)
     for number in range(options.repeats + 1):
         for kind in shuffler.sample(list(kinds), len(kinds)):
             output = folder / "out"
-            touch_memory(folder / "scratch", options.alphas * plan.file_bytes)
+            touch_memory(folder / "scratch", options.alphas * file_bytes)
             if options.cold:
-                drop_cache(plan)
+                drop_cache(folder)
             started, used = time.perf_counter(), time.process_time()
             kinds[kind](output)
             seconds = time.perf_counter() - started, time.process_time() - used
@@ -217,21 +214,23 @@ def show(found: dict, num_bytes: int, *, in_process: bool = False) -> list[float
     return medians
 
 
-def command(plan: Plan, output: Path, alphas: list[float]) -> None:
+def command(pair: tuple[Path, Path], output: Path, alphas: list[float]) -> None:
     program = Path(sys.executable).parent / "expo-ray"
-    line = [program, "extrapolate", plan.pair.initial.uri, plan.pair.aligned.uri, output]
+    line = [program, "extrapolate", *pair, output]
     line += ["--max-shard-size", SHARD_SIZE, "--quiet", "--address", "local"]
     for alpha in alphas:
         line += ["--alpha", str(alpha)]
     subprocess.run(line, check=True, stdout=subprocess.DEVNULL)
 
 
-def peak_memory_bytes(plan: Plan, output: Path, alphas: list[float], num_threads: int) -> int:
+def peak_memory_bytes(
+    pair: tuple[Path, Path], made: dict, output: Path, alphas: list[float], num_threads: int
+) -> int:
     """Return what a process takes above its imports while it does all shards."""
     code = PEAK_MEMORY.format(
-        initial=plan.pair.initial.uri,
-        aligned=plan.pair.aligned.uri,
-        shard_size=SHARD_SIZE,
+        initial=str(pair[0]),
+        aligned=str(pair[1]),
+        made=made,
         output=str(output),
         alphas=alphas,
         threads=num_threads,
@@ -245,6 +244,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     add_arguments(parser)
     parser.add_argument("--alphas", type=int, default=1)
+    parser.add_argument("--kind", choices=KINDS, default="bfloat16", help="dtypes of the pair")
+    parser.add_argument("--transform", action="append", default=[], help="of delta, repeatable")
+    parser.add_argument("--engine-only", action="store_true", help="nothing that starts Ray")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--workers", type=int, nargs="*", default=[1, 2])
     parser.add_argument("--cold", action="store_true")
@@ -252,12 +254,13 @@ def main() -> None:
     alphas = [round(0.1 * (i + 1), 1) for i in range(options.alphas)]
     with tempfile.TemporaryDirectory(dir=options.folder) as name:
         folder = Path(name)
-        pair = write_pair(folder, options.layers, options.hidden)
-        plan = build_plan(*map(str, pair), max_shard_size=SHARD_SIZE)
+        pair = write_pair(folder, options.layers, options.hidden, options.kind)
+        made = {"max_shard_size": SHARD_SIZE, "transforms": options.transform}
+        plan = build_plan(*map(str, pair), **made)
         moved = plan.input_bytes + plan.file_bytes * len(alphas)
         state = "cold" if options.cold else "warm"
         print(
-            f"{plan.input_bytes / 2**30:.2f} GiB read, {len(alphas)} outputs of "
+            f"{options.kind}, {plan.input_bytes / 2**30:.2f} GiB read, {len(alphas)} outputs of "
             f"{plan.file_bytes / 2**30:.2f} GiB, {state} cache, {os.cpu_count()} cores, "
             f"load {os.getloadavg()[0]:.1f} at the start",
             flush=True,
@@ -271,22 +274,24 @@ def main() -> None:
                 engine(output)
 
         kinds: dict[str, Callable[[Path], object]] = {
-            "floor": lambda out: run_floor(plan, out, len(alphas), options.threads),
+            "floor": lambda out: run_floor(pair, out, len(alphas), options.threads),
             "BLAKE3 alone, one thread": lambda _: run_hash(plan.file_bytes * len(alphas)),
             "engine without digests": engine_alone,
             "engine, all digests": engine,
         }
-        show(rounds(kinds, plan, folder, options), moved, in_process=True)
-        above = peak_memory_bytes(plan, folder / "out", alphas, options.threads)
+        show(rounds(kinds, plan.file_bytes, folder, options), moved, in_process=True)
+        above = peak_memory_bytes(pair, made, folder / "out", alphas, options.threads)
         print(f"a worker above its imports: {above / 2**20:.0f} MiB at the most (limit 256)")
+        if options.engine_only:
+            return
         whole: dict[str, Callable[[Path], object]] = {
             "floor": kinds["floor"],
             "Ray's start-up": lambda _: subprocess.run(
                 [sys.executable, "-c", RAY_ONLY], check=True, capture_output=True
             ),
-            "whole command": lambda out: command(plan, out, alphas),
+            "whole command": lambda out: command(pair, out, alphas),
         }
-        floor, start_up, total = show(rounds(whole, plan, folder, options), moved)
+        floor, start_up, total = show(rounds(whole, plan.file_bytes, folder, options), moved)
         print(f"whole command less Ray's start-up: {(total - start_up) / floor:.2f}x floor")
         for num_workers in options.workers:
             with ray_session("local", num_cpus=num_workers):
@@ -295,7 +300,7 @@ def main() -> None:
                     extrapolate(*pair, output, alpha=alphas, max_shard_size=SHARD_SIZE)
 
                 kinds = {"floor": kinds["floor"], f"{num_workers} workers": fan_out}
-                show(rounds(kinds, plan, folder, options), moved)
+                show(rounds(kinds, plan.file_bytes, folder, options), moved)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,14 @@ import torch
 from safetensors.torch import save_file
 
 VOCABULARY = 32_000
+BLOCK = 128
+KINDS = {
+    "bfloat16": (torch.bfloat16, torch.bfloat16),
+    "float16": (torch.float16, torch.float16),
+    "mixed": (torch.float32, torch.bfloat16),
+    "fp8": (torch.float8_e4m3fn, torch.float8_e4m3fn),
+}
+"""Dtypes of initial and aligned; under `fp8` of the matrices in layers, with block scales."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -35,8 +43,8 @@ def shapes(layers: int, hidden: int) -> dict[str, tuple[int, ...]]:
     return {**found, "model.norm.weight": (hidden,), "lm_head.weight": (VOCABULARY, hidden)}
 
 
-def write_pair(folder: Path, layers: int, hidden: int) -> tuple[Path, Path]:
-    """Write two Llama checkpoints in bfloat16, in shards of 1 GB."""
+def write_pair(folder: Path, layers: int, hidden: int, kind: str = "bfloat16") -> tuple[Path, Path]:
+    """Write two Llama checkpoints of one of KINDS, in shards of 1 GB of bfloat16."""
     config = {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
@@ -51,6 +59,9 @@ def write_pair(folder: Path, layers: int, hidden: int) -> tuple[Path, Path]:
         "tie_word_embeddings": False,
         "torch_dtype": "bfloat16",
     }
+    if kind == "fp8":
+        blocks = {"quant_method": "fp8", "weight_block_size": [BLOCK, BLOCK]}
+        config["quantization_config"] = blocks
     generator = torch.Generator().manual_seed(0)
     pool = torch.randn(1 << 22, generator=generator)
     sides = {"initial": folder / "initial", "aligned": folder / "aligned"}
@@ -64,7 +75,7 @@ def write_pair(folder: Path, layers: int, hidden: int) -> tuple[Path, Path]:
             size = 0
         groups[-1].append(name)
         size += num_bytes
-    for side, path in sides.items():
+    for (side, path), dtype in zip(sides.items(), KINDS[kind], strict=True):
         path.mkdir(parents=True)
         (path / "config.json").write_text(json.dumps(config))
         weight_map = {}
@@ -76,9 +87,22 @@ def write_pair(folder: Path, layers: int, hidden: int) -> tuple[Path, Path]:
                 values = pool.repeat(-(-count // pool.numel()))[:count] * 0.02
                 if side == "aligned":
                     values += pool.roll(len(name)).repeat(-(-count // pool.numel()))[:count] * 1e-3
-                tensors[name] = values.to(torch.bfloat16).reshape(table[name])
+                tensors |= stored(name, values.reshape(table[name]), dtype)
             save_file(tensors, path / file, metadata={"format": "pt"})
-            weight_map |= dict.fromkeys(group, file)
+            weight_map |= dict.fromkeys(tensors, file)
         index = {"metadata": {}, "weight_map": weight_map}
         (path / "model.safetensors.index.json").write_text(json.dumps(index))
     return sides["initial"], sides["aligned"]
+
+
+def stored(name: str, values: torch.Tensor, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """Return the tensors that stand for a weight: itself, or FP8 codes and their scales."""
+    if dtype != torch.float8_e4m3fn:
+        return {name: values.to(dtype)}
+    if ".layers." not in name or values.dim() == 1:
+        return {name: values.to(torch.bfloat16)}
+    rows, columns = (size // BLOCK for size in values.shape)
+    blocks = values.view(rows, BLOCK, columns, BLOCK)
+    scales = blocks.abs().amax(dim=(1, 3)) / torch.finfo(dtype).max
+    codes = (blocks / scales[:, None, :, None]).to(dtype)
+    return {name: codes.view_as(values), f"{name}_scale_inv": scales}

@@ -10,6 +10,7 @@ from importlib.machinery import ModuleSpec
 from pathlib import Path
 
 import pytest
+import torch
 
 from expo_ray.checkpoints.storages import s3_client
 from expo_ray.errors import MissingExtraError
@@ -98,10 +99,13 @@ def test_extras_are_those_of_the_metadata() -> None:
         assert name in extras
 
 
+BFLOAT16 = fused_kernel.Dtypes(torch.bfloat16, torch.bfloat16, torch.bfloat16)
+
+
 @pytest.mark.parametrize(
     ("extra", "package", "call"),
     [
-        ("fast", "numba", lambda: fused_kernel._build(1, False)),
+        ("fast", "numba", lambda: fused_kernel._build(BFLOAT16, 1, False)),
         ("s3", "boto3", lambda: s3_client._client_of(None, None)),
     ],
 )

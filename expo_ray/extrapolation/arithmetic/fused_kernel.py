@@ -1,6 +1,7 @@
-"""The formula and its statistics for bfloat16 in one pass, compiled by numba where it is installed.
+"""The formula and its statistics in one pass, compiled by numba where it is installed.
 
-An accelerator, never another arithmetic: a kernel is used only after it gave the bits of
+For bfloat16, float16 and float32 in any mixture, one kernel for each mixture that occurs. An
+accelerator, never another arithmetic: a kernel is used only after it gave the bits of
 `formula.Workspace` on a probe of all kinds of values, and it hands back every chunk that holds
 anything out of the ordinary (NaN, infinity, overflow), which then takes the plain path.
 """
@@ -9,9 +10,10 @@ from __future__ import annotations
 
 import functools
 import logging
+import platform
 import threading
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -22,16 +24,33 @@ from expo_ray.extrapolation.arithmetic.statistics import DeltaSums, OutputSums
 from expo_ray.extras import install_command
 
 RUN_ELEMENTS = 4096
-_INFINITY = 0x7F80
+FUSED_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+_BITS = {torch.bfloat16: np.uint16, torch.float16: np.uint16, torch.float32: np.uint32}
+_INFINITY = {torch.bfloat16: 0x7F80, torch.float16: 0x7C00, torch.float32: 0x7F800000}
+# Whose results for the alphas of the probe fit float16.
+_PROBE_LIMIT_HALF = 3000.0
 
-Bits = npt.NDArray[np.uint16]
+Bits = npt.NDArray[np.uint16] | npt.NDArray[np.uint32]
 Kernel = Callable[[Bits, Bits, Bits, np.float32, npt.NDArray[np.float64]], None]
 _logger = logging.getLogger(__name__)
 _lock = threading.Lock()
 
 
+class Dtypes(NamedTuple):
+    """The mixture that a kernel is compiled for."""
+
+    initial: torch.dtype
+    aligned: torch.dtype
+    target: torch.dtype
+
+    @property
+    def are_fused(self) -> bool:
+        """Whether there can be a kernel."""
+        return all(dtype in FUSED_DTYPES for dtype in self)
+
+
 class FusedKernel:
-    """Works on runs of bfloat16 values given as their bits, without the interpreter's lock."""
+    """Works on runs of values given as tensors, without the interpreter's lock."""
 
     def __init__(self, measure: Kernel, measure_and_write: Kernel, write: Kernel) -> None:
         self._measure = measure
@@ -40,9 +59,9 @@ class FusedKernel:
 
     def run(
         self,
-        initial: Bits,
-        aligned: Bits,
-        targets: Sequence[Bits],
+        initial: torch.Tensor,
+        aligned: torch.Tensor,
+        targets: Sequence[torch.Tensor],
         alphas: Sequence[float],
         *,
         measures: bool = True,
@@ -57,17 +76,19 @@ class FusedKernel:
             measures: Whether the inputs are measured; an input that is not finite shows in the
                 outputs either way.
         """
-        inputs = np.empty(7, dtype=np.float64)
-        sums = DeltaSums(num_elements=aligned.size)
+        inputs = np.empty(8, dtype=np.float64)
+        sums = DeltaSums(num_elements=aligned.numel())
+        before, after = _bits(initial), _bits(aligned)
         if not targets:
-            self._measure(initial, aligned, aligned, np.float32(0), inputs)
+            self._measure(before, after, after, np.float32(0), inputs)
         for index, (target, alpha) in enumerate(zip(targets, alphas, strict=True)):
             found = np.empty_like(inputs) if index else inputs
             kernel = self._measure_and_write if measures and not index else self._write
-            kernel(initial, aligned, target, np.float32(alpha), found)
-            if found[5] >= _INFINITY:
+            kernel(before, after, _bits(target), np.float32(alpha), found)
+            if found[5] >= _INFINITY[target.dtype] or found[7] >= _INFINITY[torch.float32]:
                 return None
-            max_abs = float(np.array([int(found[5]) << 16], np.uint32).view(np.float32)[0])
+            largest = np.array([int(found[5])], dtype=_BITS[target.dtype])
+            max_abs = float(_values(largest, target.dtype))
             sums.outputs.append(OutputSums(max_abs=max_abs, num_changed=int(found[6])))
         if not np.isfinite(inputs[:4]).all():
             return None
@@ -77,80 +98,152 @@ class FusedKernel:
         return sums
 
 
-def fused_kernel(num_outputs: int, *, measures: bool = True) -> FusedKernel | None:
-    """Return the kernel of this process; None where numba is missing or gives other bits.
+def fused_kernel(dtypes: Dtypes, num_outputs: int, *, measures: bool = True) -> FusedKernel | None:
+    """Return the kernel of this process; None where there is none, or it gives other bits.
 
     Args:
+        dtypes: What it reads and writes.
         num_outputs: How many targets it will fill.
         measures: Whether it will measure the inputs. A variant that is not asked for is not
             compiled: each takes a worker a third of a second.
     """
     with _lock:
-        return _build(min(num_outputs, 2), measures)
+        return _build(dtypes, min(num_outputs, 2), measures)
 
 
 @functools.cache
-def _build(num_targets: int, measures: bool) -> FusedKernel | None:
+def _build(dtypes: Dtypes, num_targets: int, measures: bool) -> FusedKernel | None:
+    if not dtypes.are_fused:
+        return None
     try:
+        if torch.float16 in dtypes and not _converts_half():
+            return None
         kernel = FusedKernel(
-            measure=_compile(measures=True, writes=False),
-            measure_and_write=_compile(measures=True, writes=True),
-            write=_compile(measures=False, writes=True),
+            measure=_compile(dtypes, measures=True, writes=False),
+            measure_and_write=_compile(dtypes, measures=True, writes=True),
+            write=_compile(dtypes, measures=False, writes=True),
         )
     except ImportError:
         _logger.info("the plain arithmetic is used without numba: %s", install_command("fast"))
         return None
-    if num_targets and _gives_other_bits(kernel, num_targets, measures):
+    if num_targets and _gives_other_bits(kernel, dtypes, num_targets, measures):
         _logger.warning("the compiled arithmetic differs on this processor and is not used")
         return None
     return kernel
 
 
-def _gives_other_bits(kernel: FusedKernel, num_targets: int, measures: bool) -> bool:
+def _converts_half() -> bool:
+    """Tell whether the processor itself converts float16, as nearly all of this decade do."""
+    from llvmlite import binding
+
+    is_x86 = platform.machine().lower() in ("x86_64", "amd64")
+    return not is_x86 or bool(binding.get_host_cpu_features().get("f16c"))
+
+
+def _gives_other_bits(
+    kernel: FusedKernel, dtypes: Dtypes, num_targets: int, measures: bool
+) -> bool:
     generator = np.random.Generator(np.random.PCG64(0))
-    # All bit patterns up to 1e16 (the sum of squares of all larger ones overflows), and the
-    # neighbourhoods that real pairs have.
-    every = np.arange(1 << 16, dtype=np.uint32).astype(np.uint16)
-    every = every[(every & 0x7FFF) < 0x5A00]
-    near = (every + generator.integers(0, 3, every.size)).astype(np.uint16)
-    for initial in (generator.permutation(every), near):
+    # Apart from each other, and as near as real pairs are.
+    aligned = _probe(dtypes.aligned, dtypes)
+    apart = generator.permutation(_probe(dtypes.initial, dtypes))
+    close = _values(aligned, dtypes.aligned).to(dtypes.initial)
+    near = _bits(close) + generator.integers(0, 3, aligned.size).astype(_BITS[dtypes.initial])
+    after = _values(aligned, dtypes.aligned)
+    for before in (_values(apart, dtypes.initial), _values(near, dtypes.initial)):
         for alpha in (0.3, -1.0, 7.7):
-            targets = [np.empty_like(every) for _ in range(num_targets)]
+            targets = [torch.empty(after.numel(), dtype=dtypes.target) for _ in range(num_targets)]
             alphas = [alpha] * num_targets
-            if kernel.run(initial, every, targets, alphas, measures=measures) is None:
+            if kernel.run(before, after, targets, alphas, measures=measures) is None:
                 return True
-            block = Workspace(torch.float32).load(_bfloat16(initial), _bfloat16(every))
-            expected = torch.empty(every.size, dtype=torch.bfloat16)
+            block = Workspace(torch.float32).load(before, after)
+            expected = torch.empty_like(targets[0])
             block.write(float(np.float32(alpha)), expected)
-            bits = expected.view(torch.int16).numpy().view(np.uint16)
-            if not all(np.array_equal(bits, target) for target in targets):
+            bits = _bits(expected)
+            if not all(np.array_equal(bits, _bits(target)) for target in targets):
                 return True
-    return every.size > BLOCK_ELEMENTS
+    return False
 
 
-def _bfloat16(bits: Bits) -> torch.Tensor:
-    return torch.from_numpy(bits.view(np.int16)).view(torch.bfloat16)
+def _probe(dtype: torch.dtype, dtypes: Dtypes) -> Bits:
+    """Return bits of BLOCK_ELEMENTS values of every kind and sign.
+
+    All that a dtype of 16 bits has, up to 1e16: the sum of squares of all larger ones overflows.
+    """
+    if dtype == torch.float32:
+        step = (1 << 32) // BLOCK_ELEMENTS
+        jitter = np.random.Generator(np.random.PCG64(1)).integers(0, step, BLOCK_ELEMENTS)
+        every = (np.arange(BLOCK_ELEMENTS) * step + jitter).astype(np.uint32)
+    else:
+        every = np.arange(BLOCK_ELEMENTS).astype(np.uint16)
+    sizes = _values(every, dtype).float().abs()
+    limit = _PROBE_LIMIT_HALF if torch.float16 in dtypes else 1e16
+    return np.resize(every[(sizes < limit).numpy()], BLOCK_ELEMENTS)
 
 
-def _compile(measures: bool, writes: bool) -> Kernel:
+def _bits(values: torch.Tensor) -> Bits:
+    integer = torch.int32 if values.dtype == torch.float32 else torch.int16
+    bits: Bits = values.view(integer).numpy().view(_BITS[values.dtype])
+    return bits
+
+
+def _values(bits: Bits, dtype: torch.dtype) -> torch.Tensor:
+    signed = bits.view(np.int32 if dtype == torch.float32 else np.int16)
+    return torch.from_numpy(signed).view(dtype)
+
+
+def _compile(dtypes: Dtypes, *, measures: bool, writes: bool) -> Kernel:
     """Build one kernel; sums may be reordered to use vectors, the formula may not."""
     import numba
     from llvmlite import ir
     from numba.extending import intrinsic
 
-    def reinterpret(source: Any, target: Any, llvm_type: Any) -> Any:
+    def convert(source: Any, target: Any, emit: Callable[[Any, Any], Any]) -> Any:
         @intrinsic  # type: ignore[untyped-decorator]
         def cast(typing_context: Any, value: Any) -> Any:
             def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-                return builder.bitcast(arguments[0], llvm_type)
+                return emit(builder, arguments[0])
 
             return target(source), code
 
         return cast
 
-    as_float = reinterpret(numba.uint32, numba.float32, ir.FloatType())
-    as_bits = reinterpret(numba.float32, numba.uint32, ir.IntType(32))
-    u32, f32, u16 = np.uint32, np.float32, np.uint16
+    u32, f32 = np.uint32, np.float32
+    single, half, i16, i32 = ir.FloatType(), ir.HalfType(), ir.IntType(16), ir.IntType(32)
+
+    def widen_bfloat16(builder: Any, bits: Any) -> Any:
+        return builder.bitcast(builder.shl(builder.zext(bits, i32), i32(16)), single)
+
+    def round_to_bfloat16(builder: Any, value: Any) -> Any:
+        # Round to nearest even, as a cast to bfloat16 does for all but NaN.
+        bits = builder.bitcast(value, i32)
+        odd = builder.and_(builder.lshr(bits, i32(16)), i32(1))
+        rounded = builder.add(bits, builder.add(odd, i32(0x7FFF)))
+        return builder.trunc(builder.lshr(rounded, i32(16)), i16)
+
+    as_float = convert(numba.uint32, numba.float32, lambda b, v: b.bitcast(v, single))
+    as_bits = convert(numba.float32, numba.uint32, lambda b, v: b.bitcast(v, i32))
+    readers = {
+        torch.bfloat16: convert(numba.uint16, numba.float32, widen_bfloat16),
+        torch.float16: convert(
+            numba.uint16, numba.float32, lambda b, v: b.fpext(b.bitcast(v, half), single)
+        ),
+        torch.float32: as_float,
+    }
+    writers = {
+        torch.bfloat16: convert(numba.float32, numba.uint16, round_to_bfloat16),
+        torch.float16: convert(
+            numba.float32, numba.uint16, lambda b, v: b.bitcast(b.fptrunc(v, half), i16)
+        ),
+        torch.float32: as_bits,
+    }
+    read_initial, read_aligned = readers[dtypes.initial], readers[dtypes.aligned]
+    write = writers[dtypes.target]
+    unsigned = u32(0x7FFFFFFF if dtypes.target == torch.float32 else 0x7FFF)
+    are_one_dtype = dtypes.initial == dtypes.aligned
+    is_kept = dtypes.aligned == dtypes.target
+    # Rounding could turn a NaN with a long payload into a number.
+    may_hold_payloads = dtypes[:2] != (torch.bfloat16, torch.bfloat16)
 
     # The flags hold for the instructions of this function alone, not for the formula below.
     @numba.njit(fastmath={"reassoc", "nsz"})  # type: ignore[untyped-decorator]
@@ -159,7 +252,7 @@ def _compile(measures: bool, writes: bool) -> Kernel:
 
     @numba.njit(nogil=True, error_model="numpy")  # type: ignore[untyped-decorator]
     def kernel(initial: Any, aligned: Any, target: Any, alpha: Any, found: Any) -> None:
-        max_delta = max_output = num_moved = num_changed = u32(0)
+        max_delta = max_output = max_exact = num_moved = num_changed = u32(0)
         found[:] = 0
         for start in range(0, aligned.size, RUN_ELEMENTS):
             # Sums of few values in float32, sums of sums in float64.
@@ -169,8 +262,8 @@ def _compile(measures: bool, writes: bool) -> Kernel:
             initial_run, aligned_run = initial[start:stop], aligned[start:stop]
             target_run = target[start:stop]
             for k in range(aligned_run.size):
-                first, second = u32(initial_run[k]), u32(aligned_run[k])
-                before, after = as_float(u32(first << u32(16))), as_float(u32(second << u32(16)))
+                first, second = initial_run[k], aligned_run[k]
+                before, after = read_initial(first), read_aligned(second)
                 delta = after - before
                 if measures:
                     initial_squares = add(initial_squares, before * before)
@@ -178,16 +271,19 @@ def _compile(measures: bool, writes: bool) -> Kernel:
                     delta_squares = add(delta_squares, delta * delta)
                     size = u32(as_bits(delta) & u32(0x7FFFFFFF))
                     max_delta = size if size > max_delta else max_delta
-                    num_moved = u32(num_moved + u32(first != second))
+                    has_moved = first != second if are_one_dtype else size != u32(0)
+                    num_moved = u32(num_moved + u32(has_moved))
                 if writes:
-                    bits = as_bits(alpha * delta + after)
-                    # Round to nearest even, as a cast to bfloat16 does for all but NaN.
-                    odd = u32(u32(bits >> u32(16)) & u32(1))
-                    result = u32(u32(bits + u32(u32(0x7FFF) + odd)) >> u32(16))
-                    target_run[k] = u16(result)
-                    size = u32(result & u32(0x7FFF))
+                    exact = alpha * delta + after
+                    result = write(exact)
+                    target_run[k] = result
+                    size = u32(u32(result) & unsigned)
                     max_output = size if size > max_output else max_output
-                    num_changed = u32(num_changed + u32(result != second))
+                    if may_hold_payloads:
+                        size = u32(as_bits(exact) & u32(0x7FFFFFFF))
+                        max_exact = size if size > max_exact else max_exact
+                    reference = second if is_kept else write(after)
+                    num_changed = u32(num_changed + u32(result != reference))
             found[0] += initial_squares
             found[1] += aligned_squares
             found[2] += delta_squares
@@ -195,6 +291,7 @@ def _compile(measures: bool, writes: bool) -> Kernel:
         found[4] = num_moved
         found[5] = max_output
         found[6] = num_changed
+        found[7] = max_exact
 
     compiled: Kernel = kernel
     return compiled

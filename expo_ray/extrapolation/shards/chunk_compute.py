@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import functools
 import threading
+from collections import Counter
 from collections.abc import Iterator, Sequence
 
-import numpy as np
 import torch
 
 from expo_ray.checkpoints.formats.header import FLOAT_DTYPES, tensor_bytes
 from expo_ray.checkpoints.tensors import TORCH_DTYPES
 from expo_ray.extrapolation.arithmetic.formula import BLOCK_ELEMENTS, Block, Workspace
-from expo_ray.extrapolation.arithmetic.fused_kernel import Bits, fused_kernel
+from expo_ray.extrapolation.arithmetic.fused_kernel import Dtypes, fused_kernel
 from expo_ray.extrapolation.arithmetic.statistics import (
     DeltaSums,
     OutputSums,
@@ -23,11 +23,14 @@ from expo_ray.extrapolation.arithmetic.statistics import (
 from expo_ray.extrapolation.arithmetic.transforms import Stage
 from expo_ray.extrapolation.pairing.tensor_pair import TensorPair
 from expo_ray.extrapolation.planning.alpha import round_alpha
-from expo_ray.extrapolation.planning.plan import computes_float64
+from expo_ray.extrapolation.planning.plan import computes_float64, used_bytes
 from expo_ray.extrapolation.shards.chunk_errors import nonfinite_input, overflow
 from expo_ray.extrapolation.shards.chunk_reader import ChunkReader, Sides
 from expo_ray.extrapolation.shards.chunks import Slot, tensor_chunks
 from expo_ray.extrapolation.shards.tasks import ShardTask
+
+# A norm's weights in float32 are not worth a compilation of a second.
+MIN_COMPILED_SHARE = 0.1
 
 Computed = tuple[DeltaSums, list[torch.Tensor]]
 
@@ -39,9 +42,7 @@ class ChunkComputer:
         self._task = task
         self._reader = reader
         self._local = threading.local()
-        self._kernel = None
-        if task.may_compile and not task.transforms:
-            self._kernel = fused_kernel(len(task.outputs), measures=task.needs_statistics)
+        self._compiled = worth_compiling(task)
         self._stages: list[Stage] = []
 
     def prepare(self, index: int) -> None:
@@ -104,13 +105,17 @@ class ChunkComputer:
         self, sides: Sides, outputs: list[torch.Tensor], alphas: list[float]
     ) -> DeltaSums | None:
         """Fill the outputs in one compiled pass; None where it cannot be, or is not sure."""
-        if self._kernel is None or sides.pair is None or sides.base is not sides.pair[1]:
+        if sides.pair is None or sides.base is not sides.pair[1]:
             return None
-        if any(values.dtype != torch.bfloat16 for values in (*sides.pair, *outputs)):
+        initial, aligned = sides.pair
+        dtypes = Dtypes(initial.dtype, aligned.dtype, (outputs or [aligned])[0].dtype)
+        if dtypes not in self._compiled:
             return None
-        initial, aligned, *results = map(_bits, (*sides.pair, *outputs))
         measures = self._task.needs_statistics
-        return self._kernel.run(initial, aligned, results, alphas, measures=measures)
+        kernel = fused_kernel(dtypes, len(outputs), measures=measures)
+        if kernel is None:
+            return None
+        return kernel.run(initial, aligned, outputs, alphas, measures=measures)
 
     def _transform(self, block: Block, position: int, measured: DeltaSums) -> None:
         for stage in self._stages:
@@ -164,8 +169,7 @@ class ChunkComputer:
             yield chunk.position, delta
 
     def _targets(self, pair: TensorPair, n: int, slot: Slot) -> list[torch.Tensor]:
-        # Codes are made from values that have not been rounded.
-        dtype = "F32" if pair.blocks else pair.output_dtype
+        dtype = _computed_dtype(pair)
         num_bytes = tensor_bytes(dtype, (n,))
         return [raw[:num_bytes].view(TORCH_DTYPES[dtype]) for raw in slot.outputs]
 
@@ -189,6 +193,19 @@ def _count_nonfinite(values: torch.Tensor) -> int:
     return int(torch.count_nonzero(~torch.isfinite(values)))
 
 
-def _bits(values: torch.Tensor) -> Bits:
-    bits: Bits = values.view(torch.int16).numpy().view(np.uint16)
-    return bits
+def _computed_dtype(pair: TensorPair) -> str:
+    # Codes are made from values that have not been rounded.
+    return "F32" if pair.blocks else pair.output_dtype
+
+
+def worth_compiling(task: ShardTask) -> frozenset[Dtypes]:
+    """Return the mixtures of dtypes that enough of the shard is in: each costs a compilation."""
+    if not task.may_compile or task.transforms:
+        return frozenset()
+    num_bytes: Counter[Dtypes] = Counter()
+    for pair in task.shard.tensors:
+        if pair.initial is not None:
+            names = (pair.initial.dtype, pair.aligned.dtype, _computed_dtype(pair))
+            num_bytes[Dtypes(*(TORCH_DTYPES[name] for name in names))] += used_bytes(pair)
+    least = MIN_COMPILED_SHARE * task.shard.input_bytes
+    return frozenset(dtypes for dtypes, found in num_bytes.items() if found >= least)
