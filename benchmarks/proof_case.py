@@ -22,7 +22,7 @@ import pyarrow as pa
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from benchmarks.replayed_race import ReplayedRace, share_of_all
+from benchmarks.proof_answers import GUARD, SCORER, Answers, line_of
 from expo_ray.extrapolation import diagnose
 from expo_ray.lab import LabResult, LabSettings, truth_reward
 from expo_ray.lab.data import requests_for
@@ -31,18 +31,16 @@ from expo_ray.lab.settings import CODE_VERSION
 from expo_ray.lab.task import TEMPLATES, TRUTH_VERSION
 from expo_ray.rewards import RewardModel, load_reward_model
 from expo_ray.rewards.interface import Chat
-from expo_ray.selection import SelectionSettings, choose_alpha
-from expo_ray.selection.bootstrap import bootstrap_mean
+from expo_ray.selection import SelectionSettings
 from expo_ray.serving.engines.interface import Generated, Row
 from expo_ray.serving.engines.transformers_engine import TransformersEngine
 from expo_ray.serving.sampling import SamplingParams
 from expo_ray.serving.source import ModelSource
 from expo_ray.tables import RESPONSES_SCHEMA, REWARDS_SCHEMA, Message, Prompt, assign_splits
-from expo_ray.tables.seeds import row_seed, shuffled
+from expo_ray.tables.seeds import row_seed
 
 Kind = Literal["run", "unrelated", "random-direction"]
 CONTROLS: tuple[Kind, ...] = ("unrelated", "random-direction")
-SCORER, GUARD = "reward-model", "guard-reward-model"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -70,7 +68,18 @@ class Frozen:
             "sampling": self.sampling.model_dump(mode="json"),
             "versions": [CODE_VERSION, TRUTH_VERSION],
         }
-        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+        return _digest(facts)
+
+    def tables_digest(self) -> str:
+        """Return the same of what the models answered: the rules of choice do not matter."""
+        lab = self.lab.model_dump(mode="json", exclude={"seed", "preference_fraction"})
+        facts = {
+            **{key: value for key, value in asdict(self).items() if key != "selection"},
+            "lab": lab,
+            "sampling": self.sampling.model_dump(mode="json"),
+            "versions": [CODE_VERSION, TRUTH_VERSION],
+        }
+        return _digest(facts)
 
     def lab_of(self, case: Case) -> LabSettings:
         """Return the laboratory that a case needs."""
@@ -99,6 +108,15 @@ class Case:
         name = f"{self.kind} seed={self.seed} fraction={self.fraction:g}"
         return f"{name} other={self.other}" if self.kind == "unrelated" else name
 
+    @property
+    def folder(self) -> str:
+        """Name of the folder of its tables."""
+        return self.key.replace(" ", "_")
+
+
+def _digest(facts: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+
 
 def measure_case(
     case: Case,
@@ -106,6 +124,7 @@ def measure_case(
     lab: LabResult,
     other: LabResult | None = None,
     judges: LabResult | None = None,
+    keep: Path | None = None,
 ) -> dict[str, Any]:
     """Return the line of a case.
 
@@ -115,6 +134,7 @@ def measure_case(
         lab: Its laboratory.
         other: Unrelated models: the laboratory whose initial model is taken.
         judges: The laboratory whose reward models judge, where that is another one.
+        keep: Folder for what was answered, from which other rules can choose anew.
     """
     settings = frozen.lab_of(case)
     with ExitStack() as stack:
@@ -125,8 +145,17 @@ def measure_case(
         pair = ModelSource(model=str(lab.aligned), initial=str(initial), alpha=0.0)
         bench = _Bench(frozen=frozen, settings=settings, pair=pair, judged_by=judges or lab)
         fit = diagnose(str(initial), str(lab.aligned), address="inline").fit
-        facts = {**asdict(case), "key": case.key, "digest": frozen.digest(), "fit": fit}
-        return facts | (bench.run() if case.kind == "run" else bench.run_control())
+        answers = bench.answer(with_truth=case.kind == "run")
+        line = facts_of(case, frozen, fit) | line_of(answers, case, frozen, bench.truth_of)
+    if keep is not None:
+        facts = facts_of(case, frozen, fit) | {"tables_digest": frozen.tables_digest()}
+        answers.write(keep / case.folder, facts=facts)
+    return line
+
+
+def facts_of(case: Case, frozen: Frozen, fit: bool) -> dict[str, Any]:
+    """Return what is known of a case before anything is chosen."""
+    return {**asdict(case), "key": case.key, "digest": frozen.digest(), "fit": fit}
 
 
 def prompts_of(settings: LabSettings, frozen: Frozen) -> dict[str, list[Prompt]]:
@@ -166,6 +195,7 @@ class _Bench:
     responses: list[dict[str, Any]] = field(default_factory=list)
     rewards: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     curves: dict[float, dict[str, float]] = field(default_factory=dict)
+    truths: dict[float, list[float]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.engine = TransformersEngine()
@@ -176,39 +206,28 @@ class _Bench:
         }
         self.judges = {name: load_reward_model(str(path)) for name, path in folders.items()}
 
-    def run_control(self) -> dict[str, Any]:
-        """Choose alpha where no alpha is better than 0."""
+    def answer(self, *, with_truth: bool) -> Answers:
+        """Answer and score by every candidate; measure the truth of them all, where asked to."""
         for alpha in self.frozen.alphas:
             self.engine.load(self.pair.at(alpha))
             self.answer_selection(alpha)
-        line = self.choose()
-        if line["chosen"] == 0:
-            return line
-        # Not kept: whether it was wrong is told by the truth.
-        return {**line, "truth": self.truth_of({"chosen": line["chosen"]})}
+            if with_truth:
+                self.curves[alpha]["oracle_truth"] = float(self.truth("oracle").mean())
+                self.truths[alpha] = self.truth("truth").tolist()
+        return Answers(
+            responses=pa.Table.from_pylist(self.responses, RESPONSES_SCHEMA),
+            rewards={n: pa.Table.from_pylist(r, REWARDS_SCHEMA) for n, r in self.rewards.items()},
+            curves=self.curves,
+            truths=self.truths,
+            race_seed=self.settings.derive_seed("proof"),
+        )
 
-    def run(self) -> dict[str, Any]:
-        """Choose alpha by the rewards, by the reward alone and by the oracle; measure the truth."""
-        for alpha in self.frozen.alphas:
+    def truth_of(self, alpha: float) -> list[float]:
+        """Return the truth of each request under one candidate."""
+        if alpha not in self.truths:
             self.engine.load(self.pair.at(alpha))
-            self.answer_selection(alpha)
-            self.curves[alpha]["oracle_truth"] = float(self.truth("oracle").mean())
-        line = self.choose()
-        picked = {
-            "chosen": line["chosen"],
-            "by_reward": line["by_reward"],
-            "oracle": max(self.curves, key=lambda a: self.curves[a]["oracle_truth"]),
-            "reward_only": max(self.curves, key=lambda a: self.curves[a][SCORER]),
-        }
-        return {**line, **picked, "truth": self.truth_of(picked)}
-
-    def truth_of(self, picked: Mapping[str, float]) -> dict[str, Any]:
-        """Return the truth gain of each pick over alpha 0."""
-        truths = {}
-        for alpha in sorted({0.0, *picked.values()}):
-            self.engine.load(self.pair.at(alpha))
-            truths[alpha] = self.truth("truth")
-        return {name: truth_gain(truths[alpha], truths[0.0]) for name, alpha in picked.items()}
+            self.truths[alpha] = self.truth("truth").tolist()
+        return self.truths[alpha]
 
     def answer_selection(self, alpha: float) -> None:
         """Answer the selection's prompts and score the answers."""
@@ -260,53 +279,6 @@ class _Bench:
         # The templates of a request share its words: the request is what was drawn at random.
         return np.array(scores).reshape(self.frozen.num_truth_requests, -1).mean(axis=1)
 
-    def choose(self) -> dict[str, Any]:
-        """Hand the tables to the selection."""
-        responses = pa.Table.from_pylist(self.responses, RESPONSES_SCHEMA)
-        rewards = {n: pa.Table.from_pylist(r, REWARDS_SCHEMA) for n, r in self.rewards.items()}
-        settings = self.frozen.selection
-        selection, by_reward = (
-            choose_alpha(
-                responses, rewards[SCORER], settings=s, guard_rewards={GUARD: rewards[GUARD]}
-            )
-            for s in (settings, settings.model_copy(update={"rank_by": "reward"}))
-        )
-        return {
-            "chosen": selection["best_alpha"],
-            "by_reward": by_reward["best_alpha"],
-            "verdict": selection["verdict"],
-            "tried": selection["tried_alpha"],
-            "reason": selection["reason"],
-            "race": self.race(responses, rewards[SCORER], rewards[GUARD]),
-            "curves": {f"{alpha:g}": values for alpha, values in self.curves.items()},
-        }
-
-    def race(self, responses: pa.Table, rewards: pa.Table, guard: pa.Table) -> dict[str, Any]:
-        """Say what racing would have chosen, and for how many of the answers.
-
-        All answers are there; the race is shown those alone that it asks for. To be compared with
-        the full grid under the same order of candidates, `by_reward`.
-        """
-        update = {"rank_by": "reward", "strategy": "racing"}
-        settings = self.frozen.selection.model_copy(update=update)
-        splits = self.splits()
-        tuning = [i for i, split in splits.items() if split == "tuning"]
-        heldout = splits.keys() - set(tuning)
-        race = ReplayedRace(
-            responses=responses,
-            rewards=rewards,
-            guard_rewards={GUARD: guard},
-            tuning=shuffled(tuning, seed=self.settings.derive_seed("proof"), purpose="race"),
-            settings=settings,
-        )
-        found = race.search(self.frozen.alphas)
-        selection = race.choose(found.num_answered, heldout=heldout, search=found)
-        return {
-            "chosen": selection["best_alpha"],
-            "share": share_of_all(found, selection["tried_alpha"], len(heldout)),
-            "tuning_share": found.share,
-        }
-
     def splits(self) -> dict[str, str]:
         """Return the split of every prompt that the selection sees."""
         ids = [prompt.prompt_id for prompt in self.prompts["selection"]]
@@ -347,13 +319,6 @@ class _Bench:
             }
             for key, score in zip(keys, judge.score(chats), strict=True)
         ]
-
-
-def truth_gain(truth: npt.NDArray[np.float64], base: npt.NDArray[np.float64]) -> dict[str, Any]:
-    """Return the paired gain over alpha 0 with its 95% interval and two-sided p-value."""
-    estimate = bootstrap_mean(truth - base, num_resamples=10_000, seed=0)
-    low, high = estimate.interval(0.95)
-    return {"gain": estimate.mean, "ci_low": low, "ci_high": high, "p_value": estimate.p_value()}
 
 
 def _write_control(case: Case, lab: LabResult, other: LabResult | None, folder: Path) -> None:

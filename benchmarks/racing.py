@@ -48,7 +48,7 @@ class Case:
     @property
     def share(self) -> float:
         """Of all generations, with as many held-out as tuning prompts."""
-        return share_of_all(self.search, self.raced, self.search.num_tuning)
+        return share_of_all(self.search, int(self.raced is not None), self.search.num_tuning)
 
 
 def main() -> None:

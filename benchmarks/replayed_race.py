@@ -67,14 +67,14 @@ class ReplayedRace:
         )
 
 
-def share_of_all(search: SearchResult, tried: float | None, num_heldout: int) -> float:
+def share_of_all(search: SearchResult, num_tried: int, num_heldout: int) -> float:
     """Return the answers of a race over those of the grid, where every candidate answers all.
 
     Args:
         search: The race.
-        tried: The candidate that went to the held-out prompts, where alpha 0 answers too.
+        num_tried: Candidates that went to the held-out prompts, where alpha 0 answers too.
         num_heldout: How many these are.
     """
-    confirmed = 0 if tried is None else 2 * num_heldout
+    confirmed = (1 + num_tried) * num_heldout if num_tried else 0
     raced = sum(search.num_answered.values()) + confirmed
     return raced / ((search.num_tuning + num_heldout) * len(search.num_answered))

@@ -2,6 +2,7 @@
 
     python -m benchmarks.selection_proof --output results.jsonl
     python -m benchmarks.selection_proof --summarize results.jsonl [--write]
+    python -m benchmarks.selection_proof --replay tables --guard-doubt stop
 
 Per seed a laboratory is trained on a share of the preference data. The selection sees the rewards
 of two reward models on some prompts; the truth is then measured on other prompts, and an oracle
@@ -23,7 +24,8 @@ a run, whose training is most of what a laboratory costs; they never saw the con
 Racing is replayed on every case: beside its full grid stands what it would have chosen, and for how
 many of the answers.
 
-Every finished case is one line of the output; a rerun does those that are missing. Everything
+Every finished case is one line of the output; a rerun does those that are missing. What the models
+answered is kept with `--tables`: from there other rules choose anew in seconds. Everything
 below was frozen by looking at seeds 0 and 1 alone. Beside it is shown what an order of candidates
 by the scoring reward model alone would have chosen; no promise is judged by that.
 
@@ -38,15 +40,18 @@ import subprocess
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
-from benchmarks.proof_case import CONTROLS, Case, Frozen, measure_case
+from benchmarks.proof_answers import line_of, read_answers
+from benchmarks.proof_case import CONTROLS, Case, Frozen, facts_of, measure_case
 from benchmarks.proof_summary import record, render
 from expo_ray.checkpoints import atomic_write_json, atomic_write_text
 from expo_ray.lab import LabResult, LabSettings, prepare_lab
 from expo_ray.reports.proof import RECORD
 from expo_ray.selection import SelectionSettings
+from expo_ray.selection.guard_settings import Doubt
 from expo_ray.serving.sampling import SamplingParams
 
 FROZEN = Frozen(
@@ -104,6 +109,16 @@ def main() -> None:
     parser.add_argument(
         "--cache", type=Path, default=Path("runs/lab-proof"), help="folder of the laboratories"
     )
+    parser.add_argument("--tables", type=Path, help="keep what the models answered in this folder")
+    parser.add_argument("--replay", type=Path, help="choose anew from kept answers, and print")
+    parser.add_argument(
+        "--guard-doubt",
+        choices=get_args(Doubt),
+        default=FROZEN.selection.guard_doubt,
+        help="with --replay: what guards do in doubt (default: %(default)s)",
+    )
+    parser.add_argument("--limit", type=int, help="do so many of the missing cases")
+    parser.add_argument("--parallel", type=int, default=NUM_PARALLEL, help="cases at a time")
     parser.add_argument("--summarize", type=Path, help="print the tables of recorded lines")
     parser.add_argument(
         "--write",
@@ -124,9 +139,22 @@ def main() -> None:
             RESULT.write_text(text, encoding="utf-8")
             atomic_write_json(RECORD, record(lines, num_expected=len(cases)))
         return
+    if arguments.replay:
+        update = {"guard_doubt": arguments.guard_doubt}
+        rules = FROZEN.selection.model_copy(update=update)
+        print(render(replay(arguments.replay, replace(FROZEN, selection=rules))))
+        return
     if arguments.output is None:
-        parser.error("one of --output and --summarize is needed")
-    run_cases(cases, FROZEN, output=arguments.output, cache=arguments.cache)
+        parser.error("one of --output, --replay and --summarize is needed")
+    run_cases(
+        cases,
+        FROZEN,
+        output=arguments.output,
+        cache=arguments.cache,
+        keep=arguments.tables and arguments.tables.resolve(),
+        limit=arguments.limit,
+        num_parallel=arguments.parallel,
+    )
 
 
 def list_cases(seeds: Sequence[int], fractions: Sequence[float], num_controls: int) -> list[Case]:
@@ -172,7 +200,38 @@ def read_lines(path: Path, digest: str | None = None) -> list[dict[str, Any]]:
     return lines
 
 
-def run_cases(cases: Sequence[Case], frozen: Frozen, *, output: Path, cache: Path) -> None:
+def replay(folder: Path, frozen: Frozen) -> list[dict[str, Any]]:
+    """Return the lines of all cases whose answers are kept, under the rules of `frozen`.
+
+    Args:
+        folder: Of `--tables`.
+        frozen: The settings; answers of other models or prompts are refused.
+    """
+    names = {field.name for field in fields(Case)}
+    lines = []
+    for path in sorted(folder.glob("*/case.json")):
+        facts, answers = read_answers(path.parent)
+        if facts["tables_digest"] != frozen.tables_digest():
+            raise SystemExit(f"{path}: answers of other settings ({facts['tables_digest']})")
+        case = Case(**{name: facts[name] for name in names})
+        line = facts_of(case, frozen, facts["fit"])
+        line |= line_of(answers, case, frozen, answers.truths.get)
+        lines.append({**line, "commit": _commit()})
+    if not lines:
+        raise SystemExit(f"there are no answers in {folder}")
+    return lines
+
+
+def run_cases(
+    cases: Sequence[Case],
+    frozen: Frozen,
+    *,
+    output: Path,
+    cache: Path,
+    keep: Path | None = None,
+    limit: int | None = None,
+    num_parallel: int = NUM_PARALLEL,
+) -> None:
     """Measure what is missing, a line each."""
     import ray
 
@@ -180,7 +239,7 @@ def run_cases(cases: Sequence[Case], frozen: Frozen, *, output: Path, cache: Pat
 
     lines = read_lines(output, frozen.digest())
     done = {line["key"] for line in lines}
-    missing = [case for case in cases if case.key not in done]
+    missing = [case for case in cases if case.key not in done][:limit]
     print(f"{len(done)} cases stand, {len(missing)} to do", flush=True)
     case_of = {case.seed: case for case in reversed(cases)}
     commit = _commit()
@@ -192,11 +251,11 @@ def run_cases(cases: Sequence[Case], frozen: Frozen, *, output: Path, cache: Pat
     def measure(case: Case) -> dict[str, Any]:
         other = lab(case.other) if case.kind == "unrelated" else None
         judges = None if case.judge is None else lab(case.judge)
-        line = ray.get(task.remote(case, frozen, lab(case.seed), other, judges))
+        line = ray.get(task.remote(case, frozen, lab(case.seed), other, judges, keep))
         return {**line, "commit": commit}
 
     # Runs come first: the controls find their laboratories trained.
-    with ray_session("local", num_cpus=NUM_PARALLEL), ThreadPoolExecutor(NUM_PARALLEL) as pool:
+    with ray_session("local", num_cpus=num_parallel), ThreadPoolExecutor(num_parallel) as pool:
         futures = [pool.submit(measure, case) for case in missing]
         try:
             for future in as_completed(futures):
