@@ -12,6 +12,7 @@ from expo_ray.rewards.kinds.registry import reward_forms
 from expo_ray.serving.engines.options import ENGINE_PANEL, EngineOptions
 from expo_ray.serving.engines.registry import engine_help
 from expo_ray.serving.sampling import PAPER_SAMPLING, SAMPLING_PANEL
+from expo_ray.tables.thoughts import REASONING_MEANS
 
 _PROMPTS = "Prompts"
 Model = Annotated[
@@ -81,6 +82,14 @@ EngineFlags = Annotated[Given, FlagsOf(EngineOptions)]
 Replicas = Annotated[
     int,
     typer.Option("--replicas", min=1, help="Replicas of the model.", rich_help_panel=ENGINE_PANEL),
+]
+ReasoningOption = Annotated[
+    str,
+    typer.Option(
+        metavar="TAG",
+        help=REASONING_MEANS,
+        rich_help_panel=SAMPLING_PANEL,
+    ),
 ]
 Preset = Annotated[
     str | None,

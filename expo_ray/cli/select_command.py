@@ -20,6 +20,7 @@ from expo_ray.cli.options import (
     Preset,
     PromptColumn,
     Prompts,
+    ReasoningOption,
     Replicas,
     SelfTestFlag,
     TokensPerSecond,
@@ -124,6 +125,7 @@ def select(
         int,
         typer.Option(min=0, help="Seed of the whole run.", rich_help_panel=SAMPLING_PANEL),
     ] = 42,
+    reasoning: ReasoningOption = "auto",
     engine: EngineOption = "auto",
     num_replicas: Replicas = 1,
     options: EngineFlags,
@@ -176,6 +178,7 @@ def select(
             settings={
                 "seed": seed,
                 "sampling": sampling,
+                "reasoning": reasoning,
                 "generators": {"engine": engine, "num_replicas": num_replicas, **options},
                 "rewarders": {
                     "num_replicas": num_replicas,

@@ -22,6 +22,7 @@ from expo_ray.cli.options import (
     Preset,
     PromptColumn,
     Prompts,
+    ReasoningOption,
     Replicas,
     preset_sampling,
 )
@@ -167,6 +168,7 @@ def generate(
     preset: Preset = None,
     *,
     sampling: Annotated[Given, FlagsOf(SamplingParams)],
+    reasoning: ReasoningOption = "auto",
     engine: EngineOption = "auto",
     num_replicas: Replicas = 1,
     options: EngineFlags,
@@ -194,6 +196,7 @@ def generate(
             alpha_rules=alpha_rules,
             extra_tensors=extra_tensors or (),
             sampling=from_flags(SamplingParams, preset_sampling(preset) | sampling),
+            reasoning=reasoning,
             engine=engine,
             options=from_flags(EngineOptions, options),
             num_replicas=num_replicas,

@@ -18,6 +18,7 @@ from expo_ray.http_text import limited_request
 from expo_ray.json_text import parse_json
 from expo_ray.proxies import http_client, through_proxy
 from expo_ray.rewards.interface import Chat, References, RewardScore
+from expo_ray.tables.thoughts import AUTO
 
 _NUM_THREADS = 8
 _NUM_ATTEMPTS = 3
@@ -82,13 +83,21 @@ class JudgeRewardModel:
         }
         try:
             answer = self._post(body)
-            text = answer["choices"][0]["message"]["content"]
-        except (httpx.HTTPError, ValueError, KeyError, IndexError, TypeError) as error:
+            said = AUTO.split_message(answer["choices"][0]["message"])
+        except (
+            *(httpx.HTTPError, ValueError, KeyError),
+            *(IndexError, TypeError, AttributeError),
+        ) as error:
             return RewardScore.failed(
                 f"the judge did not answer: {type(error).__name__}: {error}{self._through}"
             )
         tokens = _num_tokens(answer.get("usage"))
-        rating = parse_rating(text)
+        rating = parse_rating(said.answer)
+        if rating is None and not said.is_closed:
+            limit = _SAMPLING["max_tokens"]
+            return RewardScore.failed(
+                f"the judge was still thinking after {limit} tokens", tokens=tokens
+            )
         if rating is None:
             return RewardScore.failed("no rating from 1 to 10 in the judge's answer", tokens=tokens)
         return RewardScore(reward=rating, tokens=tokens)

@@ -36,8 +36,10 @@ class Candidate:
     gain_ci_low: float | None
     gain_ci_high: float | None
     mean_tokens: float | None
+    """Of answers; thoughts are no part of them."""
     length_ratio: float | None
     truncation_rate: float | None
+    """Share of the responses that the limit on tokens cut off, or that are a thought alone."""
     collapsed: bool
     """A guard against broken text fired: no ends, repetition, lost answers."""
     length_controlled_gain: float | None
@@ -52,6 +54,8 @@ class Candidate:
     """Names of the guards that fired."""
     dropped: str | None
     """Why the search dropped it before it had answered all prompts; None where it did not."""
+    mean_thought_tokens: float | None
+    """Tokens of what was thought before an answer; None where the tables do not tell."""
 
     def as_dict(self) -> dict[str, object]:
         """Return the entry of selection.json."""
@@ -168,6 +172,7 @@ def _candidate(
         eligible=eligible,
         stopped_by=stopped_by,
         dropped=dropped,
+        mean_thought_tokens=_mean(samples.thought_tokens[row]),
     )
 
 

@@ -52,8 +52,11 @@ class SplitSamples:
     peers: tuple[str, ...]
     """The guards that were not made from the pair: their order of the candidates counts."""
     tokens: FloatArray
+    """Of the answers; what was thought before is no part of them."""
+    thought_tokens: FloatArray
+    """Of what was thought; not-a-number where the table does not tell."""
     truncated: FloatArray
-    """1 where the response stopped at the token limit, else 0."""
+    """1 where the response stopped at the token limit, or ended before any answer, else 0."""
     repetition: FloatArray
     echoes: FloatArray
     """1 where the response restates its prompt; these three are all not-a-number where the table
@@ -93,7 +96,10 @@ class SplitSamples:
         kept = self.present[self.row(alpha)]
         if kept.all():
             return self
-        matrices = ("rewards", "tokens", "truncated", "repetition", "echoes", "markers", "drifts")
+        matrices = (
+            *("rewards", "tokens", "thought_tokens", "truncated"),
+            *("repetition", "echoes", "markers", "drifts"),
+        )
         prompts, prompt_of_key = np.unique(self.prompt_of_key[kept], return_inverse=True)
         return replace(
             self,
@@ -278,8 +284,17 @@ def _measured(
     """Return what is measured of each response; of failed ones, and of nulls, nothing: NaN."""
     failed = np.asarray(pc.is_valid(responses["error"]))
     truncated = pc.fill_null(pc.equal(responses["finish_reason"], "length"), False)
+    tokens, thought = _floats(responses["completion_tokens"]), np.full(failed.size, np.nan)
+    # Tables of before, or made elsewhere, may not tell what was thought.
+    if {"thought", "thought_tokens"} <= {*responses.column_names}:
+        thought = _floats(responses["thought_tokens"])
+        tokens = tokens - np.nan_to_num(thought)
+        answers = pc.utf8_trim_whitespace(pc.fill_null(responses["response"], ""))
+        is_unanswered = pc.and_(pc.is_valid(responses["thought"]), pc.equal(answers, ""))
+        truncated = pc.or_(truncated, is_unanswered)
     measured = {
-        "tokens": np.where(failed, np.nan, _floats(responses["completion_tokens"])),
+        "tokens": np.where(failed, np.nan, tokens),
+        "thought_tokens": np.where(failed, np.nan, thought),
         "truncated": np.where(failed, np.nan, _floats(truncated)),
     }
     # Tables made elsewhere may lack the chats; ours never do.

@@ -26,6 +26,7 @@ from expo_ray.serving.served_model import ServedModel
 from expo_ray.serving.source import ModelSource
 from expo_ray.tables import read_prompts
 from expo_ray.tables.streamed import iter_batches, parquet_files
+from expo_ray.tables.thoughts import Reasoning
 
 _DEFAULT_SAMPLING = SamplingParams()
 _NO_OPTIONS = EngineOptions()
@@ -46,6 +47,7 @@ def generate(
     sampling: SamplingParams = _DEFAULT_SAMPLING,
     engine: str = "auto",
     options: EngineOptions = _NO_OPTIONS,
+    reasoning: str = "auto",
     num_replicas: int = 1,
     address: str | None = None,
     progress: Progress | None = None,
@@ -66,6 +68,8 @@ def generate(
         sampling: Sampling settings.
         engine: `auto`, `transformers` or `vllm`.
         options: Settings of the engine.
+        reasoning: How thoughts are marked, which stand in a column of their own: `auto`, `off`,
+            or a tag, see `expo_ray.tables.thoughts`.
         num_replicas: Replicas of the model.
         address: Ray cluster; None means `RAY_ADDRESS` where set, else a local Ray.
         progress: Where progress is shown.
@@ -93,11 +97,12 @@ def generate(
     # Checks what can be checked before a Ray is started; there auto may pick another engine.
     output = require_writable_file(output)
     source = model_source(model, initial, alpha, alpha_rules, extra_tensors).pinned()
-    GeneratorReplicas(num_replicas, engine, options=options)
+    how: dict[str, Any] = {"options": options, "reasoning": Reasoning.parse(reasoning)}
+    GeneratorReplicas(num_replicas, engine, **how)
     rows = read_prompts(prompts, columns=columns, num_prompts=num_prompts, seed=sampling.seed)
     if resolve_address(address) == LOCAL:
         resolve_engine(engine).check(source)
-    with ray_session(address), GeneratorReplicas(num_replicas, engine, options=options) as replicas:
+    with ray_session(address), GeneratorReplicas(num_replicas, engine, **how) as replicas:
         made = replicas.write_responses(source, rows, output, sampling=sampling, progress=progress)
     _require_some(made, output, "responses")
     return made
@@ -115,6 +120,7 @@ def score(
     anchors: str | Path | None = None,
     use_cache: bool = True,
     allow_truncation: bool = False,
+    reasoning: str = "auto",
     num_replicas: int = 1,
     address: str | None = None,
     progress: Progress | None = None,
@@ -133,6 +139,8 @@ def score(
         use_cache: Whether scores are remembered on each node, and looked up there.
         allow_truncation: Whether chats longer than the reward model reads lose their beginning and
             are marked, instead of getting no reward.
+        reasoning: How thoughts are marked, which are not scored, where the table does not tell
+            them apart already: `auto`, `off`, or a tag.
         num_replicas: Replicas of the reward model.
         address: Ray cluster; None means `RAY_ADDRESS` where set, else a local Ray.
         progress: Where progress is shown.
@@ -160,6 +168,7 @@ def score(
         anchors=None if anchors is None else read_anchors(anchors),
         use_cache=use_cache,
         allow_truncation=allow_truncation,
+        reasoning=Reasoning.parse(reasoning),
     )
     for table in (responses, *(() if reference is None else (reference,))):
         count_rows(

@@ -88,7 +88,10 @@ class Generator:
         )
         if fitting:
             made = self._engine.generate([*fitting.values()])
-            responses.update(zip(fitting, made, strict=True))
+            for (i, row), response in zip(fitting.items(), made, strict=True):
+                responses[i] = self._engine.tell_apart(
+                    response, row, messages=rows[i].messages, reasoning=rows[i].reasoning
+                )
         return Answered(loaded=loaded, responses=[responses[i] for i in range(len(rows))])
 
     @serve.batch(  # type: ignore[untyped-decorator]

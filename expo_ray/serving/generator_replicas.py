@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -21,6 +22,7 @@ from expo_ray.serving.loaded import Answered, ChatRow, Loaded
 from expo_ray.serving.sampling import SamplingParams
 from expo_ray.serving.source import ModelSource
 from expo_ray.tables import RESPONSES_SCHEMA, Prompt, ResumableTable, row_seed
+from expo_ray.tables.thoughts import AUTO, Reasoning, is_unanswered
 
 _SCHEMA_VERSION = 1
 _KEY = ("prompt_id", "sample", "weights_digest")
@@ -36,6 +38,8 @@ class GeneratorReplicas:
         num_replicas: How many; each takes one CPU, and one GPU where the cluster has any.
         engine: `auto`, `transformers` or `vllm`.
         options: Settings of the engine.
+        reasoning: How thoughts are marked: what is thought is no part of a response, and thoughts
+            of earlier turns are not sent.
 
     Raises:
         ConfigError: The engine is unknown, or has no such settings.
@@ -48,11 +52,13 @@ class GeneratorReplicas:
         engine: str = "transformers",
         *,
         options: EngineOptions = _NO_OPTIONS,
+        reasoning: Reasoning = AUTO,
     ) -> None:
         self._num_replicas = num_replicas
         self._engine = resolve_engine(engine)
         require_options(self._engine, options)
         self._options = options
+        self._reasoning = reasoning
         self._stack = ExitStack()
         self._handle: Any = None
         self._launched: ModelSource | None = None
@@ -108,8 +114,14 @@ class GeneratorReplicas:
             identity={
                 "sampling": sampling.model_dump(mode="json", exclude={"num_samples"}),
                 "engine": self._engine.name,
+                # Tables from before this setting stay valid.
+                **({} if self._reasoning == AUTO else {"reasoning": str(self._reasoning)}),
             },
         )
+        prompts = [
+            replace(each, messages=self._reasoning.without_thoughts(each.messages))
+            for each in prompts
+        ]
         wanted = [(prompt, i) for prompt in prompts for i in range(sampling.num_samples)]
         # Only a table that looks complete is worth reading the weights for.
         answered = {key[:2] for key in table.done}
@@ -143,6 +155,8 @@ class GeneratorReplicas:
             "num_errors": sum(row["error"] is not None for row in rows),
             "prompt_tokens": sum(row["prompt_tokens"] for row in rows),
             "completion_tokens": sum(row["completion_tokens"] for row in rows),
+            "reasoning": str(self._reasoning),
+            **count_thoughts(rows),
             "seconds": round(time.monotonic() - started, 3),
         }
 
@@ -184,6 +198,7 @@ class GeneratorReplicas:
                     messages=prompt.messages,
                     params=sampling,
                     seed=row_seed(sampling.seed, prompt.prompt_id, sample),
+                    reasoning=self._reasoning,
                 )
                 for prompt, sample in chunk
             ]
@@ -203,6 +218,15 @@ class GeneratorReplicas:
                 bar.advance(len(chunk))
         finally:
             bar.close()
+
+
+def count_thoughts(rows: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+    """Return what a table says of thoughts: responses with one, those that ended in it, tokens."""
+    return {
+        "num_thoughts": sum(row["thought"] is not None for row in rows),
+        "num_unanswered": sum(is_unanswered(row) for row in rows),
+        "thought_tokens": sum(row["thought_tokens"] or 0 for row in rows),
+    }
 
 
 def _checked(source: ModelSource, loaded: Loaded, expected: str | None) -> str:
@@ -261,4 +285,6 @@ def _table_row(
         "prompt_tokens": response.prompt_tokens,
         "completion_tokens": response.completion_tokens,
         "error": response.error,
+        "thought": response.thought if fine else None,
+        "thought_tokens": response.thought_tokens if fine else None,
     }

@@ -9,6 +9,7 @@ from expo_ray.errors import ExpoError
 from expo_ray.serving.engines.interface import Generated
 from expo_ray.serving.sampling import SamplingParams
 from expo_ray.tables.prompts import Message
+from expo_ray.tables.thoughts import AUTO, Reasoning
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -30,6 +31,8 @@ class ChatRow:
     messages: Sequence[Message]
     params: SamplingParams
     seed: int
+    reasoning: Reasoning = AUTO
+    """How thoughts are marked, which are no part of the response."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -22,6 +22,7 @@ from expo_ray.serving.reward_stream import count_rewards, count_rows, stream_rew
 from expo_ray.serving.rewarder import Scored
 from expo_ray.tables import RESPONSES_SCHEMA, REWARDS_SCHEMA, ResumableTable, read_table
 from expo_ray.tables.streamed import StreamedTable, iter_batches, parquet_files
+from expo_ray.tables.thoughts import AUTO
 
 if TYPE_CHECKING:
     from expo_ray.serving.reward_replicas import RewardReplicas
@@ -47,6 +48,7 @@ class RewardJob:
         self._output = Path(output_path)
         self._references_path = references_path
         self._progress = progress
+        self._reasoning = replicas.reasoning
         self.is_large = Path(responses_path).is_dir() or self._num_responses >= STREAMED_ROWS
 
     @cached_property
@@ -64,7 +66,9 @@ class RewardJob:
 
     @cached_property
     def _references(self) -> ReferenceTable | None:
-        return read_references(self._references_path) if self.scorer.needs_reference else None
+        if not self.scorer.needs_reference:
+            return None
+        return read_references(self._references_path, self._reasoning)
 
     @cached_property
     def _identity(self) -> dict[str, Any]:
@@ -75,7 +79,9 @@ class RewardJob:
             "settings": scorer.settings,
         }
         compared = {} if self._references is None else {"reference": self._references.digest}
-        return {**made_by, **compared}
+        # Tables from before this setting stay valid.
+        told = {} if self._reasoning == AUTO else {"reasoning": str(self._reasoning)}
+        return {**made_by, **compared, **told}
 
     def score_whole(self) -> dict[str, Any]:
         """Score a table that fits into memory, and merge it in the order of its keys."""
@@ -117,6 +123,7 @@ class RewardJob:
                 references=self._references,
                 name=self.scorer.name,
                 revision=self.scorer.revision,
+                reasoning=self._reasoning,
             ):
                 table.append(rows)
                 num_scored += rows.num_rows
@@ -132,12 +139,13 @@ class RewardJob:
 
     def _test(self, rows: Iterable[dict[str, Any]]) -> None:
         some = [row for _, row in zip(range(8), filter(is_scorable, rows), strict=False)]
-        chats = [chat_of(row) for row in some]
+        chats = [chat_of(row, self._reasoning) for row in some]
         self._replicas.test_once(chats, self._progress, output=self._output)
 
     def _scored(self, todo: list[dict[str, Any]]) -> Iterator[tuple[list[dict[str, Any]], int]]:
         """Yield finished rows; those of like length stand together, so that batches are full."""
-        chats = {i: chat_of(row) for i, row in enumerate(todo) if is_scorable(row)}
+        reasoning = self._reasoning
+        chats = {i: chat_of(row, reasoning) for i, row in enumerate(todo) if is_scorable(row)}
         references = self._references and [self._references.of(row) for row in todo]
         hopeless = [row for i, row in enumerate(todo) if i not in chats]
         yield reward_rows(hopeless, (), name=self.scorer.name, revision=self.scorer.revision), 0

@@ -22,6 +22,7 @@ from expo_ray.serving.reward_job import RewardJob
 from expo_ray.serving.reward_rows import CHUNK_ROWS, num_chars
 from expo_ray.serving.rewarder import Rewarder, Scored
 from expo_ray.serving.self_test_file import self_test_file
+from expo_ray.tables.thoughts import AUTO, Reasoning
 
 _SCHEMA_VERSION = 1
 
@@ -40,6 +41,8 @@ class RewardReplicas:
         use_cache: Whether scores are remembered on each node, and looked up there.
         allow_truncation: Whether chats longer than the reward model reads are cut at their
             beginning, scored and marked, instead of refused.
+        reasoning: How thoughts are marked, which are not scored; where a table tells them apart
+            already, they are not looked for.
         tests: What self-tests found, by the text of `spec`; filled here. One that is there is
             not made, or told, again.
 
@@ -59,6 +62,7 @@ class RewardReplicas:
         anchors: Sequence[AnchorPair] | None = None,
         use_cache: bool = True,
         allow_truncation: bool = False,
+        reasoning: Reasoning = AUTO,
         tests: dict[str, SelfTest] | None = None,
     ) -> None:
         asked = RewardModelSpec.parse(spec) if isinstance(spec, str) else spec
@@ -66,6 +70,7 @@ class RewardReplicas:
         self._num_replicas = num_replicas
         self._pinned = pin_reward_model(asked, initial=initial, aligned=aligned)
         self._wants_test, self._anchors = self_test, anchors
+        self.reasoning = reasoning
         self._how = {"use_cache": use_cache, "truncate": allow_truncation}
         self._tests = {} if tests is None else tests
         self._stack = ExitStack()
@@ -120,6 +125,7 @@ class RewardReplicas:
             "output": str(output_path),
             "reward_model": job.scorer.name,
             "reward_model_revision": job.scorer.revision,
+            "reasoning": str(self.reasoning),
             **counts,
             "spread": None if tested is None else tested.spread,
             "seconds": round(time.monotonic() - started, 3),

@@ -8,11 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
+
 from expo_ray.rewards import RewardScore
 from expo_ray.rewards.interface import Chat
 from expo_ray.tables import RESPONSES_SCHEMA, Message
 from expo_ray.tables.schemas import require_schema
 from expo_ray.tables.streamed import iter_batches, parquet_files
+from expo_ray.tables.thoughts import AUTO, Reasoning
 
 KEY = ("prompt_id", "sample", "weights_digest")
 CHUNK_ROWS = 64
@@ -31,8 +34,12 @@ class ReferenceTable:
         return self.responses.get((row["prompt_id"], row["sample"]))
 
 
-def read_references(path: str | Path | None) -> ReferenceTable:
+def read_references(path: str | Path | None, reasoning: Reasoning = AUTO) -> ReferenceTable:
     """Read the responses that others are compared with; those with an error are left out.
+
+    Args:
+        path: Their table.
+        reasoning: How thoughts are marked, which are no part of them.
 
     Raises:
         TableError: The table is missing or malformed.
@@ -41,10 +48,12 @@ def read_references(path: str | Path | None) -> ReferenceTable:
     for file in files:
         require_schema(file, RESPONSES_SCHEMA)
     responses: dict[tuple[str, int], str] = {}
-    for batch in iter_batches(files, ["prompt_id", "sample", "response", "error"]):
-        for row in batch.to_pylist():
+    wanted = ["prompt_id", "sample", "response", "error"]
+    for file in files:
+        columns = [*wanted, *({"thought"} & {*pq.read_schema(file).names})]
+        for row in (row for batch in iter_batches([file], columns) for row in batch.to_pylist()):
             if row["error"] is None and row["response"] is not None:
-                responses[row["prompt_id"], row["sample"]] = row["response"]
+                responses[row["prompt_id"], row["sample"]] = _answer(row, reasoning)
     digest = hashlib.sha256(repr(sorted(responses.items())).encode()).hexdigest()
     return ReferenceTable(responses, digest)
 
@@ -56,9 +65,22 @@ def is_scorable(row: dict[str, Any]) -> bool:
     return row["error"] is None and len(turns) > 0 and all(text is not None for text in texts)
 
 
-def chat_of(row: dict[str, Any]) -> list[Message]:
-    """Return the chat that a response ends."""
-    return [*row["messages"], Message(role="assistant", content=row["response"])]
+def chat_of(row: dict[str, Any], reasoning: Reasoning = AUTO) -> list[Message]:
+    """Return the chat that a response ends: its answers, no thoughts.
+
+    Args:
+        row: Of a responses table; a thought that it tells apart already is not looked for again.
+        reasoning: How thoughts are marked.
+    """
+    return [
+        *reasoning.without_thoughts(row["messages"]),
+        Message(role="assistant", content=_answer(row, reasoning)),
+    ]
+
+
+def _answer(row: dict[str, Any], reasoning: Reasoning) -> str:
+    response = str(row["response"])
+    return response if row.get("thought") is not None else reasoning.answer(response)
 
 
 def num_chars(chat: Chat) -> int:

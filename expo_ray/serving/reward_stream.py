@@ -35,6 +35,7 @@ from expo_ray.serving.reward_rows import (
 from expo_ray.tables import RESPONSES_SCHEMA, REWARDS_SCHEMA
 from expo_ray.tables.schemas import require_schema
 from expo_ray.tables.streamed import Digests, iter_batches, key_digests
+from expo_ray.tables.thoughts import Reasoning
 
 _BLOCK_ROWS = 1024
 _BLOCK_BYTES = 2**20
@@ -61,6 +62,7 @@ def stream_rewards(
     references: ReferenceTable | None,
     name: str,
     revision: str,
+    reasoning: Reasoning,
 ) -> Iterator[pa.Table]:
     """Yield tables of rewards in any order, as they are scored.
 
@@ -71,10 +73,12 @@ def stream_rewards(
         references: For a pairwise reward model: what responses are compared with.
         name: The reward model's name.
         revision: What pins it.
+        reasoning: How thoughts are marked, which are not scored.
 
     Raises:
         TableError: The files cannot be read.
     """
+    who = {"name": name, "revision": revision}
     try:
         # A data set keeps the settings under which it was made; those of the process stay.
         with _settings():
@@ -82,7 +86,13 @@ def stream_rewards(
                 [str(file.absolute()) for file in files], num_cpus=0
             ).map_batches(
                 _BlockScorer,
-                fn_constructor_args=(app_name, ray.put(done), ray.put(references), name, revision),
+                fn_constructor_args=(
+                    app_name,
+                    ray.put(done),
+                    ray.put(references),
+                    who,
+                    reasoning,
+                ),
                 batch_size=_BLOCK_ROWS,
                 batch_format="pyarrow",
                 # They wait for replicas; CPUs are for those.
@@ -135,18 +145,27 @@ def count_rewards(path: Path) -> dict[str, Any]:
 class _BlockScorer:
     """Scores blocks of responses by the replicas of an application."""
 
-    def __init__(self, app_name: str, done: Any, references: Any, name: str, revision: str) -> None:
+    def __init__(
+        self,
+        app_name: str,
+        done: Any,
+        references: Any,
+        who: dict[str, str],
+        reasoning: Reasoning,
+    ) -> None:
         self._handle = serve.get_app_handle(app_name)
         what = "the list of finished rows and the references, from the driver"
         found = get_within(_FETCH_SECONDS, [done, references], what=what)
         self._done: Digests = found[0]
         self._references: ReferenceTable | None = found[1]
-        self._who = {"name": name, "revision": revision}
+        self._who = who
+        self._reasoning = reasoning
 
     def __call__(self, block: pa.Table) -> pa.Table:
         known = np.isin(key_digests(block, KEY), self._done) if len(self._done) else None
         rows = (block if known is None else block.filter(pa.array(~known))).to_pylist()
-        chats = {i: chat_of(row) for i, row in enumerate(rows) if is_scorable(row)}
+        reasoning = self._reasoning
+        chats = {i: chat_of(row, reasoning) for i, row in enumerate(rows) if is_scorable(row)}
         hopeless = [row for i, row in enumerate(rows) if i not in chats]
         found = reward_rows(hopeless, (), **self._who)
         order = sorted(chats, key=lambda i: -num_chars(chats[i]))

@@ -31,6 +31,7 @@ from expo_ray.serving.loaded import NOTHING_LOADED, Answered, ChatRow, Loaded
 from expo_ray.serving.row_fitting import fit_rows
 from expo_ray.serving.source import ModelSource
 from expo_ray.serving.text_stream import response_text, special_ids
+from expo_ray.serving.thought_reader import ThoughtReader
 from expo_ray.serving.weights_gate import WeightsGate
 
 _ERRORS = {kind.kind: kind for kind in (CheckpointError, ConfigError, PairError, ShardError)}
@@ -55,6 +56,7 @@ class VLLMGenerator(LLMServer):  # type: ignore[misc]
         self._tokenizer = load_tokenizer(checkpoint)
         self._special = special_ids(self._tokenizer)
         self._chats = ChatTokenizer(self._tokenizer, where=source.model)
+        self._thoughts = ThoughtReader(self._tokenizer, self._chats)
         # The folder that the driver named may be on another machine.
         llm_config.get_engine_config().hf_model_id = str(local_folder(checkpoint))
         await super().__init__(llm_config)
@@ -86,7 +88,10 @@ class VLLMGenerator(LLMServer):  # type: ignore[misc]
                 max_model_len=loaded.max_model_len,
             )
             made = await asyncio.gather(*map(self._generate, fitting.values()))
-            responses.update(zip(fitting, made, strict=True))
+            for (i, row), response in zip(fitting.items(), made, strict=True):
+                responses[i] = self._thoughts.tell_apart(
+                    response, row, messages=rows[i].messages, reasoning=rows[i].reasoning
+                )
         return Answered(loaded=loaded, responses=[responses[i] for i in range(len(rows))])
 
     async def _load(self, source: ModelSource) -> Loaded:
@@ -184,6 +189,7 @@ class VLLMGenerator(LLMServer):  # type: ignore[misc]
             prompt_tokens=len(row.prompt_ids),
             completion_tokens=len(made.token_ids),
             error=None if made.finish_reason in ("stop", "length") else made.finish_reason,
+            token_ids=tuple(made.token_ids),
         )
 
     def _text(self, made: Any, *, keeps_special: bool) -> str:

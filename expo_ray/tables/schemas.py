@@ -26,9 +26,17 @@ RESPONSES_SCHEMA: pa.Schema = pa.schema(
         ("prompt_tokens", pa.int64()),
         ("completion_tokens", pa.int64()),
         ("error", pa.string()),
+        ("thought", pa.string()),
+        ("thought_tokens", pa.int64()),
     ]
 )
-"""One row per generated response; key (prompt_id, sample, weights_digest)."""
+"""One row per generated response; key (prompt_id, sample, weights_digest).
+
+`response` is the answer alone, `thought` what a reasoning model wrote before it, null where it
+wrote nothing. `completion_tokens` counts both, `thought_tokens` those of the thought and its tags.
+"""
+_LATER_COLUMNS = frozenset({"thought", "thought_tokens"})
+"""Tables from before these columns stay readable: they are null there."""
 
 REWARDS_SCHEMA: pa.Schema = pa.schema(
     [
@@ -84,7 +92,15 @@ def read_table(path: str | Path, schema: pa.Schema | None = None) -> pa.Table:
     except (pa.ArrowException, OSError) as error:
         raise _unreadable(path, error) from error
     if schema is not None:
+        table = _with_later_columns(table, schema)
         _require_equal(path, table.schema, schema)
+    return table
+
+
+def _with_later_columns(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    for field in schema:
+        if field.name in _LATER_COLUMNS and field.name not in table.column_names:
+            table = table.append_column(field, pa.nulls(table.num_rows, field.type))
     return table
 
 
@@ -100,7 +116,8 @@ def require_schema(path: str | Path, schema: pa.Schema) -> pa.Schema:
         found = pq.read_schema(path)
     except (pa.ArrowException, OSError) as error:
         raise _unreadable(path, error) from error
-    _require_equal(path, found, schema)
+    whole = _with_later_columns(found.empty_table(), schema)
+    _require_equal(path, whole.schema, schema)
     return found
 
 

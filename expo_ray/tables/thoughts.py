@@ -255,6 +255,11 @@ class Reasoning:
 
 
 AUTO = Reasoning(mode="auto")
+REASONING_MEANS = (
+    "How a thought is marked, which is no part of an answer: auto, off, or a tag such as think or "
+    "<plan>."
+)
+"""For flags and recipes."""
 
 
 def tags_in(template: str) -> tuple[ThoughtTag, ...]:
@@ -334,6 +339,11 @@ def _clean(text: str, tag: ThoughtTag) -> str:
 def _joined(thoughts: Sequence[str]) -> str | None:
     """Return all thoughts before the answer; None where they hold nothing."""
     return "\n\n".join(thought for thought in thoughts if thought) or None
+
+
+def is_unanswered(row: Mapping[str, Any]) -> bool:
+    """Whether the response of a row of a table is a thought and nothing after it."""
+    return row.get("thought") is not None and not (row["response"] or "").strip()
 
 
 def _text(value: Any) -> str:

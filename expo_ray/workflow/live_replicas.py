@@ -69,11 +69,8 @@ class LiveReplicas:
 
     @contextmanager
     def _generator_replicas(self) -> Iterator[GeneratorReplicas]:
-        settings = self._run.recipe.generators
         if self._generators is None:
-            made = GeneratorReplicas(
-                settings.num_replicas, settings.engine, options=settings.options
-            )
+            made = self._run.generator_replicas()
             if not self._all_fit():
                 with made:
                     yield made

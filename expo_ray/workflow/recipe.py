@@ -24,6 +24,7 @@ from expo_ray.selection import SelectionSettings
 from expo_ray.selection.adaptive import AdaptiveSettings
 from expo_ray.serving import EngineOptions, SamplingParams
 from expo_ray.serving.engines.registry import auto_rule, engine_names, engines_with_args
+from expo_ray.tables.thoughts import REASONING_MEANS, Reasoning
 from expo_ray.workflow.trackers import TrackerName
 
 _STRICT = ConfigDict(extra="forbid", frozen=True)
@@ -250,6 +251,7 @@ class Recipe(BaseModel):
     sampling: SamplingParams = Field(
         SamplingParams(), description="How answers are sampled, the same for every alpha."
     )
+    reasoning: str = Field("auto", description=REASONING_MEANS)
     generators: GeneratorSettings = Field(
         GeneratorSettings(), description="How the models are served that answer."
     )
@@ -271,6 +273,14 @@ class Recipe(BaseModel):
         description="Experiment trackers that are told of the finished run; each needs its extra "
         "and finds its server in its own variables (MLFLOW_TRACKING_URI, WANDB_API_KEY).",
     )
+
+    @field_validator("reasoning")
+    @classmethod
+    def _is_a_mark_of_thoughts(cls, text: str) -> str:
+        try:
+            return str(Reasoning.parse(text))
+        except ConfigError as error:
+            raise ValueError(f"{error.message}; expected {error.expected}") from error
 
     @model_validator(mode="after")
     def _parts_are_tried_live(self) -> Self:
@@ -316,6 +326,8 @@ class Recipe(BaseModel):
         del what["extrapolation"]["allow_unfit"]
         if self.adaptive is None:
             del what["adaptive"]
+        if self.reasoning == "auto":
+            del what["reasoning"]
         if self.generators.max_model_len is not None:
             # The one setting of an engine that is meant to change answers: it cuts them off.
             what["max_model_len"] = self.generators.max_model_len

@@ -44,8 +44,9 @@ from expo_ray.selection.unfit import explain_unfit, keep_unfit
 from expo_ray.serving import GeneratorReplicas, ModelSource, RewardReplicas
 from expo_ray.serving.alpha_setting import AlphaSetting
 from expo_ray.serving.self_test_file import measured_spread
-from expo_ray.tables import Prompt, assign_splits, read_table
+from expo_ray.tables import RESPONSES_SCHEMA, Prompt, assign_splits, read_table
 from expo_ray.tables.seeds import Split
+from expo_ray.tables.thoughts import Reasoning
 from expo_ray.workflow.recipe import Recipe
 from expo_ray.workflow.run_dir import TRUTH, RunDir, read_json
 from expo_ray.workflow.serve_config import write_serve_config
@@ -104,6 +105,16 @@ class Run:
             return ModelSource(model=self.aligned, initial=self.initial, alpha=alpha)
         return ModelSource(model=str(self.directory.checkpoint(alpha)))
 
+    def generator_replicas(self) -> GeneratorReplicas:
+        """Return replicas of whatever answers, not started yet."""
+        settings = self.recipe.generators
+        return GeneratorReplicas(
+            settings.num_replicas,
+            settings.engine,
+            options=settings.options,
+            reasoning=Reasoning.parse(self.recipe.reasoning),
+        )
+
     def reward_replicas(self, label: str) -> RewardReplicas:
         """Return replicas of a reward model, not started yet."""
         settings = self.recipe.rewarders
@@ -116,6 +127,7 @@ class Run:
             anchors=self.anchors,
             use_cache=settings.cache,
             allow_truncation=settings.allow_truncation,
+            reasoning=Reasoning.parse(self.recipe.reasoning),
             tests=self.self_tests,
         )
 
@@ -237,11 +249,8 @@ def generate_responses(run: Run) -> None:
         if not todo:
             return
         splits = run.splits
-        settings = run.recipe.generators
         with (
-            GeneratorReplicas(
-                settings.num_replicas, settings.engine, options=settings.options
-            ) as replicas,
+            run.generator_replicas() as replicas,
             run.responses_bar("Generating", missing) as progress,
         ):
             for alpha in missing:
@@ -299,7 +308,9 @@ def decide(run: Run) -> dict[str, Any]:
         label: pa.concat_tables(read_table(run.directory.rewards(label, a)) for a in run.alphas)
         for label in labels
     }
-    responses = pa.concat_tables(read_table(run.directory.responses(a)) for a in run.alphas)
+    responses = pa.concat_tables(
+        read_table(run.directory.responses(a), RESPONSES_SCHEMA) for a in run.alphas
+    )
     return choose_alpha(
         responses,
         rewards[labels[0]],

@@ -23,7 +23,12 @@ class Service(BaseHTTPRequestHandler):
         conversation = body["messages"][1]["content"]
         status = 400 if "refused" in conversation or self.path != "/v1/chat/completions" else 200
         text = "Good.\nRating: [[8.5]]" if "useful" in conversation else "I would rather not."
-        answer = {"choices": [{"message": {"content": text}}], "usage": {"prompt_tokens": 11}}
+        message = {"content": text}
+        if "thoughtful" in conversation:
+            message["content"] = "<think>First [[3]].</think>Rating: [[7]]"
+        elif "endless" in conversation:
+            message = {"content": None, "reasoning_content": "Rating: [[3]], or"}
+        answer = {"choices": [{"message": message}], "usage": {"prompt_tokens": 11}}
         self.send_response(status)
         self.end_headers()
         self.wfile.write(json.dumps(answer if body["model"] == "big" else {}).encode())
@@ -55,6 +60,9 @@ def test_ratings_come_back_in_order_and_failures_are_null(
     assert [score.error is None for score in scores] == [True, False, False, True]
     assert scores[0].tokens == 11
     assert Service.keys == {"Bearer k-123"}
+    told, cut = judge.score([chat("thoughtful"), chat("endless")])
+    assert (told.reward, cut.reward) == (7.0, None), "a rating stands in the answer"
+    assert "still thinking" in str(cut.error)
     [malformed] = load_reward_model(f"judge:{service_url}#other").score([chat("useful")])
     assert malformed.reward is None
 

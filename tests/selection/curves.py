@@ -102,6 +102,7 @@ def choose(
         guard_rewards={},
         peers=(),
         tokens=plain + 20,
+        thought_tokens=plain,
         truncated=plain,
         repetition=plain,
         echoes=plain,

@@ -13,6 +13,7 @@ from expo_ray.selection.repetition import repeated_share
 from expo_ray.selection.samples import SPLITS, FloatArray, SplitSamples, made_from_pair
 from expo_ray.selection.table_keys import canonical_alpha
 from expo_ray.selection.text_signs import changes_language, echoes, last_question, leaks_markers
+from expo_ray.tables.thoughts import is_unanswered
 
 Key = tuple[float, str, int]
 
@@ -81,8 +82,9 @@ def samples_of(
         rewards=scored(scores),
         guard_rewards={name: scored(found) for name, found in guards.items()},
         peers=peers,
-        tokens=measured(lambda row: row["completion_tokens"]),
-        truncated=measured(lambda row: row["finish_reason"] == "length"),
+        tokens=measured(lambda row: row["completion_tokens"] - (row.get("thought_tokens") or 0)),
+        thought_tokens=measured(lambda row: row.get("thought_tokens")),
+        truncated=measured(lambda row: row["finish_reason"] == "length" or is_unanswered(row)),
         repetition=measured(lambda row: repeated_share(row["response"] or "")),
         echoes=sign(echoes),
         markers=sign(leaks_markers),

@@ -18,6 +18,7 @@ from expo_ray.serving.engines.registry import ENGINES, engine_help, engine_names
 from expo_ray.serving.served_model import ServedModel
 from expo_ray.tables import Prompt, read_table
 from expo_ray.tables.prompts import Message
+from expo_ray.tables.thoughts import Reasoning
 
 MAX_MODEL_LEN = 200
 
@@ -48,6 +49,11 @@ class EchoEngine:
 
     def generate(self, rows: Sequence[Row]) -> list[Generated]:
         return [self._echo(row) for row in rows]
+
+    def tell_apart(
+        self, made: Generated, row: Row, *, messages: Sequence[Message], reasoning: Reasoning
+    ) -> Generated:
+        return made
 
     def _echo(self, row: Row) -> Generated:
         said = row.prompt_ids[-row.max_tokens :]

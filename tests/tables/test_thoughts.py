@@ -114,6 +114,6 @@ def test_earlier_turns_lose_their_thoughts_and_users_keep_theirs() -> None:
 def test_long_texts_take_no_longer_than_they_are() -> None:
     """Work that grew with the square of the length would run into the limit on tests."""
     unit = "<think> so `</think>` "
-    assert AUTO.split(unit * 200_000).is_closed is False
-    assert AUTO.split("<think>a</think>" * 200_000 + "b").answer == "b"
-    assert AUTO.split("<think>a</think>" + "<answer>" * 200_000).thought == "a"
+    assert AUTO.split(unit * 20_000).is_closed is False
+    assert AUTO.split("<think>a</think>" * 20_000 + "b").answer == "b"
+    assert AUTO.split("<think>a</think>" + "<answer>" * 20_000).thought == "a"

@@ -9,6 +9,7 @@ from typing import Any, Literal, Protocol
 from expo_ray.serving.sampling import SamplingParams
 from expo_ray.serving.source import ModelSource
 from expo_ray.tables.prompts import Message
+from expo_ray.tables.thoughts import Reasoning
 
 FinishReason = Literal["stop", "length"]
 
@@ -25,6 +26,12 @@ class Generated:
     """Tokens that were generated, an end-of-text token included."""
     error: str | None = None
     """Why the text means nothing; None where it is fine."""
+    thought: str | None = None
+    """What was thought before the text, where that was told apart; None where nothing was."""
+    thought_tokens: int = 0
+    """Of the tokens, those before the answer."""
+    token_ids: tuple[int, ...] = ()
+    """The tokens themselves, for whoever tells them apart; they stay in the replica."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -96,4 +103,22 @@ class Engine(Protocol):
 
     def generate(self, rows: Sequence[Row]) -> list[Generated]:
         """Make one response per row, as one batch; blocks."""
+        ...
+
+    def tell_apart(
+        self,
+        made: Generated,
+        row: Row,
+        *,
+        messages: Sequence[Message],
+        reasoning: Reasoning,
+    ) -> Generated:
+        """Return a response with its thought aside, as `thought_reader` does by a tokenizer.
+
+        Args:
+            made: The response to a row.
+            row: Its row.
+            messages: The chat that the row was made from.
+            reasoning: How thoughts are marked.
+        """
         ...

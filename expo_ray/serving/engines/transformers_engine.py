@@ -18,7 +18,9 @@ from expo_ray.serving.engines.loading import LoadedModel, load_model, refill
 from expo_ray.serving.row_sampling import RowSampler
 from expo_ray.serving.source import ModelSource
 from expo_ray.serving.text_stream import TextStream, response_text
+from expo_ray.serving.thought_reader import ThoughtReader
 from expo_ray.tables.prompts import Message
+from expo_ray.tables.thoughts import Reasoning
 
 
 class TransformersEngine:
@@ -47,6 +49,7 @@ class TransformersEngine:
             del before  # the old weights go first: two models may not fit
             loaded = load_model(source, device=self._device)
         self._chats = ChatTokenizer(loaded.tokenizer, where=source.model)
+        self._thoughts = ThoughtReader(loaded.tokenizer, self._chats)
         self.source = source
         self.weights_digest = loaded.weights_digest
         self.max_model_len = min(loaded.max_model_len, self._max_model_len or loaded.max_model_len)
@@ -72,6 +75,17 @@ class TransformersEngine:
     def encode_text(self, text: str) -> list[int]:
         """Return the token ids of plain text, see `Engine`."""
         return self._chats.text_ids(text, max_tokens=self.max_model_len)
+
+    def tell_apart(
+        self,
+        made: Generated,
+        row: Row,
+        *,
+        messages: Sequence[Message],
+        reasoning: Reasoning,
+    ) -> Generated:
+        """Return a response with its thought aside, see `Engine`."""
+        return self._thoughts.tell_apart(made, row, messages=messages, reasoning=reasoning)
 
     def generate(self, rows: Sequence[Row]) -> list[Generated]:
         """Make one response per row, as one batch; blocks."""
@@ -191,6 +205,7 @@ class _Watcher:
             prompt_tokens=len(row.prompt_ids),
             completion_tokens=len(ids),
             error="the logits are not finite numbers" if self._sampler.failed_b[i] else None,
+            token_ids=tuple(ids),
         )
         self._results[i] = result
         if row.on_done is not None:
