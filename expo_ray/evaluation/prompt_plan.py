@@ -291,10 +291,14 @@ def _within(sides: Sequence[TaskResults], names: Sequence[str]) -> list[float]:
 def _upper(estimate: float, differences: FloatArray, one: TaskResults, other: TaskResults) -> float:
     n = differences.size
     if one.is_right_or_wrong and other.is_right_or_wrong:
-        differing = int((differences != 0).sum())
-        limit = stats.binomtest(differing, n, alternative="less").proportion_ci(_PILOT_CONFIDENCE)
-        return float(limit.high)
+        return upper_limit_of_share(int((differences != 0).sum()), n)
     return estimate * (n - 1) / float(stats.chi2.ppf(1 - _PILOT_CONFIDENCE, n - 1))
+
+
+def upper_limit_of_share(differing: int, num_items: int) -> float:
+    """Return the exact upper limit of the share of items that differ; what is planned with."""
+    exact = stats.binomtest(differing, num_items, alternative="less")
+    return float(exact.proportion_ci(_PILOT_CONFIDENCE).high)
 
 
 def _design_effect(differences: FloatArray, clusters: IntArray | None) -> float:
