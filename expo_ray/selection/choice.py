@@ -27,6 +27,7 @@ from expo_ray.selection.candidates import (
     caution,
     estimate_mean,
     highest_gain,
+    is_gain,
     measure_candidates,
 )
 from expo_ray.selection.explanations import (
@@ -36,6 +37,7 @@ from expo_ray.selection.explanations import (
     warn_of_edge,
 )
 from expo_ray.selection.first_order import check_first_order
+from expo_ray.selection.gates import Gate, MeasureSets, check_gate, main_scores
 from expo_ray.selection.guard_findings import Guard
 from expo_ray.selection.guards import check_guards
 from expo_ray.selection.heldout_sequence import Confirmation, confirm_in_sequence
@@ -55,6 +57,7 @@ def choose_alpha(
     measurement_spread: float | None = None,
     search: SearchResult | None = None,
     signs_file: Path | None = None,
+    prompt_sets: MeasureSets | None = None,
 ) -> dict[str, Any]:
     """Choose alpha from finished responses and rewards, or say that none holds up.
 
@@ -69,6 +72,8 @@ def choose_alpha(
             tried count in the correction.
         signs_file: Where the signs of the texts stand from before, and are kept for the next
             choice; what in it does not belong to these texts is not used.
+        prompt_sets: Measures a candidate on further sets of prompts, all of them held out. Asked
+            of candidates alone whose gain is significant on the main held-out prompts.
 
     Returns:
         The content of selection.json.
@@ -87,7 +92,9 @@ def choose_alpha(
     tried = pick(candidates, tuning, settings)
     # Without one to try, the held-out figures of the nearest candidate are shown, not judged.
     order = [_nearest(candidates)] if tried is None else in_sequence(candidates, tried)
-    sequence, heldout_guards = _confirm(heldout, order, settings)
+    sequence, heldout_guards, gates = _confirm(
+        heldout, order, settings, prompt_sets, ask_gates=tried is not None
+    )
     last = sequence[-1]
     shown = last.alpha
     extrapolate = tried is not None and last.outcome == "confirmed"
@@ -114,6 +121,7 @@ def choose_alpha(
         "candidates": [candidate.as_dict() for candidate in candidates],
         "guards": [guard.as_dict() for guard in (*guards, *heldout_guards)],
         "heldout": {**_record(last), "confirmed": extrapolate},
+        "gates": [gate.as_dict() for gate in gates],
         "heldout_sequence": [] if tried is None else [one.as_dict() for one in sequence],
         "first_order": check_first_order(tuning, settings, dropped),
         "search": None if search is None else search.as_dict(),
@@ -185,15 +193,48 @@ def in_sequence(candidates: Sequence[Candidate], first: Candidate) -> list[float
 
 
 def _confirm(
-    heldout: SplitSamples, alphas: Sequence[float], settings: SelectionSettings
-) -> tuple[list[Confirmation], list[Guard]]:
+    heldout: SplitSamples,
+    alphas: Sequence[float],
+    settings: SelectionSettings,
+    prompt_sets: MeasureSets | None,
+    *,
+    ask_gates: bool,
+) -> tuple[list[Confirmation], list[Guard], list[Gate]]:
+    gates: list[Gate] = []
+
     def measure(alpha: float) -> tuple[Estimate, Sequence[Guard]]:
         estimate = estimate_mean(heldout.differences(alpha), settings)
         if alpha == ALIGNED_ALPHA:
             return estimate, ()
-        return estimate, check_guards(heldout, alpha, split="heldout", settings=settings)
+        guards = check_guards(heldout, alpha, split="heldout", settings=settings)
+        if ask_gates and is_gain(estimate, estimate.p_value(settings.min_gain), settings):
+            found = _ask_gates(heldout, alpha, settings, prompt_sets)
+            gates.extend(gate for gate, _ in found)
+            guards = [*guards, *(guard for _, guard in found if guard is not None)]
+        return estimate, guards
 
-    return confirm_in_sequence(alphas, measure, settings)
+    sequence, guards = confirm_in_sequence(alphas, measure, settings)
+    return sequence, guards, gates
+
+
+def _ask_gates(
+    heldout: SplitSamples,
+    alpha: float,
+    settings: SelectionSettings,
+    prompt_sets: MeasureSets | None,
+) -> list[tuple[Gate, Guard | None]]:
+    """Ask every gate; without a gain nobody does, for answers to further prompts cost."""
+    scores = main_scores(heldout, alpha, settings)
+    if prompt_sets is not None:
+        scores += prompt_sets(alpha)
+    missing = settings.no_worse_than.keys() - {one.name for one in scores}
+    if missing:
+        raise EvaluationError(
+            "a gate has nothing to measure",
+            where=", ".join(sorted(missing)),
+            expected="a set of prompts, or a reward model besides the first",
+        )
+    return [check_gate(one, alpha, settings) for one in scores]
 
 
 def _record(one: Confirmation) -> dict[str, Any]:

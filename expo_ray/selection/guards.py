@@ -58,7 +58,10 @@ def check_guards(
         *case.length_controlled(),
     ]
     for judge_name in sorted(samples.guard_rewards):
-        guards += [case.null_rewards(judge_name), case.agreement(judge_name)]
+        guards.append(case.null_rewards(judge_name))
+        # An equal model gains nothing in half of all cases: a gate asks for less than a guard.
+        if judge_name not in settings.no_worse_than:
+            guards.append(case.agreement(judge_name))
     return guards
 
 

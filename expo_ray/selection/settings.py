@@ -134,6 +134,14 @@ class SelectionSettings(GuardThresholds):
         "causes in the scores of the reward model.",
     )
 
+    no_worse_than: dict[str, Annotated[float, Field(gt=0)]] = Field(
+        default_factory=dict,
+        description="Gates: what must not be lost, and how much of it may be, `{NAME: MARGIN}`. A "
+        "candidate is chosen only if the interval of its paired difference to the aligned model "
+        "lies above minus the margin on held-out prompts (non-inferiority). NAME is a set of "
+        "prompts with `role: gate`, or a reward model besides the first, which then is no guard.",
+    )
+
     min_pairs: int = Field(
         default=10,
         ge=2,

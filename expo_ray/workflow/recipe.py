@@ -324,6 +324,8 @@ class Recipe(BaseModel):
         )
         # Directories of recipes from before these keys stay valid.
         del what["extrapolation"]["allow_unfit"]
+        if not self.selection.no_worse_than:
+            del what["selection"]["no_worse_than"]
         if self.adaptive is None:
             del what["adaptive"]
         if self.reasoning == "auto":

@@ -1,0 +1,191 @@
+"""Gates: what a candidate must not lose, however much its reward gains.
+
+A gate is a non-inferiority test on held-out prompts. A candidate passes only if the whole interval
+of its paired difference to the aligned model lies above minus the margin; it is worse where the
+interval lies below, and in between so many prompts cannot tell. That is an answer of its own, but
+no permission: the candidate is not chosen, and the number of prompts that could have told is said.
+
+Right and wrong answers are compared by Tango's test, scores and shares of several answers by
+Student's (benchmarks/results/gate_proof.md). A gate adds no error to that of the gain: for a false
+choice a candidate must pass both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Literal
+
+import numpy as np
+
+from expo_ray.extrapolation.planning.alpha import ALIGNED_ALPHA
+from expo_ray.selection.bootstrap import FloatArray
+from expo_ray.selection.guard_comparisons import Comparison, compare_mean, compare_shares
+from expo_ray.selection.guard_findings import Guard, Question, judge
+from expo_ray.selection.sample_size import prompts_for_margin
+from expo_ray.selection.samples import SplitSamples
+from expo_ray.selection.settings import SelectionSettings
+
+MAIN = "main"
+"""The set of prompts that chooses alpha and confirms it."""
+POWER = 0.8
+Verdict = Literal["no-worse", "worse", "cannot-tell"]
+_VERDICTS: dict[str, Verdict] = {
+    "clear": "no-worse", "fired": "worse", "cannot-tell": "cannot-tell",
+}  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Scores:
+    """What the aligned model and a candidate reached on the same held-out prompts."""
+
+    name: str
+    """Of the gate: a set of prompts, or a reward model on the main ones."""
+    prompts: str
+    """Name of the set; `MAIN` for the prompts that choose."""
+    reward_model: str
+    """Folder name of what scored."""
+    aligned: FloatArray
+    """One score per prompt; not-a-number where there is none."""
+    candidate: FloatArray
+
+
+MeasureSets = Callable[[float], Sequence[Scores]]
+"""Returns what a candidate reached on each further set of prompts, which it answers if need be."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Gate:
+    """What a gate says of one candidate, or what is only reported of it."""
+
+    name: str
+    prompts: str
+    reward_model: str
+    alpha: float
+    margin: float | None
+    """What may be lost; None where nothing is asked."""
+    aligned: float | None
+    candidate: float | None
+    difference: float | None
+    ci_low: float | None
+    ci_high: float | None
+    num_prompts: int
+    """Scored on both sides."""
+    num_missing: int
+    num_needed: int | None
+    """Prompts that would tell an equal model from one that loses the margin, by what was seen."""
+    verdict: Verdict | None
+    """`no-worse`, `worse` or `cannot-tell`; None without a margin."""
+    reason: str
+
+    def as_dict(self) -> dict[str, object]:
+        """Return the entry of selection.json."""
+        return asdict(self)
+
+
+def main_scores(heldout: SplitSamples, alpha: float, settings: SelectionSettings) -> list[Scores]:
+    """Return what gates on the main prompts ask for: one of each reward model that has a margin."""
+    return [
+        Scores(
+            name=model,
+            prompts=MAIN,
+            reward_model=model,
+            aligned=heldout.prompt_means(rewards[heldout.row(ALIGNED_ALPHA)]),
+            candidate=heldout.prompt_means(rewards[heldout.row(alpha)]),
+        )
+        for model, rewards in sorted(heldout.guard_rewards.items())
+        if model in settings.no_worse_than
+    ]
+
+
+def check_gate(
+    scores: Scores, alpha: float, settings: SelectionSettings
+) -> tuple[Gate, Guard | None]:
+    """Ask one gate about one candidate.
+
+    Args:
+        scores: On held-out prompts.
+        alpha: The candidate.
+        settings: Margins, confidence, and how many scores may be missing.
+
+    Returns:
+        The finding, and what it means for the choice: a guard, None where nothing is asked.
+    """
+    margin = settings.no_worse_than.get(scores.name)
+    both = np.isfinite(scores.aligned) & np.isfinite(scores.candidate)
+    aligned, candidate = scores.aligned[both], scores.candidate[both]
+    num_missing = int((~both).sum())
+    proportions = bool(np.isin([aligned, candidate], (0.0, 1.0)).all())
+    found: Comparison | None = None
+    if aligned.size >= settings.min_pairs:
+        compare = compare_shares if proportions else compare_mean
+        found = compare(candidate - aligned, -(margin or 0.0), settings.confidence)
+    guard, needed = None, None
+    if margin is not None:
+        # Answers do not fail at random: what is left would flatter the candidate.
+        judged = None if num_missing > settings.max_error_rate * both.size else found
+        needed = _needed(candidate - aligned, margin, settings, proportions=proportions)
+        guard = _guard(scores, alpha, margin, judged, settings)
+        guard = replace(guard, reason=_reason(guard, int(aligned.size), num_missing, needed))
+    return Gate(
+        name=scores.name,
+        prompts=scores.prompts,
+        reward_model=scores.reward_model,
+        alpha=alpha,
+        margin=margin,
+        aligned=_mean(aligned),
+        candidate=_mean(candidate),
+        difference=None if found is None else found.value,
+        ci_low=None if found is None else found.ci_low,
+        ci_high=None if found is None else found.ci_high,
+        num_prompts=int(aligned.size),
+        num_missing=num_missing,
+        num_needed=needed,
+        verdict=None if guard is None else _VERDICTS[guard.state],
+        reason="reported only" if guard is None else guard.reason,
+    ), guard
+
+
+def _guard(
+    scores: Scores,
+    alpha: float,
+    margin: float,
+    found: Comparison | None,
+    settings: SelectionSettings,
+) -> Guard:
+    question = Question(
+        name=f"no-worse-than {scores.name}", limit=-margin, doubt="stop", at_most=False
+    )
+    words = "" if found is None else f"{scores.name} changes by {found.value:+.4g}"
+    return judge(
+        question, found, words, alpha=alpha, split="heldout", confidence=settings.confidence
+    )
+
+
+def _needed(
+    differences: FloatArray, margin: float, settings: SelectionSettings, *, proportions: bool
+) -> int | None:
+    if differences.size < 2:
+        return None
+    variance = float((differences**2).mean() if proportions else differences.var(ddof=1))
+    return prompts_for_margin(
+        variance, margin, power=POWER, confidence=settings.confidence, proportions=proportions
+    )
+
+
+def _reason(guard: Guard, num_prompts: int, num_missing: int, needed: int | None) -> str:
+    if guard.value is None:
+        return (
+            f"{guard.name} cannot be told: {num_prompts} prompts are scored on both sides, "
+            f"{num_missing} are not"
+        )
+    if guard.state == "cannot-tell":
+        return (
+            f"{guard.reason}; from {num_prompts} prompts it cannot be told, about {needed:,} would "
+            f"show with {POWER:.0%} power that an equal model keeps the margin"
+        )
+    return guard.reason
+
+
+def _mean(values: FloatArray) -> float | None:
+    return float(values.mean()) if values.size else None

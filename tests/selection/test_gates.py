@@ -1,0 +1,157 @@
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+
+from expo_ray.errors import EvaluationError
+from expo_ray.selection import SelectionSettings, choose_alpha
+from expo_ray.selection.gates import Gate, Scores, check_gate
+from expo_ray.selection.guard_findings import Guard
+from expo_ray.selection.sample_size import prompts_for_margin
+from tests.selection import tables
+
+SETTINGS = SelectionSettings(num_resamples=1000, no_worse_than={"gsm": 0.02})
+
+
+def scores(gained: int, lost: int, right: int, wrong: int, name: str = "gsm") -> Scores:
+    aligned = [0.0] * gained + [1.0] * lost + [1.0] * right + [0.0] * wrong
+    candidate = [1.0] * gained + [0.0] * lost + [1.0] * right + [0.0] * wrong
+    return Scores(name=name, prompts=name, reward_model="0-check-number",
+                  aligned=np.array(aligned), candidate=np.array(candidate))  # fmt: skip
+
+
+def ask(given: Scores, settings: SelectionSettings = SETTINGS) -> tuple[Gate, Guard]:
+    gate, guard = check_gate(given, 0.3, settings)
+    assert guard is not None
+    return gate, guard
+
+
+def test_an_equal_candidate_passes_where_there_are_prompts_enough() -> None:
+    gate, guard = ask(scores(20, 20, 1400, 560))
+    assert (gate.verdict, guard.fired) == ("no-worse", False)
+    assert gate.ci_low is not None and -0.02 < gate.ci_low < 0 == gate.difference
+    assert gate.num_needed == prompts_for_margin(
+        0.02, 0.02, power=0.8, confidence=0.95, proportions=True
+    )
+
+
+def test_few_prompts_cannot_tell_and_that_is_no_permission() -> None:
+    gate, guard = ask(scores(2, 2, 100, 50))
+    assert (gate.verdict, guard.fired) == ("cannot-tell", True)
+    assert gate.num_needed is not None and gate.num_needed > 154
+    assert f"from 154 prompts it cannot be told, about {gate.num_needed} would" in gate.reason
+
+
+def test_a_loss_beyond_the_margin_is_worse() -> None:
+    gate, guard = ask(scores(10, 90, 1400, 500))
+    assert (gate.verdict, guard.fired) == ("worse", True)
+    assert gate.ci_high is not None and gate.ci_high < -0.02
+
+
+def test_a_small_loss_within_the_margin_passes() -> None:
+    gate, _ = ask(scores(10, 30, 2400, 1560))
+    assert gate.ci_high is not None and gate.ci_high < 0
+    assert gate.verdict == "no-worse"
+
+
+def test_shares_of_several_answers_are_compared_by_their_mean() -> None:
+    rng = np.random.default_rng(1)
+    aligned, candidate = rng.binomial(4, 0.5, (2, 2000)) / 4
+    given = Scores(name="gsm", prompts="gsm", reward_model="0-check", aligned=aligned,
+                   candidate=candidate)  # fmt: skip
+    wide = SETTINGS.model_copy(update={"no_worse_than": {"gsm": 0.05}})
+    gate, _ = ask(given, wide)
+    assert gate.verdict == "no-worse"
+    error = (candidate - aligned).std(ddof=1) / np.sqrt(2000)
+    assert gate.ci_low == pytest.approx((candidate - aligned).mean() - 1.961 * error, abs=1e-4)
+
+
+def test_missing_scores_are_no_permission() -> None:
+    given = scores(0, 0, 1500, 500)
+    given.candidate[:60] = np.nan
+    gate, guard = ask(given)
+    assert (gate.verdict, guard.fired) == ("cannot-tell", True)
+    assert (gate.num_prompts, gate.num_missing) == (1940, 60)
+    assert gate.difference == 0.0  # shown, not judged
+
+
+def test_a_set_without_a_margin_is_reported() -> None:
+    gate, guard = check_gate(scores(20, 30, 100, 50, name="code"), 0.3, SETTINGS)
+    assert guard is None
+    assert (gate.verdict, gate.margin, gate.num_needed) == (None, None, None)
+    assert gate.difference == pytest.approx(-0.05)
+
+
+def choice(
+    answers: dict[float, Scores] | None,
+    *,
+    right: Sequence[float] | None = None,
+    margins: dict[str, float] | None = None,
+) -> tuple[dict[str, object], list[float]]:
+    """Choose among alpha 0.3 and 0.6, which both gain; the sets say what `answers` holds."""
+    rng = np.random.default_rng(0)
+    noise = rng.normal(0, 0.2, 80)
+    rewards = {0.0: noise, 0.3: noise + 0.5 + rng.normal(0, 0.1, 80),
+               0.6: noise + 1.0 + rng.normal(0, 0.1, 80)}  # fmt: skip
+    rows = tables.make_rows({a: list(map(float, r)) for a, r in rewards.items()}, num_tuning=40)
+    guards = {}
+    if right is not None:
+        checked = [
+            {**row, "reward": (1.0 if row["alpha"] == 0 else right[int(row["prompt_id"][1:])]),
+             "reward_model": "check:number"}
+            for row in rows
+        ]  # fmt: skip
+        guards = {"1-check-number": tables.rewards_of(checked)}
+    asked: list[float] = []
+
+    def measure(alpha: float) -> list[Scores]:
+        asked.append(alpha)
+        assert answers is not None
+        return [answers[alpha]]
+
+    found = choose_alpha(
+        tables.responses_of(rows),
+        tables.rewards_of(rows),
+        settings=SelectionSettings(num_resamples=1000, no_worse_than=margins or {}),
+        guard_rewards=guards,
+        prompt_sets=None if answers is None else measure,
+    )
+    return found, asked
+
+
+def test_the_gate_stops_the_best_candidate_and_the_next_one_has_its_turn() -> None:
+    answers = {0.6: scores(10, 90, 1400, 500), 0.3: scores(20, 20, 1400, 560)}
+    found, asked = choice(answers, margins={"gsm": 0.02})
+    assert asked == [0.6, 0.3]
+    assert found["best_alpha"] == 0.3
+    gates = found["gates"]
+    assert isinstance(gates, list)
+    assert [(gate["alpha"], gate["verdict"]) for gate in gates] == [
+        (0.6, "worse"), (0.3, "no-worse"),
+    ]  # fmt: skip
+    [first, _] = found["heldout_sequence"]  # type: ignore[misc]
+    assert first["stopped_by"] == ["no-worse-than gsm"]
+
+
+def test_what_cannot_be_told_keeps_the_aligned_model() -> None:
+    few = scores(1, 1, 30, 10)
+    found, _ = choice({0.6: few, 0.3: few}, margins={"gsm": 0.02})
+    assert found["verdict"] == "keep-aligned"
+    assert "from 42 prompts it cannot be told" in str(found["reason"])
+
+
+def test_a_gate_on_the_main_prompts_asks_for_less_than_a_guard() -> None:
+    equal = [1.0] * 80
+    guarded, _ = choice(None, right=equal)
+    assert guarded["verdict"] == "keep-aligned"  # nothing gained by the second reward model
+    gated, _ = choice(None, right=equal, margins={"1-check-number": 0.15})
+    assert gated["best_alpha"] == 0.6
+    [gate] = gated["gates"]  # type: ignore[misc]
+    assert (gate["prompts"], gate["num_prompts"], gate["verdict"]) == ("main", 40, "no-worse")
+
+
+def test_a_gate_that_names_nothing_is_refused() -> None:
+    with pytest.raises(EvaluationError, match="nothing to measure"):
+        choice(None, margins={"gsm": 0.02})
