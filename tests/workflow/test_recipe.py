@@ -153,7 +153,7 @@ def test_a_relative_output_is_refused_inside_a_job(
     assert load_recipe(_write(tmp_path, _document(**shared, lab_cache=kept))).lab_cache == kept
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "pipelines" / "recipes").glob("*.yaml")), ids=str)
+@pytest.mark.parametrize("path", sorted((ROOT / "pipelines" / "recipes").rglob("*.yaml")), ids=str)
 def test_every_recipe_of_the_project_is_valid(path: Path) -> None:
     recipe = load_recipe(path)
     assert recipe.output.startswith(str(ROOT))

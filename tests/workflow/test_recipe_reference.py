@@ -17,7 +17,7 @@ from expo_ray.workflow.recipe_reference import made_files, recipe_reference
 from expo_ray.workflow.recipe_templates import SCHEMA, TEMPLATES, new_recipe
 
 ROOT = Path(__file__).resolve().parents[2]
-RECIPES = sorted(ROOT.glob("pipelines/recipes/*.yaml"))
+RECIPES = sorted(ROOT.glob("pipelines/recipes/**/*.yaml"))
 TEMPLATE_FILES = sorted(ROOT.glob("expo_ray/workflow/recipes/*.yaml"))
 
 
