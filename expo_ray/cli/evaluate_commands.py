@@ -122,8 +122,9 @@ def reward_bench(
 ) -> None:
     """How often a reward model ranks the better response above the worse one, with 95% intervals.
 
-    RewardBench's sections and weights where the subsets are its own. A group of several responses
-    is right where every chosen one is above every rejected one; equal scores are wrong.
+    RewardBench's sections and weights where the subsets are its own; RewardBench 2's six subsets
+    count alike, its Ties by their own score. A group of several responses is right where every
+    chosen one is above every rejected one; equal scores are wrong.
 
     Example: expo-ray evaluate reward-bench hf://datasets/allenai/reward-bench#split=filtered
     --reward-model ./rm

@@ -1,8 +1,9 @@
 """RewardBench: how often a reward model ranks the better response above the worse one.
 
-Sections and weights are those of RewardBench; each of RewardBench 2's subsets, and of any other
-preference file, stands for itself. A group counts as right where every chosen response is above
-every rejected one; equal scores are not above. What cannot be scored is counted apart, not guessed.
+Sections and weights are those of RewardBench. The six subsets of RewardBench 2 count alike, its
+Ties by a score of their own (`ties`). Subsets of any other file stand for themselves. A group is
+right where every chosen response is above every rejected one; equal scores are not above. What
+cannot be scored is counted apart, not guessed.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from expo_ray.errors import EvaluationError
+from expo_ray.evaluation import ties
 from expo_ray.progress import Progress
 from expo_ray.tables import Message
 from expo_ray.tables.preferences import Preference, read_preferences
@@ -56,6 +58,9 @@ SECTIONS: dict[str, dict[str, int]] = {
 }
 """RewardBench's sections: subsets and their weights."""
 
+REWARD_BENCH_2 = ("Factuality", "Precise IF", "Math", "Safety", "Focus", ties.SUBSET)
+"""The subsets of RewardBench 2."""
+
 
 class Accuracy(TypedDict):
     """How often a reward model was right, with its interval."""
@@ -80,6 +85,9 @@ class Ranking:
     subset: str
     margin: float | None
     """Least lead of a chosen over a rejected response; None where a score is missing."""
+    pair_id: str = ""
+    spread: float | None = None
+    """Of the best over the worst chosen response; None with one, and for pairwise models."""
 
 
 Scorer = Callable[["Sequence[Chat]", "Sequence[str | None] | None"], "list[RewardScore]"]
@@ -179,10 +187,16 @@ def rank(
         values = [next(rewards) for _ in range(count)]
         fine = [value for value in values if value is not None]
         margin: float | None = None
-        if len(fine) == count:
-            lead = min(fine[:num_chosen]) - max(fine[num_chosen:]) if not needs_reference else 0.0
-            margin = min(fine) if needs_reference else lead
-        rankings.append(Ranking(subset=group.subset, margin=margin))
+        spread: float | None = None
+        if len(fine) == count and needs_reference:
+            margin = min(fine)
+        elif len(fine) == count:
+            chosen, rejected = fine[:num_chosen], fine[num_chosen:]
+            margin = min(chosen) - max(rejected)
+            spread = max(chosen) - min(chosen) if num_chosen > 1 else None
+        rankings.append(
+            Ranking(subset=group.subset, margin=margin, pair_id=group.pair_id, spread=spread)
+        )
     return rankings
 
 
@@ -195,11 +209,22 @@ def summarize(rankings: Sequence[Ranking], *, where: object) -> dict[str, Any]:
 
     Raises:
         EvaluationError: Nothing could be scored.
+        TableError: A row of RewardBench 2's Ties does not say which question it is of.
     """
     by_subset: dict[str, list[Ranking]] = {}
     for ranking in rankings:
         by_subset.setdefault(ranking.subset, []).append(ranking)
-    subsets = {name: _accuracy(name, some) for name, some in by_subset.items()}
+    subsets: dict[str, Any] = {name: _accuracy(name, some) for name, some in by_subset.items()}
+    tied = by_subset.get(ties.SUBSET)
+    if tied is not None:
+        groups = [ties.TieGroup(r.pair_id, r.margin, r.spread) for r in tied]
+        score = ties.score_ties(groups, where=where)
+        subsets[ties.SUBSET] |= {
+            "accuracy": score["score"],
+            "ci_low": score["ci_low"],
+            "ci_high": score["ci_high"],
+            "ties": score,
+        }
     everything = _accuracy("all pairs", rankings)
     if everything["num_pairs"] == 0:
         raise EvaluationError(
@@ -217,6 +242,9 @@ def summarize(rankings: Sequence[Ranking], *, where: object) -> dict[str, Any]:
     if len(sections) == len(SECTIONS):
         named = {section["name"]: section for section in sections}
         overall = _weighted("mean of the sections", dict.fromkeys(named, 1), named, missing=0)
+    elif set(subsets) == set(REWARD_BENCH_2):
+        equal = dict.fromkeys(REWARD_BENCH_2, 1)
+        overall = _weighted("mean of the subsets", equal, subsets, missing=0)
     return {
         "schema_version": SCHEMA_VERSION,
         "overall": dict(overall),
