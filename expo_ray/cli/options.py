@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated
 
 import typer
@@ -12,6 +13,7 @@ from expo_ray.rewards.kinds.registry import reward_forms
 from expo_ray.serving.engines.options import ENGINE_PANEL, EngineOptions
 from expo_ray.serving.engines.registry import engine_help
 from expo_ray.serving.sampling import PAPER_SAMPLING, SAMPLING_PANEL
+from expo_ray.tables.checked_columns import CHECKED_COLUMNS
 from expo_ray.tables.thoughts import REASONING_MEANS
 
 _PROMPTS = "Prompts"
@@ -35,6 +37,15 @@ PromptColumn = Annotated[
         "--prompt-column",
         metavar="NAME",
         help="Column of the prompts, where it has another name.",
+        rich_help_panel=_PROMPTS,
+    ),
+]
+CheckedColumns = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--checked-column",
+        metavar="OURS=NAME",
+        help="Column of answer, constraints or tests, where it has another name; may repeat.",
         rich_help_panel=_PROMPTS,
     ),
 ]
@@ -168,6 +179,30 @@ TokensPerSecond = Annotated[
         "else 100.",
     ),
 ]
+
+
+def named_columns(prompt: str | None, checked: Sequence[str] | None) -> dict[str, str]:
+    """Return the file's names of our columns.
+
+    Args:
+        prompt: That of the prompt.
+        checked: `OURS=NAME` of what answers are checked against.
+
+    Raises:
+        ConfigError: One is not written so.
+    """
+    columns = {} if prompt is None else {"prompt": prompt}
+    for text in checked or ():
+        ours, separator, name = text.partition("=")
+        if ours not in CHECKED_COLUMNS or not separator or not name:
+            raise ConfigError(
+                "not the name of a column that answers are checked against",
+                where=argument("checked_columns"),
+                got=text,
+                expected=f"OURS=NAME, OURS one of {', '.join(CHECKED_COLUMNS)}",
+            )
+        columns[ours] = name
+    return columns
 
 
 def preset_sampling(name: str | None) -> Given:

@@ -12,6 +12,7 @@ from expo_ray.cli.model_options import FlagsOf, Given
 from expo_ray.cli.options import (
     AnchorsOption,
     CacheFlag,
+    CheckedColumns,
     DryRunFlag,
     EngineFlags,
     EngineOption,
@@ -25,6 +26,7 @@ from expo_ray.cli.options import (
     SelfTestFlag,
     TokensPerSecond,
     TruncationFlag,
+    named_columns,
     preset_sampling,
 )
 from expo_ray.cli.session import (
@@ -103,6 +105,7 @@ def select(
         ),
     ] = None,
     columns: PromptColumn = None,
+    checked_columns: CheckedColumns = None,
     num_prompts: NumPrompts = None,
     heldout_fraction: Annotated[
         float,
@@ -173,7 +176,7 @@ def select(
             extra_tensors=extra_tensors or (),
             allow_unfit=allow_unfit,
             guards=parse_guards(guards or ()),
-            columns={} if columns is None else {"prompt": columns},
+            columns=named_columns(columns, checked_columns),
             num_prompts=num_prompts,
             settings={
                 "seed": seed,

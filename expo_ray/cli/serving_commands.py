@@ -13,6 +13,7 @@ from expo_ray.cli.model_options import FlagsOf, Given, add_command, from_flags
 from expo_ray.cli.options import (
     AlphaOption,
     AlphaRulesOption,
+    CheckedColumns,
     EngineFlags,
     EngineOption,
     ExtraTensors,
@@ -24,6 +25,7 @@ from expo_ray.cli.options import (
     Prompts,
     ReasoningOption,
     Replicas,
+    named_columns,
     preset_sampling,
 )
 from expo_ray.cli.reward_commands import score
@@ -164,6 +166,7 @@ def generate(
     alpha_rules: AlphaRulesOption = None,
     extra_tensors: ExtraTensors = None,
     columns: PromptColumn = None,
+    checked_columns: CheckedColumns = None,
     num_prompts: NumPrompts = None,
     preset: Preset = None,
     *,
@@ -189,7 +192,7 @@ def generate(
             model,
             prompts=prompts,
             output=output,
-            columns={} if columns is None else {"prompt": columns},
+            columns=named_columns(columns, checked_columns),
             num_prompts=num_prompts,
             initial=initial,
             alpha=alpha,

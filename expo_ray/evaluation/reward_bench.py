@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
-from expo_ray.errors import EvaluationError
+from expo_ray.errors import ConfigError, EvaluationError, argument
 from expo_ray.evaluation import ties
 from expo_ray.progress import Progress
 from expo_ray.tables import Message
@@ -133,9 +133,18 @@ def reward_bench_accuracy(
     """
     from expo_ray.cluster import ray_session
     from expo_ray.progress import NullProgress
+    from expo_ray.rewards import RewardModelSpec
     from expo_ray.serving import RewardReplicas
 
     groups = read_preferences(preferences)
+    column = RewardModelSpec.parse(reward_model).column
+    if column is not None:
+        raise ConfigError(
+            "preferences do not say what a check needs",
+            where=argument("reward_model", reward_model),
+            expected="a reward model that needs the chat alone",
+            hint=f"`score` takes this check, with responses to prompts that have `{column}`",
+        )
     replicas = RewardReplicas(
         reward_model,
         num_replicas,

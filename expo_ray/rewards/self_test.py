@@ -16,7 +16,8 @@ from typing import Any
 
 from expo_ray.errors import EvaluationError
 from expo_ray.rewards.anchors import AnchorPair, default_anchors
-from expo_ray.rewards.interface import Chat, RewardModel, RewardScore
+from expo_ray.rewards.checks.reward_model import CheckRewardModel
+from expo_ray.rewards.interface import Chat, References, RewardModel, RewardScore
 from expo_ray.tables.prompts import Message
 
 MAX_FLOAT32_SPREAD = 1e-3
@@ -57,6 +58,7 @@ def run_self_test(
     *,
     anchors: Sequence[AnchorPair] | None = None,
     is_general: bool = True,
+    references: References | None = None,
 ) -> SelfTest:
     """Test a reward model on its own and the given chats.
 
@@ -67,11 +69,14 @@ def run_self_test(
             sound reward model of a narrow task may fail half: it warns only where none ranks right.
         is_general: Whether the built-in anchors are a question to this model at all: to an implicit
             reward, which knows only what alignment changed, they are none.
+        references: What a check finds right answers to the chats by.
 
     Raises:
         EvaluationError: Batching moves scores in float32, nothing can be scored, or a given anchor
             ranks wrong.
     """
+    if isinstance(model, CheckRewardModel):
+        return _test_check(model, chats, references)
     pairs = default_anchors() if anchors is None else anchors
     spreads = _spreads(model, chats, pairs)
     if anchors is None and not is_general:
@@ -100,6 +105,40 @@ def run_self_test(
         num_anchors=len(pairs),
         num_anchors_right=right,
         warnings=tuple(warnings),
+    )
+
+
+def _test_check(
+    model: CheckRewardModel, chats: Sequence[Chat], references: References | None
+) -> SelfTest:
+    """Try a check on right and wrong answers of its kind, then on some that it is there for."""
+    num_trials, wrong = model.trials()
+    if wrong:
+        raise EvaluationError(
+            "the check misjudges answers that it must know",
+            where=model.name,
+            got="; ".join(wrong),
+            expected=f"all {num_trials} judged right",
+        )
+    some = chats[:_MAX_CHATS]
+    scores = model.score(some, None if references is None else references[:_MAX_CHATS])
+    if scores and all(score.reward is None for score in scores):
+        raise EvaluationError(
+            "the check is broken on every answer of its self-test",
+            where=model.name,
+            got=scores[0].error,
+            hint="mend the check, or what the prompts say it checks against",
+        )
+    return SelfTest(
+        reward_model=model.name,
+        revision=model.revision,
+        settings=model.settings,
+        num_chats=0,
+        batch_spread=0.0,
+        padding_spread=0.0,
+        num_anchors=num_trials,
+        num_anchors_right=num_trials,
+        warnings=(),
     )
 
 

@@ -25,6 +25,11 @@ class RewardModelSpec:
     judge."""
 
     @property
+    def column(self) -> str | None:
+        """The column that prompts must have, for a check of what answers are checked against."""
+        return self.kind.column(self.arguments)
+
+    @property
     def short_name(self) -> str:
         """A name that is fit for a folder."""
         name = self.kind.name

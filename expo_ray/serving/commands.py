@@ -7,12 +7,16 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
+
 from expo_ray.checkpoints.storages.local_output import require_local, require_writable_file
 from expo_ray.cluster import LOCAL, ray_session, resolve_address
 from expo_ray.credentials import read_api_key
 from expo_ray.errors import ServingError, argument
 from expo_ray.progress import Progress
+from expo_ray.rewards import RewardModelSpec
 from expo_ray.rewards.anchors import read_anchors
+from expo_ray.rewards.checks.preflight import require_column
 from expo_ray.serving.alpha_setting import RulesLike, read_rules
 from expo_ray.serving.engines.options import EngineOptions
 from expo_ray.serving.engines.precision import describe_precision
@@ -129,7 +133,7 @@ def score(
 
     Args:
         responses: A responses table, or a folder of them; large ones are streamed.
-        reward_model: A checkpoint, `implicit:beta=0.1` or `judge:URL#model`.
+        reward_model: A checkpoint, `implicit:beta=0.1`, `judge:URL#model` or `check:KIND`.
         output: Parquet file to write.
         initial: For an implicit reward: the checkpoint before alignment.
         aligned: For an implicit reward: the aligned one.
@@ -176,6 +180,10 @@ def score(
                 require_local(table, where=f"{argument('responses')}, {argument('reference')}")
             )
         )
+    require_column(
+        RewardModelSpec.parse(reward_model),
+        [(file, pq.read_schema(file).names) for file in parquet_files(responses)],
+    )
     with ray_session(address), replicas:
         made = replicas.write_rewards(
             responses, output, references_path=reference, progress=progress

@@ -21,8 +21,11 @@ from expo_ray.serving.launching import application, ensure_serve
 from expo_ray.serving.loaded import Answered, ChatRow, Loaded
 from expo_ray.serving.sampling import SamplingParams
 from expo_ray.serving.source import ModelSource
-from expo_ray.tables import RESPONSES_SCHEMA, Prompt, ResumableTable, row_seed
+from expo_ray.tables import Prompt, ResumableTable, row_seed
+from expo_ray.tables.checked_columns import CHECKED_COLUMNS
+from expo_ray.tables.schemas import responses_schema
 from expo_ray.tables.thoughts import AUTO, Reasoning, is_unanswered
+from expo_ray.tables.turns import shown
 
 _SCHEMA_VERSION = 1
 _KEY = ("prompt_id", "sample", "weights_digest")
@@ -109,7 +112,7 @@ class GeneratorReplicas:
         source = source.pinned()  # a wrong path shows before any replica starts
         table = ResumableTable(
             output_path,
-            RESPONSES_SCHEMA,
+            responses_schema({name for prompt in prompts for name in prompt.checked}),
             key=_KEY,
             identity={
                 "sampling": sampling.model_dump(mode="json", exclude={"num_samples"}),
@@ -122,6 +125,7 @@ class GeneratorReplicas:
             replace(each, messages=self._reasoning.without_thoughts(each.messages))
             for each in prompts
         ]
+        _refuse_other_checked(table, prompts)
         wanted = [(prompt, i) for prompt in prompts for i in range(sampling.num_samples)]
         # Only a table that looks complete is worth reading the weights for.
         answered = {key[:2] for key in table.done}
@@ -140,6 +144,7 @@ class GeneratorReplicas:
                 "alpha": source.known_alpha() if alpha is None else alpha,
                 "weights_digest": digest,
             }
+            fixed |= dict.fromkeys(set(CHECKED_COLUMNS) & set(table.columns))
             self._answer(source, todo, table, fixed, sampling, splits or {}, progress)
         rows = table.finish().to_pylist()
         return {
@@ -264,6 +269,26 @@ def _refuse_other_weights(table: ResumableTable, digest: str) -> None:
         )
 
 
+def _refuse_other_checked(table: ResumableTable, prompts: Sequence[Prompt]) -> None:
+    """Refuse to go on with rows that tell of other right answers than the prompts do now."""
+    checked = {prompt.prompt_id: prompt.checked for prompt in prompts}
+    for row in table.rows:
+        now = checked.get(row["prompt_id"])
+        if now is None:
+            continue
+        before = {name: row[name] for name in CHECKED_COLUMNS if row.get(name) is not None}
+        for name in CHECKED_COLUMNS:
+            if now.get(name) == before.get(name):
+                continue
+            raise ConfigError(
+                "the responses table has other answers to check against than the prompts",
+                where=f"{table.path}, prompt_id {row['prompt_id']!r}, {name}",
+                got=shown(before.get(name)),
+                expected=shown(now.get(name)),
+                hint="give another output, or remove the old table",
+            )
+
+
 def _table_row(
     prompt: Prompt,
     sample: int,
@@ -275,6 +300,7 @@ def _table_row(
     fine = response.error is None
     return {
         **fixed,
+        **prompt.checked,
         "prompt_id": prompt.prompt_id,
         "sample": sample,
         "split": splits.get(prompt.prompt_id),

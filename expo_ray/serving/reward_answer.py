@@ -49,8 +49,8 @@ def _require_reference(reference: str | None, scored: Scored) -> None:
     if scored.needs_reference and reference is None:
         raise ApiError(
             400,
-            f"the reward model {scored.name!r} compares two responses to the same prompt; give "
-            "the text of the other one as `reference`",
+            f"the reward model {scored.name!r} compares a response with another text: the other "
+            "response to the same prompt or, for a check, the right answer; give it as `reference`",
             code="missing_reference",
             param="reference",
         )

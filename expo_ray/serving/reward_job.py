@@ -11,6 +11,7 @@ from expo_ray.errors import ConfigError, argument
 from expo_ray.progress import Progress
 from expo_ray.serving.reward_rows import (
     KEY,
+    CheckedColumns,
     ReferenceTable,
     chat_of,
     is_scorable,
@@ -55,7 +56,8 @@ class RewardJob:
     def scorer(self) -> Scored:
         """Who scores."""
         scorer = self._replicas.start(self._progress)
-        if scorer.needs_reference and self._references_path is None:
+        is_compared = scorer.needs_reference and not self._replicas.reads_columns
+        if is_compared and self._references_path is None:
             raise ConfigError(
                 "a pairwise reward model compares each response with another one",
                 where=scorer.name,
@@ -65,7 +67,9 @@ class RewardJob:
         return scorer
 
     @cached_property
-    def _references(self) -> ReferenceTable | None:
+    def _references(self) -> ReferenceTable | CheckedColumns | None:
+        if self._replicas.reads_columns:
+            return CheckedColumns()
         if not self.scorer.needs_reference:
             return None
         return read_references(self._references_path, self._reasoning)
@@ -78,7 +82,9 @@ class RewardJob:
             "revision": scorer.revision,
             "settings": scorer.settings,
         }
-        compared = {} if self._references is None else {"reference": self._references.digest}
+        compared = {}
+        if isinstance(self._references, ReferenceTable):
+            compared = {"reference": self._references.digest}
         # Tables from before this setting stay valid.
         told = {} if self._reasoning == AUTO else {"reasoning": str(self._reasoning)}
         return {**made_by, **compared, **told}
@@ -140,7 +146,10 @@ class RewardJob:
     def _test(self, rows: Iterable[dict[str, Any]]) -> None:
         some = [row for _, row in zip(range(8), filter(is_scorable, rows), strict=False)]
         chats = [chat_of(row, self._reasoning) for row in some]
-        self._replicas.test_once(chats, self._progress, output=self._output)
+        references = self._references and [self._references.of(row) for row in some]
+        self._replicas.test_once(
+            chats, self._progress, output=self._output, references=references or None
+        )
 
     def _scored(self, todo: list[dict[str, Any]]) -> Iterator[tuple[list[dict[str, Any]], int]]:
         """Yield finished rows; those of like length stand together, so that batches are full."""

@@ -69,6 +69,8 @@ class RewardReplicas:
         self._label, self._text = asked.short_name, asked.text
         self._num_replicas = num_replicas
         self._pinned = pin_reward_model(asked, initial=initial, aligned=aligned)
+        self.reads_columns = asked.kind.reads_columns
+        """Whether it is told what the prompts say that answers are checked against."""
         self._wants_test, self._anchors = self_test, anchors
         self.reasoning = reasoning
         self._how = {"use_cache": use_cache, "truncate": allow_truncation}
@@ -191,7 +193,12 @@ class RewardReplicas:
         return known
 
     def test_once(
-        self, chats: Sequence[Chat], progress: Progress, *, output: Path | None = None
+        self,
+        chats: Sequence[Chat],
+        progress: Progress,
+        *,
+        output: Path | None = None,
+        references: References | None = None,
     ) -> SelfTest | None:
         """Test the reward model, unless it was, and write what was found beside the table.
 
@@ -199,6 +206,7 @@ class RewardReplicas:
             chats: Chats like those to be scored.
             progress: Where progress is shown.
             output: The rewards table; None where there is none.
+            references: What a check finds right answers to the chats by.
 
         Raises:
             EvaluationError: It is unusable.
@@ -207,7 +215,7 @@ class RewardReplicas:
             return None
         if self._text not in self._tests:
             [(_, result)] = call_in_chunks(
-                lambda some: self._handle.self_test.remote(some, self._anchors),
+                lambda some: self._handle.self_test.remote(some, self._anchors, references),
                 [list(chats)],
                 num_in_flight=1,
             )

@@ -11,6 +11,7 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from expo_ray.rewards import RewardScore
+from expo_ray.rewards.checks.reward_model import as_reference
 from expo_ray.rewards.interface import Chat
 from expo_ray.tables import RESPONSES_SCHEMA, Message
 from expo_ray.tables.schemas import require_schema
@@ -32,6 +33,14 @@ class ReferenceTable:
     def of(self, row: dict[str, Any]) -> str | None:
         """Return what a response is compared with; None where there is nothing."""
         return self.responses.get((row["prompt_id"], row["sample"]))
+
+
+class CheckedColumns:
+    """What responses are checked against: columns beside them, by row."""
+
+    def of(self, row: dict[str, Any]) -> str | None:
+        """Return what a response is checked against; None where there is nothing."""
+        return as_reference(row)
 
 
 def read_references(path: str | Path | None, reasoning: Reasoning = AUTO) -> ReferenceTable:

@@ -26,6 +26,7 @@ from expo_ray.serving.chunked_calls import call_in_chunks, split
 from expo_ray.serving.reward_rows import (
     CHUNK_ROWS,
     KEY,
+    CheckedColumns,
     ReferenceTable,
     chat_of,
     is_scorable,
@@ -59,7 +60,7 @@ def stream_rewards(
     *,
     app_name: str,
     done: Digests,
-    references: ReferenceTable | None,
+    references: ReferenceTable | CheckedColumns | None,
     name: str,
     revision: str,
     reasoning: Reasoning,
@@ -70,7 +71,7 @@ def stream_rewards(
         files: Responses tables.
         app_name: The Serve application of the replicas.
         done: Digests of the keys that need no score, ascending.
-        references: For a pairwise reward model: what responses are compared with.
+        references: What responses are compared with, or checked against.
         name: The reward model's name.
         revision: What pins it.
         reasoning: How thoughts are marked, which are not scored.
@@ -157,7 +158,7 @@ class _BlockScorer:
         what = "the list of finished rows and the references, from the driver"
         found = get_within(_FETCH_SECONDS, [done, references], what=what)
         self._done: Digests = found[0]
-        self._references: ReferenceTable | None = found[1]
+        self._references: ReferenceTable | CheckedColumns | None = found[1]
         self._who = who
         self._reasoning = reasoning
 

@@ -73,7 +73,7 @@ class Rewarder:
             )
         except ExpoError as error:
             self._error = error
-        if use_cache and self._plain is not None:
+        if use_cache and spec.kind.is_remembered and self._plain is not None:
             self._cached = CachedRewardModel(self._plain, ScoreCache())
 
     async def score(self, chats: Sequence[Chat], references: References | None = None) -> Scored:
@@ -81,7 +81,10 @@ class Rewarder:
         return await self._alone(lambda: self._score(chats, references))
 
     async def self_test(
-        self, chats: Sequence[Chat], anchors: Sequence[AnchorPair] | None
+        self,
+        chats: Sequence[Chat],
+        anchors: Sequence[AnchorPair] | None,
+        references: References | None = None,
     ) -> SelfTest | ExpoError:
         """Test the model itself, past the cache; an error comes back as a value."""
 
@@ -90,7 +93,11 @@ class Rewarder:
                 raise AssertionError("nobody tests a model that did not load")
             try:
                 return run_self_test(
-                    self._plain, chats, anchors=anchors, is_general=self._is_general
+                    self._plain,
+                    chats,
+                    anchors=anchors,
+                    is_general=self._is_general,
+                    references=references,
                 )
             except ExpoError as error:
                 return error

@@ -1,7 +1,8 @@
 """Reading prompts from JSONL, JSON, Parquet or CSV.
 
-A row has one of the columns that `questions` reads, and optionally `prompt_id`. What does not
-belong here: chat templates, tokenization, responses.
+A row has one of the columns that `questions` reads, and optionally `prompt_id` and the columns that
+answers are checked against (`checked_columns`). What does not belong here: chat templates,
+tokenization, responses.
 """
 
 from __future__ import annotations
@@ -9,11 +10,12 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from expo_ray.checkpoints import atomic_write_text
 from expo_ray.errors import ConfigError, TableError, argument
+from expo_ray.tables.checked_columns import CHECKED_COLUMNS, IFEVAL_COLUMNS, read_checked
 from expo_ray.tables.prompt_files import prompt_files
 from expo_ray.tables.prompt_rows import read_rows
 from expo_ray.tables.questions import COLUMNS, QUESTIONS, QuestionReader
@@ -22,7 +24,7 @@ from expo_ray.tables.turns import Message, shown, text_of
 
 __all__ = ["Message", "Prompt", "read_prompts", "write_prompts"]
 
-_COLUMNS = (*COLUMNS, "prompt_id")
+_COLUMNS = (*COLUMNS, "prompt_id", *CHECKED_COLUMNS)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,6 +35,8 @@ class Prompt:
     """Unique in its file; the zero-based row number where the file gives none."""
     messages: tuple[Message, ...]
     """The turns so far; the last one is the user's."""
+    checked: Mapping[str, str] = field(default_factory=dict)
+    """What an answer is checked against, of `answer`, `constraints` and `tests` those it has."""
 
 
 def read_prompts(
@@ -78,16 +82,23 @@ def read_prompts(
             got=", ".join(sorted(unknown)),
             expected=", ".join(_COLUMNS),
         )
-    id_column = (columns or {}).get("prompt_id", "prompt_id")
-    questions = QuestionReader(columns, known=(id_column,))
+    columns = columns or {}
+    id_column = columns.get("prompt_id", "prompt_id")
+    checked = [columns.get(name, name) for name in CHECKED_COLUMNS]
+    questions = QuestionReader(
+        {name: column for name, column in columns.items() if name not in CHECKED_COLUMNS},
+        known=(id_column, *checked, *IFEVAL_COLUMNS),
+    )
     prompts: list[Prompt] = []
     seen: dict[str, str] = {}
     rows = itertools.chain.from_iterable(read_rows(file) for file in prompt_files(path))
     for index, (where, value) in enumerate(itertools.islice(rows, limit)):
-        row = _row_with(value, (columns or {}).values(), where)
+        row = _row_with(value, columns.values(), where)
         messages = _messages(row, questions, where)
         prompt_id = _parse_id(row.get(id_column), where, index)
-        prompt = Prompt(prompt_id=prompt_id, messages=messages)
+        prompt = Prompt(
+            prompt_id=prompt_id, messages=messages, checked=read_checked(row, columns, where)
+        )
         if prompt.prompt_id in seen:
             raise TableError(
                 "a prompt_id occurs twice",
@@ -110,7 +121,7 @@ def read_prompts(
 
 def write_prompts(path: Path, prompts: Sequence[Prompt]) -> None:
     """Write prompts as JSONL that `read_prompts` reads back."""
-    rows = [{"prompt_id": p.prompt_id, "messages": list(p.messages)} for p in prompts]
+    rows = [{"prompt_id": p.prompt_id, "messages": list(p.messages), **p.checked} for p in prompts]
     path.parent.mkdir(parents=True, exist_ok=True)
     atomic_write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
 

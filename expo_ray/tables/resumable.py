@@ -96,6 +96,11 @@ class ResumableTable:
             self._merged = False
 
     @property
+    def columns(self) -> list[str]:
+        """The names of its columns."""
+        return list(self._schema.names)
+
+    @property
     def done(self) -> set[Key]:
         """Keys of the rows that need no more work: those without an error."""
         return {key for key, row in self._rows.items() if row.get("error") is None}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from expo_ray.errors import TableError
+from expo_ray.tables.checked_columns import CHECKED_COLUMNS
 
 RESPONSES_SCHEMA: pa.Schema = pa.schema(
     [
@@ -34,6 +35,7 @@ RESPONSES_SCHEMA: pa.Schema = pa.schema(
 
 `response` is the answer alone, `thought` what a reasoning model wrote before it, null where it
 wrote nothing. `completion_tokens` counts both, `thought_tokens` those of the thought and its tags.
+Where the prompts say what answers are checked against, those columns follow: `responses_schema`.
 """
 _LATER_COLUMNS = frozenset({"thought", "thought_tokens"})
 """Tables from before these columns stay readable: they are null there."""
@@ -57,6 +59,16 @@ REWARDS_SCHEMA: pa.Schema = pa.schema(
 """One row per scored response; the response's key plus the reward model. Null reward = error."""
 
 
+def responses_schema(checked: Collection[str] = ()) -> pa.Schema:
+    """Return the schema of responses with columns that answers are checked against.
+
+    Args:
+        checked: Some of `answer`, `constraints` and `tests`.
+    """
+    fields = [pa.field(name, pa.string()) for name in CHECKED_COLUMNS if name in checked]
+    return pa.schema([*RESPONSES_SCHEMA, *fields])
+
+
 def table_of(rows: Sequence[Mapping[str, Any]], schema: pa.Schema) -> pa.Table:
     """Return rows as a table; half a character, as of a path or a service, becomes its code."""
     try:
@@ -78,6 +90,7 @@ def read_table(path: str | Path, schema: pa.Schema | None = None) -> pa.Table:
     Args:
         path: The file.
         schema: Columns and types that it must have, in this order; None takes what is there.
+            Responses may have columns that answers are checked against, beside these.
 
     Returns:
         The table.
@@ -98,9 +111,10 @@ def read_table(path: str | Path, schema: pa.Schema | None = None) -> pa.Table:
 
 
 def _with_later_columns(table: pa.Table, schema: pa.Schema) -> pa.Table:
-    for field in schema:
+    for index, field in enumerate(schema):
         if field.name in _LATER_COLUMNS and field.name not in table.column_names:
-            table = table.append_column(field, pa.nulls(table.num_rows, field.type))
+            place = min(index, table.num_columns)
+            table = table.add_column(place, field, pa.nulls(table.num_rows, field.type))
     return table
 
 
@@ -127,6 +141,8 @@ def _require_file(path: Path) -> None:
 
 
 def _require_equal(path: Path, found: pa.Schema, expected: pa.Schema) -> None:
+    if expected is RESPONSES_SCHEMA:  # whoever writes some of these columns asks for just them
+        expected = responses_schema(found.names)
     if not found.equals(expected):
         raise TableError(
             "the table has other columns than expected",

@@ -43,6 +43,9 @@ PromptColumn = Literal[
     "system",
     "system_prompt",
     "history",
+    "answer",
+    "constraints",
+    "tests",
 ]
 
 

@@ -14,6 +14,7 @@ from expo_ray.errors import ExpoError, RequestError, spelled
 from expo_ray.extras import require_extra
 from expo_ray.rewards import RewardModelSpec, pin_reward_model
 from expo_ray.rewards.anchors import read_anchors
+from expo_ray.rewards.checks.preflight import require_checkable
 from expo_ray.serving import GeneratorReplicas
 from expo_ray.workflow.inputs import find_prompts, needed_extras
 from expo_ray.workflow.plan import plan_recipe
@@ -86,7 +87,11 @@ def _faults(recipe: Recipe) -> dict[str, ExpoError]:
                 pin_reward_model(spec, initial=None, aligned=None)
     with blaming("prompts.path"):
         if recipe.prompts.path is not None:
-            find_prompts(recipe, recipe.prompts.path)
+            prompts = find_prompts(recipe, recipe.prompts.path)
+            for number, text in enumerate(recipe.reward_models):
+                if f"reward_models.{number}" not in faults:
+                    spec = RewardModelSpec.parse(text)
+                    require_checkable(spec, prompts, where=recipe.prompts.path)
     with blaming("rewarders.anchors"):
         if recipe.rewarders.anchors is not None:
             read_anchors(recipe.rewarders.anchors)

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ValidationError
 from expo_ray.checkpoints.opening import address_from
 from expo_ray.errors import ConfigError, ExpoError, Spelling
 from expo_ray.ray_internals import is_submitted_job
+from expo_ray.rewards.kinds.registry import kind_of
 from expo_ray.selection.guard_settings import FIELDS as GUARD_FIELDS
 from expo_ray.workflow.recipe import Recipe
 from expo_ray.yaml_text import parse_yaml
@@ -246,7 +247,9 @@ def _resolve_paths(recipe: Recipe, folder: Path, *, in_job: bool) -> Recipe:
             "lab_cache": cache,
             "initial": resolve(recipe.initial),
             "aligned": resolve(recipe.aligned),
-            "reward_models": tuple(str(resolve(spec)) for spec in recipe.reward_models),
+            "reward_models": tuple(
+                kind_of(text).against(str(resolve(text)), folder) for text in recipe.reward_models
+            ),
             "prompts": recipe.prompts.model_copy(update={"path": resolve(recipe.prompts.path)}),
             "rewarders": recipe.rewarders.model_copy(
                 update={"anchors": resolve(recipe.rewarders.anchors)}

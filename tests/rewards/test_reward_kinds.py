@@ -67,12 +67,12 @@ def shortness(monkeypatch: pytest.MonkeyPatch) -> str:
 
 def test_every_record_is_registered_by_its_name() -> None:
     assert {kind.name: kind for kind in REWARD_KINDS.values()} == REWARD_KINDS
-    assert reward_forms() == "a checkpoint, implicit:beta=0.1 or judge:URL#model"
+    assert reward_forms() == "a checkpoint, implicit:beta=0.1, judge:URL#model or check:KIND"
     assert kind_of("shortness:7") is REWARD_KINDS["classifier"]
 
 
 def test_a_new_kind_is_parsed_pinned_and_loaded(shortness: str) -> None:
-    assert reward_forms().endswith("judge:URL#model or shortness:N")
+    assert reward_forms().endswith("check:KIND or shortness:N")
     spec = RewardModelSpec.parse(shortness)
     assert (spec.kind, spec.short_name) == (SHORTNESS, "shortness")
     assert pin_reward_model(spec, initial=None, aligned=None) == (spec, None, None)

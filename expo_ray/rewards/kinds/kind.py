@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from expo_ray.errors import ConfigError, argument
@@ -18,6 +19,16 @@ if TYPE_CHECKING:
 def as_it_is(spec: RewardModelSpec) -> RewardModelSpec:
     """Return a spec that means the same everywhere already."""
     return spec
+
+
+def unchanged(text: str, folder: Path) -> str:
+    """Return a text in which there is no local path."""
+    return text
+
+
+def no_column(arguments: Mapping[str, Any]) -> str | None:
+    """Return that prompts need no column of their own."""
+    return None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,6 +49,8 @@ class RewardKind:
     `needs_pair`, `device` and `dtype` (of torch) where it `has_dtypes`."""
     pin: Callable[[RewardModelSpec], RewardModelSpec] = as_it_is
     """Returns a spec that means the same on every node; refuses what is no reward model."""
+    against: Callable[[str, Path], str] = unchanged
+    """Returns a text with the local paths in it made absolute against a folder."""
     needs_pair: bool = False
     """Whether it is made of the pair itself."""
     has_dtypes: bool = True
@@ -47,6 +60,12 @@ class RewardKind:
     """Whether the prefix without its colon is of this kind, too, and no folder of that name."""
     is_general: bool = True
     """Whether general pairs of good and bad answers say anything about it."""
+    reads_columns: bool = False
+    """Whether it is told what the prompt says that its answers are checked against."""
+    column: Callable[[Mapping[str, Any]], str | None] = no_column
+    """Takes the arguments of a spec; returns which of these columns prompts must have."""
+    is_remembered: bool = True
+    """Whether the same chat has the same score for ever, so that it need not be computed again."""
 
 
 def unusable(text: str, expected: str) -> ConfigError:

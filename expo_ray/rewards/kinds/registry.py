@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from expo_ray.rewards.kinds.check import CHECK
 from expo_ray.rewards.kinds.checkpoint import CHECKPOINT
 from expo_ray.rewards.kinds.implicit import IMPLICIT
 from expo_ray.rewards.kinds.judge import JUDGE
 from expo_ray.rewards.kinds.kind import RewardKind
 
-REWARD_KINDS: dict[str, RewardKind] = {kind.name: kind for kind in (CHECKPOINT, IMPLICIT, JUDGE)}
+REWARD_KINDS: dict[str, RewardKind] = {
+    kind.name: kind for kind in (CHECKPOINT, IMPLICIT, JUDGE, CHECK)
+}
 """By name, in the order in which `--help` tells of them."""
 
 

@@ -1,0 +1,137 @@
+"""A check as a reward model: chats in, rewards out, a reason where there is none."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from expo_ray.errors import ConfigError, argument
+from expo_ray.json_text import parse_json
+from expo_ray.rewards.checks.kind import (
+    Arguments,
+    BrokenCheckError,
+    Check,
+    Checked,
+    CheckKind,
+    Trial,
+)
+from expo_ray.rewards.checks.own_process import OwnProcess
+from expo_ray.rewards.interface import Chat, References, RewardScore
+from expo_ray.tables.checked_columns import CHECKED_COLUMNS
+
+_VERSION = "1"
+"""Of the rules of all checks; another one where the same answer would get another reward."""
+_NUM_THREADS = 8
+
+
+class CheckRewardModel:
+    """Scores chats by a check.
+
+    Args:
+        text: What `--reward-model` says.
+        kind: Of the check.
+        arguments: What else the text says, pinned.
+
+    Raises:
+        ConfigError: The check cannot be loaded.
+    """
+
+    def __init__(self, text: str, kind: CheckKind, arguments: Arguments) -> None:
+        self.name = text
+        self.revision = f"checks-{_VERSION}"
+        told = json.dumps(dict(arguments), sort_keys=True)
+        self.settings = f"{kind.name} {hashlib.sha256(told.encode()).hexdigest()[:16]}"
+        self.needs_reference = kind.column is not None
+        self._kind = kind
+        self._check = open_check(text, kind, arguments)
+
+    def score(
+        self, chats: Sequence[Chat], references: References | None = None
+    ) -> list[RewardScore]:
+        """Check the last turn of each chat.
+
+        Args:
+            chats: Chats whose last turn is the assistant's.
+            references: What each is checked against: the value of the column that the kind of
+                check needs, or a JSON object of the prompt's columns, see `as_reference`.
+        """
+        targets = references or [None] * len(chats)
+        if self._kind.has_own_process:
+            return [self._score(*pair) for pair in zip(chats, targets, strict=True)]
+        with ThreadPoolExecutor(_NUM_THREADS) as threads:
+            return list(threads.map(self._score, chats, targets))
+
+    def trials(self) -> tuple[int, list[str]]:
+        """Return how many answers of a known kind were tried, and those that were misjudged."""
+        wrong = []
+        for trial in self._kind.trials:
+            found = self._score(_chat_of(trial), trial.target)
+            if found.reward != float(trial.is_right):
+                told = found.reward if found.error is None else found.error
+                wrong.append(f"{trial.response!r} for {trial.target!r}: {told}")
+        return len(self._kind.trials), wrong
+
+    def _score(self, chat: Chat, target: str | None) -> RewardScore:
+        *before, last = chat
+        columns = _columns_of(target, self._kind)
+        if self._kind.column is not None and self._kind.column not in columns:
+            return RewardScore.failed(f"the prompt has no `{self._kind.column}` to check against")
+        checked = Checked(
+            messages=[{"role": turn["role"], "content": turn["content"]} for turn in before],
+            response=last["content"],
+            columns=columns,
+        )
+        try:
+            return RewardScore(reward=self._check.reward(checked), tokens=0)
+        except BrokenCheckError as error:
+            return RewardScore.failed(f"the check is broken here: {error}")
+
+
+def open_check(text: str, kind: CheckKind, arguments: Arguments) -> Check:
+    """Return a check that is loaded, in its own process where its kind has one.
+
+    Raises:
+        ConfigError: It cannot be loaded.
+    """
+    try:
+        if not kind.has_own_process:
+            return kind.open(arguments)
+        check = OwnProcess(kind, arguments)
+        check.start()
+    except BrokenCheckError as error:
+        raise ConfigError(
+            "a check cannot be loaded",
+            where=argument("reward_model", text),
+            got=error,
+            expected=kind.form,
+        ) from error
+    return check
+
+
+def as_reference(columns: dict[str, Any]) -> str | None:
+    """Return columns of a prompt as one text, for `score`; None of a prompt without any."""
+    given = {name: columns[name] for name in CHECKED_COLUMNS if columns.get(name) is not None}
+    return json.dumps(given) if given else None
+
+
+def _columns_of(target: str | None, kind: CheckKind) -> dict[str, str]:
+    if target is None:
+        return {}
+    if target.startswith("{"):
+        try:
+            found = parse_json(target)
+        except ValueError:
+            found = {}
+        if found and found.keys() <= set(CHECKED_COLUMNS):
+            return {str(name): str(value) for name, value in found.items()}
+    return {} if kind.column is None else {kind.column: target}
+
+
+def _chat_of(trial: Trial) -> Chat:
+    return [
+        {"role": "user", "content": "?"},
+        {"role": "assistant", "content": trial.response},
+    ]

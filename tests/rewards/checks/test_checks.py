@@ -1,0 +1,229 @@
+"""Checks as reward models: 1, 0 or a reason, whatever a model, a user or a data set does."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from expo_ray.errors import ConfigError, EvaluationError, TableError
+from expo_ray.rewards import (
+    RewardModelSpec,
+    load_reward_model,
+    pin_reward_model,
+    run_self_test,
+)
+from expo_ray.rewards.checks.kind import Check, Checked, CheckKind
+from expo_ray.rewards.checks.own_process import OwnProcess
+from expo_ray.rewards.checks.preflight import require_checkable
+from expo_ray.rewards.checks.python_function import PYTHON
+from expo_ray.rewards.checks.regex import REGEX
+from expo_ray.rewards.checks.registry import CHECK_KINDS
+from expo_ray.rewards.checks.reward_model import CheckRewardModel, as_reference
+from expo_ray.tables import Message, Prompt
+
+FUNCTIONS = """
+import os, time
+def length(response, row):
+    return len(response) / 10
+def knows(response, row):
+    print("not an answer")
+    return response == row["answer"] and row["messages"][0]["content"] == "?"
+def fails(response, row):
+    raise LookupError("no such thing")
+def hangs(response, row):
+    time.sleep(3600 if response == "hang" else 0)
+    return True
+def grows(response, row):
+    return len(bytearray(2**34)) > 0
+def ends(response, row):
+    os._exit(3)
+def texts(response, row):
+    return "good"
+def nan(response, row):
+    return float("nan")
+constant = 3
+"""
+
+
+@pytest.fixture
+def functions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "own_checks.py").write_text(FUNCTIONS)
+    monkeypatch.chdir(tmp_path)
+
+
+def chats(*responses: str) -> list[list[Message]]:
+    return [
+        [{"role": "user", "content": "?"}, {"role": "assistant", "content": response}]
+        for response in responses
+    ]
+
+
+def rewards(
+    check: str, responses: Sequence[str], target: str | None = None
+) -> list[float | str | None]:
+    scores = load_reward_model(check).score(chats(*responses), [target] * len(responses))
+    return [score.error if score.reward is None else score.reward for score in scores]
+
+
+def test_exact_and_regex_and_json_schema(tmp_path: Path) -> None:
+    assert rewards("check:exact", [" a  b\n", "a b.", "A b"], "a b") == [1, 0, 0]
+    assert rewards("check:exact", ["one", "1", "two"], '["1", "one"]') == [1, 1, 0]
+    assert rewards(r"check:regex=(?i)^yes\b", ["Yes, sir", "yesterday"]) == [1, 0]
+    assert rewards("check:regex=a=b", ["a=b", "a"]) == [1, 0]
+    schema = tmp_path / "schema.json"
+    schema.write_text(json.dumps({"type": "object", "required": ["name"]}))
+    responses = ['{"name": 1}', '```json\n{"name": 1}\n```', "{}", "Sure! {}", "[" * 5000]
+    assert rewards(f"check:json-schema={schema}", responses) == [1, 1, 0, 0, 0]
+
+
+def test_a_schema_that_points_elsewhere_fetches_nothing(tmp_path: Path) -> None:
+    schema = tmp_path / "schema.json"
+    schema.write_text(json.dumps({"$ref": "http://127.0.0.1:9/schema.json"}))
+    [found] = rewards(f"check:json-schema={schema}", ["{}"])
+    assert "lacks what it refers to" in str(found)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("check", "unknown kind"),
+        ("check:", "unknown kind"),
+        ("check:nothing", "unknown kind"),
+        ("check:exact=1", "not written as its kind is"),
+        ("check:regex", "not written as its kind is"),
+        ("check:regex=(", "no regular expression"),
+        ("check:json-schema=", "not written as its kind is"),
+        ("check:python=module", "not written as its kind is"),
+        ("check:python=../x:f", "not written as its kind is"),
+    ],
+)
+def test_what_is_not_written_as_its_kind_is_refused(text: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        RewardModelSpec.parse(text)
+
+
+@pytest.mark.parametrize("content", [None, "{", '{"type": 3}', "3"])
+def test_a_schema_that_is_none_is_refused_before_work(tmp_path: Path, content: str | None) -> None:
+    path = tmp_path / "schema.json"
+    if content is not None:
+        path.write_text(content)
+    spec = RewardModelSpec.parse(f"check:json-schema={path}")
+    with pytest.raises(ConfigError, match="schema of a check cannot be read"):
+        pin_reward_model(spec, initial=None, aligned=None)
+
+
+def test_a_function_of_the_user_decides(functions: None) -> None:
+    assert rewards("check:python=own_checks:length", ["abc"]) == [0.3]
+    assert rewards("check:python=own_checks:knows", ["4", "5"], as_reference({"answer": "4"})) == [
+        1,
+        0,
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("fails", "raises LookupError: no such thing"),
+        ("texts", "returns 'good', not a number"),
+        ("nan", "returns nan, not a number"),
+        ("grows", "too much memory"),
+        ("ends", "process of the check ended"),
+        ("knows", "raises KeyError"),
+    ],
+)
+def test_a_function_that_breaks_is_a_fault_of_the_row(
+    functions: None, name: str, told: str
+) -> None:
+    found = rewards(f"check:python=own_checks:{name}", ["a", "b"])
+    assert all(isinstance(text, str) and told in text for text in found), found
+
+
+@pytest.mark.parametrize(
+    ("target", "told"),
+    [
+        ("own_checks:missing", "no attribute 'missing'"),
+        ("own_checks:constant", "is a int, no function"),
+        ("no_such_module:f", "No module named"),
+    ],
+)
+def test_a_function_that_is_not_there_is_refused(functions: None, target: str, told: str) -> None:
+    with pytest.raises(ConfigError, match="a check cannot be loaded") as caught:
+        load_reward_model(f"check:python={target}")
+    assert told in str(caught.value.got)
+
+
+def test_other_code_is_another_reward_model(functions: None) -> None:
+    before = load_reward_model("check:python=own_checks:length").settings
+    Path("own_checks.py").write_text(FUNCTIONS.replace("/ 10", "/ 100"))
+    assert load_reward_model("check:python=own_checks:length").settings != before
+
+
+def test_what_hangs_is_ended_and_the_next_row_is_checked(functions: None) -> None:
+    quick = replace(PYTHON, max_row_seconds=0.5)
+    model = of_kind(quick, {"module": "own_checks", "function": "hangs"})
+    found = model.score(chats("hang", "fine", "hang"))
+    assert [score.reward for score in found] == [None, 1, None]
+    assert "takes more than 0.5 s" in str(found[0].error)
+    pattern = of_kind(replace(REGEX, max_row_seconds=0.5), {"pattern": "^(a+)+$"})
+    assert [s.reward for s in pattern.score(chats("a" * 60 + "b", "aa"))] == [None, 1]
+
+
+def test_the_process_ends_with_its_check(functions: None) -> None:
+    process = OwnProcess(REGEX, {"pattern": "a"})
+    process.start()
+    pid = process._process.pid  # type: ignore[union-attr]
+    process.close()
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+
+
+def of_kind(kind: CheckKind, arguments: dict[str, str]) -> CheckRewardModel:
+    return CheckRewardModel("check:test", kind, kind.pin(arguments))
+
+
+@pytest.mark.parametrize("name", [name for name, kind in CHECK_KINDS.items() if kind.trials])
+def test_the_self_test_tries_right_and_wrong_answers(name: str) -> None:
+    kind = CHECK_KINDS[name]
+    assert {trial.is_right for trial in kind.trials} == {True, False}
+    tested = run_self_test(load_reward_model(f"check:{name}"))
+    assert tested.num_anchors == tested.num_anchors_right == len(kind.trials)
+
+
+def test_the_self_test_refuses_what_misjudges_or_breaks(functions: None) -> None:
+    exact = CHECK_KINDS["exact"]
+    misled = replace(exact, open=lambda arguments: Always(), has_own_process=False)
+    with pytest.raises(EvaluationError, match="misjudges answers") as caught:
+        run_self_test(of_kind(misled, {}))
+    assert "'Rome' for 'Paris': 1.0" in str(caught.value.got)
+    model = load_reward_model("check:python=own_checks:fails")
+    with pytest.raises(EvaluationError, match="broken on every answer"):
+        run_self_test(model, chats("a", "b"))
+
+
+class Always(Check):
+    def reward(self, checked: Checked) -> float:
+        return 1.0
+
+
+def test_prompts_are_refused_that_cannot_be_checked() -> None:
+    number, exact = map(RewardModelSpec.parse, ("check:number", "check:exact"))
+    prompts = [prompt("a", answer="3"), prompt("b", answer="Paris"), prompt("c", answer="Rome")]
+    require_checkable(exact, prompts, where="p.jsonl")
+    with pytest.raises(TableError, match="cannot check against") as caught:
+        require_checkable(number, prompts, where="p.jsonl")
+    assert "prompt_id 'b'" in str(caught.value.where)
+    assert "'Paris' is neither" in str(caught.value.got)
+    assert "2 of 3 prompts" in str(caught.value.got)
+    with pytest.raises(TableError, match="lack the column `answer`") as caught:
+        require_checkable(exact, [*prompts, prompt("d")], where="p.jsonl")
+    assert "1 of 4 without it, first prompt_id 'd'" in str(caught.value.got)
+    require_checkable(RewardModelSpec.parse("check:regex=a"), [prompt("d")], where="p.jsonl")
+
+
+def prompt(prompt_id: str, **checked: str) -> Prompt:
+    return Prompt(prompt_id=prompt_id, messages=chats("")[0][:1], checked=checked)  # type: ignore
