@@ -17,7 +17,14 @@ if TYPE_CHECKING:
         reward_bench_accuracy,
         reward_self_tests,
     )
-    from expo_ray.extrapolation import diagnose, doctor, extrapolate, inspect_checkpoint, verify
+    from expo_ray.extrapolation import (
+        diagnose,
+        doctor,
+        extrapolate,
+        extrapolate_trajectory,
+        inspect_checkpoint,
+        verify,
+    )
     from expo_ray.loadtests import loadtest
     from expo_ray.reports import compare, write_report
     from expo_ray.serving import generate, score, serve, set_alpha
@@ -36,6 +43,7 @@ __all__ = [
     "diagnose",
     "doctor",
     "extrapolate",
+    "extrapolate_trajectory",
     "generate",
     "inspect_checkpoint",
     "loadtest",
@@ -63,6 +71,7 @@ __getattr__ = lazy_exports(
         "diagnose": "extrapolation",
         "doctor": "extrapolation",
         "extrapolate": "extrapolation",
+        "extrapolate_trajectory": "extrapolation",
         "generate": "serving",
         "inspect_checkpoint": "extrapolation",
         "loadtest": "loadtests",

@@ -55,6 +55,7 @@ FLOORS: Mapping[str, Sequence[Sequence[str]]] = {
         ["shards"],
         ["nodes"],
         ["outputs"],
+        ["writing"],
         ["trajectories"],
         ["job", "diagnosis", "verification", "inspection", "cluster_doctor"],
     ],

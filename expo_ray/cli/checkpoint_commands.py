@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any, get_args
 
 import typer
 
@@ -16,6 +16,17 @@ from expo_ray.cli.checkpoint_results import (
 from expo_ray.cli.model_options import add_command
 from expo_ray.cli.options import PAIR_PANEL, ExtraTensors
 from expo_ray.cli.session import InlineAddress, OutputFlags, Session
+from expo_ray.cli.trajectory_options import (
+    AtStepOption,
+    FitOption,
+    StartOption,
+    TrajectoryOption,
+    WeightsOption,
+    output_of_path,
+    parse_weights,
+    refuse_beside,
+    require_places,
+)
 
 Initial = Annotated[
     str, typer.Argument(help="theta0, the SFT checkpoint: path, s3://, gs://, hf:// or Hub id.")
@@ -27,6 +38,8 @@ Aligned = Annotated[
         "(ADAPTER#base=BASE: on another model)."
     ),
 ]
+OptionalInitial = Annotated[str | None, *get_args(Initial)[1:]]
+OptionalAligned = Annotated[str | None, *get_args(Aligned)[1:]]
 PANEL = "Checkpoints"
 _DELTA = "What is written"
 _PLAN = "Plan and publish"
@@ -42,9 +55,11 @@ def register(app: typer.Typer) -> None:
 
 
 def extrapolate(
-    initial: Initial,
-    aligned: Aligned,
-    output: Annotated[str, typer.Argument(help="Folder, s3:// or gs:// prefix to write.")],
+    initial: OptionalInitial = None,
+    aligned: OptionalAligned = None,
+    output: Annotated[
+        str | None, typer.Argument(help="Folder, s3:// or gs:// prefix to write.")
+    ] = None,
     alpha: Annotated[
         list[float] | None,
         typer.Option(
@@ -97,6 +112,11 @@ def extrapolate(
             rich_help_panel=_DELTA,
         ),
     ] = None,
+    trajectory: TrajectoryOption = None,
+    fit: FitOption = None,
+    at_step: AtStepOption = None,
+    start: StartOption = None,
+    weights: WeightsOption = None,
     allow_overflow: Annotated[
         bool,
         typer.Option(
@@ -174,35 +194,57 @@ def extrapolate(
     scales, so is the output, unless --output-dtype names a plain dtype; what that rounding costs
     is measured and told. The output is always safetensors.
 
+    Of the checkpoints of one training, --trajectory FILE takes the place of INITIAL and ALIGNED: a
+    fit over all their steps gives a better direction than two of them, and the same alpha.
+
     Example: expo-ray extrapolate ./sft ./dpo ./expo --alpha 0.3
     """
-    from expo_ray.extrapolation import extrapolate as run_extrapolate
+    from expo_ray import extrapolation
 
     with Session(**shown) as session:
-        result = run_extrapolate(
-            initial,
-            aligned,
-            output,
-            alpha=alpha or (),
-            alpha_rules=alpha_rules,
-            output_dtype=output_dtype,
-            max_shard_size=max_shard_size,
-            vocab_policy=vocab_policy,
-            transforms=transforms or (),
-            onto=onto,
-            extra_tensors=extra_tensors or (),
-            export_mergekit=export_mergekit,
-            push_to=push_to,
-            private=private,
-            allow_nonfinite=allow_nonfinite,
-            allow_overflow=allow_overflow,
-            overwrite=overwrite,
-            dry_run=dry_run,
-            nodes=nodes,
-            node_bandwidth=node_bandwidth,
-            address=address,
-            progress=session.progress,
-        ).as_dict()
+        of_path = {"fit": fit, "at_step": at_step, "start": start, "weights": weights}
+        options: dict[str, Any] = {
+            "alpha": alpha or (),
+            "alpha_rules": alpha_rules,
+            "output_dtype": output_dtype,
+            "max_shard_size": max_shard_size,
+            "transforms": transforms or (),
+            "onto": onto,
+            "extra_tensors": extra_tensors or (),
+            "push_to": push_to,
+            "private": private,
+            "allow_nonfinite": allow_nonfinite,
+            "allow_overflow": allow_overflow,
+            "overwrite": overwrite,
+            "dry_run": dry_run,
+            "nodes": nodes,
+            "node_bandwidth": node_bandwidth,
+            "address": address,
+            "progress": session.progress,
+        }
+        if trajectory is None:
+            refuse_beside("trajectory", of_path, is_needed=True)
+            places = {"initial": initial, "aligned": aligned, "output": output}
+            done = extrapolation.extrapolate(
+                *require_places("extrapolate", **places),
+                vocab_policy=vocab_policy,
+                export_mergekit=export_mergekit,
+                **options,
+            )
+        else:
+            is_given = vocab_policy != "refuse"
+            of_pair = {"vocab_policy": is_given, "export_mergekit": export_mergekit}
+            refuse_beside("trajectory", of_pair, is_needed=False)
+            done = extrapolation.extrapolate_trajectory(
+                trajectory,
+                output_of_path("extrapolate", initial, aligned, output),
+                fit=fit or "line",
+                at_step=at_step or (),
+                start=start or "last",
+                weights=parse_weights(weights),
+                **options,
+            )
+        result = done.as_dict()
         session.emit(result, lambda console: render_extrapolation(console, result))
 
 
@@ -217,6 +259,13 @@ def verify(
     onto: Annotated[
         str | None,
         typer.Option(metavar="MODEL", help="Where the BASE of --onto lies now, if it was moved."),
+    ] = None,
+    trajectory: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="Where the checkpoints of its trajectory lie now, if they were moved.",
+        ),
     ] = None,
     sha256: Annotated[
         bool, typer.Option("--sha256", help="Print what sha256sum would, for every file.")
@@ -239,6 +288,7 @@ def verify(
             initial=initial,
             aligned=aligned,
             onto=onto,
+            trajectory=trajectory,
             sha256=sha256,
             address=address,
             progress=session.progress,

@@ -46,7 +46,15 @@ def render_extrapolation(console: Console, result: dict[str, Any]) -> None:
             }
         )
     )
-    table = new_table("checkpoint", "alpha", "status", "size", "shards", "weights digest")
+    if path := plan["trajectory"]:
+        passes = ", each read twice" if path["bytes_gram_pass"] else ""
+        console.print(
+            f"{path['num_checkpoints']} checkpoints from step {path['steps'][0]:g} to "
+            f"{path['steps'][-1]:g}, fit {path['fit']}, from {path['from']}{passes}.",
+            highlight=False,
+        )
+    columns = ("checkpoint", "step" if path else "alpha")
+    table = new_table(*columns, "status", "size", "shards", "weights digest")
     for output in result["outputs"]:
         table.add_row(
             Text(output["path"]),

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         round_alpha,
     )
     from expo_ray.extrapolation.shards.streaming import stream_weights
+    from expo_ray.extrapolation.trajectories.job import extrapolate_trajectory
     from expo_ray.extrapolation.verification import verify
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "diagnose",
     "doctor",
     "extrapolate",
+    "extrapolate_trajectory",
     "format_alpha",
     "inspect_checkpoint",
     "parse_alpha",
@@ -46,6 +48,7 @@ __getattr__ = lazy_exports(
         "diagnose": "diagnosis",
         "doctor": "cluster_doctor",
         "extrapolate": "job",
+        "extrapolate_trajectory": "trajectories.job",
         "format_alpha": "planning.alpha",
         "inspect_checkpoint": "inspection",
         "parse_alpha": "planning.alpha",

@@ -1,44 +1,17 @@
-"""The whole of one extrapolation: check, plan, claim the outputs, fan out, reassemble."""
+"""The whole of one extrapolation of a pair: check, plan, write."""
 
 from __future__ import annotations
 
-import contextlib
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 from pathlib import Path
 
-from expo_ray.errors import ConfigError, RequestError, ShardError, argument
-from expo_ray.extrapolation.nodes.fanout import run_tasks
-from expo_ray.extrapolation.nodes.node_check import plan_check
-from expo_ray.extrapolation.nodes.trial_load import LoadingCheck, LoadingRequest, loading_request
-from expo_ray.extrapolation.outputs.assembly import Attachments, assemble, read_attachments
-from expo_ray.extrapolation.outputs.publishing import push, push_targets
-from expo_ray.extrapolation.outputs.record import read_record
-from expo_ray.extrapolation.outputs.results import ExtrapolationResult, OutputResult
-from expo_ray.extrapolation.outputs.summaries import (
-    carrying_notes,
-    described_cluster,
-    dry_result,
-    loading_notes,
-    output_result,
-    plan_summary,
-    rounding_notes,
-    unmoved_notes,
-)
-from expo_ray.extrapolation.outputs.targets import (
-    Target,
-    begin,
-    check_space,
-    claim,
-    find_targets,
-    plan_tasks,
-    release,
-)
-from expo_ray.extrapolation.outputs.work_folder import (
-    remove_work_folder,
-    written_bytes,
-)
+from expo_ray.errors import ConfigError, argument
+from expo_ray.extrapolation.outputs.assembly import read_attachments
+from expo_ray.extrapolation.outputs.publishing import push_targets
+from expo_ray.extrapolation.outputs.results import ExtrapolationResult
+from expo_ray.extrapolation.outputs.summaries import described_cluster, dry_result
+from expo_ray.extrapolation.outputs.targets import find_targets
 from expo_ray.extrapolation.pairing.pair import refuse_equal_weights
 from expo_ray.extrapolation.planning.alpha import parse_alphas
 from expo_ray.extrapolation.planning.alpha_rules import (
@@ -48,15 +21,8 @@ from expo_ray.extrapolation.planning.alpha_rules import (
     resolve,
 )
 from expo_ray.extrapolation.planning.mergekit_export import MergekitFile
-from expo_ray.extrapolation.planning.plan import (
-    DEFAULT_SHARD_SIZE,
-    Plan,
-    build_plan,
-)
-from expo_ray.extrapolation.shards.tasks import (
-    ShardReport,
-    ShardTask,
-)
+from expo_ray.extrapolation.planning.plan import DEFAULT_SHARD_SIZE, build_plan
+from expo_ray.extrapolation.writing import Writing, write_outputs
 from expo_ray.progress import NullProgress, Progress
 
 
@@ -172,136 +138,15 @@ def extrapolate(
         return dry_result(plan, targets, started, cluster)
     if not all(target.is_done for target in targets):
         refuse_equal_weights(plan.pair)
-        check_space(plan, targets)
-    allow = {"allow_nonfinite": allow_nonfinite, "allow_overflow": allow_overflow}
-    with contextlib.ExitStack() as stack:
-        try:
-            for target in targets:
-                if not target.is_done:
-                    claim(stack, plan, target, overwrite=overwrite)
-            tasks = plan_tasks(plan, targets, **allow)
-            reports, loading = _run(
-                plan,
-                targets,
-                tasks,
-                loading_request(plan, attachments.config),
-                exported,
-                address=address,
-                overwrite=overwrite,
-                progress=progress or NullProgress(),
-            )
-        except RequestError:
-            release(targets)
-            raise
-        for report in reports:
-            _collect(targets, tasks, report)
-        outputs = [_finish(plan, t, attachments, loading, allow) for t in targets]
-    outputs = (
-        [
-            replace(o, pushed_to=push(Path(o.path), repo, private=private))
-            for o, repo in zip(outputs, repos, strict=True)
-        ]
-        if repos
-        else outputs
+    writing = Writing(
+        started=started,
+        allow_nonfinite=allow_nonfinite,
+        allow_overflow=allow_overflow,
+        overwrite=overwrite,
+        exported=exported,
+        repos=tuple(repos),
+        private=private,
+        address=address,
+        progress=progress or NullProgress(),
     )
-    return ExtrapolationResult(
-        outputs=tuple(outputs),
-        num_tasks=len(tasks),
-        bytes_read=sum(report.bytes_read for report in reports),
-        bytes_written=sum(report.bytes_written for report in reports),
-        seconds=time.monotonic() - started,
-        notes=(
-            *plan.pair.notes,
-            *carrying_notes(plan),
-            *loading_notes(loading),
-            *unmoved_notes(targets),
-            *rounding_notes(plan, targets),
-        ),
-        loading=loading,
-        plan=plan_summary(plan, targets),
-    )
-
-
-def _run(
-    plan: Plan,
-    targets: Sequence[Target],
-    tasks: Sequence[ShardTask],
-    loading: LoadingRequest,
-    exported: MergekitFile | None,
-    *,
-    address: str | None,
-    overwrite: bool,
-    progress: Progress,
-) -> tuple[list[ShardReport], LoadingCheck | None]:
-    pending = [target for target in targets if not target.is_done]
-
-    def begin_all() -> None:
-        if exported is not None:
-            exported.write()
-        begin(plan, pending, overwrite=overwrite)
-
-    if not pending:
-        begin_all()
-        return [], None
-    bar = progress.start("Extrapolating shards", sum(task.shard.input_bytes for task in tasks), "B")
-    try:
-        return run_tasks(
-            tasks,
-            address=address,
-            loading=loading,
-            check=plan_check(plan, [target.folder for target in pending]),
-            begin=begin_all,
-            advance=bar.advance,
-            running_bytes=_running_bytes(plan, pending),
-        )
-    finally:
-        bar.close()
-
-
-def _running_bytes(plan: Plan, pending: Sequence[Target]) -> Callable[[], int]:
-    # Tasks on other machines report nothing before they end, but their files can be seen growing.
-    ratio = plan.input_bytes / max(1, plan.file_bytes * len(pending))
-    return lambda: int(ratio * sum(written_bytes(target.folder) for target in pending))
-
-
-def _collect(targets: Sequence[Target], tasks: Sequence[ShardTask], report: ShardReport) -> None:
-    task = next(task for task in tasks if task.shard.name == report.shard_name)
-    by_folder = {str(target.folder): target for target in targets}
-    for output, receipt in zip(task.outputs, report.receipts, strict=True):
-        by_folder[output.folder].receipts[receipt.name] = receipt
-
-
-def _finish(
-    plan: Plan,
-    target: Target,
-    attachments: Attachments,
-    loading: LoadingCheck | None,
-    allow: dict[str, bool],
-) -> OutputResult:
-    if target.is_done:
-        digest = str(read_record(target.folder)["weights_digest"])
-        status = "skipped"
-    else:
-        try:
-            digest = assemble(
-                plan,
-                folder=target.folder,
-                alpha=target.alpha,
-                resolution=target.resolution,
-                plan_digest=target.plan_digest,
-                run_token=target.run_token,
-                receipts=[target.receipts[shard.name] for shard in plan.shards],
-                attachments=attachments,
-                loading=loading,
-                allow=allow,
-            )
-        except OSError as error:
-            raise ShardError(
-                "the output cannot be completed",
-                where=target.folder,
-                got=error.strerror or error,
-                hint="run the same command again, it continues where it stopped",
-            ) from error
-        remove_work_folder(target.folder)
-        status = "resumed" if target.num_resumed else "written"
-    return output_result(plan, target, status, digest)
+    return write_outputs(plan, targets, attachments, writing)

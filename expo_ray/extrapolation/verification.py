@@ -35,9 +35,13 @@ from expo_ray.extrapolation.shards.tasks import (
     ShardReceipt,
     shard_task,
 )
+from expo_ray.extrapolation.trajectories.recorded import recorded_direction, recorded_plan
+from expo_ray.extrapolation.trajectories.trajectory import label_of
+from expo_ray.extrapolation.trajectories.trajectory_file import TrajectorySource
 from expo_ray.progress import NullProgress, Progress
 
 _MAX_LISTED = 10
+_ROLES = ("initial", "aligned", "onto")
 
 
 def verify(
@@ -46,6 +50,7 @@ def verify(
     initial: str | Path | None = None,
     aligned: str | Path | None = None,
     onto: str | Path | None = None,
+    trajectory: TrajectorySource | None = None,
     recompute: bool = True,
     sha256: bool = False,
     address: str | None = None,
@@ -58,6 +63,8 @@ def verify(
         initial: Where initial lies now; by default where the record says.
         aligned: Where aligned lies now; by default where the record says.
         onto: Where the base lies now, of an output that was written onto one.
+        trajectory: Where the checkpoints lie now, of an output that was written along one: the
+            same steps, as for `extrapolate_trajectory`.
         recompute: Compute all weights again and compare them; False checks digests only.
         sha256: Give what `sha256sum` prints for every file too; reads them once more.
         address: Ray cluster, `local`, or `inline` for this process.
@@ -98,8 +105,9 @@ def verify(
     changed = ""
     if recompute:
         given = {"initial": initial, "aligned": aligned, "onto": onto}
-        plan = _recorded_plan(record, given)
-        changed = "" if any(given.values()) else _describe_changes(record, plan)
+        plan = _recorded_plan(record, given, trajectory)
+        is_elsewhere = any(given.values()) or trajectory is not None
+        changed = "" if is_elsewhere else _describe_changes(record, plan)
         receipts = _recompute(folder, record, plan, present, address, progress or NullProgress())
         if digest_algorithm(record) != ALGORITHM:
             found = hash_files(folder, record, present, NullProgress())
@@ -130,7 +138,21 @@ def verify(
     )
 
 
-def _recorded_plan(record: dict[str, Any], given: Mapping[str, str | Path | None]) -> Plan:
+def _recorded_plan(
+    record: dict[str, Any],
+    given: Mapping[str, str | Path | None],
+    trajectory: TrajectorySource | None,
+) -> Plan:
+    options = record["options"]
+    if (path := record.get("trajectory")) is not None:
+        return _same_layout(record, _path_plan(record, path, given, trajectory))
+    if trajectory is not None:
+        raise ConfigError(
+            "the checkpoint was written without such an input",
+            where=argument("trajectory"),
+            hint=f"it was written from a pair: give {argument('initial')} and "
+            f"{argument('aligned')}, or leave {argument('trajectory')} out",
+        )
     for side, address in given.items():
         if address and side not in record:
             raise ConfigError(
@@ -139,7 +161,6 @@ def _recorded_plan(record: dict[str, Any], given: Mapping[str, str | Path | None
                 got=address,
                 hint=f"leave {argument(side)} out",
             )
-    options = record["options"]
     inputs = {side: given[side] or record[side]["uri"] for side in given if side in record}
     try:
         plan = build_plan(
@@ -157,6 +178,33 @@ def _recorded_plan(record: dict[str, Any], given: Mapping[str, str | Path | None
         hints = (error.told("hint"), f"say with {sides} where the inputs lie now")
         error.tell("hint", "; or ".join(filter(None, hints)))
         raise
+    return _same_layout(record, plan)
+
+
+def _path_plan(
+    record: dict[str, Any],
+    path: Mapping[str, Any],
+    given: Mapping[str, str | Path | None],
+    trajectory: TrajectorySource | None,
+) -> Plan:
+    moved = [side for side in ("initial", "aligned") if given[side]]
+    if moved or (given["onto"] and "onto" not in record):
+        raise ConfigError(
+            "the checkpoint was written without such an input",
+            where=argument(moved[0] if moved else "onto"),
+            got=given[moved[0] if moved else "onto"],
+            hint=f"it was written along a trajectory: {argument('trajectory')} says where its "
+            "checkpoints lie now",
+        )
+    try:
+        return recorded_plan(record, path, trajectory, onto=given["onto"])
+    except CheckpointError as error:
+        hints = (error.told("hint"), f"say with {argument('trajectory')} where the inputs lie now")
+        error.tell("hint", "; or ".join(filter(None, hints)))
+        raise
+
+
+def _same_layout(record: dict[str, Any], plan: Plan) -> Plan:
     weights = {entry["name"] for entry in record["files"] if entry["kind"] == "weights"}
     names = {name for pair in plan.pair.tensors for name, _, _ in pair.outputs}
     if names != set(record["tensors"]) or weights != {shard.name for shard in plan.shards}:
@@ -171,8 +219,11 @@ def _recorded_plan(record: dict[str, Any], given: Mapping[str, str | Path | None
 
 
 def _describe_changes(record: dict[str, Any], plan: Plan) -> str:
+    path = record.get("trajectory") or {"checkpoints": []}
+    files = {label_of(row["step"]): row["files"] for row in path["checkpoints"]}
+    files |= {side: record[side]["files"] for side in _ROLES if side in record}
     sides = plan.pair.sides.items()
-    changed = [s for s, checkpoint in sides if checkpoint.identity() != record[s]["files"]]
+    changed = [s for s, checkpoint in sides if checkpoint.identity() != files[s]]
     if not changed:
         return ""
     return f"{' and '.join(changed)} changed after the output was written"
@@ -194,8 +245,17 @@ def _recompute(
         plan_digest="",
         tensor_alphas={name: row["alpha"] for name, row in rows if row.get("alpha") is not None},
     )
+    direction = recorded_direction(record)
     tasks = [
-        shard_task(plan, shard, COMPARE, (output,), allow_nonfinite=True, allow_overflow=True)
+        shard_task(
+            plan,
+            shard,
+            COMPARE,
+            (output,),
+            directions=() if direction is None else (direction,),
+            allow_nonfinite=True,
+            allow_overflow=True,
+        )
         for shard in plan.shards
         if shard.name in names
     ]

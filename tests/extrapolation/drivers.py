@@ -9,10 +9,16 @@ import signal
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-from expo_ray.extrapolation import extrapolate
+from expo_ray.extrapolation import extrapolate, extrapolate_trajectory
 
 OPTIONS = {"alpha": [0.3, 1.0], "max_shard_size": "2MB", "address": "inline"}
-PRELOADED = ["expo_ray.extrapolation.job", "transformers", "huggingface_hub.repocard", __name__]
+PRELOADED = [
+    "expo_ray.extrapolation.job",
+    "expo_ray.extrapolation.trajectories.job",
+    "transformers",
+    "huggingface_hub.repocard",
+    __name__,
+]
 
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(PRELOADED)
@@ -45,6 +51,17 @@ def start(pair: tuple[Path, Path], output: Path) -> Driver:
     process = _context.Process(target=_run, args=(*pair, output), daemon=True)
     process.start()
     return Driver(process)
+
+
+def start_along(trajectory: Path, output: Path) -> Driver:
+    """Start a run of `extrapolate_trajectory` with OPTIONS and a fit by tensor."""
+    process = _context.Process(target=_run_along, args=(trajectory, output), daemon=True)
+    process.start()
+    return Driver(process)
+
+
+def _run_along(trajectory: Path, output: Path) -> None:
+    extrapolate_trajectory(trajectory, output, fit="rank1", **OPTIONS)
 
 
 def _run(initial: Path, aligned: Path, output: Path) -> None:

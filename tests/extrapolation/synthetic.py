@@ -119,11 +119,11 @@ def write_experts(
 
 def change_tasks(monkeypatch: pytest.MonkeyPatch, **changes: object) -> None:
     """Let every shard be worked on in another way: other chunks, another number of threads."""
-    from expo_ray.extrapolation import job
+    from expo_ray.extrapolation import writing
 
-    planned = job.plan_tasks
+    planned = writing.plan_tasks
     monkeypatch.setattr(
-        job,
+        writing,
         "plan_tasks",
         lambda *args, **kwargs: [
             dataclasses.replace(task, **changes) for task in planned(*args, **kwargs)

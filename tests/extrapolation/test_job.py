@@ -17,8 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from expo_ray.checkpoints import iter_tensors, open_checkpoint, weights_digest
 from expo_ray.errors import CheckpointError, ConfigError, RequestError, ShardError
-from expo_ray.extrapolation import extrapolate, inspect_checkpoint, verify
-from expo_ray.extrapolation import job as job_module
+from expo_ray.extrapolation import extrapolate, inspect_checkpoint, verify, writing
 from expo_ray.extrapolation.outputs import targets as targets_module
 from expo_ray.extrapolation.outputs.record import read_record
 from expo_ray.extrapolation.planning.plan import build_plan, natural_key, parse_size
@@ -217,7 +216,7 @@ def test_a_record_cannot_name_files_elsewhere(pico_pair: Pair, tmp_path: Path) -
 def test_an_unfinished_result_of_another_plan_says_which(
     pico_pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(job_module, "assemble", _fail)
+    monkeypatch.setattr(writing, "assemble", _fail)
     with pytest.raises(ShardError):
         run(pico_pair, tmp_path / "out", 0.3)
     with pytest.raises(ConfigError, match="unfinished") as caught:
@@ -436,14 +435,14 @@ def test_input_that_changes_after_planning_is_noticed(
     pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = pair[0] / open_checkpoint(pair[0]).files[0]
-    planned = job_module.plan_tasks
+    planned = writing.plan_tasks
 
     def plan_then_change(*args: object, **kwargs: object):
         tasks = planned(*args, **kwargs)
         file.write_bytes(file.read_bytes()[:-2])
         return tasks
 
-    monkeypatch.setattr(job_module, "plan_tasks", plan_then_change)
+    monkeypatch.setattr(writing, "plan_tasks", plan_then_change)
     with pytest.raises(ShardError, match="changed since"):
         run(pair, tmp_path / "out")
     assert not (tmp_path / "out" / "expo_ray.json").exists()

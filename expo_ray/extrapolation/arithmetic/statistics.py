@@ -28,6 +28,9 @@ class OutputSums:
     num_nonfinite: int = 0
     rounding: list[float] = field(default_factory=list)
     """Of FP8 blocks: sums of squares of rounding error, exact values and update."""
+    direction: tuple[float, int] | None = None
+    """Of a trajectory: sum of the squares of what took the place of delta, and its elements that
+    are not zero."""
 
     def add(self, other: OutputSums) -> None:
         """Add the counts of another part of the same tensor."""
@@ -37,6 +40,9 @@ class OutputSums:
         if other.rounding:
             before = self.rounding or [0.0] * len(other.rounding)
             self.rounding = [a + b for a, b in zip(before, other.rounding, strict=True)]
+        if other.direction is not None:
+            squares, num_moved = self.direction or (0.0, 0)
+            self.direction = squares + other.direction[0], num_moved + other.direction[1]
 
 
 @dataclass(kw_only=True, slots=True)
@@ -96,12 +102,17 @@ class DeltaSums:
         output = self.outputs[index] if index < len(self.outputs) else OutputSums()
         # An aligned -0.0 comes out as +0.0 and counts as changed: hence the floor at zero.
         num_moved = self.num_moved if self.num_kept is None else self.num_kept
+        if output.direction is not None:
+            num_moved = output.direction[1]
         lost = max(0, num_moved - output.num_changed)
         found: dict[str, Any] = {
             "max_abs_output": output.max_abs if math.isfinite(output.max_abs) else None,
             "share_lost_to_rounding": lost / self.num_elements if self.num_elements else 0.0,
             "num_nonfinite_output": output.num_nonfinite,
         }
+        if output.direction is not None:
+            squares = output.direction[0]
+            found["direction_norm"] = math.sqrt(squares) if math.isfinite(squares) else None
         if output.rounding:
             keys = ("error_norm", "output_norm", "update_norm")
             norms = map(math.sqrt, output.rounding)
@@ -130,6 +141,11 @@ def measure_inputs(block: Block, initial: torch.Tensor, aligned: torch.Tensor) -
     else:
         sums.num_moved = int(np.count_nonzero(block.delta.numpy()))
     return sums
+
+
+def measure_direction(block: Block) -> tuple[float, int]:
+    """Return the squares of what took the place of delta, and its elements that are not zero."""
+    return _squares(block.delta), int(np.count_nonzero(block.delta.numpy()))
 
 
 def measure_output(target: torch.Tensor, base: torch.Tensor) -> OutputSums:

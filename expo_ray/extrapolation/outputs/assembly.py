@@ -25,9 +25,10 @@ from expo_ray.checkpoints.storages.storage import (
     RECORD_NAME,
 )
 from expo_ray.errors import CheckpointError, ShardError
+from expo_ray.extrapolation.arithmetic.directions import Direction
 from expo_ray.extrapolation.arithmetic.requantization_costs import requantization_loss
 from expo_ray.extrapolation.nodes.trial_load import LoadingCheck
-from expo_ray.extrapolation.outputs.model_card import render_card
+from expo_ray.extrapolation.outputs.model_card import path_words, render_card
 from expo_ray.extrapolation.outputs.record import SCHEMA_VERSION, read_record, sealed_parts
 from expo_ray.extrapolation.planning.alpha import round_alpha
 from expo_ray.extrapolation.planning.alpha_rules import Resolution
@@ -38,6 +39,7 @@ from expo_ray.extrapolation.shards.tasks import ShardReceipt
 from expo_ray.versions import versions
 
 CARD_NAME = "README.md"
+_ROLES = ("initial", "aligned", "onto")
 _DTYPE_NAMES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float64"}
 
 
@@ -133,6 +135,8 @@ def assemble(
     folder: AnyPath,
     alpha: float | None,
     resolution: Resolution | None,
+    at_step: float | None = None,
+    direction: Direction | None = None,
     plan_digest: str,
     run_token: str,
     receipts: Sequence[ShardReceipt],
@@ -147,6 +151,8 @@ def assemble(
         folder: The output folder, with all shards in it.
         alpha: Its alpha, None under rules.
         resolution: Under rules, the alpha of every tensor.
+        at_step: Of a trajectory, the step that was asked for.
+        direction: Of a trajectory, what took the place of delta.
         plan_digest: Its plan digest.
         run_token: Of the run that owns the folder.
         receipts: One per shard, in the order of the plan.
@@ -184,6 +190,10 @@ def assemble(
         initial_uri=plan.pair.initial.uri,
         aligned_uri=plan.pair.aligned.uri,
         onto_uri=None if plan.pair.onto is None else plan.pair.onto.uri,
+        path_words=path_words(plan, at_step),
+        between={label: side.uri for label, side in plan.pair.between.items()},
+        end_labels=plan.pair.end_labels,
+        formula=plan.formula,
         weights_digest=digest,
         num_parameters=plan.pair.base.num_parameters,
         dtype=written_dtype(plan),
@@ -200,7 +210,8 @@ def assemble(
         "formula": plan.formula,
         "weights_digest": digest,
         "plan_digest": plan_digest,
-        **{side: _side(checkpoint) for side, checkpoint in plan.pair.sides.items()},
+        **{side: _side(plan.pair.sides[side]) for side in _ROLES if side in plan.pair.sides},
+        "trajectory": _trajectory(plan, at_step, direction),
         "options": {
             "output_dtype": plan.output_dtype,
             "max_shard_bytes": plan.max_shard_bytes,
@@ -301,6 +312,26 @@ def _vocabulary(plan: Plan) -> dict[str, Any] | None:
         return None
     tensors = [pair.name for pair in plan.pair.tensors if pair.runs]
     return {"policy": plan.vocab_policy, **found.as_dict(), "tensors": tensors}
+
+
+def _trajectory(
+    plan: Plan, at_step: float | None, direction: Direction | None
+) -> dict[str, Any] | None:
+    """Return which checkpoints made the direction, and with which weights."""
+    if plan.path is None:
+        return None
+    pair = plan.pair
+    sides = (pair.initial, *pair.between.values(), pair.aligned)
+    # Where each tensor has weights of its own, they are among the facts of the tensors.
+    weights = direction.weights if direction else ()
+    return {
+        **plan.path.as_dict(),
+        "at_step": at_step,
+        "checkpoints": [
+            {"step": step, **_side(side)} for step, side in zip(plan.path.read, sides, strict=True)
+        ],
+        "weights": list(weights) or None,
+    }
 
 
 def _side(checkpoint: Checkpoint) -> dict[str, Any]:

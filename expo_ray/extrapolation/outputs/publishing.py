@@ -21,6 +21,7 @@ from expo_ray.extrapolation.outputs.model_card import public_name
 from expo_ray.extrapolation.outputs.record import parse_record, read_record_bytes, sealed
 from expo_ray.extrapolation.outputs.targets import Target
 from expo_ray.extrapolation.planning.alpha import checkpoint_name
+from expo_ray.extrapolation.planning.path import step_checkpoint_name
 from expo_ray.proxies import through_proxy
 
 FLAG = argument("push_to")
@@ -28,14 +29,17 @@ _READ_ONLY = "read"
 _T = TypeVar("_T")
 
 
-def repo_name(push_to: str, alpha: float | None, *, is_only: bool) -> str:
+def repo_name(
+    push_to: str, alpha: float | None, *, is_only: bool, at_step: float | None = None
+) -> str:
     """Return the repository of one checkpoint: HUB_ID, or HUB_ID-alpha-0.3 where there are several.
 
     A name on the Hub has no double dash and no plus: alpha -0.5 is `-alpha-minus-0.5`.
     """
     if is_only or alpha is None:
         return push_to
-    name = checkpoint_name(alpha).replace("--", "-minus-").replace("+", "")
+    name = checkpoint_name(alpha) if at_step is None else step_checkpoint_name(at_step)
+    name = name.replace("--", "-minus-").replace("+", "")
     return f"{push_to}-{name}"
 
 
@@ -51,7 +55,8 @@ def push_targets(targets: Sequence[Target], push_to: str | None, *, private: boo
                 "nothing is pushed", where=argument("private"), expected=f"with {FLAG}"
             )
         return []
-    repos = [repo_name(push_to, t.alpha, is_only=len(targets) == 1) for t in targets]
+    is_only = len(targets) == 1
+    repos = [repo_name(push_to, t.alpha, is_only=is_only, at_step=t.at_step) for t in targets]
     for target, repo in zip(targets, repos, strict=True):
         refuse_unpushable(target.folder, repo, private=private)
     return repos

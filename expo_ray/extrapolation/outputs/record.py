@@ -130,8 +130,9 @@ def read_record_bytes(folder: str | AnyPath) -> bytes:
 
 
 def outputs_by_alpha(folder: AnyPath) -> list[str]:
-    """Return the names of the complete outputs of a run over several alphas."""
-    return sorted(path.parent.name for path in folder.glob(f"alpha-*/{RECORD_NAME}"))
+    """Return the names of the complete outputs of a run over several alphas, or steps."""
+    names = ("alpha-*", "step-*")
+    return sorted(p.parent.name for name in names for p in folder.glob(f"{name}/{RECORD_NAME}"))
 
 
 def _why_no_record(folder: AnyPath) -> str:

@@ -26,6 +26,8 @@ class OutputResult:
     """Of the weight files."""
     num_shards: int
     num_shards_resumed: int = 0
+    at_step: float | None = None
+    """Of a trajectory: the step that was asked for."""
     pushed_to: str | None = None
     """Where it was pushed, as `hf://owner/name@commit`."""
 
@@ -52,6 +54,7 @@ class ExtrapolationResult:
             "outputs": [
                 {
                     "alpha": output.alpha,
+                    "at_step": output.at_step,
                     "path": output.path,
                     "status": output.status,
                     "weights_digest": output.weights_digest,

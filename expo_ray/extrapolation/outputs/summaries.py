@@ -94,11 +94,12 @@ def plan_summary(plan: Plan, targets: Sequence[Target]) -> dict[str, Any]:
         "num_shards": len(plan.shards),
         "num_tensors": len(plan.pair.tensors),
         "num_parameters": plan.pair.base.num_parameters,
-        "bytes_in": plan.input_bytes + plan.transform_bytes(plan.pair.tensors) if pending else 0,
+        "bytes_in": _bytes_in(plan) if pending else 0,
         "bytes_out": plan.file_bytes * pending,
         "task_memory_bytes": TASK_MEMORY_BYTES + extra_bytes,
         "worker_memory_bytes": WORKER_MEMORY_BYTES + extra_bytes,
         "transforms": list(map(str, plan.transforms)),
+        "trajectory": _trajectory(plan),
         "alpha_rules": resolution.as_dict() if resolution else None,
         "shards": [
             {"name": s.name, "bytes_in": s.input_bytes, "bytes_out": s.data_bytes}
@@ -107,10 +108,22 @@ def plan_summary(plan: Plan, targets: Sequence[Target]) -> dict[str, Any]:
     }
 
 
+def _trajectory(plan: Plan) -> dict[str, Any] | None:
+    if plan.path is None:
+        return None
+    found = plan.path.as_dict()
+    return {**found, "num_checkpoints": len(plan.path.steps), "bytes_gram_pass": plan.gram_bytes}
+
+
+def _bytes_in(plan: Plan) -> int:
+    return plan.input_bytes + plan.transform_bytes(plan.pair.tensors) + plan.gram_bytes
+
+
 def output_result(plan: Plan, target: Target, status: str, digest: str | None) -> OutputResult:
     """Return the result of one checkpoint."""
     return OutputResult(
         alpha=target.alpha,
+        at_step=target.at_step,
         path=str(target.folder),
         status=status,
         weights_digest=digest,
@@ -143,6 +156,8 @@ def unmoved_notes(targets: Sequence[Target]) -> list[str]:
 
     Sides of two dtypes, or an adapter that was never trained, are not equal byte by byte.
     """
+    if any(target.direction is not None for target in targets):
+        return []  # the two ends of a path may be one place
     facts = (f for t in targets for r in t.receipts.values() for f in r.tensors.values())
     moved = (f["statistics"]["num_moved"] > 0 for f in facts if "statistics" in f)
     # The search ends at the first tensor that moved, as a rule the very first one.

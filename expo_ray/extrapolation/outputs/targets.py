@@ -13,6 +13,7 @@ from expo_ray.checkpoints.storages.remote_path import AnyPath, RemotePath, any_p
 from expo_ray.checkpoints.storages.s3_client import MAX_COPY_BYTES, may_move
 from expo_ray.checkpoints.storages.storage import split_address
 from expo_ray.errors import ConfigError, argument
+from expo_ray.extrapolation.arithmetic.directions import Direction
 from expo_ray.extrapolation.outputs.assembly import Attachments
 from expo_ray.extrapolation.outputs.work_folder import (
     OutputState,
@@ -24,6 +25,7 @@ from expo_ray.extrapolation.outputs.work_folder import (
 from expo_ray.extrapolation.pairing.tensor_pair import Pair
 from expo_ray.extrapolation.planning.alpha import checkpoint_name
 from expo_ray.extrapolation.planning.alpha_rules import Resolution
+from expo_ray.extrapolation.planning.path import step_checkpoint_name
 from expo_ray.extrapolation.planning.plan import Plan, plan_digest
 from expo_ray.extrapolation.shards.receipts import read_receipt
 from expo_ray.extrapolation.shards.tasks import (
@@ -50,6 +52,11 @@ class Target:
     state: OutputState
     resolution: Resolution | None = None
     """Under alpha rules, the alpha of every tensor."""
+    at_step: float | None = None
+    """Of a trajectory: the step that was asked for."""
+    direction: Direction | None = None
+    """Of a trajectory: what takes the place of delta; None where it is that of a pair, or is not
+    known yet."""
     run_token: str = ""
     receipts: dict[str, ShardReceipt] = field(default_factory=dict)
     """Finished shards by name; those found at the start were resumed."""
@@ -69,6 +76,7 @@ def find_targets(
     *,
     overwrite: bool,
     resolution: Resolution | None = None,
+    at_steps: Sequence[float] = (),
 ) -> list[Target]:
     """Decide where every alpha goes; nothing is changed.
 
@@ -79,6 +87,7 @@ def find_targets(
         attachments: What lies beside the weights.
         overwrite: Whether what is there may be replaced.
         resolution: Alpha rules that replace `alphas` by one output.
+        at_steps: Of a trajectory, the step that each alpha stands for, where steps were asked for.
 
     Raises:
         ConfigError: An output lies in an input, or holds what this run did not make.
@@ -86,10 +95,15 @@ def find_targets(
     root = _output_root(plan, output)
     digests = attachments.digests()
     targets = []
-    for alpha in [None] if resolution else alphas:
-        folder = root if alpha is None or len(alphas) == 1 else root / checkpoint_name(alpha)
+    steps: Sequence[float | None] = at_steps or (None,) * len(alphas)
+    asked = [(None, None)] if resolution else list(zip(alphas, steps, strict=True))
+    for alpha, step in asked:
+        folder = root
+        if alpha is not None and len(alphas) > 1:
+            folder = root / (checkpoint_name(alpha) if step is None else step_checkpoint_name(step))
         _refuse_input_as_output(plan.pair, folder)
-        digest = plan_digest(plan, alpha, digests, resolution.alphas if resolution else None)
+        tensor_alphas = resolution.alphas if resolution else None
+        digest = plan_digest(plan, alpha, digests, tensor_alphas, at_step=step)
         with _usable(folder):
             state = examine_output(folder, digest, overwrite=overwrite)
         targets.append(
@@ -99,6 +113,7 @@ def find_targets(
                 plan_digest=digest,
                 state=state,
                 resolution=resolution,
+                at_step=step,
             )
         )
     return targets
@@ -237,6 +252,9 @@ def plan_tasks(
     """Return one task per shard that some target still lacks."""
     tasks = []
     for shard in plan.shards:
+        pending = [t for t in targets if not t.is_done and shard.name not in t.receipts]
+        # Alphas of one direction are computed from one sum over the checkpoints.
+        directions = {id(t.direction): t.direction for t in pending if t.direction is not None}
         outputs = tuple(
             ShardOutput(
                 alpha=target.alpha,
@@ -244,9 +262,9 @@ def plan_tasks(
                 plan_digest=target.plan_digest,
                 run_token=target.run_token,
                 tensor_alphas=target.resolution.of(shard.tensors) if target.resolution else {},
+                direction=list(directions).index(id(target.direction)) if directions else 0,
             )
-            for target in targets
-            if not target.is_done and shard.name not in target.receipts
+            for target in pending
         )
         if outputs:
             tasks.append(
@@ -255,6 +273,7 @@ def plan_tasks(
                     shard,
                     WRITE,
                     outputs,
+                    directions=tuple(directions.values()),
                     allow_nonfinite=allow_nonfinite,
                     allow_overflow=allow_overflow,
                 )

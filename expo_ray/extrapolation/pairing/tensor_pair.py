@@ -110,6 +110,8 @@ class Pair:
     """Tensors that the base does not have, by leave."""
     between: Mapping[str, Checkpoint] = field(default_factory=dict)
     """Of a trajectory: the checkpoints between initial and aligned, in order, by "step 200"."""
+    end_labels: tuple[str, str] = ("initial", "aligned")
+    """What errors call the two ends: of a trajectory their steps."""
 
     @property
     def base(self) -> Checkpoint:

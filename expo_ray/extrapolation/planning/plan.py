@@ -24,9 +24,12 @@ from expo_ray.extrapolation.pairing.onto import add_onto
 from expo_ray.extrapolation.pairing.pair import match_pair
 from expo_ray.extrapolation.pairing.tensor_pair import Pair, TensorPair
 from expo_ray.extrapolation.planning.alpha import round_alpha
+from expo_ray.extrapolation.planning.path import FITTED, FittedPath
 
 ONTO_FORMULA = "(base.float() + alpha * (aligned.float() - initial.float())).to(output_dtype)"
 FORMULA = "(aligned.float() + alpha * (aligned.float() - initial.float())).to(output_dtype)"
+_DELTA = "(aligned.float() - initial.float())"
+DIRECTION = "sum_i(weight_i * (checkpoint_i.float() - initial.float()))"
 DEFAULT_SHARD_SIZE = "5GB"
 PLAN_VERSION = 1
 
@@ -75,11 +78,16 @@ class Plan:
     transforms: tuple[Transform, ...] = ()
     extra_tensors: tuple[str, ...] = ()
     """`copy:PATTERN`, of tensors that one side may lack."""
+    path: FittedPath | None = None
+    """Of a trajectory: how its checkpoints make what takes the place of delta."""
 
     @property
     def formula(self) -> str:
         """What is computed, in the words of torch."""
-        return FORMULA if self.pair.onto is None else ONTO_FORMULA
+        formula = FORMULA if self.pair.onto is None else ONTO_FORMULA
+        if self.path is None or self.path.is_pair:
+            return formula
+        return formula.replace(_DELTA, DIRECTION)
 
     @property
     def data_bytes(self) -> int:
@@ -105,8 +113,17 @@ class Plan:
             item_bytes = 8 if computes_float64(pair) else 4
             passes = sum(t.num_passes(pair, item_bytes) for t in self.transforms)
             aligned_bytes = tensor_bytes(pair.aligned.dtype, (pair.num_extrapolated,))
-            total += passes * (aligned_bytes + used_initial_bytes(pair))
+            between = sum(ref.input_bytes(pair.num_extrapolated) for ref in pair.between)
+            total += passes * (aligned_bytes + used_initial_bytes(pair) + between)
         return total
+
+    @property
+    def gram_bytes(self) -> int:
+        """Bytes that the pass for Gram matrices reads, where the fit of a trajectory has one."""
+        if self.path is None or not self.path.has_gram_pass:
+            return 0
+        refs = (ref for pair in self.pair.tensors for ref in pair.path)
+        return sum(ref.input_bytes(ref.num_elements) for ref in refs)
 
     @property
     def is_requantized(self) -> bool:
@@ -213,6 +230,7 @@ def plan_digest(
     alpha: float | None,
     attachments: dict[str, str],
     tensor_alphas: Mapping[str, float] | None = None,
+    at_step: float | None = None,
 ) -> str:
     """Return what decides whether two runs would write the same files.
 
@@ -221,6 +239,7 @@ def plan_digest(
         alpha: The alpha of one output, None under alpha rules.
         attachments: sha256 of config.json and of every sidecar, by name.
         tensor_alphas: Under alpha rules, the alpha of every tensor that the formula covers.
+        at_step: Of a fitted model, its step.
     """
     alphas = {"": alpha} if alpha is not None else dict(tensor_alphas or {})
     facts: dict[str, Any] = {
@@ -242,6 +261,10 @@ def plan_digest(
         facts["requantization"] = REQUANTIZATION
     if plan.extra_tensors:
         facts["extra_tensors"] = sorted(plan.extra_tensors)
+    if plan.path is not None:
+        facts["trajectory"] = plan.path.as_dict()
+        if plan.path.start == FITTED:
+            facts["trajectory"]["at_step"] = at_step
     if plan.transforms:
         facts["transforms"] = list(map(str, plan.transforms))
     text = json.dumps(facts, sort_keys=True, separators=(",", ":"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import threading
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -17,6 +18,7 @@ from expo_ray.extrapolation.arithmetic.statistics import (
     DeltaSums,
     OutputSums,
     count_overflows,
+    measure_direction,
     measure_inputs,
     measure_output,
 )
@@ -24,10 +26,11 @@ from expo_ray.extrapolation.arithmetic.transforms import Stage
 from expo_ray.extrapolation.pairing.tensor_pair import TensorPair
 from expo_ray.extrapolation.planning.alpha import round_alpha
 from expo_ray.extrapolation.planning.plan import computes_float64, used_bytes
+from expo_ray.extrapolation.shards.chunk_directions import ChunkDirections
 from expo_ray.extrapolation.shards.chunk_errors import nonfinite_input, overflow
 from expo_ray.extrapolation.shards.chunk_reader import ChunkReader, Sides
-from expo_ray.extrapolation.shards.chunks import Slot, tensor_chunks
-from expo_ray.extrapolation.shards.tasks import ShardTask
+from expo_ray.extrapolation.shards.chunks import Chunk, Slot, tensor_chunks
+from expo_ray.extrapolation.shards.tasks import ShardOutput, ShardTask
 
 # A norm's weights in float32 are not worth a compilation of a second.
 MIN_COMPILED_SHARE = 0.1
@@ -42,6 +45,7 @@ class ChunkComputer:
         self._task = task
         self._reader = reader
         self._local = threading.local()
+        self._directions = ChunkDirections(task, reader)
         self._compiled = worth_compiling(task)
         self._stages: list[Stage] = []
 
@@ -62,12 +66,12 @@ class ChunkComputer:
             blocks = functools.partial(self._deltas, index, tuple(self._stages))
             self._stages.append(transform.prepare(pair, blocks))
 
-    def compute(self, pair: TensorPair, position: int, sides: Sides, slot: Slot) -> Computed:
+    def compute(self, pair: TensorPair, chunk: Chunk, sides: Sides, slot: Slot) -> Computed:
         """Return the sums of a chunk and its values, one tensor per output, in the slot's buffers.
 
         Args:
             pair: The tensor.
-            position: Of the first element among those of the tensor that are extrapolated.
+            chunk: Which of its elements.
             sides: What was read.
             slot: Whose output buffers are filled.
 
@@ -82,6 +86,7 @@ class ChunkComputer:
         measured = self._run_kernel(sides, outputs, alphas)
         if measured is not None:
             return measured, outputs
+        directions = self._directions_of(pair, chunk, sides.pair)
         sums = DeltaSums()
         for start in range(0, aligned.numel(), BLOCK_ELEMENTS):
             part = slice(start, start + BLOCK_ELEMENTS)
@@ -91,11 +96,37 @@ class ChunkComputer:
             if base is not None:
                 measured.num_nonfinite += _count_nonfinite(base)
             self._check_finite(pair, measured.num_nonfinite)
-            self._transform(block, position + start, measured)
             targets = [output[part] for output in outputs]
-            self._write(pair, block, sides.base[part], targets, alphas, measured)
+            measured.outputs = [OutputSums() for _ in targets]
+            for index, values in enumerate(directions or [None]):
+                if values is not None:
+                    block.delta.copy_(values[part])
+                self._transform(block, chunk.position + start, measured)
+                moved = None if values is None else measure_direction(block)
+                for number, output in enumerate(self._task.outputs):
+                    if output.direction == index:
+                        counted = self._write(
+                            pair, block, sides.base[part], targets[number], alphas[number], output
+                        )
+                        counted.direction = moved
+                        measured.outputs[number] = counted
             sums.add(measured)
         return sums, outputs
+
+    def _directions_of(
+        self, pair: TensorPair, chunk: Chunk, ends: tuple[torch.Tensor, torch.Tensor]
+    ) -> list[torch.Tensor]:
+        """Return what takes the place of delta, one per direction; none where nothing does."""
+        if not self._task.directions:
+            return []
+        found = self._directions.sum(pair, chunk, ends)
+        # What is not finite anywhere shows in the sum; a sum that overflows finds nobody guilty.
+        are_finite = all(math.isfinite(float(values.sum())) for values in found)
+        if not are_finite and not self._task.allow_nonfinite:
+            error = self._directions.nonfinite(pair, chunk, ends)
+            if error is not None:
+                raise error
+        return found
 
     def _alphas(self, pair: TensorPair) -> list[float]:
         alphas = [output.alpha_of(pair.name) for output in self._task.outputs]
@@ -128,16 +159,15 @@ class ChunkComputer:
         pair: TensorPair,
         block: Block,
         base: torch.Tensor,
-        targets: list[torch.Tensor],
-        alphas: list[float],
-        measured: DeltaSums,
-    ) -> None:
-        for index, target in enumerate(targets):
-            block.write(alphas[index], target)
-            counted = measure_output(target, base)
-            if counted.num_nonfinite and not self._task.allow_overflow:
-                self._check_overflow(pair, index, count_overflows(block, target))
-            measured.outputs.append(counted)
+        target: torch.Tensor,
+        alpha: float,
+        output: ShardOutput,
+    ) -> OutputSums:
+        block.write(alpha, target)
+        counted = measure_output(target, base)
+        if counted.num_nonfinite and not self._task.allow_overflow:
+            self._check_overflow(pair, output, count_overflows(block, target))
+        return counted
 
     def _copy(self, pair: TensorPair, base: torch.Tensor, slot: Slot) -> Computed:
         sums = DeltaSums(outputs=[OutputSums() for _ in self._task.outputs])
@@ -150,7 +180,8 @@ class ChunkComputer:
             target.copy_(base)
             sums.outputs[index].num_nonfinite = num_lost = _count_nonfinite(target)
             if not self._task.allow_overflow:
-                self._check_overflow(pair, index, num_lost - sums.num_nonfinite)
+                overflows = num_lost - sums.num_nonfinite
+                self._check_overflow(pair, self._task.outputs[index], overflows)
         return sums, outputs
 
     def _deltas(self, index: int, stages: Sequence[Stage]) -> Iterator[tuple[int, torch.Tensor]]:
@@ -162,6 +193,8 @@ class ChunkComputer:
                 continue
             initial, aligned = self._reader.read_pair(pair, pair.initial, chunk, slot)
             delta = self._workspace(pair).load(initial, aligned).delta
+            for values in self._directions_of(pair, chunk, (initial, aligned)):
+                delta.copy_(values)
             if num_bad := _count_nonfinite(delta):
                 raise nonfinite_input(pair, num_bad, self._reader.uris)
             for stage in stages:
@@ -184,9 +217,9 @@ class ChunkComputer:
         if num_bad and not self._task.allow_nonfinite:
             raise nonfinite_input(pair, num_bad, self._reader.uris)
 
-    def _check_overflow(self, pair: TensorPair, index: int, count: int) -> None:
+    def _check_overflow(self, pair: TensorPair, output: ShardOutput, count: int) -> None:
         if count > 0:
-            raise overflow(pair, self._task.outputs[index], count)
+            raise overflow(pair, output, count)
 
 
 def _count_nonfinite(values: torch.Tensor) -> int:
@@ -200,7 +233,7 @@ def _computed_dtype(pair: TensorPair) -> str:
 
 def worth_compiling(task: ShardTask) -> frozenset[Dtypes]:
     """Return the mixtures of dtypes that enough of the shard is in: each costs a compilation."""
-    if not task.may_compile or task.transforms:
+    if not task.may_compile or task.transforms or task.directions:
         return frozenset()
     num_bytes: Counter[Dtypes] = Counter()
     for pair in task.shard.tensors:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -25,8 +26,9 @@ class Sides(NamedTuple):
 class ChunkReader:
     """Reads from the input files of a task; safe to share between threads."""
 
-    def __init__(self, inputs: InputFiles) -> None:
+    def __init__(self, inputs: InputFiles, labels: Sequence[str] = ()) -> None:
         self._inputs = inputs
+        self._labels = labels
 
     @property
     def uris(self) -> tuple[str, ...]:
@@ -55,9 +57,16 @@ class ChunkReader:
         aligned = self._read("aligned", pair.aligned, chunk, slot.aligned)
         return self._read("initial", initial, chunk, slot.initial), aligned
 
+    def read_between(
+        self, pair: TensorPair, index: int, chunk: Chunk, buffer: torch.Tensor
+    ) -> torch.Tensor:
+        """Read one of the checkpoints between the two, by its number among these."""
+        return self._read(self._labels[index], pair.between[index], chunk, buffer)
+
     def _read(self, side: str, ref: TensorRef, chunk: Chunk, buffer: torch.Tensor) -> torch.Tensor:
         item_bytes = DTYPE_BITS[ref.dtype] // 8
         raw = buffer[: chunk.num_elements * item_bytes]
-        start = chunk.initial_start or 0 if side == "initial" else chunk.start
+        is_partner = side not in ("aligned", "onto")
+        start = chunk.initial_start or 0 if is_partner else chunk.start
         self._inputs.read(side, ref, start * item_bytes, raw)
         return raw.view(TORCH_DTYPES[ref.dtype])

@@ -18,7 +18,7 @@ class ChunkWorker:
     def __init__(self, task: ShardTask, inputs: InputFiles, files: list[ShardFile]) -> None:
         self._tensors = task.shard.tensors
         self._files = files
-        self._reader = ChunkReader(inputs)
+        self._reader = ChunkReader(inputs, tuple(task.between))
         self._computer = ChunkComputer(task, self._reader)
         self._blocks = BlockWriter(task)
 
@@ -48,7 +48,7 @@ class ChunkWorker:
     def _compute(self, chunk: Chunk, slot: Slot) -> Computed:
         pair = self._tensors[chunk.index]
         sides = self._reader.read(pair, chunk, slot)
-        sums, outputs = self._computer.compute(pair, chunk.position, sides, slot)
+        sums, outputs = self._computer.compute(pair, chunk, sides, slot)
         if sides.pair is not None:
             self._blocks.requantize(pair, chunk, sides.pair[1], outputs, sums)
         return sums, outputs

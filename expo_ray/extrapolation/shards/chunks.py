@@ -44,9 +44,7 @@ def split_chunks(task: ShardTask, chunk_bytes: int) -> Iterator[Chunk]:
     """Cut the tensors of a shard into chunks, in the order of the file."""
     offset_bytes = len(task.shard.header)
     for index, pair in enumerate(task.shard.tensors):
-        dtypes = {pair.base.dtype, pair.aligned.dtype, pair.output_dtype}
-        dtypes |= {pair.initial.dtype} if pair.initial else set()
-        step = chunk_bytes // max(DTYPE_BITS[dtype] // 8 for dtype in dtypes)
+        step = chunk_bytes // max(widths_of(pair))
         if pair.blocks is not None and task.outputs and pair.aligned.num_elements:
             row = pair.blocks.block_row_elements(pair.aligned.shape)
             step = max(1, step // row) * row
@@ -61,6 +59,13 @@ def split_chunks(task: ShardTask, chunk_bytes: int) -> Iterator[Chunk]:
                 is_scales=True,
             )
         offset_bytes += pair.output_bytes
+
+
+def widths_of(pair: TensorPair) -> set[int]:
+    """Return the bytes of an element in everything that a chunk of the tensor is held as."""
+    dtypes = {pair.base.dtype, pair.aligned.dtype, pair.output_dtype}
+    dtypes |= {pair.initial.dtype} if pair.initial else set()
+    return {DTYPE_BITS[dtype] // 8 for dtype in dtypes}
 
 
 def tensor_chunks(pair: TensorPair, index: int, step: int, offset_bytes: int) -> Iterator[Chunk]:

@@ -24,7 +24,7 @@ from expo_ray.extrapolation.arithmetic.statistics import (
 )
 from expo_ray.extrapolation.pairing.tensor_pair import TensorPair
 from expo_ray.extrapolation.shards.chunk_worker import ChunkWorker
-from expo_ray.extrapolation.shards.chunks import Chunk, Slot, split_chunks
+from expo_ray.extrapolation.shards.chunks import Chunk, Slot, split_chunks, widths_of
 from expo_ray.extrapolation.shards.input_files import InputFiles
 from expo_ray.extrapolation.shards.remote_shard import RemoteShardWriter
 from expo_ray.extrapolation.shards.shard_files import ShardComparer, ShardFile, ShardWriter
@@ -33,6 +33,7 @@ from expo_ray.extrapolation.shards.tasks import (
     COMPARE,
     MEASURE,
     MIN_CHUNK_BYTES,
+    PATH_BUFFER_BYTES,
     ShardOutput,
     ShardReport,
     ShardTask,
@@ -152,14 +153,26 @@ def _buffers(task: ShardTask) -> tuple[int, int]:
     # Comparing needs the bytes found beside the bytes computed.
     buffers_per_slot = 2 + len(task.outputs) * (2 if task.mode == COMPARE else 1)
     buffers_per_slot += task.onto_uri is not None
-    budget = BUFFER_BUDGET_BYTES // (num_slots * buffers_per_slot)
+    budget_bytes = BUFFER_BUDGET_BYTES if not task.directions else PATH_BUFFER_BYTES
+    per_thread = _sum_buffers(task)
+    budget = budget_bytes // (num_slots * buffers_per_slot + task.num_threads * per_thread)
     chunk_bytes = max(MIN_CHUNK_BYTES, min(task.chunk_bytes, budget) // 4096 * 4096)
     # The values of a row of FP8 blocks are needed together.
     row_bytes = max(map(block_row_bytes, task.shard.tensors), default=0) if task.outputs else 0
     chunk_bytes = max(chunk_bytes, row_bytes)
     # Rather fewer slots than more memory, for such rows and for hundreds of alphas.
-    most = BUFFER_BUDGET_BYTES // (chunk_bytes * buffers_per_slot)
+    most = budget_bytes // (chunk_bytes * buffers_per_slot)
     return chunk_bytes, max(1, min(num_slots, most))
+
+
+def _sum_buffers(task: ShardTask) -> int:
+    """Return how many buffers the sums of a trajectory take of every thread."""
+    if not task.directions:
+        return 0
+    # What is read, the first checkpoint and the sums; float32 is twice as wide as bfloat16.
+    item_bytes = [max(widths_of(pair)) for pair in task.shard.tensors if pair.path]
+    growth = max((4 // width for width in item_bytes), default=1) or 1
+    return 1 + (1 + len(task.directions)) * growth
 
 
 @contextlib.contextmanager
@@ -189,8 +202,15 @@ def _input_bytes(pair: TensorPair, chunk: Chunk) -> int:
     # A list: places in files of one layout are equal, and are read on each side.
     sides = [pair.base]
     if chunk.initial_start is not None and pair.initial is not None:
-        sides = [pair.aligned, pair.initial, *([pair.onto] if pair.onto else [])]
+        sides = [pair.initial, *pair.between, pair.aligned, *([pair.onto] if pair.onto else [])]
     return sum(side.input_bytes(chunk.num_elements) for side in sides)
+
+
+def _own_weights(task: ShardTask, pair: TensorPair, index: int) -> tuple[float, ...]:
+    """Return the weights of the checkpoints in one tensor, where they are its own."""
+    if not task.outputs or not task.directions:
+        return ()
+    return task.directions[task.outputs[index].direction].by_tensor.get(pair.name, ())
 
 
 def _facts(task: ShardTask, sums: list[DeltaSums], index: int) -> dict[str, dict[str, Any]]:
@@ -199,4 +219,7 @@ def _facts(task: ShardTask, sums: list[DeltaSums], index: int) -> dict[str, dict
         for name, dtype, shape in pair.outputs:
             found[name] = {"dtype": dtype, "shape": list(shape)}
         found[pair.name]["statistics"] = {**total.as_dict(), **total.output_dict(index)}
+        weights = _own_weights(task, pair, index)
+        if weights:
+            found[pair.name]["weights"] = list(weights)
     return found

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import groupby
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Self
+from typing import Any, Self
 
 import torch
 
@@ -217,7 +217,8 @@ def _task(
         )
     shard = OutputShard(name="stream", tensors=plan.pair.tensors)
     output = _output(plan, alpha, alpha_rules)
-    return shard_task(plan, shard, WRITE, (output,), needs_statistics=False, **allowed)
+    options: dict[str, Any] = {"needs_statistics": False, **allowed}
+    return shard_task(plan, shard, WRITE, (output,), **options)
 
 
 def _output(

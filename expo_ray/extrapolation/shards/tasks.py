@@ -10,6 +10,7 @@ from typing import Any
 
 from expo_ray.checkpoints.storages.remote_path import is_remote
 from expo_ray.checkpoints.storages.storage import FileFacts
+from expo_ray.extrapolation.arithmetic.directions import Direction
 from expo_ray.extrapolation.arithmetic.requantization_costs import requantization_memory_bytes
 from expo_ray.extrapolation.arithmetic.transforms import Transform, transform_memory_bytes
 from expo_ray.extrapolation.pairing.tensor_pair import TensorPair
@@ -24,6 +25,9 @@ MEASURE_PATHS = "measure-paths"
 # TASK_MEMORY_BYTES.
 BUFFER_BUDGET_BYTES = 40 * 1024 * 1024
 TASK_MEMORY_BYTES = 256 * 1024 * 1024
+# Sums over many checkpoints are not compiled, and take what that leaves: many files are read in
+# pieces that must not be small.
+PATH_BUFFER_BYTES = 144 * 1024 * 1024
 # With very many alphas at a time, or after a failure for want of memory.
 MIN_CHUNK_BYTES = 64 * 1024
 DEFAULT_THREADS = 2
@@ -49,6 +53,8 @@ class ShardOutput:
     """Drawn by the run that owns the folder; a task of an older run finds another one there."""
     tensor_alphas: Mapping[str, float] = field(default_factory=dict)
     """Under alpha rules, of the tensors of the shard that the formula covers."""
+    direction: int = 0
+    """Of a trajectory: which of the task's directions is its delta."""
 
     def alpha_of(self, name: str) -> float:
         """Return the alpha of one tensor."""
@@ -83,6 +89,10 @@ class ShardTask:
     """The whole work is large enough to win back what compiling the kernel costs a process."""
     needs_statistics: bool = True
     """Whether somebody reads the sums; without them the compiled kernel is faster."""
+    directions: tuple[Direction, ...] = ()
+    """What takes the place of aligned - initial; empty where nothing does."""
+    end_labels: tuple[str, str] = ("initial", "aligned")
+    """What errors call the two ends."""
 
     @property
     def uris(self) -> tuple[str, ...]:
@@ -198,6 +208,8 @@ def shard_task(
     shard: OutputShard,
     mode: str,
     outputs: tuple[ShardOutput, ...],
+    *,
+    directions: Sequence[Direction] = (),
     **options: Any,
 ) -> ShardTask:
     """Return the task for one shard, with the facts of just the input files that it reads."""
@@ -230,6 +242,8 @@ def shard_task(
         outputs=outputs,
         transforms=plan.transforms,
         may_compile=plan.input_bytes >= MIN_COMPILED_BYTES,
+        directions=tuple(d.among(p.name for p in shard.tensors) for d in directions),
+        end_labels=pair.end_labels,
         **options,
     )
 

@@ -18,12 +18,12 @@ from expo_ray.errors import CheckpointError, ExpoError, PairError
 from expo_ray.extrapolation.pairing.extra_tensors import parse_extra_tensors, refuse_unused
 from expo_ray.extrapolation.pairing.pair import match_pair
 from expo_ray.extrapolation.pairing.tensor_pair import Pair, TensorPair
+from expo_ray.extrapolation.planning.path import step_name
 from expo_ray.extrapolation.trajectories.trajectory_file import (
     FLAG,
     TrajectoryPoint,
     TrajectorySource,
     read_trajectory,
-    step_name,
 )
 
 _ONE_MODEL = "all checkpoints of a trajectory are of one model, saved in one dtype"
@@ -143,6 +143,7 @@ def _joined(points: Sequence[TrajectoryPoint], pairs: Sequence[Pair]) -> Pair:
     return replace(
         first,
         tensors=tuple(_joined_tensor(row) for row in rows),
+        end_labels=(label_of(points[0].step), label_of(points[-1].step)),
         between=dict(zip(labels, (pair.initial for pair in others), strict=True)),
         notes=_notes(points, pairs),
         left_out=tuple(sorted({name for pair in pairs for name in pair.left_out})),

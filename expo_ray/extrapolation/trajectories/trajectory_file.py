@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, StrictFloat, StrictInt, Valid
 from expo_ray.checkpoints.opening import address_from
 from expo_ray.checkpoints.storages.remote_path import AnyPath, any_path
 from expo_ray.errors import ConfigError, argument
+from expo_ray.extrapolation.planning.path import step_name as step_name
 from expo_ray.yaml_text import parse_yaml
 
 FLAG = argument("trajectory")
@@ -46,16 +47,6 @@ class TrajectoryPoint(BaseModel):
 
 TrajectorySource = str | Path | Sequence[TrajectoryPoint | Mapping[str, Any]]
 """A YAML file, a folder of `checkpoint-*`, or the points themselves."""
-
-
-def step_name(step: float) -> str:
-    """Return how a step is written: 200, 1.5.
-
-    Example:
-        >>> step_name(200.0), step_name(1.5)
-        ('200', '1.5')
-    """
-    return str(int(step)) if float(step).is_integer() else repr(float(step))
 
 
 def read_trajectory(source: TrajectorySource) -> tuple[TrajectoryPoint, ...]:

@@ -48,7 +48,7 @@ DRIVER = """
 import json, random, sys
 from pathlib import Path
 
-from expo_ray.extrapolation import job
+from expo_ray.extrapolation import job, writing
 from expo_ray.extrapolation.shards.receipts import version_of
 from expo_ray.extrapolation.shards.tasks import ShardReceipt, ShardReport, pack_tensors
 from tests.peak_memory import peak_bytes
@@ -79,7 +79,7 @@ def work(tasks, *, begin, **_):
                                    seconds=0.0, receipts=(receipt,)))
     return reports, None
 
-job.run_tasks = work
+writing.run_tasks = work
 job.refuse_equal_weights = lambda pair: None
 before = peak_bytes()
 job.extrapolate(*sys.argv[1:4], alpha=0.3, max_shard_size="75KB")

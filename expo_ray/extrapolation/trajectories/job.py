@@ -1,0 +1,271 @@
+"""The whole of one extrapolation along a trajectory: check, fit, plan, write."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from expo_ray.checkpoints.opening import open_checkpoint, without_block_scales
+from expo_ray.errors import ConfigError, argument, first_names
+from expo_ray.extrapolation.arithmetic.directions import Direction
+from expo_ray.extrapolation.arithmetic.transforms import parse_transforms
+from expo_ray.extrapolation.outputs.assembly import read_attachments
+from expo_ray.extrapolation.outputs.publishing import push_targets
+from expo_ray.extrapolation.outputs.results import ExtrapolationResult
+from expo_ray.extrapolation.outputs.summaries import described_cluster, dry_result
+from expo_ray.extrapolation.outputs.targets import Target, find_targets
+from expo_ray.extrapolation.pairing.extra_tensors import parse_extra_tensors
+from expo_ray.extrapolation.pairing.onto import add_onto
+from expo_ray.extrapolation.pairing.pair import refuse_equal_weights
+from expo_ray.extrapolation.pairing.tensor_pair import Pair
+from expo_ray.extrapolation.planning.alpha_rules import AlphaRules, read_alpha_rules, resolve
+from expo_ray.extrapolation.planning.path import FITTED, LAST, FittedPath, step_name
+from expo_ray.extrapolation.planning.plan import DEFAULT_SHARD_SIZE, Plan, lay_out, parse_size
+from expo_ray.extrapolation.trajectories.asked import Alphas, Asked, Steps, parse_asked
+from expo_ray.extrapolation.trajectories.directions import (
+    Fitting,
+    by_tensor,
+    narrowed,
+    narrowed_direction,
+    same_for_all,
+    used,
+)
+from expo_ray.extrapolation.trajectories.fit_text import parse_fit, require_fit
+from expo_ray.extrapolation.trajectories.gram import measure_gram
+from expo_ray.extrapolation.trajectories.trajectory import Trajectory, open_trajectory
+from expo_ray.extrapolation.trajectories.trajectory_file import TrajectorySource
+from expo_ray.extrapolation.writing import Writing, write_outputs
+from expo_ray.progress import NullProgress, Progress
+
+
+def extrapolate_trajectory(
+    trajectory: TrajectorySource,
+    output: str | Path,
+    *,
+    fit: str = "line",
+    alpha: Alphas = (),
+    at_step: Steps = (),
+    start: str = LAST,
+    weights: Sequence[float] = (),
+    output_dtype: str = "auto",
+    max_shard_size: str | int = DEFAULT_SHARD_SIZE,
+    alpha_rules: str | Path | AlphaRules | None = None,
+    transforms: Sequence[str] = (),
+    onto: str | Path | None = None,
+    extra_tensors: Sequence[str] = (),
+    push_to: str | None = None,
+    private: bool = False,
+    allow_nonfinite: bool = False,
+    allow_overflow: bool = False,
+    overwrite: bool = False,
+    dry_run: bool = False,
+    nodes: int | None = None,
+    node_bandwidth: str | int | None = None,
+    address: str | None = None,
+    progress: Progress | None = None,
+) -> ExtrapolationResult:
+    """Write a linear combination of the checkpoints of one training as a loadable checkpoint.
+
+    From the last checkpoint, `last + alpha * direction`: direction is the change over the whole
+    span as a fit sees it, and alpha keeps its meaning. Or the fitted model of a step itself. Every
+    byte of the inputs is read once (of `rank1` twice), in memory that does not grow with the
+    number of checkpoints. A run that was interrupted continues when it is started again.
+
+    Args:
+        trajectory: A YAML list of `{step: 200, checkpoint: PLACE}`, a folder that holds
+            `checkpoint-200` and its like, or the list itself.
+        output: Folder, or s3:// or gs:// prefix, to write; with several alphas or steps one folder
+            `alpha-A` or `step-T` for each inside it, all from one read of the inputs.
+        fit: line, rank1, wsm, ema, bema or weights, perhaps with options: `line:window=10`; see
+            `expo_ray.extrapolation.trajectories.fits`.
+        alpha: One number or several: how far beyond the last checkpoint, in units of the fitted
+            change over the whole span.
+        at_step: One step or several, in the place of alpha: (step - last) / (last - first); of
+            fitted models, the step to fit.
+        start: `last`: from the last checkpoint; `fitted`: the fitted model itself.
+        weights: Of the fit `weights`: one number for each checkpoint, with sum 1.
+        output_dtype: As for `extrapolate`.
+        max_shard_size: As for `extrapolate`.
+        alpha_rules: As for `extrapolate`.
+        transforms: As for `extrapolate`, of the direction.
+        onto: As for `extrapolate`.
+        extra_tensors: As for `extrapolate`.
+        push_to: As for `extrapolate`.
+        private: As for `extrapolate`.
+        allow_nonfinite: As for `extrapolate`.
+        allow_overflow: As for `extrapolate`.
+        overwrite: As for `extrapolate`.
+        dry_run: As for `extrapolate`.
+        nodes: As for `extrapolate`.
+        node_bandwidth: As for `extrapolate`.
+        address: Ray cluster, `local`, or `inline` for this process.
+        progress: Where to report.
+
+    Returns:
+        What was written, per alpha or step.
+
+    Raises:
+        RequestError: The request was wrong; nothing was written.
+        WorkError: The work failed; starting it again continues.
+
+    Example:
+        >>> path = [{"step": 0, "checkpoint": "sft"}, {"step": 100, "checkpoint": "dpo"}]
+        >>> result = expo_ray.extrapolate_trajectory(path, "ahead", at_step=150, address="inline")
+        >>> for output in result.outputs:
+        ...     print(output.at_step, output.alpha, output.status)
+        150.0 0.5 written
+    """
+    started = time.monotonic()
+    cluster = described_cluster(nodes, node_bandwidth, dry_run=dry_run)
+    rules = None if alpha_rules is None else read_alpha_rules(alpha_rules)
+    named, options = parse_fit(fit, weights)
+    if start == FITTED and (transforms or onto is not None):
+        raise ConfigError(
+            "a fitted model has no delta",
+            where=f"{argument('start', FITTED)} beside "
+            f"{argument('transforms') if transforms else argument('onto')}",
+            expected=argument("start", LAST),
+        )
+    if transforms and allow_nonfinite:
+        raise ConfigError(
+            "transforms need finite inputs",
+            where=f"{argument('allow_nonfinite')} {argument('transforms')}",
+        )
+    opened = open_trajectory(trajectory, output_dtype=output_dtype, extra_tensors=extra_tensors)
+    fitting = Fitting(fit=named, options=options, steps=opened.steps)
+    require_fit(named, opened.steps, options)
+    asked = parse_asked(opened.steps, named, start=start, alpha=alpha, at_step=at_step, rules=rules)
+    pair = opened.pair
+    if onto is not None:
+        base = without_block_scales(open_checkpoint(onto))
+        patterns = parse_extra_tensors(extra_tensors)
+        pair = add_onto(pair, base, output_dtype=output_dtype, extra_tensors=patterns)
+    directions = _directions(fitting, asked)
+    plan = _plan(pair, fitting, asked, directions, max_shard_bytes=parse_size(max_shard_size))
+    plan = replace(
+        plan,
+        output_dtype=output_dtype,
+        transforms=parse_transforms(transforms),
+        extra_tensors=tuple(extra_tensors),
+    )
+    attachments = read_attachments(plan)
+    resolution = None
+    if rules:
+        default = asked.alphas[0] if asked.alphas else None
+        resolution = resolve(rules, plan.pair.tensors, default=default)
+    targets = find_targets(
+        plan,
+        output,
+        asked.alphas,
+        attachments,
+        overwrite=overwrite,
+        resolution=resolution,
+        at_steps=asked.at_steps,
+    )
+    for target in targets:
+        target.direction = directions.get(_key(target, asked))
+    repos = push_targets(targets, push_to, private=private)
+    if dry_run:
+        return dry_result(plan, targets, started, cluster)
+    if len(opened.points) == 2 and not all(target.is_done for target in targets):
+        refuse_equal_weights(plan.pair)
+    writing = Writing(
+        started=started,
+        allow_nonfinite=allow_nonfinite,
+        allow_overflow=allow_overflow,
+        overwrite=overwrite,
+        repos=tuple(repos),
+        private=private,
+        address=address,
+        progress=progress or NullProgress(),
+    )
+
+    def fit_tensors(pending: Sequence[Target]) -> int:
+        return _fit_tensors(opened, plan, fitting, asked, pending, writing)
+
+    prepare = fit_tensors if fitting.needs_gram else _nothing
+    return write_outputs(plan, targets, attachments, writing, prepare=prepare)
+
+
+def _directions(fitting: Fitting, asked: Asked) -> dict[float | None, Direction]:
+    """Return what is known before the weights are read, by the step of fitted models."""
+    if fitting.needs_gram or fitting.is_pair(asked.start):
+        return {}
+    keys = asked.at_steps if asked.start == FITTED else (None,)
+    return {key: same_for_all(fitting, key) for key in keys}
+
+
+def _key(target: Target, asked: Asked) -> float | None:
+    return target.at_step if asked.start == FITTED else None
+
+
+def _plan(
+    pair: Pair,
+    fitting: Fitting,
+    asked: Asked,
+    directions: dict[float | None, Direction],
+    *,
+    max_shard_bytes: int,
+) -> Plan:
+    """Return the plan; `directions` lose the weights of checkpoints that are not read."""
+    steps = fitting.steps
+    kept = used(list(directions.values()), len(steps))
+    unread = [step_name(step) for i, step in enumerate(steps) if i not in kept]
+    notes = (*pair.notes, *asked.notes)
+    if unread:
+        notes += (f"not read, as their weight is 0: the checkpoints of step {first_names(unread)}",)
+    for key, direction in directions.items():
+        directions[key] = narrowed_direction(direction, kept)
+    pair = replace(narrowed(pair, kept), notes=notes)
+    return Plan(
+        pair=pair,
+        shards=lay_out(pair.tensors, max_shard_bytes),
+        output_dtype="auto",
+        max_shard_bytes=max_shard_bytes,
+        vocab_policy="refuse",
+        path=FittedPath(
+            fit=fitting.fit.value,
+            steps=steps,
+            read=tuple(steps[i] for i in kept),
+            start=asked.start,
+            options=fitting.options.model_dump(mode="json", exclude_defaults=True),
+            has_gram_pass=fitting.needs_gram,
+        ),
+    )
+
+
+def _nothing(pending: Sequence[Target]) -> int:
+    return 0
+
+
+def _fit_tensors(
+    opened: Trajectory,
+    plan: Plan,
+    fitting: Fitting,
+    asked: Asked,
+    pending: Sequence[Target],
+    writing: Writing,
+) -> int:
+    """Give the targets the directions of all tensors that they lack; return the bytes read."""
+    lacking = [
+        tensor
+        for shard in plan.shards
+        if any(shard.name not in target.receipts for target in pending)
+        for tensor in shard.tensors
+        if tensor.path
+    ]
+    # Under `onto` a tensor has the name of the base, and is measured under that of the path.
+    paths = {t.aligned.name: replace(t, onto=None) for t in lacking}
+    path = replace(opened, pair=replace(opened.pair, tensors=tuple(paths.values())))
+    found = measure_gram(path, address=writing.address, progress=writing.progress)
+    grams = {tensor.name: found[tensor.aligned.name] for tensor in lacking}
+    directions: dict[float | None, Direction] = {}
+    for target in pending:
+        key = _key(target, asked)
+        if key not in directions:
+            directions[key] = by_tensor(fitting, key, grams)
+        target.direction = directions[key]
+    refs = (ref for tensor in paths.values() for ref in tensor.path)
+    return sum(ref.input_bytes(ref.num_elements) for ref in refs)
