@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 
 from expo_ray.cli.model_options import FlagsOf, Given
+from expo_ray.cli.narrow_tables import print_table
 from expo_ray.cli.options import (
     AnchorsOption,
     CacheFlag,
@@ -35,7 +36,6 @@ from expo_ray.cli.session import (
     Session,
     format_bytes,
     key_value_table,
-    new_table,
 )
 from expo_ray.errors import ConfigError, argument
 from expo_ray.selection.guard_settings import parse_guards
@@ -207,13 +207,13 @@ def render_result(console: Console, result: dict[str, Any]) -> None:
 
     if not result["selection"].get("unfit"):
         columns, rows = summary_rows(Path(result["output"]))
-        table = new_table(*columns, title="Candidates on the tuning prompts")
-        alpha, *_, standing = table.columns
-        # Only the words may break over lines: a terminal of 80 columns shows every number whole.
-        alpha.no_wrap, standing.no_wrap, standing.justify = True, False, "left"
-        for row in rows:
-            table.add_row(*(str(cell) for cell in row))
-        console.print(table)
+        print_table(
+            console,
+            columns,
+            rows,
+            title="Candidates on the tuning prompts",
+            droppable=("tokens", "reward", "cut off", "length", "prompts"),
+        )
         console.print()
     console.print(verdict_sentence(result["selection"]), markup=False)
     for warning in result["selection"]["warnings"]:
@@ -232,17 +232,25 @@ def render_result(console: Console, result: dict[str, Any]) -> None:
 def render_plan(console: Console, plan: dict[str, Any]) -> None:
     """Print what a run would do, stage by stage."""
     headings = ("stage", "work", "read", "written", "memory per task", "replicas")
-    table = new_table(*headings, title=f"Plan of {plan['name']}")
+    rows = []
     for stage in plan["stages"]:
         sizes = [stage.get(key) for key in ("bytes_in", "bytes_out", "worker_memory_bytes")]
         tasks = stage.get("tasks")
-        table.add_row(
-            stage["stage"],
-            "-" if tasks is None else f"{tasks:,} {stage['unit']}",
-            *("-" if size is None else format_bytes(size) for size in sizes),
-            str(stage.get("replicas", "-")),
+        rows.append(
+            [
+                stage["stage"],
+                "-" if tasks is None else f"{tasks:,} {stage['unit']}",
+                *("-" if size is None else format_bytes(size) for size in sizes),
+                str(stage.get("replicas", "-")),
+            ]
         )
-    console.print(table)
+    print_table(
+        console,
+        headings,
+        rows,
+        title=f"Plan of {plan['name']}",
+        droppable=("memory per task", "read"),
+    )
     notes = {stage["stage"]: stage.get("note") for stage in plan["stages"]}
     console.print(key_value_table({**notes, "results": plan["output"]}))
 

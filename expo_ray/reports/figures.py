@@ -35,7 +35,7 @@ ALIGNED_LINE: Mapping[str, Any] = {"color": MUTED, "linewidth": 0.9, "linestyle"
 def reward_curve(
     selection: Mapping[str, Any], truth: Sequence[Gain], truth_mean: float | None
 ) -> Drawing:
-    """Draw mean reward against alpha on tuning prompts and, in a laboratory, the truth below it."""
+    """Draw the gain against alpha on tuning prompts and, in a laboratory, that of the truth."""
     candidates = _by_alpha(selection)
     alphas = [c["alpha"] for c in candidates]
     with canvas(2 if truth else 1, height=4.6 if truth else 2.9) as (figure, axes):
@@ -43,8 +43,9 @@ def reward_curve(
         if truth:
             _truth_panel(axes[1], alphas, truth, truth_mean)
         _alpha_axis(axes[-1], alphas)
-        alt = "Line chart of mean reward against alpha on the tuning prompts: " + "; ".join(
-            f"{format_alpha(c['alpha'])}: {_short(c['mean_reward'])}" for c in candidates
+        alt = "Line chart of the gain in mean reward over the aligned model against alpha on the "
+        alt += "tuning prompts: " + "; ".join(
+            f"{format_alpha(c['alpha'])}: {_short(c['gain'])}" for c in candidates
         )
         if truth:
             alt += ". Below it the hidden truth, gain over aligned: " + "; ".join(
@@ -56,26 +57,29 @@ def reward_curve(
 def _reward_panel(
     axes: Axes, candidates: Sequence[Mapping[str, Any]], selection: Mapping[str, Any]
 ) -> None:
-    aligned = next((c["mean_reward"] for c in candidates if c["alpha"] == 0), None)
-    points = [(x, c) for x, c in enumerate(candidates) if c["mean_reward"] is not None]
-    x = [p for p, _ in points]
-    # Dropped candidates answered fewer prompts: what is compared is the paired difference.
-    means = [
-        c["mean_reward"] if aligned is None or c["gain"] is None else aligned + c["gain"]
-        for _, c in points
-    ]
-    axes.plot(x, means, color=BLUE, marker="o", markersize=4.5, linewidth=1.6)
-    if aligned is not None:
-        axes.axhline(aligned, **ALIGNED_LINE)
-        paired = [(p, c) for p, c in points if c["alpha"] != 0 and c["gain_ci_low"] is not None]
-        axes.vlines(
-            [p for p, _ in paired],
-            [aligned + c["gain_ci_low"] for _, c in paired],
-            [aligned + c["gain_ci_high"] for _, c in paired],
-            color=BLUE, linewidth=1.4,
-        )  # fmt: skip
+    """Draw the column `gain` of the table: a mean would be over other prompts after a race."""
+    points = [(x, c) for x, c in enumerate(candidates) if c["gain"] is not None]
+    axes.plot(
+        [x for x, _ in points], [c["gain"] for _, c in points],
+        color=BLUE, marker="o", markersize=4.5, linewidth=1.6,
+    )  # fmt: skip
+    axes.axhline(0, **ALIGNED_LINE)
+    paired = [(x, c) for x, c in points if c["alpha"] != 0 and c["gain_ci_low"] is not None]
+    axes.vlines(
+        [x for x, _ in paired],
+        [c["gain_ci_low"] for _, c in paired],
+        [c["gain_ci_high"] for _, c in paired],
+        color=BLUE, linewidth=1.4,
+    )  # fmt: skip
     _mark_choice(axes, candidates, selection)
-    axes.set_title("Mean reward, tuning prompts")
+    axes.yaxis.set_major_formatter(_signed_tick)
+    aligned = next((c["mean_reward"] for c in candidates if c["alpha"] == 0), None)
+    suffix = "" if aligned is None else f" (aligned: {_short(aligned)})"
+    axes.set_title(f"Reward, gain over aligned on the same tuning prompts{suffix}")
+
+
+def _signed_tick(value: float, _: float) -> str:
+    return f"{value:+g}" if value else "0"
 
 
 def _mark_choice(
@@ -90,12 +94,12 @@ def _mark_choice(
     axes.set_ylim(low, high + 0.16 * (high - low))
     for x, candidate in enumerate(candidates):
         note = notes.get(candidate["alpha"])
-        if note is None or candidate["mean_reward"] is None:
+        if note is None or candidate["gain"] is None:
             continue
         axes.axvline(x, color=WASH, linewidth=26, zorder=0)
         face = SURFACE if note == "rejected" else BLUE
         axes.plot(
-            [x], [candidate["mean_reward"]], marker="o", markersize=9,
+            [x], [candidate["gain"]], marker="o", markersize=9,
             markerfacecolor=face, markeredgecolor=BLUE, markeredgewidth=1.6,
         )  # fmt: skip
         axes.annotate(
@@ -109,7 +113,7 @@ def _truth_panel(
 ) -> None:
     _gain_line(axes, alphas, truth, ORANGE, "D")
     axes.axhline(0, **ALIGNED_LINE)
-    axes.yaxis.set_major_formatter(lambda value, _: f"{value:+g}" if value else "0")
+    axes.yaxis.set_major_formatter(_signed_tick)
     suffix = "" if mean is None else f" (aligned: {_short(mean)})"
     axes.set_title(f"Hidden truth, gain over aligned on the same prompts{suffix}")
 

@@ -20,12 +20,15 @@ from expo_ray.reports.parts import parts_page
 from expo_ray.reports.proof import proof_page
 from expo_ray.reports.run_files import RunFiles, in_our_form
 from expo_ray.reports.throughput import Throughput, compare_throughput
+from expo_ray.reports.tries import step_back
 from expo_ray.reports.truth import TruthVerdict, judge_by_truth
 
 _OPTIONAL: Mapping[str, Any] = {
     **{"reason": "", "num_tuning": 0, "num_heldout": 0, "guards": ()},
-    **{"first_order": None, "search": None, "unfit": ()},
+    **{"first_order": None, "search": None, "unfit": (), "heldout_sequence": ()},
 }
+
+_UNKNOWN_SPREAD: Mapping[str, Any] = {"ci_low": None, "ci_high": None}
 
 
 def write_report(run_dir: str | Path) -> Path:
@@ -94,7 +97,8 @@ def _page(run: RunFiles) -> tuple[dict[str, Any], list[Drawing]]:
         "truth": truth,
         "truth_rows": _truth_rows(run, truth),
         "proof": proof_page(),
-        "fired": [g for g in selection.get("guards", ()) if g["fired"]],
+        **_guards(selection),
+        "step_back": step_back(selection),
         "throughput": throughput,
         "speed_rows": speed_rows(throughput.series) if throughput else [],
         "cautions": cautions.cautions(run, truth=truth, throughput=throughput),
@@ -121,6 +125,27 @@ def _lede(selection: Mapping[str, Any]) -> str:
     # The headline above it has already said the first words.
     sentence = wording.verdict_sentence(selection).removeprefix(f"{wording.headline(selection)}: ")
     return sentence[0].upper() + sentence[1:]
+
+
+def _guards(selection: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the guards that fired, by the prompts that they fired on, and how many cannot tell."""
+    guards = selection.get("guards", ())
+    fired = {
+        heading: [g for g in guards if g["fired"] and g.get("split", "tuning") == split]
+        for split, heading in (("tuning", "On tuning prompts"), ("heldout", "On held-out prompts"))
+    }
+    return {
+        "fired": {heading: found for heading, found in fired.items() if found},
+        "num_untold": sum(g.get("state") == "cannot-tell" and not g["fired"] for g in guards),
+        "checks": [{**_UNKNOWN_SPREAD, **g, "result": _guard_result(g)} for g in guards],
+    }
+
+
+def _guard_result(guard: Mapping[str, Any]) -> str:
+    """Say what a check ended with; those of older versions have no state."""
+    if guard.get("state") != "cannot-tell":
+        return "fired" if guard["fired"] else "clear" if "state" in guard else "quiet"
+    return "cannot be told: " + ("stopped" if guard["fired"] else "let pass")
 
 
 def _compared_alpha(run: RunFiles) -> float | None:

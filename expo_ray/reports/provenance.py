@@ -4,21 +4,13 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from expo_ray.reports.run_files import RunFiles
+from expo_ray.reports.tries import Step, further_tries
 from expo_ray.reports.wording import format_alpha
 
 _SHOWN_APART = {"schema_version", "initial", "aligned", "recipe"}
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Step:
-    """One thing to do next."""
-
-    what: str
-    command: str
 
 
 def facts(run: RunFiles) -> list[tuple[str, str]]:
@@ -61,7 +53,7 @@ def next_steps(run: RunFiles) -> list[Step]:
         return [
             Step(what="Serve the aligned model", command=f"expo-ray serve {aligned}"),
             *_deploy(run),
-            _another_try(run),
+            *_another_try(run),
         ]
     alpha = run.selection["best_alpha"]
     number = format_alpha(alpha)
@@ -85,20 +77,18 @@ def next_steps(run: RunFiles) -> list[Step]:
             command=f"expo-ray serve {aligned} --initial {initial} --alpha {number}",
         ),
         *_by_part(run, initial, aligned),
+        *further_tries(run),
     ]
 
 
-def _another_try(run: RunFiles) -> Step:
+def _another_try(run: RunFiles) -> list[Step]:
     if run.selection.get("unfit"):
-        return Step(
+        allow = Step(
             what="Evaluate it all the same, in this directory (`select`: --allow-unfit)",
             command="expo-ray run RECIPE --set extrapolation.allow_unfit=true",
         )
-    return Step(
-        what="Try other candidates or prompts, in a new directory (`select` again, or)",
-        command=f"expo-ray run RECIPE --set output={shlex.quote(str(run.path))}-2 "
-        "--set 'extrapolation.alphas=[0.05, 0.1, 0.2]'",
-    )
+        return [allow]
+    return further_tries(run)
 
 
 def _by_part(run: RunFiles, initial: str, aligned: str) -> list[Step]:

@@ -125,7 +125,10 @@ def verdict_sentence(selection: Selection) -> str:
     name = candidate_name(heldout(selection)["alpha"])
     proven = (heldout(selection).get("ci_low") or 0.0) > 0
     because = "but did not pass every test" if proven else "which is not a proven gain"
-    return f"Keep the aligned model: the best candidate, {name}, {result}, {because}."
+    which = "best candidate"
+    if len(selection.get("heldout_sequence") or ()) > 1:
+        which = "last candidate tried"
+    return f"Keep the aligned model: the {which}, {name}, {result}, {because}."
 
 
 def change(low: float | None, mean: float, high: float | None, decimals: int) -> tuple[str, str]:
@@ -155,10 +158,26 @@ def measured(selection: Selection, confirmed: Mapping[str, Any], *, over: str) -
     return f"{verb} ({surety}) over {over} on {confirmed['num_pairs']} held-out prompts"
 
 
-def fired_guards(selection: Selection, alpha: float) -> list[str]:
-    """Return the names of the guards that fired for a candidate."""
-    fired = (g["name"] for g in selection.get("guards", ()) if g["fired"] and g["alpha"] == alpha)
+def fired_guards(selection: Selection, alpha: float, split: str) -> list[str]:
+    """Return the names of the guards that fired for a candidate on the prompts of a split."""
+    fired = (
+        g["name"]
+        for g in selection.get("guards", ())
+        if g["fired"] and g["alpha"] == alpha and g.get("split", "tuning") == split
+    )
     return [name.replace("_", " ") for name in dict.fromkeys(fired)]
+
+
+def dropped(why: str) -> str:
+    """Say briefly when a race dropped a candidate, and why.
+
+    Args:
+        why: As the search puts it, such as `length-ratio on 50 prompts`.
+    """
+    when, is_race, _ = why.partition(" further answers")
+    if is_race:
+        return f"dropped {when}: hardly to be chosen any more"
+    return f"dropped {why}" if why.startswith("after") else f"dropped: {why}"
 
 
 def standing(selection: Selection, candidate: Mapping[str, Any]) -> str:
@@ -169,10 +188,12 @@ def standing(selection: Selection, candidate: Mapping[str, Any]) -> str:
     if alpha == 0:
         return "kept" if selection["verdict"] == "keep-aligned" else "reference"
     if candidate.get("dropped"):
-        return "dropped"
-    fired = fired_guards(selection, alpha)
+        return dropped(candidate["dropped"])
+    fired = fired_guards(selection, alpha, "tuning")
     if fired:
         return ", ".join(fired)
+    if fired_guards(selection, alpha, "heldout"):
+        return "stopped on held-out prompts"
     if candidate.get("collapsed"):
         return "collapsed"
     if candidate.get("gain_ci_low") is None:
@@ -269,34 +290,30 @@ def summary_rows(run_dir: str | Path) -> tuple[list[str], list[list[str]]]:
 
 
 def _summary(selection: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
-    decimals = decimals_for(selection)
-    interval_column = interval_name(selection)
-    columns = [
-        "alpha",
-        "reward",
-        "gain",
-        interval_column,
-        "tokens",
-        "length",
-        "cut off",
-        "standing",
-    ]
-    rows = [
-        [
-            format_alpha(candidate["alpha"]),
-            number(candidate["mean_reward"], decimals),
-            "" if candidate["alpha"] == 0 else signed(candidate["gain"], decimals),
-            ""
-            if candidate["alpha"] == 0
-            else interval(candidate["gain_ci_low"], candidate["gain_ci_high"], decimals),
-            number(candidate["mean_tokens"], 1),
-            f"x{number(candidate['length_ratio'], 2)}",
-            percent(candidate["truncation_rate"]),
-            standing(selection, candidate),
-        ]
-        for candidate in sorted(selection["candidates"], key=lambda c: float(c["alpha"]))
-    ]
-    return columns, rows
+    candidates = sorted(selection["candidates"], key=lambda c: float(c["alpha"]))
+    # After a race each candidate has figures of other prompts; else their number is no news.
+    is_raced = len({c["num_pairs"] for c in candidates}) > 1
+    rows = [_summary_row(selection, candidate) for candidate in candidates]
+    columns = list(rows[0]) if rows else []
+    if not is_raced:
+        columns.remove("prompts")
+    return columns, [[row[name] for name in columns] for row in rows]
+
+
+def _summary_row(selection: Mapping[str, Any], candidate: Mapping[str, Any]) -> dict[str, str]:
+    decimals, is_aligned = decimals_for(selection), candidate["alpha"] == 0
+    spread = interval(candidate["gain_ci_low"], candidate["gain_ci_high"], decimals)
+    return {
+        "alpha": format_alpha(candidate["alpha"]),
+        "reward": number(candidate["mean_reward"], decimals),
+        "gain": "" if is_aligned else signed(candidate["gain"], decimals),
+        interval_name(selection): "" if is_aligned else spread,
+        "prompts": str(candidate["num_pairs"]),
+        "tokens": number(candidate["mean_tokens"], 1),
+        "length": f"x{number(candidate['length_ratio'], 2)}",
+        "cut off": percent(candidate["truncation_rate"]),
+        "standing": standing(selection, candidate),
+    }
 
 
 def who_answered(points: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -34,6 +34,7 @@ from expo_ray.selection.explanations import (
     explain_none,
     explain_tried,
     warn_of_circle,
+    warn_of_cut_off,
     warn_of_edge,
 )
 from expo_ray.selection.first_order import check_first_order
@@ -128,6 +129,7 @@ def choose_alpha(
         "measurement_spread": measurement_spread,
         "warnings": [
             *_warn_of_circle(rewards, guard_rewards or {}),
+            *warn_of_cut_off(next(c for c in candidates if c.alpha == ALIGNED_ALPHA), settings),
             *warn_of_edge(candidates, tried if _peers(tuning, settings) else None),
         ],
         "settings": settings.model_dump(),

@@ -121,6 +121,22 @@ def warn_of_circle(judges: Sequence[str]) -> list[str]:
     ]
 
 
+def warn_of_cut_off(aligned: Candidate, settings: SelectionSettings) -> list[str]:
+    """Return a warning when the aligned model's own answers are cut off too often to compare.
+
+    Args:
+        aligned: Alpha 0, on tuning prompts.
+        settings: The rules.
+    """
+    share = aligned.truncation_rate
+    if share is None or share <= settings.max_truncation_rate:
+        return []
+    return [
+        f"{share:.0%} of the aligned model's own answers run into the token limit, so that halves "
+        "of answers are compared: a larger max_tokens lets them end"
+    ]
+
+
 def warn_of_edge(candidates: Sequence[Candidate], settled: Candidate | None = None) -> list[str]:
     """Return a warning when the reward is highest at the end of the grid.
 

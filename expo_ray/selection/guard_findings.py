@@ -114,7 +114,7 @@ def judge(
     spread = ""
     if low is not None and high is not None:
         bounds = f"{question.write(low)} to {question.write(high)}"
-        spread = f", {100 * confidence:g}% interval {bounds}"
+        spread = f" the {100 * confidence:g}% interval is {bounds},"
     return Guard(
         name=question.name,
         alpha=alpha,
@@ -128,8 +128,8 @@ def judge(
         state=state,
         fired=fired,
         is_beyond=beyond,
-        reason=f"{words} ({found.num_prompts} prompts{spread}; "
-        f"threshold {question.write(threshold)}): {verdict}",
+        reason=f"{words}; on {found.num_prompts} prompts{spread} "
+        f"the threshold {question.write(threshold)}: {verdict}",
     )
 
 

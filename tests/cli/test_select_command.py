@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -12,7 +14,8 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from expo_ray.cli.main import app
-from expo_ray.cli.select_command import render_result
+from expo_ray.cli.select_command import render_plan, render_result
+from expo_ray.cli.terminal import PlainConsole
 from expo_ray.errors import ConfigError
 from expo_ray.reports import summary_rows
 from expo_ray.serving import PAPER_SAMPLING, EngineOptions, SamplingParams
@@ -123,7 +126,20 @@ def test_what_speaks_against_the_verdict_is_printed_with_it(tmp_path: Path) -> N
     assert f"warning: {warning}" in console.file.getvalue()  # type: ignore[attr-defined]
 
 
-def test_every_number_of_the_candidates_is_whole_on_a_narrow_terminal(tmp_path: Path) -> None:
+def shown_result(run: RunDirectory, selection: dict[str, Any], console: Console) -> list[str]:
+    (run.path / "selection.json").write_text(json.dumps(selection))
+    result = {"selection": selection, "output": run.path, "report": "", "next": []}
+    render_result(console, result)
+    return console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("width", "is_terminal"), [(60, True), (80, True), (120, True), (80, False)]
+)
+def test_every_number_of_the_candidates_is_whole(
+    width: int, is_terminal: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
     run = RunDirectory(tmp_path / "run")
     run.write_all()
     selection = json.loads((run.path / "selection.json").read_text())
@@ -131,12 +147,46 @@ def test_every_number_of_the_candidates_is_whole_on_a_narrow_terminal(tmp_path: 
     selection["guards"] = [
         {"name": "reward-model 1-guard-reward-model", "alpha": 12.0, "fired": True, "value": -1.0}
     ]
-    (run.path / "selection.json").write_text(json.dumps(selection))
+    selection["candidates"][-2]["dropped"] = "special-tokens on 25 prompts"
+    selection["candidates"][-2]["num_pairs"] = 25
+    console = PlainConsole(io.StringIO())  # a log file: 80 columns
+    if is_terminal:
+        console = Console(file=io.StringIO(), width=width, force_terminal=True, no_color=True)
+    lines = [re.sub("\x1b\\[[0-9;]*m", "", line) for line in shown_result(run, selection, console)]
     columns, rows = summary_rows(run.path)
-    shown = io.StringIO()
-    result = {"selection": selection, "output": run.path, "report": "", "next": []}
-    render_result(Console(file=shown, width=80), result)
-    lines = shown.getvalue().splitlines()
+    told = " ".join(" ".join(lines).split())
+    found = re.search(r"left out at this width: ((?:[a-z ]+, )*[a-z ]+?) *Extra", told)
+    left_out = found[1].split(", ") if found else []
+    assert bool(left_out) is (width < 120)
+    assert not {"alpha", "gain", "95% interval", "standing"} & set(left_out)
     for row in (columns, *rows):
-        numbers = " ".join(row[:-1]).split()
+        kept = [cell for name, cell in zip(columns, row, strict=True) if name not in left_out]
+        assert all(any(cell in line for line in lines) for cell in kept[:-1])
+        numbers = " ".join(kept[:-1]).split()
         assert any(line.split()[: len(numbers)] == numbers for line in lines), f"{row} in {lines}"
+    assert "dropped:" in told and "25 prompts" in told
+    assert all(len(line.rstrip()) <= width for line in lines if "/run" not in line), lines
+
+
+def test_a_plan_is_whole_at_80_columns() -> None:
+    sizes = {"bytes_in": 281_000_000_000, "bytes_out": 141_000_000_000}
+    plan = {
+        "name": "a-name",
+        "output": "runs/a",
+        "stages": [
+            {
+                "stage": "extrapolation",
+                "tasks": 12_345,
+                "unit": "shard files",
+                "worker_memory_bytes": 1_900_000_000,
+                **sizes,
+            },
+            {"stage": "generation", "tasks": 1_200_000, "unit": "responses", "replicas": 16},
+        ],
+    }
+    console = PlainConsole(io.StringIO())
+    render_plan(console, plan)
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    for whole in ("12,345 shard files", "141.0 GB", "1,200,000 responses", "extrapolation"):
+        assert whole in text
+    assert max(map(len, text.splitlines())) <= 80

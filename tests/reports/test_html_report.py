@@ -89,7 +89,7 @@ def test_is_well_formed_and_described(full_page: Page) -> None:
     assert [i for i, count in full_page.ids.items() if count > 1] == []
     labels = [v for tag, name, v in full_page.attributes if (tag, name) == ("figure", "aria-label")]
     assert len(labels) == full_page.tags["figure"] == 5
-    assert labels[0].startswith("Line chart of mean reward against alpha on the tuning prompts: 0:")
+    assert labels[0].startswith("Line chart of the gain in mean reward over the aligned model")
     assert all(label.endswith(".") and len(label) > 40 for label in labels)
 
 

@@ -130,4 +130,12 @@ def test_three_answers_about_the_line(changes: dict[str, Any], told: str) -> Non
 def test_a_dropped_candidate_stands_as_dropped() -> None:
     selection = {"verdict": "extrapolate", "best_alpha": 1.0, "guards": []}
     candidate = {"alpha": 3.0, "dropped": "after 20 prompts", "gain_ci_low": 0.1}
-    assert standing(selection, candidate) == "dropped"
+    assert standing(selection, candidate) == "dropped after 20 prompts"
+    candidate["dropped"] = "special-tokens on 25 prompts"
+    assert standing(selection, candidate) == "dropped: special-tokens on 25 prompts"
+    candidate["dropped"] = (
+        "after 38 prompts further answers would hardly change the choice (gain so far -0.2)"
+    )
+    assert standing(selection, candidate) == (
+        "dropped after 38 prompts: hardly to be chosen any more"
+    )

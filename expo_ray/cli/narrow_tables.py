@@ -1,0 +1,61 @@
+"""Tables of numbers on any width: columns go by importance, words fold, numbers never break."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.console import Console
+
+from expo_ray.cli.session import new_table
+
+_GAP = 2
+_MIN_WORDS = 16
+"""Narrower than this a column of words is a column of letters."""
+
+
+def print_table(
+    console: Console,
+    columns: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    *,
+    title: str,
+    droppable: Sequence[str] = (),
+) -> None:
+    """Print a table whose last column holds words, and all others numbers.
+
+    Where it is wider than the console, or than the 80 columns of a log file, it says which columns
+    are left out.
+
+    Args:
+        console: Where.
+        columns: Headings.
+        rows: One text per heading.
+        title: Above the table.
+        droppable: Headings, the least important first.
+    """
+    left_out: list[str] = []
+    for name in droppable:
+        if _width(columns, rows) <= console.width:
+            break
+        if name not in columns:
+            continue
+        place = list(columns).index(name)
+        columns, *rows = ([*row[:place], *row[place + 1 :]] for row in (columns, *rows))
+        left_out.append(name)
+    table = new_table(*columns, title=title)
+    first, words = table.columns[0], table.columns[-1]
+    first.no_wrap, words.no_wrap, words.justify = True, False, "left"
+    for row in rows:
+        table.add_row(*row)
+    # Wider than the console only where numbers alone are.
+    console.print(table, width=max(console.width, _width(columns, rows)), crop=False)
+    if left_out:
+        console.print(f"left out at this width: {', '.join(left_out)}", style="dim", markup=False)
+
+
+def _width(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> int:
+    """Return the least width at which nothing but the words of the last column breaks."""
+    *numbers, words = zip(columns, *rows, strict=True)
+    longest_word = max(len(word) for text in words for word in (text.split() or [""]))
+    widths = [max(map(len, cells)) for cells in numbers]
+    return sum(widths) + _GAP * len(widths) + max(_MIN_WORDS, longest_word)
