@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from expo_ray.evaluation import (
         alpaca_eval_metrics,
         alpaca_eval_outputs,
+        open_llm_changes,
         plan_prompts,
         reward_bench_accuracy,
         reward_self_tests,
@@ -48,6 +49,7 @@ __all__ = [
     "inspect_checkpoint",
     "loadtest",
     "new_recipe",
+    "open_llm_changes",
     "plan_prompts",
     "reward_bench_accuracy",
     "reward_self_tests",
@@ -76,6 +78,7 @@ __getattr__ = lazy_exports(
         "inspect_checkpoint": "extrapolation",
         "loadtest": "loadtests",
         "new_recipe": "workflow.recipe_templates",
+        "open_llm_changes": "evaluation",
         "plan_prompts": "evaluation",
         "reward_bench_accuracy": "evaluation",
         "reward_self_tests": "evaluation",

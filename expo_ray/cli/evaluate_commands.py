@@ -146,6 +146,27 @@ def reward_bench(
         session.emit(result, lambda console: _render_accuracies(console, result))
 
 
+def open_llm(
+    before: Annotated[Path, typer.Argument(help="Results of the aligned model: file or folder.")],
+    after: Annotated[Path, typer.Argument(help="Results of the extrapolated model.")],
+    *,
+    shown: OutputFlags,
+) -> None:
+    """What extrapolating changes on the Open LLM Leaderboard and any other task, task by task.
+
+    Reads the result files of lm-evaluation-harness, of before version 0.4 and since. The six tasks
+    of each leaderboard are named and averaged where all are there. Both models must have been
+    measured in one way: examples in the prompt, questions, parts.
+
+    Example: expo-ray evaluate open-llm results/dpo results/expo
+    """
+    from expo_ray.evaluation import open_llm_changes
+
+    with Session(**shown) as session:
+        result = open_llm_changes(before, after)
+        session.emit(result, lambda console: _render_changes(console, result))
+
+
 def reward_self_test(
     reward_model: RewardModelOption,
     initial: PairInitial = None,
@@ -196,6 +217,24 @@ def _render_accuracies(console: Console, result: dict[str, Any]) -> None:
             )
 
 
+def _render_changes(console: Console, result: dict[str, Any]) -> None:
+    table = new_table("task", "shots", "before", "after", "change (95%)", "verdict")
+    for row in (*result["tasks"], *([result["mean"]] if result["mean"] else ())):
+        change = f"{100 * row['change']:+.1f}"
+        if row["ci_low"] is not None:
+            change += f" [{100 * row['ci_low']:+.1f}, {100 * row['ci_high']:+.1f}]"
+        table.add_row(
+            row["task"],
+            "-" if row["num_shots"] is None else str(row["num_shots"]),
+            *(f"{100 * row[side]:.1f}" for side in ("before", "after")),
+            change,
+            row["verdict"],
+        )
+    console.print(table)
+    for note in result["notes"]:
+        console.print(note, markup=False)
+
+
 def _render_self_tests(console: Console, result: dict[str, Any]) -> None:
     headings = ("dtype", "spread in batches", "spread with padding", "anchors right")
     table = new_table(*headings, title=f"Self-test of {result['reward_model']}")
@@ -214,6 +253,7 @@ def _render_self_tests(console: Console, result: dict[str, Any]) -> None:
 BENCHMARKS: Final[Mapping[str, Callable[..., None]]] = {
     "alpaca-eval": alpaca_eval,
     "reward-bench": reward_bench,
+    "open-llm": open_llm,
     "self-test": reward_self_test,
 }
 """By the name of the command."""

@@ -9,6 +9,7 @@ from expo_ray.lazy import lazy_exports
 if TYPE_CHECKING:
     from expo_ray.evaluation.alpaca_eval import alpaca_eval_metrics
     from expo_ray.evaluation.alpaca_outputs import alpaca_eval_outputs
+    from expo_ray.evaluation.open_llm import open_llm_changes
     from expo_ray.evaluation.prompt_plan import plan_prompts
     from expo_ray.evaluation.reward_bench import reward_bench_accuracy
     from expo_ray.evaluation.self_tests import reward_self_tests
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 __all__ = [
     "alpaca_eval_metrics",
     "alpaca_eval_outputs",
+    "open_llm_changes",
     "plan_prompts",
     "reward_bench_accuracy",
     "reward_self_tests",
@@ -26,6 +28,7 @@ __getattr__ = lazy_exports(
     {
         "alpaca_eval_metrics": "alpaca_eval",
         "alpaca_eval_outputs": "alpaca_outputs",
+        "open_llm_changes": "open_llm",
         "plan_prompts": "prompt_plan",
         "reward_bench_accuracy": "reward_bench",
         "reward_self_tests": "self_tests",

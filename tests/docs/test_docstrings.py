@@ -24,6 +24,7 @@ QUICK = {
     "extrapolate",
     "inspect_checkpoint",
     "new_recipe",
+    "open_llm_changes",
     "plan_prompts",
     "reward_self_tests",
     "verify",
