@@ -91,6 +91,8 @@ def make_run(path: Path, num_prompts: int, alphas: np.ndarray) -> None:
             ),
             "prompt_tokens": pa.array(np.full(num_prompts, 16)),
             "completion_tokens": pa.array(rng.poisson(100 + alpha, num_prompts), mask=failed),
+            "thought": pa.nulls(num_prompts, pa.string()),
+            "thought_tokens": pa.array(np.zeros(num_prompts, np.int64), mask=failed),
         }
         write(path / "responses", float(alpha), responses, RESPONSES_SCHEMA)
         for name in REWARD_MODELS:

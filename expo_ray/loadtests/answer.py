@@ -10,9 +10,12 @@ from expo_ray.json_text import parse_json
 from expo_ray.loadtests.deltas import Generated, generated
 from expo_ray.loadtests.records import Job, RequestRecord
 from expo_ray.redaction import redacted
+from expo_ray.tables.thoughts import AUTO, TAGS
 
 _MAX_DETAIL_CHARACTERS = 300
 _MAX_COUNT = 2**53
+_MARKED = tuple(tag for tag in TAGS if tag.closes[0].startswith(("<", "[")))
+"""Tags that nobody writes by chance; the others are words."""
 _UNSENT_TOKENS = 2
 """Ends of turns, which are counted and never sent."""
 _UNSENT_MARKUP_TOKENS = 32
@@ -50,6 +53,8 @@ class Answer:
     _thought_bytes: int = 0
     _answer_bytes: int = 0
     _has_calls: bool = False
+    _texts: list[tuple[int, str]] = field(default_factory=list)
+    """What was sent as text, and in which of the chunks."""
 
     def add(self, data: bytes, seconds: float) -> None:
         """Read the data of one server-sent event.
@@ -97,10 +102,31 @@ class Answer:
             return
         if heard.answer_bytes and self.first_answer is None:
             self.first_answer = len(self.token_seconds)
+        if heard.text:
+            self._texts.append((len(self.token_seconds), heard.text))
         self.token_seconds.append(seconds)
         self._thought_bytes += heard.thought_bytes
         self._answer_bytes += heard.answer_bytes
         self._has_calls |= bool(heard.call_bytes)
+
+    def _first_answer(self) -> int | None:
+        """Return the chunk in which the answer began; None where all was thought.
+
+        A service without a parser sends thoughts as text, with their tags; where the chat template
+        opens them, with the closing tag alone.
+        """
+        if self._thought_bytes or self._has_calls:
+            return self.first_answer
+        whole = "".join(text for _, text in self._texts)
+        found = AUTO.split(whole, known=_MARKED)
+        if not found.start:
+            return self.first_answer
+        before = len(whole) - len(whole[found.start :].lstrip())
+        for chunk, text in self._texts:
+            before -= len(text)
+            if before < 0:
+                return chunk
+        return None
 
     def _unstreamed_tokens(self) -> int | None:
         """Return how many of the output tokens were never sent; None where nobody can say.
@@ -171,7 +197,7 @@ class Answer:
             intended_seconds=intended_seconds,
             sent_seconds=sent_seconds,
             token_seconds=tuple(self.token_seconds),
-            first_answer=self.first_answer,
+            first_answer=self._first_answer(),
             done_seconds=done_seconds,
             input_tokens=self.input_tokens,
             output_tokens=self.output_tokens,

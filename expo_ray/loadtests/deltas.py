@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 _THOUGHT_FIELDS: Final = ("reasoning_content", "reasoning", "thinking")
@@ -19,6 +19,8 @@ class Generated:
     answer_bytes: int = 0
     call_bytes: int = 0
     """Names and arguments of calls, a part of the answer; their markup is not sent."""
+    text: str = field(default="", compare=False)
+    """Of the answer, as it is sent; of a service without a parser thoughts and their tags, too."""
 
 
 def generated(delta: Mapping[str, Any]) -> Generated:
@@ -45,6 +47,7 @@ def generated(delta: Mapping[str, Any]) -> Generated:
         thought_bytes=max(map(_bytes, thoughts), default=0),
         answer_bytes=_bytes(answers) + call_bytes,
         call_bytes=call_bytes,
+        text="".join(answer for answer in answers if isinstance(answer, str)),
     )
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from expo_ray.reports.run_files import Rows
+from expo_ray.tables.thoughts import is_unanswered, num_answer_tokens
 
 MAX_CHARACTERS = 4000
 PLACES = (
@@ -26,6 +27,9 @@ class Answer:
     reward: float | None
     truth: float | None
     tokens: int | None
+    """Of the answer; None where that is not known."""
+    thought_tokens: int
+    """Of what was thought before it."""
     cut_off: bool
 
 
@@ -139,8 +143,9 @@ def _answers(
             text=readable(row["response"]),
             reward=scores.get(_key(row)),
             truth=real.get(_key(row)),
-            tokens=row["completion_tokens"],
-            cut_off=row["finish_reason"] == "length",
+            tokens=num_answer_tokens(row),
+            thought_tokens=row.get("thought_tokens") or 0,
+            cut_off=row["finish_reason"] == "length" or is_unanswered(row),
         )
         for row in responses.get(alpha, ())
         if row["response"] is not None

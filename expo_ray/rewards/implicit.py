@@ -27,10 +27,12 @@ from expo_ray.rewards.pretrained import (
     max_chat_tokens,
     num_token_ids,
 )
+from expo_ray.tables.thoughts import opened_by
 
 # Logits are rows x tokens x vocabulary in float32, so batches stay small.
 _MAX_BATCH_LOGITS = 2**26
 _MAX_BATCH_ROWS = 32
+_MAX_TAG_TOKENS = 48
 
 
 class ImplicitRewardModel(ChatRewardModel):
@@ -100,11 +102,26 @@ class ImplicitRewardModel(ChatRewardModel):
     def _read(self, chat: Chat) -> TokenRow:
         ids = self._chats.ids(chat)
         opening = self._chats.ids(chat[:-1], add_generation_prompt=True)
+        if ids[: len(opening)] != opening:
+            opening = self._without_opened_thought(opening)
         if ids[: len(opening)] != opening or len(ids) == len(opening):
             raise TableError(
                 "the chat template does not continue the prompt: the answer's tokens are not known"
             )
         return TokenRow(ids, start=len(opening))
+
+    def _without_opened_thought(self, opening: list[int]) -> list[int]:
+        """Return a prompt without a tag at its end.
+
+        Templates that open a thought before each answer (DeepSeek-R1) write the answers of a chat
+        without it.
+        """
+        for start in range(len(opening) - 1, max(0, len(opening) - _MAX_TAG_TOKENS), -1):
+            tail = self._chats.text_of(opening[start:])
+            tag = opened_by(tail)
+            if tag is not None and tail.lstrip().startswith(tag.opens):
+                return opening[:start]
+        return opening
 
     def _rewards(self, rows: list[TokenRow]) -> list[float]:
         ids_bt, mask_bt = pad_right([row.ids for row in rows], pad_id=0, device=self._device)

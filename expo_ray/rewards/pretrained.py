@@ -225,6 +225,10 @@ class ChatTokenizer:
         ids: list[int] = self._tokenizer(text).input_ids
         return ids
 
+    def text_of(self, ids: Sequence[int]) -> str:
+        """Return the text of token ids, special ones included."""
+        return str(self._tokenizer.decode(ids, skip_special_tokens=False))
+
     @cached_property
     def chars_per_token(self) -> int | None:
         """Characters of a text that become one token at most; None where there is no such limit."""

@@ -199,8 +199,8 @@ class Reasoning:
             if begun.startswith(tag.opens):
                 return _split(text, tag, is_inside=False)
         for tag in known:
-            marks = list(_marks(text, tag, 0))
-            if marks and not marks[0].opens:
+            mark = next(_marks(text, tag, 0), None) if any(c in text for c in tag.closes) else None
+            if mark is not None and not mark.opens:
                 return _split(text, tag, is_inside=True)
         return Thinking(thought=None, answer=text)
 
@@ -344,6 +344,12 @@ def _joined(thoughts: Sequence[str]) -> str | None:
 def is_unanswered(row: Mapping[str, Any]) -> bool:
     """Whether the response of a row of a table is a thought and nothing after it."""
     return row.get("thought") is not None and not (row["response"] or "").strip()
+
+
+def num_answer_tokens(row: Mapping[str, Any]) -> int | None:
+    """Return how many tokens of a row of a table are the answer's; None where it has none."""
+    tokens = row["completion_tokens"]
+    return None if tokens is None else int(tokens) - (row.get("thought_tokens") or 0)
 
 
 def _text(value: Any) -> str:

@@ -8,6 +8,7 @@ import pytest
 
 from expo_ray.loadtests.answer import Answer, StreamError
 from expo_ray.loadtests.deltas import Generated, generated
+from expo_ray.loadtests.records import Job
 
 
 def test_a_fingerprint_that_only_the_last_chunk_bears_is_read() -> None:
@@ -51,6 +52,36 @@ def test_a_fingerprint_that_only_the_last_chunk_bears_is_read() -> None:
 )
 def test_what_a_delta_holds(delta: dict[str, object], expected: Generated) -> None:
     assert generated(delta) == expected
+
+
+@pytest.mark.parametrize(
+    ("texts", "first_answer"),
+    [
+        (["<think>", "hm", "</think>", "\n\n", "Yes", "."], 4),
+        (["hm", "</think>\n", "\nYes", "."], 2),  # the chat template had opened it
+        (["<thi", "nk>hm</th", "ink>Yes"], 2),
+        (["hm</think>Yes", "."], 0),
+        (["[THINK]hm", "[/THINK]", "Yes"], 2),
+        (["<think>", "hm"], None),
+        (["Write `", "</think>", "` last."], 0),
+        (["Sure. Here is my response:", " Yes."], 0),
+        (["Yes", "."], 0),
+    ],
+)
+def test_an_answer_begins_after_thoughts_that_are_sent_as_text(
+    texts: list[str], first_answer: int | None
+) -> None:
+    answer = Answer()
+    for second, text in enumerate(texts):
+        chunk = {"choices": [{"delta": {"content": text}}]}
+        answer.add(json.dumps(chunk).encode(), float(second))
+    job = Job(request_id=1, prompt_id="p", messages=())
+    record = answer.as_record(
+        job, intended_seconds=0.0, sent_seconds=0.0, done_seconds=9.0, failure=None
+    )
+    assert record.first_answer == first_answer
+    assert record.ttft_seconds == 0.0
+    assert record.ttfat_seconds == first_answer
 
 
 def test_a_count_that_is_none_is_not_taken_for_one() -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from expo_ray.reports import parts_sentence, write_report
@@ -110,3 +113,23 @@ def test_without_a_search_nothing_is_said(tmp_path: Path) -> None:
     run.write_selection(verdict="extrapolate", best_alpha=3.0)
     assert "An alpha for each part" not in Page(write_report(run.path)).text
     assert parts_sentence({"candidates": []}) is None
+
+
+def test_thoughts_are_reported_apart(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path / "run", num_prompts=20)
+    run.write_responses()
+    run.write_rewards("0-reward-model", noise=1.0, bend=1.0)
+    selection = run.write_selection(verdict="extrapolate", best_alpha=3.0)
+    for candidate in selection["candidates"]:
+        candidate["mean_thought_tokens"] = 321.0
+    (run.path / "selection.json").write_text(json.dumps(selection))
+    file = run.path / "responses" / "alpha-3.parquet"
+    table = pq.read_table(file)
+    told = [("thought", pa.array(["hm"] * 20)), ("thought_tokens", pa.array([3] * 20))]
+    for name, column in told:
+        table = table.set_column(table.column_names.index(name), name, column)
+    pq.write_table(table, file)
+    page = Page(write_report(run.path))
+    assert f"{selection['candidates'][0]['mean_tokens']:.1f} after 321.0 of thought" in page.text
+    tokens = {row["completion_tokens"] - 3 for row in table.to_pylist()}
+    assert any(f"{number} tokens after 3 of thought" in page.text for number in tokens)

@@ -1,3 +1,4 @@
+import shutil
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from expo_ray.errors import ConfigError
 from expo_ray.rewards import batch_spread, load_reward_model
 from expo_ray.tables import Message
+from tests.thinking_model import PREFILLED
 
 CHATS = [
     [
@@ -86,3 +88,18 @@ def test_the_pair_is_needed_and_long_chats_have_no_reward(pico_pair: tuple[Path,
     # What is read of both is the same: the answer and the end of the prompt.
     assert one.reward == pytest.approx(other.reward, abs=1e-5)
     assert one.reward == pytest.approx(0.5 * answer_ratio(pico_pair, chats[0]), abs=1e-4)
+
+
+def test_a_thought_that_the_template_opens_is_no_part_of_the_answer(
+    pico_pair: tuple[Path, Path], tmp_path: Path
+) -> None:
+    plain = load_reward_model(
+        "implicit:beta=0.5", initial=str(pico_pair[0]), aligned=str(pico_pair[1])
+    )
+    pair = [Path(shutil.copytree(side, tmp_path / side.name)) for side in pico_pair]
+    for side in pair:
+        (side / "chat_template.jinja").write_text(PREFILLED)
+    model = load_reward_model("implicit:beta=0.5", initial=str(pair[0]), aligned=str(pair[1]))
+    rewards = [score.reward for score in model.score(CHATS)]
+    assert rewards == [score.reward for score in plain.score(CHATS)]
+    assert None not in rewards
