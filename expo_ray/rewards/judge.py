@@ -7,24 +7,19 @@ from __future__ import annotations
 
 import hashlib
 import re
-import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import httpx
 
-from expo_ray.http_text import limited_request
-from expo_ray.json_text import parse_json
 from expo_ray.proxies import http_client, through_proxy
+from expo_ray.rewards.http_calls import post_json
 from expo_ray.rewards.interface import Chat, References, RewardScore
 from expo_ray.tables.thoughts import AUTO
 
 _NUM_THREADS = 8
-_NUM_ATTEMPTS = 3
 _TIMEOUT_SECONDS = 120.0
 _SAMPLING = {"temperature": 0, "max_tokens": 512}
-_RETRIED_STATUSES = {408, 409, 429, 500, 502, 503, 504}
 
 _INSTRUCTIONS = (
     "You rate the last answer of an AI assistant in a conversation. Judge helpfulness, relevance, "
@@ -82,7 +77,7 @@ class JudgeRewardModel:
             **_SAMPLING,
         }
         try:
-            answer = self._post(body)
+            answer = post_json(self._client, "chat/completions", body)
             said = AUTO.split_message(answer["choices"][0]["message"])
         except (
             *(httpx.HTTPError, ValueError, KeyError),
@@ -101,20 +96,6 @@ class JudgeRewardModel:
         if rating is None:
             return RewardScore.failed("no rating from 1 to 10 in the judge's answer", tokens=tokens)
         return RewardScore(reward=rating, tokens=tokens)
-
-    def _post(self, body: dict[str, Any]) -> Any:
-        for attempt in range(_NUM_ATTEMPTS):
-            last = attempt == _NUM_ATTEMPTS - 1
-            try:
-                response = limited_request(self._client, "POST", "chat/completions", json=body)
-            except httpx.TransportError:
-                if last:
-                    raise
-            else:
-                if response.status_code not in _RETRIED_STATUSES or last:
-                    return parse_json(response.raise_for_status().content)
-            time.sleep(2**attempt)
-        raise AssertionError("the last attempt returns or raises")
 
 
 def _num_tokens(usage: object) -> int:

@@ -1,0 +1,171 @@
+"""`check:code`: the program in a response passes the tests of its prompt, in a sandbox.
+
+`tests` is Python that asserts (a text, or a list of texts as in MBPP), run after the program in the
+same module, or an object of `inputs` and `outputs`: what the program reads, and has to write.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+import secrets
+from functools import cache
+from typing import Any
+
+from expo_ray.errors import ConfigError, argument
+from expo_ray.json_text import parse_json
+from expo_ray.rewards.checks.kind import (
+    Arguments,
+    BrokenCheckError,
+    Check,
+    Checked,
+    CheckKind,
+    Trial,
+    no_argument,
+)
+from expo_ray.rewards.checks.sandbox import NoSandboxError, Ran, run_sandboxed
+
+_FENCED = re.compile(r"^```[^\n]*\n(.*?)^```", re.DOTALL | re.MULTILINE)
+# The word is read before the program runs, and written after the tests: a program that ends the
+# process early has passed nothing.
+_RUNNER = """
+import os, sys
+word = sys.stdin.readline().encode()
+write = os.write
+scope = {"__name__": "program"}
+for name in ("program.py", "tests.py"):
+    with open(name, encoding="utf-8") as file:
+        exec(compile(file.read(), name, "exec"), scope)
+write(1, b"\\n" + word)
+"""
+
+
+class CodeCheck(Check):
+    """Runs programs."""
+
+    def reward(self, checked: Checked) -> float:
+        """Return whether the program passes all tests."""
+        tests = _read_tests(checked.columns["tests"])
+        blocks = _FENCED.findall(checked.response)
+        program = blocks[-1] if blocks else checked.response
+        if isinstance(tests, str):
+            word = secrets.token_hex(16)
+            files = {"program.py": program, "tests.py": tests, "runner.py": _RUNNER}
+            ran = _ran(files, "runner.py", word + "\n")
+            return float(ran.exit_code == 0 and ran.output.endswith(f"\n{word}\n"))
+        for given, wanted in tests:
+            ran = _ran({"program.py": program}, "program.py", given)
+            if ran.exit_code != 0 or _lines(ran.output) != _lines(wanted):
+                return 0.0
+        return 1.0
+
+    def target_fault(self, target: str) -> str | None:
+        """Return why tests cannot be run."""
+        try:
+            _read_tests(target)
+        except BrokenCheckError as error:
+            return str(error)
+        return None
+
+
+def _ran(files: dict[str, str], script: str, standard_input: str) -> Ran:
+    try:
+        return run_sandboxed(files, script, standard_input=standard_input)
+    except NoSandboxError as error:
+        raise BrokenCheckError(f"no sandbox: {error}") from error
+
+
+def _read_tests(target: str) -> str | list[tuple[str, str]]:
+    """Return the source of tests, or pairs of input and output.
+
+    Raises:
+        BrokenCheckError: They are neither.
+    """
+    tests: Any = target
+    if target.lstrip()[:1] in ("[", "{"):
+        try:
+            tests = parse_json(target)
+        except ValueError:
+            tests = target  # Python may begin so, too
+    if isinstance(tests, dict):
+        return _read_pairs(tests)
+    if isinstance(tests, list) and tests and all(isinstance(test, str) for test in tests):
+        tests = "\n".join(tests)
+    if not isinstance(tests, str) or not tests.strip():
+        raise BrokenCheckError("`tests` is neither Python nor an object of inputs and outputs")
+    try:
+        ast.parse(tests)
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        raise BrokenCheckError(f"`tests` is no Python: {error}") from error
+    return tests
+
+
+def _read_pairs(tests: dict[str, Any]) -> list[tuple[str, str]]:
+    inputs, outputs = _texts(tests.get("inputs")), _texts(tests.get("outputs"))
+    if not inputs or len(inputs) != len(outputs):
+        raise BrokenCheckError("`tests` has no lists of texts, `inputs` and `outputs`, of one size")
+    return list(zip(inputs, outputs, strict=True))
+
+
+def _texts(value: object) -> list[str]:
+    texts = value if isinstance(value, list) else []
+    return texts if all(isinstance(text, str) for text in texts) else []
+
+
+def _lines(text: str) -> list[str]:
+    return [line.rstrip() for line in text.strip().splitlines()]
+
+
+@cache
+def _sandbox_fault() -> str | None:
+    try:
+        ran = run_sandboxed({"program.py": "print(6 * 7)"}, "program.py")
+    except NoSandboxError as error:
+        return str(error)
+    return None if ran.output == "42\n" else f"a program of one line ended with {ran.exit_code}"
+
+
+def _pin(arguments: Arguments) -> Arguments:
+    fault = _sandbox_fault()
+    if fault is not None:
+        raise ConfigError(
+            "programs of a model run in a sandbox alone, and none can be had here",
+            where=argument("reward_model", "check:code"),
+            got=fault,
+            expected="Linux with util-linux and user namespaces for users without privileges",
+            hint="in a container they must be allowed (Docker: --security-opt seccomp=unconfined "
+            "--security-opt systempaths=unconfined); on Ubuntu "
+            "kernel.apparmor_restrict_unprivileged_userns=0",
+        )
+    return arguments
+
+
+def _open(arguments: Arguments) -> Check:
+    return CodeCheck()
+
+
+CODE = CheckKind(
+    name="code",
+    form="check:code",
+    parse=lambda text: no_argument(text, "check:code"),
+    pin=_pin,
+    open=_open,
+    column="tests",
+    has_own_process=False,
+    trials=(
+        Trial(
+            response="Here it is:\n```python\ndef twice(n):\n    return 2 * n\n```",
+            target='["assert twice(21) == 42"]',
+            is_right=True,
+        ),
+        Trial(
+            response="print(2 * int(input()))",
+            target='{"inputs": ["21"], "outputs": ["42"]}',
+            is_right=True,
+        ),
+        Trial(
+            response="def twice(n):\n    return n", target="assert twice(21) == 42", is_right=False
+        ),
+        Trial(response="import os\nos._exit(0)", target="assert False", is_right=False),
+    ),
+)
