@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     )
     from expo_ray.extrapolation import (
         diagnose,
+        diagnose_trajectory,
         doctor,
         extrapolate,
         extrapolate_trajectory,
@@ -42,6 +43,7 @@ __all__ = [
     "check_recipe",
     "compare",
     "diagnose",
+    "diagnose_trajectory",
     "doctor",
     "extrapolate",
     "extrapolate_trajectory",
@@ -71,6 +73,7 @@ __getattr__ = lazy_exports(
         "check_recipe": "workflow.recipe_check",
         "compare": "reports",
         "diagnose": "extrapolation",
+        "diagnose_trajectory": "extrapolation",
         "doctor": "extrapolation",
         "extrapolate": "extrapolation",
         "extrapolate_trajectory": "extrapolation",

@@ -17,6 +17,7 @@ from expo_ray.cli.model_options import add_command
 from expo_ray.cli.options import PAIR_PANEL, ExtraTensors
 from expo_ray.cli.session import InlineAddress, OutputFlags, Session
 from expo_ray.cli.trajectory_options import (
+    TRAJECTORY_PANEL,
     AtStepOption,
     FitOption,
     StartOption,
@@ -25,8 +26,10 @@ from expo_ray.cli.trajectory_options import (
     output_of_path,
     parse_weights,
     refuse_beside,
+    refuse_pair,
     require_places,
 )
+from expo_ray.cli.trajectory_results import judged_trajectory, render_trajectory
 
 Initial = Annotated[
     str, typer.Argument(help="theta0, the SFT checkpoint: path, s3://, gs://, hf:// or Hub id.")
@@ -316,26 +319,61 @@ def inspect_(
 
 
 def diagnose(
-    initial: Initial,
-    aligned: Aligned,
+    initial: Annotated[
+        str | None, typer.Argument(help="theta0, the SFT checkpoint, as for extrapolate.")
+    ] = None,
+    aligned: Annotated[
+        str | None, typer.Argument(help="theta1, the DPO or RLHF checkpoint.")
+    ] = None,
+    trajectory: TrajectoryOption = None,
+    output: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DIR",
+            help="Write the diagnosis of a trajectory, a page and its figures.",
+            rich_help_panel=TRAJECTORY_PANEL,
+        ),
+    ] = None,
     strict: Annotated[
-        bool, typer.Option("--strict", help="Exit with 1 where the pair is not fit.")
+        bool,
+        typer.Option(
+            "--strict", help="Exit with 1 where the pair is not fit, or no fit beats no change."
+        ),
     ] = False,
     extra_tensors: ExtraTensors = None,
     address: InlineAddress = None,
     *,
     shown: OutputFlags,
 ) -> None:
-    """Say whether a pair is fit for extrapolation: how large delta is, and where.
+    """Say whether a pair is fit for extrapolation, or how far a training can be forecast.
 
-    Reads both checkpoints once. Norms are shown beside the published scales (paper section 3);
-    -v adds a heat map of delta by layer and module.
+    Of a pair: how large delta is, and where, beside the published scales (paper section 3); -v
+    adds a heat map of delta by layer and module.
 
-    Example: expo-ray diagnose ./sft ./dpo
+    Of a trajectory: how straight its path is, and a back-test. Each fit sees the early part of the
+    run and forecasts checkpoints that were withheld; the verdict is up to which horizon which fit
+    comes nearer to them than the last checkpoint it knew. Every checkpoint is read once.
+
+    Examples: expo-ray diagnose ./sft ./dpo; expo-ray diagnose --trajectory ./training
     """
     from expo_ray.extrapolation import diagnose as run_diagnose
 
     with Session(**shown) as session:
+        if trajectory is not None:
+            refuse_pair(initial, aligned)
+            found = judged_trajectory(
+                trajectory,
+                output=output,
+                extra_tensors=extra_tensors or (),
+                address=address,
+                progress=session.progress,
+            )
+            session.emit(found, lambda console: render_trajectory(console, found))
+            if strict and found["verdict"]["decision"] != "extrapolate":
+                raise typer.Exit(1)
+            return
+        refuse_beside("trajectory", {"output": output}, is_needed=True)
+        initial, aligned = require_places("diagnose", initial=initial, aligned=aligned)
         result = run_diagnose(
             initial,
             aligned,

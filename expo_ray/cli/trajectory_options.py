@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated
 
 import typer
@@ -87,13 +87,31 @@ def output_of_path(command: str, *given: str | None) -> str:
     """
     found = [place for place in given if place is not None]
     if len(found) > 1:
-        raise ConfigError(
-            "a trajectory takes the place of INITIAL and ALIGNED",
-            where=f"{argument('trajectory')} beside INITIAL, ALIGNED",
-            got=" ".join(found),
-            expected="OUTPUT alone",
-        )
+        raise _beside_a_pair(found, "OUTPUT alone")
     return require_places(command, output=found[0] if found else None)[0]
+
+
+def refuse_pair(*given: str | None) -> None:
+    """Let a command pass that takes a trajectory and no argument beside it.
+
+    Args:
+        given: INITIAL and ALIGNED; None for what was left out.
+
+    Raises:
+        ConfigError: One of them is given.
+    """
+    found = [place for place in given if place is not None]
+    if found:
+        raise _beside_a_pair(found, "one of both")
+
+
+def _beside_a_pair(found: Sequence[str], expected: str) -> ConfigError:
+    return ConfigError(
+        "a trajectory takes the place of INITIAL and ALIGNED",
+        where=f"{argument('trajectory')} beside INITIAL, ALIGNED",
+        got=" ".join(found),
+        expected=expected,
+    )
 
 
 def refuse_beside(flag: str, given: Mapping[str, object], *, is_needed: bool) -> None:

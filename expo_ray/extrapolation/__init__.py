@@ -23,12 +23,14 @@ if TYPE_CHECKING:
     )
     from expo_ray.extrapolation.shards.streaming import stream_weights
     from expo_ray.extrapolation.trajectories.job import extrapolate_trajectory
+    from expo_ray.extrapolation.trajectories.judgement import diagnose_trajectory
     from expo_ray.extrapolation.verification import verify
 
 __all__ = [
     "ExtrapolationResult",
     "checkpoint_name",
     "diagnose",
+    "diagnose_trajectory",
     "doctor",
     "extrapolate",
     "extrapolate_trajectory",
@@ -46,6 +48,7 @@ __getattr__ = lazy_exports(
         "ExtrapolationResult": "outputs.results",
         "checkpoint_name": "planning.alpha",
         "diagnose": "diagnosis",
+        "diagnose_trajectory": "trajectories.judgement",
         "doctor": "cluster_doctor",
         "extrapolate": "job",
         "extrapolate_trajectory": "trajectories.job",

@@ -21,6 +21,7 @@ from expo_ray.reports.proof import proof_page
 from expo_ray.reports.run_files import RunFiles, in_our_form
 from expo_ray.reports.throughput import Throughput, compare_throughput
 from expo_ray.reports.tries import step_back
+from expo_ray.reports.trajectory_page import is_trajectory, trajectory_page
 from expo_ray.reports.truth import TruthVerdict, judge_by_truth
 
 _OPTIONAL: Mapping[str, Any] = {
@@ -39,7 +40,8 @@ def write_report(run_dir: str | Path) -> Path:
 
     Args:
         run_dir: A run directory, of which every part but selection.json may be missing; or the
-            output folder of a load test, a comparison or a scaling test.
+            output folder of a load test, a comparison, a scaling test, or of
+            `diagnose --trajectory`.
 
     Returns:
         The path of report.html.
@@ -56,6 +58,9 @@ def write_report(run_dir: str | Path) -> Path:
     refuse_links(path)
     if is_load_test(path):
         template, (page, drawings) = "load_report.html.j2", load_page(path)
+    elif is_trajectory(path):
+        with in_our_form(path):
+            template, (page, drawings) = "trajectory.html.j2", trajectory_page(path)
     else:
         run = RunFiles.read(path)
         with in_our_form(path):

@@ -20,6 +20,7 @@ QUICK = {
     "check_recipe",
     "compare",
     "diagnose",
+    "diagnose_trajectory",
     "doctor",
     "extrapolate",
     "inspect_checkpoint",

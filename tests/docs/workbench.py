@@ -1,9 +1,10 @@
-"""A folder with what the documentation speaks of: ./sft, ./dpo, ./rm, p.jsonl and their kin."""
+"""A folder with what the documentation speaks of: ./sft, ./dpo, ./training, ./rm, p.jsonl, ..."""
 
 from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -13,10 +14,12 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from safetensors.torch import save_file
 
 from expo_ray.tables.schemas import RESPONSES_SCHEMA
 from tests import samples
 from tests.docs.blocks import ROOT
+from tests.extrapolation.synthetic import load
 from tests.head_node import free_port
 from tests.pico import save_pair, save_reward_model
 from tests.reports.run_directory import RunDirectory
@@ -48,12 +51,24 @@ def make_workbench(folder: Path) -> Path:
     initial, aligned = save_pair(folder, scale=0.002, max_position_embeddings=CONTEXT)
     initial.rename(folder / "sft")
     aligned.rename(folder / "dpo")
+    _save_training(folder)
     for name, seed in (("rm", 7), ("rm2", 8)):
         save_reward_model(folder / name, seed=seed, max_position_embeddings=CONTEXT)
     rows = [{"prompt": f"{question} ({i})"} for i in range(4) for question in QUESTIONS]
     samples.write_lines(folder / "p.jsonl", rows)
     shutil.copytree(ROOT / "pipelines", folder / "pipelines")
     return folder
+
+
+def _save_training(folder: Path) -> None:
+    """Save checkpoints of a training that went from sft towards dpo, and settled."""
+    first, last = load(folder / "sft"), load(folder / "dpo")
+    for step in range(0, 50, 10):
+        saved = folder / "training" / f"checkpoint-{step}"
+        shutil.copytree(folder / "sft", saved, ignore=shutil.ignore_patterns("model*"))
+        gone = 1 - math.exp(-step / 30)
+        weights = {n: (w + gone * (last[n].float() - w)).to(w.dtype) for n, w in first.items()}
+        save_file(weights, saved / "model.safetensors", metadata={"format": "pt"})
 
 
 def add_results(folder: Path) -> Path:
