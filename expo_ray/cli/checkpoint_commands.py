@@ -319,12 +319,8 @@ def inspect_(
 
 
 def diagnose(
-    initial: Annotated[
-        str | None, typer.Argument(help="theta0, the SFT checkpoint, as for extrapolate.")
-    ] = None,
-    aligned: Annotated[
-        str | None, typer.Argument(help="theta1, the DPO or RLHF checkpoint.")
-    ] = None,
+    initial: OptionalInitial = None,
+    aligned: OptionalAligned = None,
     trajectory: TrajectoryOption = None,
     output: Annotated[
         str | None,
