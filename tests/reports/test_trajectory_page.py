@@ -44,7 +44,7 @@ def test_the_page_holds_every_score(tmp_path: Path) -> None:
     expected: dict[str, list[float]] = {}
     for score in found["scores"]:
         cells = expected.setdefault(score["forecast"], [])
-        cells += [score["mean_error"], score["latest_error"]]
+        cells += [score[f"{which}_error"] for which in ("mean", "latest", "expected")]
     for name, cells in expected.items():
         reach = found["verdict"]["reach"].get(name)
         assert [*cells, *([reach] if reach else [])] in page.rows, name

@@ -58,6 +58,8 @@ class BackTest:
     """Of the square of that distance, what rounding explains."""
     errors: Mapping[str, float] = field(default_factory=dict)
     """By forecast: its distance from the withheld checkpoint, relative to `no_change`."""
+    reaches: Mapping[str, float] = field(default_factory=dict)
+    """By forecast: how far it goes along the true change, as a share of it; above 1 too far."""
 
     def as_dict(self) -> dict[str, Any]:
         """Return the fields, JSON-able."""
@@ -70,6 +72,7 @@ class BackTest:
             "no_change": self.no_change,
             "share_rounding": self.share_rounding,
             "errors": dict(self.errors),
+            "reaches": dict(self.reaches),
         }
 
 
@@ -98,8 +101,8 @@ def back_tests(
     for num_known, targets in _early_parts(steps):
         moved = {h: k for h, k in targets.items() if squared_distance(total, num_known - 1, k) > 0}
         indices = list(moved.values())
-        squares = {
-            kind.name: squared_errors(kind, tensors, total, steps, num_known, indices, options)
+        found_by = {
+            kind.name: forecast_errors(kind, tensors, total, steps, num_known, indices, options)
             for kind in kinds
             if can_forecast(kind, steps[:num_known])
         }
@@ -115,15 +118,19 @@ def back_tests(
                     no_change=no_change**0.5,
                     share_rounding=rounding_share(total, num_known - 1, target) or 0.0,
                     errors={
-                        name: float(np.sqrt(values[place] / no_change))
-                        for name, values in squares.items()
+                        name: float(np.sqrt(squares[place] / no_change))
+                        for name, (squares, _) in found_by.items()
+                    },
+                    reaches={
+                        name: float(along[place] / no_change)
+                        for name, (_, along) in found_by.items()
                     },
                 )
             )
     return tuple(found)
 
 
-def squared_errors(
+def forecast_errors(
     kind: Forecast,
     tensors: Mapping[str, PathSums],
     total: PathSums,
@@ -131,8 +138,8 @@ def squared_errors(
     num_known: int,
     targets: Sequence[int],
     options: FitOptions = DEFAULT_OPTIONS,
-) -> Weights:
-    """Return the squared distances of a forecast from checkpoints that it did not know.
+) -> tuple[Weights, Weights]:
+    """Compare the forecasts of several checkpoints with these.
 
     Args:
         kind: The forecast.
@@ -142,17 +149,26 @@ def squared_errors(
         num_known: How many of them the forecast knows.
         targets: Indices of the checkpoints that are forecast.
         options: Of the fit.
+
+    Returns:
+        Squared distances from these checkpoints; and scalar products of the forecast changes from
+        the last known checkpoint with the true ones.
     """
     known, at = steps[:num_known], [steps[k] for k in targets]
     parts = tensors.values() if needs_gram(kind.fit) else (total,)
-    squares = np.zeros(len(targets))
+    true = np.zeros((len(targets), len(steps)))
+    true[np.arange(len(targets)), targets] = 1.0
+    true[:, num_known - 1] -= 1.0
+    squares, along = np.zeros((2, len(targets)))
     for sums in parts:
-        gap = np.zeros((len(targets), len(steps)))
+        change = np.zeros((len(targets), len(steps)))
         early = sums.gram[:num_known, :num_known]
-        gap[:, :num_known] = forecast_weights(kind, known, at, early, options=options)
-        gap[np.arange(len(targets)), targets] -= 1.0
+        change[:, :num_known] = forecast_weights(kind, known, at, early, options=options)
+        change[:, num_known - 1] -= 1.0
+        gap = change - true
         squares += np.maximum(0.0, np.einsum("ti,ij,tj->t", gap, sums.gram, gap))
-    return squares
+        along += np.einsum("ti,ij,tj->t", change, sums.gram, true)
+    return squares, along
 
 
 def _early_parts(steps: Sequence[float]) -> list[tuple[int, dict[float, int]]]:

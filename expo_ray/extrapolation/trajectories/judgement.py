@@ -165,7 +165,7 @@ def judge_path(
         coordinates=tuple(map(tuple, coordinates(total.gram).tolist())),
         groups=_groups(tensors, steps),
         layers=_layers(tensors, steps),
-        scores=scores(tests),
+        scores=scores(tests, steps),
         back_tests=tests,
         num_tensors=len(tensors),
         num_elements=total.num_elements,

@@ -1,8 +1,11 @@
 """Up to which horizon which fit beats no change on this run, from its back-tests.
 
-A forecast beats no change at a horizon where its error is below BEATS in the geometric mean over
-the early parts, and in the latest of them too: trainings bend, and the latest is nearest to now.
-It has to beat no change at all shorter horizons that could be tested as well.
+A forecast beats no change at a horizon where its error is at most BEATS in the geometric mean over
+the early parts, in the latest of them, and as it is to be expected now. Trainings bend: at four
+times the span the latest early part is the first quarter of the run, and a forecast that went just
+far enough there may go far too far today. How far it went along the true change, early part by
+early part, is carried on to the present by a line through the logarithms. It has to beat no change
+at all shorter horizons that could be tested, as well.
 """
 
 from __future__ import annotations
@@ -18,7 +21,11 @@ from expo_ray.extrapolation.trajectories.forecasts import FORECAST_KINDS, Foreca
 from expo_ray.extrapolation.trajectories.trajectory_file import step_name
 
 BEATS = 0.95
+# One early part shows no trend.
+MIN_TESTS = 2
 MOSTLY_ROUNDING = 0.5
+_LEAST_REACH = 0.05
+_MOST_GROWTH = 5.0
 EXTRAPOLATE, KEEP, UNKNOWN = "extrapolate", "keep", "unknown"
 
 
@@ -33,12 +40,19 @@ class Score:
     worst_error: float
     latest_error: float
     """Of the longest early part."""
+    expected_error: float
+    """As it is to be expected from all checkpoints, by the trend over the early parts."""
     num_tests: int
+
+    @property
+    def cautious_error(self) -> float:
+        """The largest of the three."""
+        return max(self.mean_error, self.latest_error, self.expected_error)
 
     @property
     def beats(self) -> bool:
         """Whether it beats no change here."""
-        return max(self.mean_error, self.latest_error) <= BEATS
+        return self.num_tests >= MIN_TESTS and self.cautious_error <= BEATS
 
     def as_dict(self) -> dict[str, Any]:
         """Return the fields, JSON-able."""
@@ -48,6 +62,7 @@ class Score:
             "mean_error": self.mean_error,
             "worst_error": self.worst_error,
             "latest_error": self.latest_error,
+            "expected_error": self.expected_error,
             "num_tests": self.num_tests,
             "beats": self.beats,
         }
@@ -92,8 +107,13 @@ class Verdict:
         }
 
 
-def scores(tests: Sequence[BackTest]) -> tuple[Score, ...]:
-    """Return how every forecast did at every horizon, without tests that are mostly rounding."""
+def scores(tests: Sequence[BackTest], steps: Sequence[float]) -> tuple[Score, ...]:
+    """Return how every forecast did at every horizon, without tests that are mostly rounding.
+
+    Args:
+        tests: The back-tests of a trajectory.
+        steps: Of its checkpoints.
+    """
     found = []
     for kind in FORECAST_KINDS:
         for horizon in HORIZONS:
@@ -110,6 +130,7 @@ def scores(tests: Sequence[BackTest]) -> tuple[Score, ...]:
                     mean_error=float(np.exp(np.log(np.maximum(errors, 1e-3)).mean())),
                     worst_error=float(errors.max()),
                     latest_error=float(errors[np.argmax([t.num_known for t in here])]),
+                    expected_error=_expected_error(here, kind.name, steps[-1]),
                     num_tests=len(here),
                 )
             )
@@ -123,14 +144,14 @@ def judge(tests: Sequence[BackTest], steps: Sequence[float]) -> Verdict:
         tests: Its back-tests.
         steps: Of its checkpoints.
     """
-    table = scores(tests)
+    table = scores(tests, steps)
     if not table:
         return Verdict(decision=UNKNOWN, sentence=_why_unknown(tests, steps))
     by_kind = {kind: [s for s in table if s.forecast == kind.name] for kind in FORECAST_KINDS}
     reached = {kind: found for kind, rows in by_kind.items() if (found := _reach(rows))}
     if not reached:
         return Verdict(decision=KEEP, sentence=_why_keep(table), reach={})
-    best = min(reached, key=lambda kind: (-reached[kind].horizon, reached[kind].mean_error))
+    best = min(reached, key=lambda kind: (-reached[kind].horizon, reached[kind].cautious_error))
     score = reached[best]
     at_step = steps[0] + score.horizon * (steps[-1] - steps[0])
     return Verdict(
@@ -142,6 +163,26 @@ def judge(tests: Sequence[BackTest], steps: Sequence[float]) -> Verdict:
         gain=1.0 - score.mean_error,
         reach={kind.name: found.horizon for kind, found in reached.items()},
     )
+
+
+def _expected_error(tests: Sequence[BackTest], name: str, now: float) -> float:
+    """Return the error of a forecast from all checkpoints, where its trend goes on.
+
+    What a forecast misses is along the true change, where it goes too far or not far enough, and
+    across it. The first part follows its trend, the second stays as it was last.
+    """
+    ordered = sorted(tests, key=lambda test: test.num_known)
+    places = np.array([test.last_step for test in ordered])
+    reaches = np.log(np.maximum([test.reaches[name] for test in ordered], _LEAST_REACH))
+    last = ordered[-1]
+    slope = 0.0
+    if len(ordered) > 1:
+        centred = places - places.mean()
+        slope = float(centred @ reaches / (centred @ centred))
+    grown = min(slope * (now - last.last_step), _MOST_GROWTH)
+    reach = last.reaches[name] * np.exp(grown)
+    across = max(0.0, last.errors[name] ** 2 - (1.0 - last.reaches[name]) ** 2)
+    return float(np.hypot(1.0 - reach, np.sqrt(across)))
 
 
 def _reach(rows: Sequence[Score]) -> Score | None:
@@ -175,7 +216,8 @@ def _why_keep(table: Sequence[Score]) -> str:
     return (
         f"Keep the last checkpoint: no fit beats no change on this run. The best at "
         f"{best.horizon:g} times the span, {best.forecast}, had an error of {best.mean_error:.2f} "
-        f"of that of no change (latest: {best.latest_error:.2f}; at most {BEATS:g} is asked for)."
+        f"of that of no change (latest {best.latest_error:.2f}, to be expected now "
+        f"{best.expected_error:.2f}; at most {BEATS:g} is asked for)."
     )
 
 

@@ -13,7 +13,7 @@ from expo_ray.extrapolation.trajectories.backtest import (
     HORIZONS,
     MAX_EARLY_PARTS,
     back_tests,
-    squared_errors,
+    forecast_errors,
 )
 from expo_ray.extrapolation.trajectories.fits import step_weights
 from expo_ray.extrapolation.trajectories.forecasts import (
@@ -61,14 +61,16 @@ def test_errors_are_those_of_forecasts_in_full_weights(
     total = total_of(tensors.values())
     assert total is not None
     targets = [7, 9, 10]
-    found = squared_errors(kind, tensors, total, steps, 6, targets)
-    for index, square in zip(targets, found, strict=True):
+    squares, products = forecast_errors(kind, tensors, total, steps, 6, targets)
+    for index, square, product in zip(targets, squares, products, strict=True):
         parts = [
             forecast(kind, part[:6], steps[:6], steps[index])
             for part in np.array_split(path, 2, axis=1)
         ]
-        expected = ((np.concatenate(parts) - path[index]) ** 2).sum()
-        assert square == pytest.approx(expected, rel=1e-6)
+        ahead = np.concatenate(parts)
+        assert square == pytest.approx(((ahead - path[index]) ** 2).sum(), rel=1e-6)
+        along = (ahead - path[5]) @ (path[index] - path[5])
+        assert product == pytest.approx(along, rel=1e-5, abs=1e-6 * square)
 
 
 def test_horizons_are_over_the_steps_and_not_over_the_number_of_checkpoints() -> None:
@@ -108,7 +110,7 @@ def test_a_run_that_settles_is_not_given_the_pair_s_line() -> None:
     assert verdict.reach is not None
     assert not {"pair", "line", "line from last", "rank1"} & verdict.reach.keys()
     # Its early parts alone would have looked good: the mean over them is below one.
-    pair = [s for s in scores(tests) if (s.forecast, s.horizon) == ("pair", 1.25)]
+    pair = [s for s in scores(tests, STEPS) if (s.forecast, s.horizon) == ("pair", 1.25)]
     assert pair[0].mean_error < 0.95 < pair[0].latest_error
 
 
