@@ -246,8 +246,8 @@ beats no change at this horizon"; it is kept where the forecast lies nearer to t
 than the last one given does. Gains are medians at the horizon of the verdict.
 """
 READING = """
-What nothing in the given part tells is not foreseen: a training that turns right where it ends breaks
-every promise. Elsewhere promises hold; their price is that noise shortens the horizon.
+What nothing in the given part tells is not foreseen: a training that turns right where it ends
+breaks every promise. Elsewhere promises hold; their price is that noise shortens the horizon.
 """
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from rich.text import Text
 from expo_ray.cli.session import key_value_table, new_table
 from expo_ray.progress import Progress
 
+
 def judged_trajectory(
     trajectory: str,
     *,

@@ -20,8 +20,8 @@ from expo_ray.reports.parts import parts_page
 from expo_ray.reports.proof import proof_page
 from expo_ray.reports.run_files import RunFiles, in_our_form
 from expo_ray.reports.throughput import Throughput, compare_throughput
-from expo_ray.reports.tries import step_back
 from expo_ray.reports.trajectory_page import is_trajectory, trajectory_page
+from expo_ray.reports.tries import step_back
 from expo_ray.reports.truth import TruthVerdict, judge_by_truth
 
 _OPTIONAL: Mapping[str, Any] = {
