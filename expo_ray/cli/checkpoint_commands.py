@@ -19,6 +19,7 @@ from expo_ray.cli.session import InlineAddress, OutputFlags, Session
 from expo_ray.cli.trajectory_options import (
     TRAJECTORY_PANEL,
     AtStepOption,
+    DiagnosisOption,
     FitOption,
     StartOption,
     TrajectoryOption,
@@ -120,6 +121,7 @@ def extrapolate(
     at_step: AtStepOption = None,
     start: StartOption = None,
     weights: WeightsOption = None,
+    diagnosis: DiagnosisOption = None,
     allow_overflow: Annotated[
         bool,
         typer.Option(
@@ -205,7 +207,10 @@ def extrapolate(
     from expo_ray import extrapolation
 
     with Session(**shown) as session:
-        of_path = {"fit": fit, "at_step": at_step, "start": start, "weights": weights}
+        of_path = {
+            **{"fit": fit, "at_step": at_step, "start": start, "weights": weights},
+            "diagnosis": diagnosis,
+        }
         options: dict[str, Any] = {
             "alpha": alpha or (),
             "alpha_rules": alpha_rules,
@@ -243,6 +248,7 @@ def extrapolate(
                 output_of_path("extrapolate", initial, aligned, output),
                 fit=fit or "line",
                 at_step=at_step or (),
+                diagnosis=diagnosis,
                 start=start or "last",
                 weights=parse_weights(weights),
                 **options,

@@ -53,6 +53,14 @@ WeightsOption = Annotated[
         rich_help_panel=TRAJECTORY_PANEL,
     ),
 ]
+DiagnosisOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="DIR",
+        help="What diagnose --trajectory wrote: warn where it does not support the step or alpha.",
+        rich_help_panel=TRAJECTORY_PANEL,
+    ),
+]
 
 
 def require_places(command: str, **given: str | None) -> tuple[str, ...]:

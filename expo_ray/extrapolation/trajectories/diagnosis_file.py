@@ -39,14 +39,10 @@ def read_diagnosis(path: str | Path, *, checkpoints: Sequence[tuple[float, str]]
         found = parse_json(file.read_text(encoding="utf-8"))
         told = [(float(point["step"]), str(point["checkpoint"])) for point in found["checkpoints"]]
         reach = {str(name): float(horizon) for name, horizon in found["verdict"]["reach"].items()}
+        tested = {str(score["forecast"]) for score in found["scores"]}
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-        raise ConfigError(
-            "the diagnosis of the trajectory cannot be read",
-            where=_WHERE,
-            got=f"{file}: {(isinstance(error, OSError) and error.strerror) or error}",
-            expected=f"{DIAGNOSIS_NAME}, or the folder that holds it",
-            hint="`expo-ray diagnose --trajectory FILE --output DIR` writes it",
-        ) from error
+        why = (isinstance(error, OSError) and error.strerror) or error
+        raise _malformed(file, why) from error
     if told != [(float(step), place) for step, place in checkpoints]:
         raise ConfigError(
             "the diagnosis is of another trajectory",
@@ -56,12 +52,29 @@ def read_diagnosis(path: str | Path, *, checkpoints: Sequence[tuple[float, str]]
             expected="the steps and checkpoints of this trajectory",
             hint="diagnose this trajectory: `expo-ray diagnose --trajectory FILE --output DIR`",
         )
+    if not reach.keys() <= tested:
+        raise _malformed(file, f"verdict on {sorted(reach.keys() - tested)} without a score")
     found["verdict"]["reach"] = reach
     return dict(found)
 
 
+def _malformed(file: Path, why: object) -> ConfigError:
+    return ConfigError(
+        "the diagnosis of the trajectory cannot be read",
+        where=_WHERE,
+        got=f"{file}: {why}",
+        expected=f"{DIAGNOSIS_NAME}, or the folder that holds it",
+        hint="`expo-ray diagnose --trajectory FILE --output DIR` writes it",
+    )
+
+
 def beyond_horizon(
-    diagnosis: Mapping[str, Any], *, fit: str, start: str, horizons: Sequence[float]
+    diagnosis: Mapping[str, Any],
+    *,
+    fit: str,
+    start: str,
+    horizons: Sequence[float],
+    is_as_tested: bool = True,
 ) -> list[str]:
     """Return warnings about horizons that a fit was not found to be trusted up to.
 
@@ -70,9 +83,10 @@ def beyond_horizon(
         fit: The fit that is used.
         start: `last` or `fitted`.
         horizons: What is asked for: (step - first) / (last - first), or 1 + alpha.
+        is_as_tested: Whether the fit has the options of the back-test.
 
     Example:
-        >>> told = {"verdict": {"reach": {"line": 1.5}}}
+        >>> told = {"verdict": {"reach": {"line": 1.5}}, "scores": [{"forecast": "line"}]}
         >>> beyond_horizon(told, fit="line", start="fitted", horizons=[1.5])
         []
         >>> [text] = beyond_horizon(told, fit="line", start="fitted", horizons=[3])
@@ -81,17 +95,15 @@ def beyond_horizon(
     """
     name = fit if start == "fitted" else f"{fit} from last"
     reach = diagnosis["verdict"]["reach"].get(name)
-    warnings = []
-    for horizon in horizons:
-        if horizon <= 1 + _TOLERANCE or (reach is not None and horizon <= reach + _TOLERANCE):
-            continue
-        supported = (
-            f"{name} never beat no change on this run"
-            if reach is None
-            else f"{name} beat no change up to {reach:g} times"
-        )
-        warnings.append(
-            f"warning: {horizon:.3g} times the span lies beyond what the back-test supports: "
-            f"{supported}"
-        )
-    return warnings
+    if not is_as_tested or name not in {score["forecast"] for score in diagnosis["scores"]}:
+        why = f"{name} was not tested" + ("" if is_as_tested else " with these options")
+        reach = None
+    elif reach is None:
+        why = f"{name} never beat no change on this run"
+    else:
+        why = f"{name} beat no change up to {reach:g} times"
+    return [
+        f"warning: {horizon:.3g} times the span lies beyond what the back-test supports: {why}"
+        for horizon in horizons
+        if horizon > 1 + _TOLERANCE and (reach is None or horizon > reach + _TOLERANCE)
+    ]

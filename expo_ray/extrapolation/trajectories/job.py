@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,7 +23,8 @@ from expo_ray.extrapolation.pairing.tensor_pair import Pair
 from expo_ray.extrapolation.planning.alpha_rules import AlphaRules, read_alpha_rules, resolve
 from expo_ray.extrapolation.planning.path import FITTED, LAST, FittedPath, step_name
 from expo_ray.extrapolation.planning.plan import DEFAULT_SHARD_SIZE, Plan, lay_out, parse_size
-from expo_ray.extrapolation.trajectories.asked import Alphas, Asked, Steps, parse_asked
+from expo_ray.extrapolation.trajectories.asked import Alphas, Asked, Steps, alpha_of, parse_asked
+from expo_ray.extrapolation.trajectories.diagnosis_file import beyond_horizon, read_diagnosis
 from expo_ray.extrapolation.trajectories.directions import (
     Fitting,
     by_tensor,
@@ -33,6 +34,7 @@ from expo_ray.extrapolation.trajectories.directions import (
     used,
 )
 from expo_ray.extrapolation.trajectories.fit_text import parse_fit, require_fit
+from expo_ray.extrapolation.trajectories.fits import DEFAULT_OPTIONS
 from expo_ray.extrapolation.trajectories.gram import measure_gram
 from expo_ray.extrapolation.trajectories.trajectory import Trajectory, open_trajectory
 from expo_ray.extrapolation.trajectories.trajectory_file import TrajectorySource
@@ -49,6 +51,7 @@ def extrapolate_trajectory(
     at_step: Steps = (),
     start: str = LAST,
     weights: Sequence[float] = (),
+    diagnosis: str | Path | None = None,
     output_dtype: str = "auto",
     max_shard_size: str | int = DEFAULT_SHARD_SIZE,
     alpha_rules: str | Path | AlphaRules | None = None,
@@ -86,6 +89,8 @@ def extrapolate_trajectory(
             fitted models, the step to fit.
         start: `last`: from the last checkpoint; `fitted`: the fitted model itself.
         weights: Of the fit `weights`: one number for each checkpoint, with sum 1.
+        diagnosis: What `diagnose_trajectory` wrote of these checkpoints: where it does not support
+            the step or alpha, a note warns.
         output_dtype: As for `extrapolate`.
         max_shard_size: As for `extrapolate`.
         alpha_rules: As for `extrapolate`.
@@ -155,6 +160,10 @@ def extrapolate_trajectory(
     if rules:
         default = asked.alphas[0] if asked.alphas else None
         resolution = resolve(rules, plan.pair.tensors, default=default)
+    if diagnosis is not None:
+        alphas = resolution.alphas.values() if resolution else asked.alphas
+        warnings = _beyond_horizon(diagnosis, opened, fitting, asked, alphas)
+        plan = replace(plan, pair=replace(plan.pair, notes=(*plan.pair.notes, *warnings)))
     targets = find_targets(
         plan,
         output,
@@ -187,6 +196,30 @@ def extrapolate_trajectory(
 
     prepare = fit_tensors if fitting.needs_gram else _nothing
     return write_outputs(plan, targets, attachments, writing, prepare=prepare)
+
+
+def _beyond_horizon(
+    diagnosis: str | Path,
+    opened: Trajectory,
+    fitting: Fitting,
+    asked: Asked,
+    alphas: Iterable[float],
+) -> list[str]:
+    """Return warnings about what a diagnosis of these checkpoints does not support."""
+    places = [checkpoint.uri for checkpoint in opened.checkpoints]
+    found = read_diagnosis(diagnosis, checkpoints=list(zip(opened.steps, places, strict=True)))
+    if asked.start == FITTED:
+        horizons = [1.0 + alpha_of(step, opened.steps) for step in asked.at_steps]
+    else:
+        horizons = sorted({1.0 + alpha for alpha in alphas})
+    is_as_tested = fitting.options == DEFAULT_OPTIONS
+    return beyond_horizon(
+        found,
+        fit=fitting.fit.value,
+        start=asked.start,
+        horizons=horizons,
+        is_as_tested=is_as_tested,
+    )
 
 
 def _directions(fitting: Fitting, asked: Asked) -> dict[float | None, Direction]:

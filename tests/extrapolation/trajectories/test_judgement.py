@@ -16,6 +16,7 @@ from expo_ray.extrapolation.trajectories.diagnosis_file import (
     beyond_horizon,
     read_diagnosis,
 )
+from expo_ray.extrapolation.trajectories.job import extrapolate_trajectory
 from expo_ray.extrapolation.trajectories.judgement import diagnose_trajectory, judge_path
 from tests.extrapolation.synthetic import load, write
 from tests.extrapolation.trajectories.paths import measured, synthetic_path
@@ -136,3 +137,37 @@ def test_beyond_its_horizon_a_fit_is_warned_of(
     assert text.startswith("warning: 4.2 times the span")
     [text] = told("wsm", "fitted", 1.25)
     assert "wsm never beat no change" in text
+    [text] = told("weights", "last", 1.25)
+    assert "weights from last was not tested" in text
+
+
+@pytest.mark.parametrize(
+    ("asked", "told"),
+    [
+        ({"at_step": 480, "start": "fitted"}, None),
+        ({"at_step": 600, "start": "fitted"}, "5 times the span lies beyond"),
+        ({"alpha": [0.5, 3, 3.5]}, "4.5 times the span lies beyond"),
+        ({"alpha": 0.5, "fit": "line:window=4"}, "was not tested with these options"),
+        ({"alpha_rules": '[{match: "*mlp*", alpha: 9}]', "alpha": 0.5}, "10 times the span"),
+    ],
+)
+def test_an_extrapolation_is_told_what_its_diagnosis_does_not_support(
+    judged: tuple[Path, list[tuple[float, str]]],
+    tmp_path: Path,
+    asked: dict[str, Any],
+    told: str | None,
+) -> None:
+    folder, _ = judged
+    if "alpha_rules" in asked:
+        (tmp_path / "rules.yaml").write_text(asked["alpha_rules"])
+        asked = {**asked, "alpha_rules": tmp_path / "rules.yaml"}
+    result = extrapolate_trajectory(
+        folder / "training", tmp_path / "out", **asked, diagnosis=folder, dry_run=True
+    )
+    warnings = [note for note in result.notes if note.startswith("warning: ")]
+    assert len(warnings) == (told is not None)
+    assert told is None or told in warnings[0]
+    with pytest.raises(ConfigError, match="another trajectory"):
+        extrapolate_trajectory(
+            write_training(tmp_path / "other"), tmp_path / "out", alpha=1, diagnosis=folder
+        )
