@@ -55,8 +55,8 @@ class SelectionSettings(GuardThresholds):
         "on it. `bracketing`: doubling, then halving the bracket, for lightly "
         "trained models. `racing`, alone or after a plus sign: candidates that can "
         "hardly be chosen any more answer no further prompts. All but `grid` ask "
-        "the held-out prompts of alpha 0 and of the one alpha that is to be "
-        "confirmed, and of no other.",
+        "the held-out prompts of alpha 0 and of those alphas alone that are to be "
+        "confirmed, one after the other.",
     )
 
     max_alpha: Annotated[float, Flag(panel=SEARCH_PANEL)] = Field(

@@ -302,6 +302,22 @@ def test_the_next_smaller_candidate_has_its_turn_after_a_guard() -> None:
     assert "then alpha 1 raises the mean reward" in selection["reason"]
 
 
+def test_a_search_learns_step_by_step_who_answers_held_out_prompts() -> None:
+    def edit(row: Row) -> None:
+        if row["split"] == "heldout" and row["alpha"] == 2.0:
+            row["finish_reason"] = "length"
+
+    rows = make_rows(noisy_rewards({0.5: 0.6, 1.0: 1.0, 2.0: 3.0}), num_tuning=60, edit=edit)
+    answered, tried = {0.0}, []
+    for _ in range(3):
+        known = [r for r in rows if r["split"] == "tuning" or r["alpha"] in answered]
+        selection = choose(known)
+        tried.append(selection["tried_alpha"])
+        answered.add(selection["tried_alpha"])
+    assert tried == [2.0, 1.0, 1.0]
+    assert selection["best_alpha"] == 1.0
+
+
 def test_a_gain_that_is_luck_leaves_no_second_try() -> None:
     gains = {1.0: (1.0, 1.0), 2.0: (3.0, 0.0)}
     selection = choose(make_rows(noisy_rewards(gains), num_tuning=60))
