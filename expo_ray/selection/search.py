@@ -247,33 +247,45 @@ class _Search:
             if self._certain.get(a)
         }
         rivals = self._rivals(size)
-        differences = [self._differences(a, size) for a in rivals]
-        if rivals:
-            table = np.vstack(differences)
-            table = table[:, np.isfinite(table).all(axis=0)]
-            if table.shape[1] >= 2:
-                positions, spent = expendable(
-                    table,
-                    num_final=len(self._prompts),
-                    allowed=[True] * len(rivals),
-                    droppable=[a in left for a in rivals],
-                    num_tested=len(self.num_answered) - 1,
-                    budget=self._error_left / 2,
-                    settings=self._settings,
-                )
-                self._error_left -= spent
-                why |= {
-                    rivals[i]: f"after {size} prompts further answers would hardly change the "
-                    f"choice (gain so far {np.mean(table[i]):+.4g})"
-                    for i in positions
-                }
+        why |= self._expendable(rivals, [a for a in left if a in rivals], size)
+        # A suspect does not lead: others are compared without it. It may be cleared, though, so
+        # it goes where it would not be chosen either way.
+        for suspect in (a for a in left if a not in rivals and a not in why):
+            others = [a for a in rivals if a not in why]
+            why |= self._expendable(sorted([*others, suspect], key=_caution), [suspect], size)
         return why
+
+    def _expendable(
+        self, rivals: Sequence[float], droppable: Sequence[float], size: int
+    ) -> dict[float, str]:
+        """Return why some need not answer on, as far as the error that is left allows it."""
+        if not droppable:
+            return {}
+        table = np.vstack([self._differences(a, size) for a in rivals])
+        table = table[:, np.isfinite(table).all(axis=0)]
+        if table.shape[1] < 2:
+            return {}
+        positions, spent = expendable(
+            table,
+            num_final=len(self._prompts),
+            allowed=[True] * len(rivals),
+            droppable=[a in droppable for a in rivals],
+            num_tested=len(self.num_answered) - 1,
+            budget=self._error_left / 2,
+            settings=self._settings,
+        )
+        self._error_left -= spent
+        return {
+            rivals[i]: f"after {size} prompts further answers would hardly change the "
+            f"choice (gain so far {np.mean(table[i]):+.4g})"
+            for i in positions
+        }
 
     def _rivals(self, size: int) -> list[float]:
         """Candidates still in the race, and finished ones, most cautious first.
 
-        Whom a guard suspects neither leads nor is left out: were it to lead, others would be
-        dropped for the sake of one that the guard may stop in the end.
+        Without those whom a guard suspects: were they to lead, others would be dropped for the
+        sake of one that the guard may stop in the end.
         """
         standing = [
             a
@@ -282,10 +294,14 @@ class _Search:
         ]
         return sorted(
             (a for a in standing if not (self._stopped.get(a) or self._suspected.get(a))),
-            key=lambda a: (abs(a), a < 0),
+            key=_caution,
         )
 
     def _differences(self, alpha: float, size: int) -> FloatArray:
         n = min(size, self._rewards[alpha].size, self._rewards[ALIGNED_ALPHA].size)
         difference: FloatArray = self._rewards[alpha][:n] - self._rewards[ALIGNED_ALPHA][:n]
         return difference
+
+
+def _caution(alpha: float) -> tuple[float, bool]:
+    return abs(alpha), alpha < 0

@@ -103,6 +103,21 @@ def test_a_guard_drops_whom_it_is_certain_of_and_lets_no_suspect_lead() -> None:
     assert "length-ratio" in found.dropped[8.0]
 
 
+def test_a_suspect_that_would_not_be_chosen_anyway_is_dropped() -> None:
+    rewards = SimulatedRewards(
+        lambda a: {1.0: 1.0, 8.0: -3.0}[a], alphas=(1.0, 8.0), num_prompts=320, noise=1.0, seed=0
+    )
+
+    def measure(alphas: Sequence[float], prompts: Sequence[str]) -> Measured:
+        found = rewards(alphas, prompts)
+        return Measured(rewards=found.rewards, suspected={8.0: ("length-ratio",)})
+
+    rules = settings(strategy="racing")
+    found = search_alphas(measure, rewards.prompts, alphas=(1.0, 8.0), settings=rules)
+    assert found.num_answered == {0.0: 320, 1.0: 320, 8.0: look_sizes(320)[0]}
+    assert "would hardly change the choice" in found.dropped[8.0]
+
+
 def test_few_prompts_are_not_raced() -> None:
     assert look_sizes(15) == [15]
     assert look_sizes(400) == [50, 75, 100, 150, 200, 300, 400]
