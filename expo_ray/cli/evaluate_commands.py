@@ -146,6 +146,93 @@ def reward_bench(
         session.emit(result, lambda console: _render_accuracies(console, result))
 
 
+def mt_bench(
+    model: Annotated[
+        str | None, typer.Argument(help="Answer the questions with this model.")
+    ] = None,
+    questions: Annotated[
+        str, typer.Option(metavar="FILE", help="MT-Bench's question.jsonl.")
+    ] = "question.jsonl",
+    output: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Answers or judgements to write (JSONL).")
+    ] = None,
+    answers: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Answers to be judged.")
+    ] = None,
+    judge: Annotated[
+        str | None, typer.Option(metavar="JUDGE", help="judge:URL#model, which rates them.")
+    ] = None,
+    judge_prompts: Annotated[
+        str, typer.Option(metavar="FILE", help="The official judge_prompts.jsonl.")
+    ] = "judge_prompts.jsonl",
+    references: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="Reference answers: math, reasoning and coding."),
+    ] = None,
+    initial: InitialOption = None,
+    alpha: AlphaOption = None,
+    alpha_rules: AlphaRulesOption = None,
+    max_tokens: Annotated[
+        int, typer.Option(min=1, help="Longest answer.", rich_help_panel=SAMPLING_PANEL)
+    ] = 1024,
+    seed: Annotated[
+        int, typer.Option(min=0, help="Seed of the run.", rich_help_panel=SAMPLING_PANEL)
+    ] = 42,
+    engine: EngineOption = "auto",
+    num_replicas: Replicas = 1,
+    address: AddressOption = None,
+    *,
+    shown: OutputFlags,
+) -> None:
+    """MT-Bench: answer its questions of two turns, or let a judge rate the answers.
+
+    Files are FastChat's. The judge's key is read from EXPO_RAY_JUDGE_API_KEY.
+
+    Examples: expo-ray evaluate mt-bench ./expo --output answers.jsonl;
+    expo-ray evaluate mt-bench --answers answers.jsonl --judge judge:URL#model
+    --references gpt-4.jsonl --output judgements.jsonl
+    """
+    with Session(**shown) as session:
+        if answers is not None and judge is not None and output is not None and model is None:
+            from expo_ray.evaluation import mt_bench_scores
+
+            result = mt_bench_scores(
+                answers,
+                questions=questions,
+                judge=judge,
+                judge_prompts=judge_prompts,
+                references=references,
+                output=output,
+                progress=session.progress,
+            )
+            session.emit(result, lambda console: _render_ratings(console, result))
+        elif model is not None and output is not None and answers is None and judge is None:
+            from expo_ray.evaluation import mt_bench_answers
+
+            made = mt_bench_answers(
+                model,
+                questions=questions,
+                output=output,
+                initial=initial,
+                alpha=alpha,
+                alpha_rules=alpha_rules,
+                max_tokens=max_tokens,
+                seed=seed,
+                engine=engine,
+                num_replicas=num_replicas,
+                address=address,
+                progress=session.progress,
+            )
+            session.emit(made, lambda console: console.print(key_value_table(made)))
+        else:
+            raise ConfigError(
+                "nothing to do",
+                where="evaluate mt-bench",
+                expected="MODEL with --output, or --answers, --judge and --output",
+                hint="see `expo-ray evaluate mt-bench --help`",
+            )
+
+
 def open_llm(
     before: Annotated[Path, typer.Argument(help="Results of the aligned model: file or folder.")],
     after: Annotated[Path, typer.Argument(help="Results of the extrapolated model.")],
@@ -217,6 +304,18 @@ def _render_accuracies(console: Console, result: dict[str, Any]) -> None:
             )
 
 
+def _render_ratings(console: Console, result: dict[str, Any]) -> None:
+    table = new_table("rating (95% interval)", "mean", "low", "high", "questions")
+    rows = {"first turn": result["first_turn"], "second turn": result["second_turn"]}
+    for name, row in {**result["categories"], **rows, "average": result["average"]}.items():
+        shares = (row["mean"], row["ci_low"], row["ci_high"])
+        numbers = ("-" if share is None else f"{share:.2f}" for share in shares)
+        table.add_row(name, *numbers, str(row["num_questions"]))
+    console.print(table)
+    if result["num_unrated"]:
+        console.print(f"without a rating, and left out: {result['num_unrated']}", markup=False)
+
+
 def _render_changes(console: Console, result: dict[str, Any]) -> None:
     table = new_table("task", "shots", "before", "after", "change (95%)", "verdict")
     for row in (*result["tasks"], *([result["mean"]] if result["mean"] else ())):
@@ -253,6 +352,7 @@ def _render_self_tests(console: Console, result: dict[str, Any]) -> None:
 BENCHMARKS: Final[Mapping[str, Callable[..., None]]] = {
     "alpaca-eval": alpaca_eval,
     "reward-bench": reward_bench,
+    "mt-bench": mt_bench,
     "open-llm": open_llm,
     "self-test": reward_self_test,
 }

@@ -9,6 +9,8 @@ from expo_ray.lazy import lazy_exports
 if TYPE_CHECKING:
     from expo_ray.evaluation.alpaca_eval import alpaca_eval_metrics
     from expo_ray.evaluation.alpaca_outputs import alpaca_eval_outputs
+    from expo_ray.evaluation.mt_bench import mt_bench_answers
+    from expo_ray.evaluation.mt_bench_judging import mt_bench_scores
     from expo_ray.evaluation.open_llm import open_llm_changes
     from expo_ray.evaluation.prompt_plan import plan_prompts
     from expo_ray.evaluation.reward_bench import reward_bench_accuracy
@@ -17,6 +19,8 @@ if TYPE_CHECKING:
 __all__ = [
     "alpaca_eval_metrics",
     "alpaca_eval_outputs",
+    "mt_bench_answers",
+    "mt_bench_scores",
     "open_llm_changes",
     "plan_prompts",
     "reward_bench_accuracy",
@@ -28,6 +32,8 @@ __getattr__ = lazy_exports(
     {
         "alpaca_eval_metrics": "alpaca_eval",
         "alpaca_eval_outputs": "alpaca_outputs",
+        "mt_bench_answers": "mt_bench",
+        "mt_bench_scores": "mt_bench_judging",
         "open_llm_changes": "open_llm",
         "plan_prompts": "prompt_plan",
         "reward_bench_accuracy": "reward_bench",

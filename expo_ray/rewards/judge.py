@@ -10,15 +10,11 @@ import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-import httpx
-
-from expo_ray.proxies import http_client, through_proxy
-from expo_ray.rewards.http_calls import post_json
 from expo_ray.rewards.interface import Chat, References, RewardScore
-from expo_ray.tables.thoughts import AUTO
+from expo_ray.rewards.judge_service import JudgeService
+from expo_ray.tables import Message
 
 _NUM_THREADS = 8
-_TIMEOUT_SECONDS = 120.0
 _SAMPLING = {"temperature": 0, "max_tokens": 512}
 
 _INSTRUCTIONS = (
@@ -42,17 +38,10 @@ class JudgeRewardModel:
     needs_reference = False
 
     def __init__(self, *, url: str, model: str, api_key: str | None = None) -> None:
-        self._model = model
         self.name = f"judge:{model}"
         self.revision = "prompt-" + hashlib.sha256(_INSTRUCTIONS.encode()).hexdigest()[:16]
         self.settings = f"{url}#{model} {_SAMPLING}"
-        self._through = through_proxy(url)
-        self._client = http_client(
-            url,
-            base_url=url,
-            timeout=_TIMEOUT_SECONDS,
-            headers={"Authorization": f"Bearer {api_key}"} if api_key else {},
-        )
+        self._service = JudgeService(url=url, model=model, api_key=api_key)
 
     def score(
         self, chats: Sequence[Chat], references: References | None = None
@@ -68,40 +57,26 @@ class JudgeRewardModel:
 
     def _score_one(self, chat: Chat) -> RewardScore:
         conversation = "\n\n".join(f"[{turn['role']}]\n{turn['content']}" for turn in chat)
-        body = {
-            "model": self._model,
-            "messages": [
-                {"role": "system", "content": _INSTRUCTIONS},
-                {"role": "user", "content": f"<conversation>\n{conversation}\n</conversation>"},
+        said = self._service.ask(
+            [
+                Message(role="system", content=_INSTRUCTIONS),
+                Message(role="user", content=f"<conversation>\n{conversation}\n</conversation>"),
             ],
             **_SAMPLING,
-        }
-        try:
-            answer = post_json(self._client, "chat/completions", body)
-            said = AUTO.split_message(answer["choices"][0]["message"])
-        except (
-            *(httpx.HTTPError, ValueError, KeyError),
-            *(IndexError, TypeError, AttributeError),
-        ) as error:
-            return RewardScore.failed(
-                f"the judge did not answer: {type(error).__name__}: {error}{self._through}"
-            )
-        tokens = _num_tokens(answer.get("usage"))
-        rating = parse_rating(said.answer)
+        )
+        if said.error is not None:
+            return RewardScore.failed(said.error)
+        rating = parse_rating(said.text)
         if rating is None and not said.is_closed:
             limit = _SAMPLING["max_tokens"]
             return RewardScore.failed(
-                f"the judge was still thinking after {limit} tokens", tokens=tokens
+                f"the judge was still thinking after {limit} tokens", tokens=said.num_tokens
             )
         if rating is None:
-            return RewardScore.failed("no rating from 1 to 10 in the judge's answer", tokens=tokens)
-        return RewardScore(reward=rating, tokens=tokens)
-
-
-def _num_tokens(usage: object) -> int:
-    """Return how long the judge says the prompt was; 0 where it does not say it in a number."""
-    number = usage.get("prompt_tokens") if isinstance(usage, dict) else None
-    return number if type(number) is int and 0 <= number < 2**63 else 0
+            return RewardScore.failed(
+                "no rating from 1 to 10 in the judge's answer", tokens=said.num_tokens
+            )
+        return RewardScore(reward=rating, tokens=said.num_tokens)
 
 
 def parse_rating(text: object) -> float | None:

@@ -13,6 +13,7 @@ import pytest
 import expo_ray
 from tests.docs.workbench import PORT, add_results, environment, make_workbench, serving
 from tests.head_node import free_port, head_node
+from tests.rating_judge import rating_judge
 
 # These read and write files; the others put models behind Ray Serve.
 QUICK = {
@@ -31,7 +32,7 @@ QUICK = {
     "verify",
     "write_report",
 }
-NEED_A_PLACE_OF_THEIR_OWN = {"serve", "set_alpha", "submit"}
+NEED_A_PLACE_OF_THEIR_OWN = {"mt_bench_scores", "serve", "set_alpha", "submit"}
 
 
 def test_every_public_function_shows_an_example() -> None:
@@ -61,6 +62,11 @@ def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.parametrize("name", sorted(QUICK))
 def test_quick_example(name: str, bench: Path) -> None:
     _run(name)
+
+
+def test_example_of_a_judge(bench: Path) -> None:
+    with rating_judge() as port:
+        _run("mt_bench_scores", port=str(port))
 
 
 @pytest.mark.slow

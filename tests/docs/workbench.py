@@ -104,12 +104,41 @@ def add_results(folder: Path) -> Path:
     (folder / "recipe.yaml").write_text(RECIPE)
     right = [(0, 1)] * 8 + [(1, 0)] + [(1, 1)] * 20 + [(0, 0)] * 11
     lines = ["aligned,candidate", *(f"{one},{other}" for one, other in right)]
+    write_mt_bench(folder)
     for name, share in (("dpo", 0.67), ("expo", 0.6)):
         row = {"exact_match,strict-match": share, "exact_match_stderr,strict-match": 0.013}
         found = {"results": {"gsm8k": row}, "n-shot": {"gsm8k": 5}}
         (folder / f"results-{name}.json").write_text(json.dumps(found))
     (folder / "results.csv").write_text("\n".join(lines) + "\n")
     return folder
+
+
+def write_mt_bench(folder: Path) -> None:
+    """Write two questions of MT-Bench's form, an answer to each, and the names of its prompts."""
+    questions = [
+        {"question_id": 81 + i, "category": category, "turns": ["Why?", "And then?"]}
+        for i, category in enumerate(("writing", "stem"))
+    ]
+    answers = [
+        {
+            "question_id": question["question_id"],
+            "model_id": "dpo",
+            "choices": [{"index": 0, "turns": ["Because.", "Then {this}."]}],
+        }
+        for question in questions
+    ]
+    prompts = [
+        {
+            "name": f"single-{math}v1{turn}",
+            "system_prompt": "You judge.",
+            "prompt_template": "{question_2} {answer_2}" if turn else "{question} {answer}",
+        }
+        for math in ("", "math-")
+        for turn in ("", "-multi-turn")
+    ]
+    samples.write_lines(folder / "question.jsonl", questions)
+    samples.write_lines(folder / "mt-bench.jsonl", answers)
+    samples.write_lines(folder / "judge_prompts.jsonl", prompts)
 
 
 def environment() -> dict[str, str]:

@@ -29,17 +29,18 @@ def _parse(text: str) -> tuple[str, Mapping[str, Any]]:
             where=argument("reward_model"),
             hint=f"set {API_KEY_ENV} instead",
         )
-    _api_key()  # a key that no request can carry shows at once, not in every replica
+    judge_api_key()  # a key that no request can carry shows at once, not in every replica
     return model, {"url": url.rstrip("/")}
 
 
 def _load(spec: RewardModelSpec) -> Any:
     from expo_ray.rewards.judge import JudgeRewardModel
 
-    return JudgeRewardModel(url=spec.arguments["url"], model=spec.model, api_key=_api_key())
+    return JudgeRewardModel(url=spec.arguments["url"], model=spec.model, api_key=judge_api_key())
 
 
-def _api_key() -> str | None:
+def judge_api_key() -> str | None:
+    """Return the key of the judge's service, None where none is set."""
     is_set = os.environ.get(API_KEY_ENV, "").strip()
     return read_api_key(API_KEY_ENV, name=None) if is_set else None
 
