@@ -58,6 +58,8 @@ class Question:
     offset: float = 0.0
     at_most: bool = True
     """Whether values above the limit are beyond it; those below (or at it) otherwise."""
+    is_count: bool = False
+    """Whether the value is what happened, and no estimate of anything: it decides as it is."""
     is_share: bool = False
     """Whether it lies between 0 and 1 and is written as a percentage."""
 
@@ -104,7 +106,7 @@ def judge(
         )
     beyond = found.value > question.limit if question.at_most else found.value <= question.limit
     state: State = "cannot-tell"
-    if found.p_value <= 1 - confidence:
+    if question.is_count or found.p_value <= 1 - confidence:
         state = "fired" if beyond else "clear"
     fired = state == "fired" or (state == "cannot-tell" and _counts(question.doubt, beyond))
     low, high = (_placed(bound, question) for bound in (found.ci_low, found.ci_high))

@@ -105,26 +105,26 @@ class _Case:
     settings: SelectionSettings
 
     def null_rewards(self, model: str | None) -> Guard:
-        """A count of what happened and no estimate: it decides as it is."""
         num_keys = self.samples.prompt_of_key.size
         num_errors = self.samples.num_errors(self.alpha, model)
         limit = self.settings.max_error_rate
         found = None
         if num_keys:
-            # Two-sided, as the others; a look that saw a part of the prompts asks for it.
+            # A look of a race saw a part of the prompts only: it asks for the probability.
             exact = stats.binomtest(num_errors, num_keys, limit, alternative="greater")
-            low, high = exact.proportion_ci(self.settings.confidence, method="wilson")
             found = Comparison(
                 value=num_errors / num_keys,
-                ci_low=float(low),
-                ci_high=float(high),
+                ci_low=None,
+                ci_high=None,
                 p_value=min(1.0, 2 * float(exact.pvalue)),
                 num_prompts=self.samples.num_prompts,
             )
         words = f"{percent(num_errors / max(num_keys, 1))} of the rewards are null or missing"
         name = "null-rewards" if model is None else f"null-rewards of {model}"
         return self._judge(
-            Question(name=name, limit=limit, doubt="by-value", is_share=True), found, words
+            Question(name=name, limit=limit, doubt="by-value", is_count=True, is_share=True),
+            found,
+            words,
         )
 
     def lengths(self) -> Iterator[Guard]:

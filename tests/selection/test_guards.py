@@ -130,8 +130,11 @@ def test_null_rewards_are_counted_not_estimated() -> None:
             row["reward"] = None
 
     found = guard("null-rewards", lose, 25)
-    assert (found.fired, found.state) == (True, "cannot-tell")
+    assert (found.fired, found.state, found.ci_low) == (True, "fired", None)
     assert not found.is_certain(0.01)  # of 150 prompts it may be the only one
+    none = guard("null-rewards", lambda *_: None, 25)
+    assert (none.fired, none.state) == (False, "clear")
+    assert none.reason.endswith("on 25 prompts the threshold 1%: fine")
 
 
 def test_the_record_has_state_and_interval() -> None:
