@@ -38,7 +38,7 @@ from expo_ray.cli.session import (
     key_value_table,
 )
 from expo_ray.errors import ConfigError, argument
-from expo_ray.selection.guard_settings import parse_guards
+from expo_ray.selection.guard_settings import parse_guards, parse_margins
 from expo_ray.selection.settings import SEARCH_PANEL, SelectionSettings
 from expo_ray.serving.sampling import SAMPLING_PANEL, SamplingParams
 
@@ -101,6 +101,16 @@ def select(
             metavar="K=V",
             help="Threshold of a guard, such as length-ratio=1.5 or language-drift=off; may "
             "repeat.",
+            rich_help_panel=SEARCH_PANEL,
+        ),
+    ] = None,
+    no_worse_than: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--no-worse-than",
+            metavar="NAME=X",
+            help="Gate: reward model NAME must not lose more than X on held-out prompts "
+            "(check:number=0.02); may repeat.",
             rich_help_panel=SEARCH_PANEL,
         ),
     ] = None,
@@ -176,6 +186,7 @@ def select(
             extra_tensors=extra_tensors or (),
             allow_unfit=allow_unfit,
             guards=parse_guards(guards or ()),
+            no_worse_than=parse_margins(no_worse_than or ()),
             columns=named_columns(columns, checked_columns),
             num_prompts=num_prompts,
             settings={
@@ -203,7 +214,7 @@ def select(
 
 def render_result(console: Console, result: dict[str, Any]) -> None:
     """Print the verdict, the candidates and where everything lies."""
-    from expo_ray.reports import parts_sentence, summary_rows, verdict_sentence
+    from expo_ray.reports import gate_sentences, parts_sentence, summary_rows, verdict_sentence
 
     if not result["selection"].get("unfit"):
         columns, rows = summary_rows(Path(result["output"]))
@@ -216,6 +227,8 @@ def render_result(console: Console, result: dict[str, Any]) -> None:
         )
         console.print()
     console.print(verdict_sentence(result["selection"]), markup=False)
+    for sentence in gate_sentences(result["selection"]):
+        console.print(sentence, markup=False)
     for warning in result["selection"]["warnings"]:
         console.print(f"warning: {warning}", markup=False)
     by_part = parts_sentence(result["selection"])
@@ -252,6 +265,7 @@ def render_plan(console: Console, plan: dict[str, Any]) -> None:
         droppable=("memory per task", "read"),
     )
     notes = {stage["stage"]: stage.get("note") for stage in plan["stages"]}
+    notes |= {f"gate {gate['name']}": gate["note"] for gate in plan["gates"]}
     console.print(key_value_table({**notes, "results": plan["output"]}))
 
 

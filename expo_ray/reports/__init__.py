@@ -6,6 +6,7 @@ from expo_ray.lazy import lazy_exports
 
 if TYPE_CHECKING:
     from expo_ray.reports.comparison_page import compare
+    from expo_ray.reports.gates import gate_sentences
     from expo_ray.reports.html_report import write_report
     from expo_ray.reports.model_card import render_model_card
     from expo_ray.reports.parts import parts_sentence
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "compare",
+    "gate_sentences",
     "parts_sentence",
     "render_model_card",
     "summary_rows",
@@ -24,6 +26,7 @@ __getattr__ = lazy_exports(
     __name__,
     {
         "compare": "comparison_page",
+        "gate_sentences": "gates",
         "parts_sentence": "parts",
         "render_model_card": "model_card",
         "summary_rows": "wording",

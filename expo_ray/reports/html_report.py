@@ -11,6 +11,7 @@ from expo_ray.checkpoints.storages.local_output import refuse_links, require_loc
 from expo_ray.reports import cautions, costs, deltas, examples, figures, provenance, wording
 from expo_ray.reports.drawing import Drawing
 from expo_ray.reports.first_order_figure import first_order_curve
+from expo_ray.reports.gates import gate_result
 from expo_ray.reports.load_figures import latency_curve
 from expo_ray.reports.load_page import is_load_test, load_page, speed_rows
 from expo_ray.reports.load_panels import ratio_forest
@@ -27,6 +28,7 @@ from expo_ray.reports.truth import TruthVerdict, judge_by_truth
 _OPTIONAL: Mapping[str, Any] = {
     **{"reason": "", "num_tuning": 0, "num_heldout": 0, "guards": ()},
     **{"first_order": None, "search": None, "unfit": (), "heldout_sequence": ()},
+    "gates": (),
 }
 
 _UNKNOWN_SPREAD: Mapping[str, Any] = {"ci_low": None, "ci_high": None}
@@ -116,6 +118,7 @@ def _page(run: RunFiles) -> tuple[dict[str, Any], list[Drawing]]:
         "costs": costs.count_costs(run),
         "search_sentence": costs.search_sentence(selection),
         "parts": parts_page(selection),
+        "gate_result": gate_result,
         "first_order": wording.first_order(selection),
         "batching_spread": wording.batching_spread(selection),
         "recipe": run.recipe,

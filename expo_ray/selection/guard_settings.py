@@ -176,6 +176,27 @@ def parse_guards(texts: Sequence[str]) -> dict[str, float | str | None]:
     return settings
 
 
+def parse_margins(texts: Sequence[str]) -> dict[str, float]:
+    """Return the margins of gates from `NAME=MARGIN` texts; a name may hold `=` itself.
+
+    Raises:
+        ConfigError: The form is wrong, or the margin is no number above 0.
+    """
+    margins: dict[str, float] = {}
+    for text in texts:
+        name, _, value = text.rpartition("=")
+        margin = _number(value)
+        if not name or isinstance(margin, str) or not margin > 0:
+            raise ConfigError(
+                "a gate is set as NAME=MARGIN",
+                where=argument("no_worse_than"),
+                got=text,
+                expected="a margin above 0, such as check:number=0.02",
+            )
+        margins[name] = margin
+    return margins
+
+
 def _number(value: str) -> float | str:
     try:
         return float(value)

@@ -75,7 +75,7 @@ class _Search:
         self._tables = tables
         self._uniform = float(selection["best_alpha"])
         # What the choice of the uniform alpha called a gain, its reward model's spread included.
-        self._settings = run.recipe.selection.model_copy(
+        self._settings = run.selection.model_copy(
             update={"min_gain": selection["settings"]["min_gain"]}
         )
         self._prompts = {

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import replace
 from typing import Any
 
 from expo_ray.checkpoints import atomic_write_json, open_checkpoint
@@ -30,8 +29,10 @@ from expo_ray.serving.engines.registry import resolve_engine
 from expo_ray.tables import Prompt, assign_splits, read_prompts
 from expo_ray.tables.prompt_files import pin_prompts
 from expo_ray.versions import versions
+from expo_ray.workflow.pinning import pin_reward_models
+from expo_ray.workflow.prompt_sets import describe_sets, find_sets
 from expo_ray.workflow.recipe import Recipe
-from expo_ray.workflow.run_dir import read_json, reward_label
+from expo_ray.workflow.run_dir import read_json
 from expo_ray.workflow.stages import Run
 
 
@@ -90,30 +91,6 @@ def find_prompts(recipe: Recipe, path: str) -> list[Prompt]:
         seed=recipe.seed,
     )
     return prompts
-
-
-def pin_reward_models(
-    specs: Iterable[str], initial: str, aligned: str, *, addresses: Mapping[str, str] | None = None
-) -> dict[str, RewardModelSpec]:
-    """Return reward models by their folder names, each at an address that means the same later.
-
-    Args:
-        specs: As recipes have them.
-        initial: theta0, for an implicit reward.
-        aligned: theta1, for an implicit reward.
-        addresses: What specs were pinned to when the run began.
-
-    Raises:
-        RequestError: One cannot be parsed, is missing, or is no reward model.
-    """
-    pinned = {}
-    for index, text in enumerate(specs):
-        spec = RewardModelSpec.parse(text)
-        spec = replace(spec, model=(addresses or {}).get(text, spec.model))
-        pinned[reward_label(index, text)] = pin_reward_model(
-            spec, initial=initial, aligned=aligned
-        )[0]
-    return pinned
 
 
 def prepare_models(run: Run) -> None:
@@ -179,6 +156,7 @@ def _find_inputs(run: Run, rewards: Iterable[str]) -> None:
     run.prompts = find_prompts(recipe, run.prompts_path)
     for spec in run.reward_models.values():
         require_checkable(spec, run.prompts, where=run.prompts_path)
+    find_sets(run, before)
 
 
 def _record_inputs(run: Run) -> None:
@@ -204,6 +182,7 @@ def _record_inputs(run: Run) -> None:
             "prompts_address": recipe.prompts.path,
             "reward_models": {label: spec.text for label, spec in models.items()},
             "reward_addresses": {spec.text: spec.model for spec in models.values()},
+            "prompt_sets": describe_sets(run),
             "generators": recipe.generators.model_dump(mode="json"),
             "engine": recipe.generators.engine,
             "sampling": recipe.sampling.model_dump(mode="json"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,12 @@ from expo_ray.errors import spelled
 from expo_ray.extrapolation import extrapolate
 from expo_ray.extrapolation.planning.alpha import ALIGNED_ALPHA
 from expo_ray.lab import find_lab
+from expo_ray.selection.gates import MAIN
+from expo_ray.tables import read_prompts
+from expo_ray.workflow.gate_names import labels_of, plan_gates
 from expo_ray.workflow.generation_time import GenerationRate, generation_rate
-from expo_ray.workflow.inputs import check_settings, find_prompts, pin_reward_models
+from expo_ray.workflow.inputs import check_settings, find_prompts
+from expo_ray.workflow.pinning import pin_reward_models
 from expo_ray.workflow.recipe import Recipe
 from expo_ray.workflow.recipe_file import load_recipe
 from expo_ray.workflow.setting_names import in_recipe
@@ -82,6 +87,9 @@ def plan_recipe(parsed: Recipe, *, tokens_per_second: float | None = None) -> di
     stages.append(extrapolation)
     rate = generation_rate(parsed, tokens_per_second)
     stages.extend(_inference_stages(parsed, num_prompts or 0, num_rewards, rate))
+    stages.extend(_set_stages(parsed, rate))
+    lab_models = num_rewards - len(parsed.reward_models)
+    gates = _gates(parsed, num_prompts or 0, lab_models)
     return {
         "name": parsed.name,
         "output": parsed.output,
@@ -89,6 +97,7 @@ def plan_recipe(parsed: Recipe, *, tokens_per_second: float | None = None) -> di
         "alphas": [ALIGNED_ALPHA, *parsed.extrapolation.alphas],
         "num_prompts": num_prompts,
         "stages": stages,
+        "gates": gates,
     }
 
 
@@ -119,6 +128,41 @@ def _extrapolation_stage(
         dry_run=True,
     ).as_dict()
     return {**stage, "tasks": plan["plan"]["num_shards"], **plan["plan"]}
+
+
+def _set_stages(recipe: Recipe, rate: GenerationRate) -> list[dict[str, Any]]:
+    """Return what further sets of prompts cost, once a candidate's gain is confirmed."""
+    stages = []
+    for name, settings in recipe.prompts.sets.items():
+        num_prompts = len(read_prompts(settings.path, **settings.reading(recipe.seed)))
+        num_responses = 2 * num_prompts * recipe.sampling.num_samples
+        num_tokens = num_responses * recipe.sampling.max_tokens
+        stages.append(
+            {
+                "stage": f"prompts {name}",
+                "unit": "responses",
+                "tasks": num_responses,
+                "replicas": recipe.generators.num_replicas,
+                "note": f"if a gain is confirmed: aligned and candidate, {settings.role}, scored "
+                f"by {', '.join(settings.reward_models)}: {rate.describe(num_tokens)}",
+                **rate.facts(num_tokens),
+            }
+        )
+    return stages
+
+
+def _gates(recipe: Recipe, num_prompts: int, num_lab_models: int) -> list[dict[str, Any]]:
+    """Return what each gate has, and what it would need."""
+    of_sets = {
+        name: len(read_prompts(one.path, **one.reading(recipe.seed)))
+        for name, one in recipe.prompts.sets.items()
+    }
+    # At least one prompt stays on each side.
+    num_heldout = min(max(round(num_prompts * recipe.prompts.heldout_fraction), 1), num_prompts - 1)
+    lab = ("reward-model", "guard-reward-model")[:num_lab_models]
+    named = labels_of(lab + recipe.reward_models)
+    planned = plan_gates(recipe, named, {MAIN: num_heldout, **of_sets})
+    return [{**asdict(gate), "note": gate.describe()} for gate in planned]
 
 
 def _inference_stages(

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
@@ -22,6 +24,7 @@ from expo_ray.lab import LabSettings
 from expo_ray.rewards.kinds.registry import reward_forms
 from expo_ray.selection import SelectionSettings
 from expo_ray.selection.adaptive import AdaptiveSettings
+from expo_ray.selection.gates import MAIN
 from expo_ray.serving import EngineOptions, SamplingParams
 from expo_ray.serving.engines.registry import auto_rule, engine_names, engines_with_args
 from expo_ray.tables.thoughts import REASONING_MEANS, Reasoning
@@ -49,8 +52,8 @@ PromptColumn = Literal[
 ]
 
 
-class PromptSettings(BaseModel):
-    """Which prompts are answered."""
+class PromptSource(BaseModel):
+    """Where prompts lie, and which of them are answered."""
 
     model_config = _STRICT
 
@@ -69,9 +72,6 @@ class PromptSettings(BaseModel):
     seed: int | None = Field(
         None, ge=0, description="Seed of the draw; null takes that of the recipe."
     )
-    heldout_fraction: float = Field(
-        0.5, gt=0, lt=1, description="Share of the prompts kept apart to confirm the choice."
-    )
 
     def reading(self, seed: int) -> dict[str, Any]:
         """Return the arguments of `read_prompts` beside the path."""
@@ -81,6 +81,63 @@ class PromptSettings(BaseModel):
             "num_prompts": self.sample,
             "seed": seed if self.seed is None else self.seed,
         }
+
+
+class PromptSet(PromptSource):
+    """Further prompts, all held out: the aligned model answers them, and who is to be chosen."""
+
+    path: str = Field(
+        min_length=1,
+        description="JSONL, JSON, Parquet or CSV: a file, s3://, gs://, or a dataset on the Hub.",
+    )
+    reward_models: tuple[str, ...] = Field(
+        min_length=1, description="What scores the answers; a gate asks the first."
+    )
+    role: Literal["gate", "report"] = Field(
+        "gate",
+        description="`gate`: a candidate must not lose more than `selection.no_worse_than` allows "
+        "this set by its name; `report`: the difference is told, and decides nothing.",
+    )
+
+
+class PromptSettings(PromptSource):
+    """Which prompts are answered: those that choose alpha, and perhaps further sets by their names.
+
+    `prompts: {path: ...}` has one set. `prompts: {main: {path: ...}, NAME: {path: ...,
+    reward_models: [...], role: gate}}` has more.
+    """
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    __pydantic_extra__: dict[str, PromptSet]
+
+    heldout_fraction: float = Field(
+        0.5, gt=0, lt=1, description="Share of the prompts kept apart to confirm the choice."
+    )
+
+    @property
+    def sets(self) -> Mapping[str, PromptSet]:
+        """The further sets, by name."""
+        return self.__pydantic_extra__ or {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _main_is_one_of_several(cls, given: Any) -> Any:
+        if not isinstance(given, Mapping) or MAIN not in given:
+            return given
+        main, others = given[MAIN], {key: given[key] for key in given if key != MAIN}
+        clash = sorted(cls.model_fields.keys() & others.keys())
+        if clash:
+            raise ValueError(f"beside `main` stand other sets of prompts; move {clash[0]} into it")
+        if not isinstance(main, Mapping):
+            raise ValueError("`main` holds the keys of the prompts that choose alpha")
+        return {**main, **others}
+
+    @model_validator(mode="after")
+    def _names_are_names_of_folders(self) -> Self:
+        for name in self.sets:
+            if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+                raise ValueError(f"the name of a set has letters, digits, . _ and - alone: {name}")
+        return self
 
 
 class ExtrapolationSettings(BaseModel):
@@ -284,6 +341,29 @@ class Recipe(BaseModel):
             return str(Reasoning.parse(text))
         except ConfigError as error:
             raise ValueError(f"{error.message}; expected {error.expected}") from error
+
+    @model_validator(mode="after")
+    def _gates_have_margins(self) -> Self:
+        margins, sets = self.selection.no_worse_than, self.prompts.sets
+        gates = [name for name, one in sets.items() if one.role == "gate"]
+        without = [name for name in gates if name not in margins]
+        if without:
+            raise ValueError(
+                f"a gate needs a margin: selection.no_worse_than: {{{without[0]}: 0.02}}"
+            )
+        reported = [name for name in sets if name in margins and name not in gates]
+        if reported:
+            raise ValueError(
+                f"the set {reported[0]} has a margin in selection.no_worse_than and is only "
+                "reported: give it `role: gate`"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _parts_pass_no_gate(self) -> Self:
+        if self.adaptive is not None and self.selection.no_worse_than:
+            raise ValueError("adaptive asks no gate: its rules could lose what no_worse_than keeps")
+        return self
 
     @model_validator(mode="after")
     def _parts_are_tried_live(self) -> Self:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,11 @@ from expo_ray.rewards import RewardModelSpec, pin_reward_model
 from expo_ray.rewards.anchors import read_anchors
 from expo_ray.rewards.checks.preflight import require_checkable
 from expo_ray.serving import GeneratorReplicas
+from expo_ray.tables import Prompt, read_prompts
+from expo_ray.workflow.gate_names import gate_margins, labels_of
 from expo_ray.workflow.inputs import find_prompts, needed_extras
 from expo_ray.workflow.plan import plan_recipe
-from expo_ray.workflow.recipe import Recipe
+from expo_ray.workflow.recipe import PromptSet, Recipe
 from expo_ray.workflow.recipe_file import RecipeError, load_recipe
 from expo_ray.workflow.run_dir import RunDir
 from expo_ray.workflow.setting_names import in_recipe
@@ -92,7 +94,30 @@ def _faults(recipe: Recipe) -> dict[str, ExpoError]:
                 if f"reward_models.{number}" not in faults:
                     spec = RewardModelSpec.parse(text)
                     require_checkable(spec, prompts, where=recipe.prompts.path)
+    for name, one in recipe.prompts.sets.items():
+        _check_set(name, one, recipe, blaming)
+    if recipe.lab is None:
+        with blaming("selection.no_worse_than"):
+            gate_margins(recipe, labels_of(recipe.reward_models))
     with blaming("rewarders.anchors"):
         if recipe.rewarders.anchors is not None:
             read_anchors(recipe.rewarders.anchors)
     return faults
+
+
+def _check_set(
+    name: str,
+    one: PromptSet,
+    recipe: Recipe,
+    blaming: Callable[[str], AbstractContextManager[None]],
+) -> None:
+    prompts: list[Prompt] = []
+    with blaming(f"prompts.{name}.path"):
+        prompts = read_prompts(one.path, **one.reading(recipe.seed))
+    for number, text in enumerate(one.reward_models):
+        with blaming(f"prompts.{name}.reward_models.{number}"):
+            spec = RewardModelSpec.parse(text)
+            if not spec.kind.needs_pair:
+                pin_reward_model(spec, initial=None, aligned=None)
+            if prompts:
+                require_checkable(spec, prompts, where=one.path)

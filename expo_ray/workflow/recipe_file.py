@@ -16,7 +16,7 @@ from expo_ray.errors import ConfigError, ExpoError, Spelling
 from expo_ray.ray_internals import is_submitted_job
 from expo_ray.rewards.kinds.registry import kind_of
 from expo_ray.selection.guard_settings import FIELDS as GUARD_FIELDS
-from expo_ray.workflow.recipe import Recipe
+from expo_ray.workflow.recipe import PromptSet, Recipe
 from expo_ray.yaml_text import parse_yaml
 
 if TYPE_CHECKING:
@@ -137,7 +137,7 @@ def _read_document(file: Path) -> dict[str, Any]:
 def _fault(details: ErrorDetails, where: str) -> tuple[str, ConfigError]:
     """Return the dotted key of what pydantic found, and the error that tells it."""
     key = ".".join(str(part) for part in details["loc"]) or "(recipe)"
-    if details["type"] == "extra_forbidden":
+    if details["type"] == "extra_forbidden" or _is_no_set(details):
         hint = _suggest(details["loc"])
         return key, ConfigError(f"unknown recipe key `{key}`", where=where, got=key, hint=hint)
     message = details["msg"].removeprefix("Value error, ")
@@ -151,6 +151,12 @@ def _fault(details: ErrorDetails, where: str) -> tuple[str, ConfigError]:
         hint=f"{key.rpartition('.')[2]}: [{value}]" if is_list_wanted else None,
     )
     return key, fault
+
+
+def _is_no_set(details: ErrorDetails) -> bool:
+    """Return whether a key of the prompts is unknown: what holds no keys is no set of prompts."""
+    location = details["loc"]
+    return details["type"] == "model_type" and location[0] == "prompts" and len(location) == 2
 
 
 def _line(key: str, fault: ExpoError, where: str) -> str:
@@ -180,6 +186,9 @@ def _suggest(location: tuple[int | str, ...]) -> str:
 def _known_fields(model: type[BaseModel], location: Sequence[int | str]) -> list[str]:
     """Return the field names of the (possibly nested, possibly optional) model at `location`."""
     for part in location:
+        if str(part) not in model.model_fields:  # the name of a set of prompts
+            model = PromptSet
+            continue
         annotation = model.model_fields[str(part)].annotation
         candidates = (annotation, *getattr(annotation, "__args__", ()))
         nested = [c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)]
@@ -233,6 +242,13 @@ def _resolve_paths(recipe: Recipe, folder: Path, *, in_job: bool) -> Recipe:
     def resolve(path: str | None) -> str | None:
         return None if path is None else address_from(folder, path)
 
+    def judges(texts: Sequence[str]) -> tuple[str, ...]:
+        return tuple(kind_of(text).against(str(resolve(text)), folder) for text in texts)
+
+    def resolve_set(one: PromptSet) -> PromptSet:
+        changes = {"path": resolve(one.path), "reward_models": judges(one.reward_models)}
+        return one.model_copy(update=changes)
+
     output = recipe.output
     if not _is_uri(output):
         output = os.path.normpath(folder / Path(output).expanduser())
@@ -247,10 +263,13 @@ def _resolve_paths(recipe: Recipe, folder: Path, *, in_job: bool) -> Recipe:
             "lab_cache": cache,
             "initial": resolve(recipe.initial),
             "aligned": resolve(recipe.aligned),
-            "reward_models": tuple(
-                kind_of(text).against(str(resolve(text)), folder) for text in recipe.reward_models
+            "reward_models": judges(recipe.reward_models),
+            "prompts": recipe.prompts.model_copy(
+                update={
+                    "path": resolve(recipe.prompts.path),
+                    **{name: resolve_set(one) for name, one in recipe.prompts.sets.items()},
+                }
             ),
-            "prompts": recipe.prompts.model_copy(update={"path": resolve(recipe.prompts.path)}),
             "rewarders": recipe.rewarders.model_copy(
                 update={"anchors": resolve(recipe.rewarders.anchors)}
             ),

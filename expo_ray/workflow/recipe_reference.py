@@ -13,6 +13,7 @@ from typing import Any
 
 from pydantic.json_schema import GenerateJsonSchema
 
+from expo_ray.selection.gates import MAIN
 from expo_ray.workflow.recipe import Recipe
 from expo_ray.workflow.recipe_templates import SCHEMA, new_recipe
 
@@ -51,6 +52,10 @@ def recipe_schema() -> dict[str, Any]:
     recipe without `lab` needs, only `expo-ray recipe check` knows.
     """
     schema = Recipe.model_json_schema(schema_generator=_Untitled)
+    schema["$defs"]["PromptSettings"]["properties"][MAIN] = {
+        "$ref": "#/$defs/PromptSettings",
+        "description": "The prompts that choose alpha, where there are further sets.",
+    }
     return {"$schema": _DIALECT, **schema, "title": "Recipe of expo-ray"}
 
 
@@ -64,6 +69,8 @@ def _section(model: Mapping[str, Any], prefix: str, models: Mapping[str, Any]) -
     """Yield the keys of a model, then the sections of those that hold models."""
     nested = {}
     for key, field in model["properties"].items():
+        if key == MAIN:  # the same keys once more
+            continue
         needed = key in model.get("required", ())
         inner = _model_of(field)
         if inner is not None:
@@ -75,6 +82,9 @@ def _section(model: Mapping[str, Any], prefix: str, models: Mapping[str, Any]) -
         facts = f"{takes}; {'required' if needed else f'default {default}'}"
         meaning = field.get("description") or models[str(inner)]["description"]
         yield f"- **`{prefix}{key}`** ({facts}). {meaning}"
+    sets = model.get("additionalProperties")
+    if isinstance(sets, dict):
+        nested["NAME"] = models[sets["$ref"].rpartition("/")[2]]
     for key, inner_model in nested.items():
         meaning = inner_model["description"].replace("\n\n", " ")
         yield f"\n## `{prefix}{key}`\n\n{meaning}\n"

@@ -21,6 +21,7 @@ from expo_ray.workflow import stages
 from expo_ray.workflow.adaptive import search_parts
 from expo_ray.workflow.inputs import check_request, prepare_models
 from expo_ray.workflow.plan import plan_recipe
+from expo_ray.workflow.prompt_sets import announce_gates
 from expo_ray.workflow.recipe import Recipe
 from expo_ray.workflow.recipe_file import RecipeError, load_recipe, validate_recipe
 from expo_ray.workflow.run_dir import RunDir
@@ -91,6 +92,7 @@ def run_recipe(
 
 def _evaluate(this: stages.Run) -> dict[str, Any]:
     """Answer the prompts by every candidate, choose one, and keep its checkpoint."""
+    announce_gates(this)
     if this.recipe.selection.strategy == "grid":
         stages.write_candidates(this)
         stages.generate_responses(this)
@@ -121,6 +123,7 @@ def select(
     extra_tensors: Sequence[str] = (),
     allow_unfit: bool = False,
     guards: Mapping[str, float | str | None] | None = None,
+    no_worse_than: Mapping[str, float] | None = None,
     columns: Mapping[str, str] | None = None,
     num_prompts: int | None = None,
     settings: dict[str, Any] | None = None,
@@ -156,6 +159,8 @@ def select(
         allow_unfit: Evaluate a pair that `diagnose` calls unfit, such as unrelated models; else
             the verdict on it is keep-aligned, and nothing is generated.
         guards: Thresholds, by their names in `SelectionSettings`.
+        no_worse_than: Gates: how much of the score of a reward model besides the first may be lost
+            on held-out prompts, by its name (`{"check:number": 0.02}`). It is no guard then.
         columns: The source's names of our columns (`{"prompt": "question"}`).
         num_prompts: Use so many prompts, drawn at random by the seed.
         settings: Further recipe keys (`sampling`, `generators`, `seed`, ...).
@@ -205,6 +210,7 @@ def select(
             "max_alpha": max_alpha,
             "min_alpha": min_alpha,
             **(guards or {}),
+            "no_worse_than": dict(no_worse_than or {}),
         },
         "loadtest": None,
         **(settings or {}),

@@ -57,6 +57,13 @@ class RunDir:
         """Return the rewards table of one reward model and one candidate."""
         return self.path / "rewards" / label / f"{_table_name(alpha)}.parquet"
 
+    def prompt_set(self, name: str) -> RunDir:
+        """Return where the tables of a further set of prompts lie; all else stays where it is."""
+        inner = RunDir(self.path / "prompt_sets" / name)
+        inner.checkpoints = self.checkpoints
+        inner.resolved_file, inner.timings_file = self.resolved_file, self.timings_file
+        return inner
+
     def loadtest(self, label: str) -> Path:
         """Return the folder of one load test."""
         return self.path / "loadtest" / label

@@ -43,7 +43,7 @@ def search_candidates(run: stages.Run) -> None:
         spread = measured_spread(
             [run.directory.rewards(next(iter(run.reward_models)), ALIGNED_ALPHA)]
         )
-        settings = run.recipe.selection.above(spread)
+        settings = run.selection.above(spread)
         answers = _Answers(run, tables, settings)
         run.search = search_alphas(
             answers, tuning, alphas=run.recipe.extrapolation.alphas, settings=settings
@@ -54,6 +54,10 @@ def search_candidates(run: stages.Run) -> None:
             run.progress.message(f"confirming alpha {tried:g} on {len(heldout)} held-out prompts")
             tables.fill((ALIGNED_ALPHA, tried), (*tuning, *heldout))
             confirmed.add(tried)
+            if run.measure_sets is not None:
+                # Further sets bring replicas of their own: these make room for them.
+                stack.close()
+                tables = LiveTables(run, LiveReplicas(run, stack))
     if run.recipe.lab is not None:
         for alpha in run.alphas:
             write_truth(run.directory.responses(alpha), run.directory.rewards(TRUTH, alpha))

@@ -38,7 +38,8 @@ from expo_ray.reports import render_model_card, write_report
 from expo_ray.reports.wording import headline
 from expo_ray.rewards import RewardModelSpec, SelfTest
 from expo_ray.rewards.anchors import AnchorPair
-from expo_ray.selection import choose_alpha
+from expo_ray.selection import SelectionSettings, choose_alpha
+from expo_ray.selection.gates import MeasureSets
 from expo_ray.selection.search import SearchResult
 from expo_ray.selection.unfit import explain_unfit, keep_unfit
 from expo_ray.serving import GeneratorReplicas, ModelSource, RewardReplicas
@@ -76,6 +77,14 @@ class Run:
     """What the reward models' tests of themselves found: one each, whatever is started anew."""
     prompts: list[Prompt] = field(default_factory=list)
     prompts_path: str = ""
+    sets: dict[str, Run] = field(default_factory=dict)
+    """Further sets of prompts, each as a run on the same models, by name."""
+    margins: dict[str, float] = field(default_factory=dict)
+    """What gates allow to be lost, by set of prompts or folder of a reward model."""
+    measure_sets: MeasureSets | None = None
+    """Measures a candidate on the further sets; None without any."""
+    is_held_out: bool = False
+    """Whether no prompt chooses: those of a further set."""
     search: SearchResult | None = None
     """How candidates were found, under any strategy but the grid."""
 
@@ -89,11 +98,18 @@ class Run:
     @property
     def splits(self) -> dict[str, Split]:
         """Which prompts choose, and which confirm."""
+        if self.is_held_out:
+            return {prompt.prompt_id: "heldout" for prompt in self.prompts}
         return assign_splits(
             [prompt.prompt_id for prompt in self.prompts],
             heldout_fraction=self.recipe.prompts.heldout_fraction,
             seed=self.recipe.seed,
         )
+
+    @property
+    def selection(self) -> SelectionSettings:
+        """The rules of the recipe, with gates by their names in the run directory."""
+        return self.recipe.selection.model_copy(update={"no_worse_than": self.margins})
 
     def source(self, alpha: AlphaSetting) -> ModelSource:
         """Return what is served for a candidate: a checkpoint, or the pair and its alpha."""
@@ -197,7 +213,7 @@ def _reasons_against(run: Run) -> Sequence[str]:
 
 def keep_aligned(run: Run, reasons: Sequence[str]) -> dict[str, Any]:
     """Answer for an unfit pair, without any generation, and write `selection.json`."""
-    selection = keep_unfit(reasons, run.recipe.selection)
+    selection = keep_unfit(reasons, run.selection)
     atomic_write_json(run.directory.selection_file, selection)
     return selection
 
@@ -314,11 +330,12 @@ def decide(run: Run) -> dict[str, Any]:
     return choose_alpha(
         responses,
         rewards[labels[0]],
-        settings=run.recipe.selection,
+        settings=run.selection,
         guard_rewards={label: rewards[label] for label in labels[1:]},
         measurement_spread=measured_spread(run.directory.rewards(labels[0], a) for a in run.alphas),
         search=run.search,
         signs_file=run.directory.signs_file,
+        prompt_sets=run.measure_sets,
     )
 
 

@@ -1,0 +1,122 @@
+"""What a gate's name means in a run, and how many prompts it would need, before any is answered."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from expo_ray.errors import ConfigError, argument
+from expo_ray.selection.gates import MAIN, POWER
+from expo_ray.selection.sample_size import (
+    PUBLISHED_CORRELATION,
+    PUBLISHED_SOURCE,
+    UNKNOWN_ACCURACY,
+    prompts_for_margin,
+    variance_of_pairs,
+)
+from expo_ray.workflow.recipe import Recipe
+from expo_ray.workflow.run_dir import reward_label
+
+_CHECK = "check:"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PlannedGate:
+    """A gate before the run."""
+
+    name: str
+    prompts: str
+    margin: float
+    num_prompts: int
+    num_needed: int | None
+    """None where nothing is known of the spread: scores that are not right or wrong."""
+
+    def describe(self) -> str:
+        """Return what one may hope for, in words."""
+        text = f"gate {self.name}: {self.num_prompts:,} prompts, margin {self.margin:g}; "
+        if self.num_needed is None:
+            return (
+                f"{text}how many tell depends on the spread of its scores: a pilot for "
+                "`expo-ray plan-prompts` says it"
+            )
+        text += (
+            f"about {self.num_needed:,} tell with {POWER:.0%} power that an equal model keeps it "
+            f"(right or wrong, accuracy {UNKNOWN_ACCURACY:g} as the worst case, correlation "
+            f"{PUBLISHED_CORRELATION:g}: {PUBLISHED_SOURCE})"
+        )
+        if self.num_prompts < self.num_needed:
+            text += (
+                "; so few may end in `cannot be told`, which keeps the aligned model; a pilot for "
+                "`expo-ray plan-prompts` says more exactly"
+            )
+        return text
+
+
+def gate_margins(recipe: Recipe, reward_models: Mapping[str, str]) -> dict[str, float]:
+    """Return the margins by names of the run directory.
+
+    Args:
+        recipe: With gates by names of sets, or of reward models as they were asked for.
+        reward_models: What was asked for, by folder name; the first scores.
+
+    Raises:
+        ConfigError: A name is neither a set of prompts nor a reward model besides the first.
+    """
+    others = dict(list(reward_models.items())[1:])
+    known = {name: name for name in recipe.prompts.sets}
+    for label, text in others.items():
+        known |= {label.partition("-")[2]: label, label: label, text: label}
+    margins: dict[str, float] = {}
+    for name, margin in recipe.selection.no_worse_than.items():
+        if name not in known:
+            names = [*recipe.prompts.sets, *others.values()]
+            close = difflib.get_close_matches(name, known, n=1)
+            raise ConfigError(
+                "a gate names neither a set of prompts nor a reward model besides the first",
+                where=argument("no_worse_than"),
+                got=name,
+                expected=", ".join(names) or "no other reward model is given",
+                hint=f"did you mean {close[0]}?" if close else None,
+            )
+        margins[known[name]] = margin
+    return margins
+
+
+def plan_gates(
+    recipe: Recipe, reward_models: Mapping[str, str], num_prompts: Mapping[str, int]
+) -> list[PlannedGate]:
+    """Return every gate with the number of its prompts, and of those that it would need.
+
+    Args:
+        recipe: With the margins.
+        reward_models: As for `gate_margins`.
+        num_prompts: Held-out prompts by set, `MAIN` among them.
+
+    Raises:
+        ConfigError: A gate names nothing.
+    """
+    planned = []
+    for name, margin in gate_margins(recipe, reward_models).items():
+        is_set = name in recipe.prompts.sets
+        text = recipe.prompts.sets[name].reward_models[0] if is_set else reward_models[name]
+        needed = None
+        if text.startswith(_CHECK) and recipe.sampling.num_samples == 1:
+            needed = prompts_for_margin(
+                variance_of_pairs(UNKNOWN_ACCURACY, PUBLISHED_CORRELATION),
+                margin,
+                power=POWER,
+                confidence=recipe.selection.confidence,
+                proportions=True,
+            )
+        prompts = name if is_set else MAIN
+        planned.append(
+            PlannedGate(name=name, prompts=prompts, margin=margin,
+                        num_prompts=num_prompts[prompts], num_needed=needed)
+        )  # fmt: skip
+    return planned
+
+
+def labels_of(reward_models: tuple[str, ...]) -> dict[str, str]:
+    """Return reward models as they were asked for, by their folder names."""
+    return {reward_label(index, text): text for index, text in enumerate(reward_models)}
