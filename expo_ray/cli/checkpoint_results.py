@@ -71,8 +71,9 @@ def render_extrapolation(console: Console, result: dict[str, Any]) -> None:
     if plan.get("estimate"):
         found = plan["estimate"]
         console.print(
-            f"About {found['seconds']:.0f} s on {found['num_nodes']} nodes "
-            f"({found['num_tasks']} tasks, no schedule beats {found['lower_bound_seconds']:.0f} s, "
+            f"About {found['seconds']:.0f} s on {found['num_nodes']} nodes, "
+            f"{found['node_hours']:.1f} node-hours ({found['num_tasks']} tasks, "
+            f"no schedule beats {found['lower_bound_seconds']:.0f} s, "
             f"nodes idle {found['share_idle']:.0%} of it; a smaller --max-shard-size gives more "
             "tasks to share).",
             highlight=False,

@@ -179,6 +179,7 @@ def rounding_notes(plan: Plan, targets: Sequence[Target]) -> list[str]:
 
 
 def _estimate(plan: Plan, tasks: Sequence[ShardTask], cluster: tuple[int, float]) -> dict[str, Any]:
+    num_nodes, node_bandwidth = cluster
     sizes = [
         task.shard.input_bytes
         + plan.transform_bytes(task.shard.tensors)
@@ -186,4 +187,14 @@ def _estimate(plan: Plan, tasks: Sequence[ShardTask], cluster: tuple[int, float]
         for task in tasks
     ]
     batches = [sum(sizes[i] for i in batch) for batch in batch_tasks(tasks)]
-    return estimate(batches, num_nodes=cluster[0], node_bandwidth=cluster[1])
+    found = estimate(batches, num_nodes=num_nodes, node_bandwidth=node_bandwidth)
+    if not plan.gram_bytes or not tasks:
+        return found
+    # The pass before it, over the same tensors, is cut into many more tasks than nodes.
+    seconds = plan.gram_bytes / (num_nodes * node_bandwidth)
+    return {
+        **found,
+        "seconds": round(found["seconds"] + seconds, 3),
+        "lower_bound_seconds": round(found["lower_bound_seconds"] + seconds, 3),
+        "node_hours": round(found["node_hours"] + seconds * num_nodes / 3600, 3),
+    }

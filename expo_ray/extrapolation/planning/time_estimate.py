@@ -86,6 +86,7 @@ def estimate(sizes: Sequence[float], *, num_nodes: int, node_bandwidth: float) -
         "num_nodes": num_nodes,
         "node_bandwidth_bytes": node_bandwidth,
         "num_tasks": len(sizes),
+        "node_hours": round(seconds * num_nodes / 3600, 3),
         "seconds": round(seconds, 3),
         "lower_bound_seconds": round(lower_bound(sizes, speeds), 3),
         "share_idle": round(1 - busy / (seconds * num_nodes), 3) if seconds else 0.0,
