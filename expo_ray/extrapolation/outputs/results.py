@@ -27,7 +27,7 @@ class OutputResult:
     num_shards: int
     num_shards_resumed: int = 0
     at_step: float | None = None
-    """Of a trajectory: the step that was asked for."""
+    """The step that was asked for, along a trajectory."""
     pushed_to: str | None = None
     """Where it was pushed, as `hf://owner/name@commit`."""
 

@@ -53,7 +53,7 @@ class Target:
     resolution: Resolution | None = None
     """Under alpha rules, the alpha of every tensor."""
     at_step: float | None = None
-    """Of a trajectory: the step that was asked for."""
+    """The step that was asked for, along a trajectory."""
     direction: Direction | None = None
     """Of a trajectory: what takes the place of delta; None where it is that of a pair, or is not
     known yet."""

@@ -334,3 +334,18 @@ def test_the_card_and_the_record_name_every_parent(path_file: Path, tmp_path: Pa
     assert again.outputs[0].status == "skipped"
     with pytest.raises(ConfigError, match="another plan"):
         extrapolate_trajectory(path_file, tmp_path / "out", fit="ema", alpha=1, address="inline")
+
+
+def test_the_model_before_the_fitted_change_makes_a_pair_of_it(tmp_path: Path) -> None:
+    """What `select` and `serve` take as INITIAL, to go along a fit."""
+    rows = synthetic_path("noisy line", STEPS, num_values=NUM_VALUES) / 20 + 8
+    file = save(tmp_path, rows, STEPS, torch.bfloat16)
+    common: dict[str, Any] = {"address": "inline"}
+    back: dict[str, Any] = {"alpha": -1, "output_dtype": "float32", **common}
+    extrapolate_trajectory(file, tmp_path / "fitted", fit="rank1", **back)
+    extrapolate_trajectory(file, tmp_path / "along", fit="rank1", alpha=0.7, **common)
+    extrapolate(tmp_path / "fitted", tmp_path / "step_700", tmp_path / "pair", alpha=0.7, **common)
+    along, pair = load(tmp_path / "along"), load(tmp_path / "pair")
+    for name, tensor in along.items():
+        if tensor.is_floating_point():
+            assert ulps_off(pair[name], tensor.double().numpy().ravel()) <= 1.01

@@ -70,7 +70,7 @@ print(json.dumps({"added": peak_bytes() - before, "read": result.bytes_read}))
 @pytest.mark.parametrize("fit", ["line", "rank1"])
 def test_memory_grows_with_neither_checkpoints_nor_tensors(tmp_path: Path, fit: str) -> None:
     random = np.random.default_rng(0)
-    num_rows = 8192
+    num_rows = 2048
     sources = []
     for number in range(3):
         values = torch.from_numpy(random.normal(size=(num_rows, 4096)).astype(np.float32))
