@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -93,8 +93,27 @@ def train_initial(settings: LabSettings, output: Path, *, on_step: OnStep) -> Fa
     return facts | {"num_examples": len(examples), **measure_truth(settings, output)}
 
 
-def train_aligned(settings: LabSettings, initial: Path, output: Path, *, on_step: OnStep) -> Facts:
-    """Train the aligned model by DPO on a share of the preference data, from the initial one."""
+def train_aligned(
+    settings: LabSettings,
+    initial: Path,
+    output: Path,
+    *,
+    on_step: OnStep,
+    options: Mapping[str, Any] | None = None,
+) -> Facts:
+    """Train the aligned model by DPO on a share of the preference data, from the initial one.
+
+    Args:
+        settings: Settings of the laboratory.
+        initial: Where training starts.
+        output: Where the checkpoint is written.
+        on_step: Told of every optimizer step.
+        options: Arguments of the trainer in the place of the laboratory's own: another schedule, or
+            checkpoints along the way.
+
+    Returns:
+        Training facts with the hidden truth of the model.
+    """
     tokenizer = AutoTokenizer.from_pretrained(initial)
     pairs = _draw_pairs(settings, "aligned", settings.num_dpo_pairs)
     dataset = Dataset.from_list(
@@ -109,8 +128,9 @@ def train_aligned(settings: LabSettings, initial: Path, output: Path, *, on_step
     )
     model = AutoModelForCausalLM.from_pretrained(initial, dtype=torch.float32)
     with tempfile.TemporaryDirectory() as scratch:
+        common = _common(scratch, seed=settings.derive_seed("dpo-order"))
         arguments = DPOConfig(
-            **_common(scratch, seed=settings.derive_seed("dpo-order")),
+            **{**common, **(options or {})},
             learning_rate=settings.dpo_learning_rate,
             per_device_train_batch_size=settings.dpo_batch_size,
             beta=settings.dpo_beta,
