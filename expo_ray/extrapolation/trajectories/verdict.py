@@ -145,8 +145,8 @@ def judge(tests: Sequence[BackTest], steps: Sequence[float]) -> Verdict:
         steps: Of its checkpoints.
     """
     table = scores(tests, steps)
-    if not table:
-        return Verdict(decision=UNKNOWN, sentence=_why_unknown(tests, steps))
+    if not any(score.num_tests >= MIN_TESTS for score in table):
+        return Verdict(decision=UNKNOWN, sentence=_why_unknown(tests, table, steps))
     by_kind = {kind: [s for s in table if s.forecast == kind.name] for kind in FORECAST_KINDS}
     reached = {kind: found for kind, rows in by_kind.items() if (found := _reach(rows))}
     if not reached:
@@ -212,7 +212,8 @@ def _advice(kind: Forecast, score: Score, at_step: float) -> str:
 
 
 def _why_keep(table: Sequence[Score]) -> str:
-    best = min(table, key=lambda score: (score.horizon, score.mean_error))
+    tested = [score for score in table if score.num_tests >= MIN_TESTS]
+    best = min(tested, key=lambda score: (score.horizon, score.cautious_error))
     return (
         f"Keep the last checkpoint: no fit beats no change on this run. The best at "
         f"{best.horizon:g} times the span, {best.forecast}, had an error of {best.mean_error:.2f} "
@@ -221,8 +222,13 @@ def _why_keep(table: Sequence[Score]) -> str:
     )
 
 
-def _why_unknown(tests: Sequence[BackTest], steps: Sequence[float]) -> str:
-    if tests:
+def _why_unknown(tests: Sequence[BackTest], table: Sequence[Score], steps: Sequence[float]) -> str:
+    if table:
+        why = (
+            "at each horizon from one early part alone, which shows no trend: save checkpoints "
+            "more often"
+        )
+    elif tests:
         why = (
             f"more than {MOSTLY_ROUNDING:.0%} of the squared change between the checkpoints is "
             "rounding to their dtype: save them in float32, or further apart"

@@ -131,6 +131,27 @@ def test_few_checkpoints_leave_none_to_withhold() -> None:
     assert verdict.as_dict()["forecast"] is None
 
 
+def test_one_early_part_shows_no_trend() -> None:
+    steps = (0.0, 10.0, 20.0, 30.0)
+    tests = back_tests(measured(synthetic_path("line", steps)), steps)
+    assert len(tests) == 1
+    verdict = judge(tests, steps)
+    assert (verdict.decision, verdict.reach) == (UNKNOWN, None)
+    assert "shows no trend" in verdict.sentence
+
+
+def test_a_forecast_that_reaches_farther_each_time_goes_too_far_in_the_end() -> None:
+    steps = tuple(float(step) for step in range(0, 155, 5))
+    tests = back_tests(measured(synthetic_path("curve", steps)), steps)
+    by_horizon = {s.horizon: s for s in scores(tests, steps) if s.forecast == "wsm from last"}
+    far = by_horizon[4]
+    assert max(far.mean_error, far.latest_error) < 0.95 < far.expected_error
+    assert not far.beats
+    verdict = judge(tests, steps)
+    assert verdict.reach is not None
+    assert verdict.reach.get("wsm from last", 1) < 4
+
+
 def test_a_horizon_counts_only_where_all_shorter_ones_hold() -> None:
     tests = back_tests(measured(synthetic_path("line", STEPS)), STEPS)
     bent = [
