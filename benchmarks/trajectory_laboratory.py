@@ -178,8 +178,8 @@ def main() -> None:
                 training = saved(settings, folder / "initial", folder, schedule)
                 lines.append(line_of(judged(settings, training, schedule, folder)))
                 print(lines[-1], flush=True)
-    if given.write:
-        RESULT.write_text(HEADING + "\n".join(lines) + "\n")
+                if given.write:
+                    RESULT.write_text(HEADING + "\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":
