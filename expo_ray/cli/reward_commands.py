@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, Any
 
 import typer
+from rich.console import Console
 
 from expo_ray.cli.options import (
     REWARDS_PANEL,
@@ -22,6 +24,7 @@ from expo_ray.cli.session import (
     OutputFlags,
     Session,
     key_value_table,
+    new_table,
 )
 
 Replicas = Annotated[
@@ -84,4 +87,17 @@ def score(
             address=address,
             progress=session.progress,
         )
-        session.emit(result, lambda console: console.print(key_value_table(result)))
+        session.emit(result, lambda console: _render(console, result))
+
+
+def _render(console: Console, result: Mapping[str, Any]) -> None:
+    console.print(key_value_table({k: v for k, v in result.items() if k != "samples"}))
+    if not result["samples"]:
+        return
+    table = new_table("of several samples", "mean", "95% interval", "prompts")
+    for row in result["samples"]:
+        ends = (row["ci_low"], row["ci_high"])
+        interval = "-" if None in ends else f"{ends[0]:.3f} to {ends[1]:.3f}"
+        mean = "-" if row["mean"] is None else f"{row['mean']:.3f}"
+        table.add_row(row["statistic"], mean, interval, str(row["num_prompts"]))
+    console.print(table)

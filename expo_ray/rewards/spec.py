@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Self
 
@@ -28,6 +28,11 @@ class RewardModelSpec:
     def column(self) -> str | None:
         """The column that prompts must have, for a check of what answers are checked against."""
         return self.kind.column(self.arguments)
+
+    @property
+    def vote(self) -> Callable[[str], str | None] | None:
+        """What reads the answer of a response; None where answers cannot be compared."""
+        return self.kind.vote(self.arguments)
 
     @property
     def short_name(self) -> str:

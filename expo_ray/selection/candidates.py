@@ -56,10 +56,13 @@ class Candidate:
     """Why the search dropped it before it had answered all prompts; None where it did not."""
     mean_thought_tokens: float | None
     """Tokens of what was thought before an answer; None where the tables do not tell."""
+    samples: tuple[dict[str, object], ...] = ()
+    """What several samples of a prompt say under each check: see `sample_results`."""
 
     def as_dict(self) -> dict[str, object]:
         """Return the entry of selection.json."""
-        return {**asdict(self), "stopped_by": list(self.stopped_by)}
+        lists = {"stopped_by": list(self.stopped_by), "samples": list(self.samples)}
+        return {**asdict(self), **lists}
 
 
 def estimate_mean(values: FloatArray, settings: SelectionSettings) -> Estimate:

@@ -14,6 +14,7 @@ nothing is confirmed the answer is keep-aligned.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ import pyarrow as pa
 
 from expo_ray.errors import EvaluationError
 from expo_ray.extrapolation.planning.alpha import ALIGNED_ALPHA
+from expo_ray.rewards.sample_statistics import ranked_by
 from expo_ray.selection.bootstrap import Estimate
 from expo_ray.selection.candidates import (
     Candidate,
@@ -42,6 +44,7 @@ from expo_ray.selection.gates import Gate, MeasureSets, check_gate, main_scores
 from expo_ray.selection.guard_findings import Guard
 from expo_ray.selection.guards import check_guards
 from expo_ray.selection.heldout_sequence import Confirmation, confirm_in_sequence
+from expo_ray.selection.sample_results import samples_by_alpha
 from expo_ray.selection.samples import SplitSamples, join_tables, reward_model
 from expo_ray.selection.search import SearchResult
 from expo_ray.selection.settings import SelectionSettings
@@ -85,6 +88,9 @@ def choose_alpha(
     """
     settings = (settings or SelectionSettings()).above(measurement_spread)
     dropped = {} if search is None else search.dropped
+    tables = {"": rewards, **(guard_rewards or {})}
+    told = samples_by_alpha(tables, responses, settings)
+    rewards = ranked_by(settings.sample_statistic, rewards, responses)
     splits = join_tables(responses, rewards, guard_rewards or {}, signs_file=signs_file)
     tuning, heldout = splits["tuning"], splits["heldout"]
     for split, samples in splits.items():
@@ -119,7 +125,10 @@ def choose_alpha(
         "rejected_alpha": None if extrapolate or shown == 0 else shown,
         "num_tuning": tuning.num_prompts,
         "num_heldout": heldout.num_prompts,
-        "candidates": [candidate.as_dict() for candidate in candidates],
+        "candidates": [
+            replace(candidate, samples=tuple(told.get(candidate.alpha, ()))).as_dict()
+            for candidate in candidates
+        ],
         "guards": [guard.as_dict() for guard in (*guards, *heldout_guards)],
         "heldout": {**_record(last), "confirmed": extrapolate},
         "gates": [gate.as_dict() for gate in gates],

@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from expo_ray.rewards.sample_statistics import ranked_by
 from expo_ray.selection.guards import check_guards
 from expo_ray.selection.race import LOOKS
 from expo_ray.selection.samples import join_tables
@@ -49,7 +50,9 @@ def measure_tables(
         return table.filter(wanted)
 
     judged = {name: part(table) for name, table in (guard_rewards or {}).items()}
-    samples = join_tables(part(responses), part(rewards), judged, signs_file=signs_file)["tuning"]
+    asked = part(responses)
+    scored = ranked_by(settings.sample_statistic, part(rewards), asked)
+    samples = join_tables(asked, scored, judged, signs_file=signs_file)["tuning"]
     place = {prompt: i for i, prompt in enumerate(sorted(prompts))}
     order = np.array([place[prompt] for prompt in prompts])
     guards = {

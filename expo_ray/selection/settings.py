@@ -127,6 +127,15 @@ class SelectionSettings(GuardThresholds):
         "`reward` is the default, and the only choice.",
     )
 
+    sample_statistic: Annotated[str, Flag(panel=SEARCH_PANEL, metavar="NAME")] = Field(
+        default="avg",
+        pattern=r"^(avg|majority|pass@[1-9][0-9]{0,3})$",
+        description="What several samples of a prompt count for: avg, pass@K or majority. `avg`: "
+        "the mean of their rewards. `pass@K`: the chance that one of K is right. `majority`: the "
+        "reward of the answer that most give. The last two need a check as the scoring reward "
+        "model; the others always count by their mean.",
+    )
+
     min_gain: float = Field(
         default=0.0,
         ge=0,

@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from expo_ray.checkpoints.storages.local_output import require_local, require_writable_file
@@ -17,6 +19,7 @@ from expo_ray.progress import Progress
 from expo_ray.rewards import RewardModelSpec
 from expo_ray.rewards.anchors import read_anchors
 from expo_ray.rewards.checks.preflight import require_column
+from expo_ray.rewards.sample_statistics import check_of, summarize_samples
 from expo_ray.serving.alpha_setting import RulesLike, read_rules
 from expo_ray.serving.engines.options import EngineOptions
 from expo_ray.serving.engines.precision import describe_precision
@@ -28,7 +31,7 @@ from expo_ray.serving.reward_stream import count_rows
 from expo_ray.serving.sampling import SamplingParams
 from expo_ray.serving.served_model import ServedModel
 from expo_ray.serving.source import ModelSource
-from expo_ray.tables import read_prompts
+from expo_ray.tables import read_prompts, read_table
 from expo_ray.tables.streamed import iter_batches, parquet_files
 from expo_ray.tables.thoughts import Reasoning
 
@@ -189,7 +192,18 @@ def score(
             responses, output, references_path=reference, progress=progress
         )
     _require_some(made, output, "rewards")
-    return made
+    return {**made, "samples": _samples(responses, output)}
+
+
+def _samples(responses: str | Path, rewards: Path) -> list[dict[str, Any]]:
+    """Return what several samples of a prompt say, where a check judged those of one model."""
+    scored = read_table(rewards)
+    is_one = scored.num_rows and len(pc.unique(scored["weights_digest"])) == 1
+    if not is_one or check_of(scored["reward_model"][0].as_py()) is None:
+        return []
+    columns = ["prompt_id", "sample", "weights_digest", "response"]
+    batches = iter_batches(parquet_files(responses), columns)
+    return summarize_samples(scored, pa.Table.from_batches(batches))
 
 
 def _require_some(made: Mapping[str, Any], table: Path, rows: str) -> None:

@@ -18,6 +18,7 @@ from expo_ray.checkpoints import atomic_write_json, atomic_write_text
 from expo_ray.extrapolation.planning.alpha import ALIGNED_ALPHA
 from expo_ray.extrapolation.planning.alpha_rules import AlphaRules
 from expo_ray.extrapolation.planning.plan import build_plan
+from expo_ray.rewards.sample_statistics import ranked_by
 from expo_ray.selection.adaptive import (
     AdaptiveSettings,
     Trial,
@@ -159,7 +160,8 @@ class _Search:
         findings = check_guards(samples, self._uniform, split="heldout", settings=self._settings)
         # Here the uniform alpha stands in the place of the aligned model.
         responses, rewards = self._tables.read({ALIGNED_ALPHA: self._uniform, self._uniform: rules})
-        paired = join_tables(responses, rewards[scoring], {}, signs_file=signs_file)["heldout"]
+        scored = ranked_by(self._settings.sample_statistic, rewards[scoring], responses)
+        paired = join_tables(responses, scored, {}, signs_file=signs_file)["heldout"]
         return compare_with_uniform(
             paired.differences(self._uniform),
             tuple(guard.name for guard in findings if guard.fired),

@@ -23,6 +23,7 @@ from expo_ray.lab import LabSettings, find_lab, prepare_lab
 from expo_ray.rewards import RewardModelSpec, pin_reward_model
 from expo_ray.rewards.anchors import read_anchors
 from expo_ray.rewards.checks.preflight import require_checkable
+from expo_ray.rewards.sample_statistics import require_statistic
 from expo_ray.selection.explanations import warn_of_circle
 from expo_ray.serving import GeneratorReplicas, ModelSource
 from expo_ray.serving.engines.registry import resolve_engine
@@ -156,6 +157,8 @@ def _find_inputs(run: Run, rewards: Iterable[str]) -> None:
     run.prompts = find_prompts(recipe, run.prompts_path)
     for spec in run.reward_models.values():
         require_checkable(spec, run.prompts, where=run.prompts_path)
+    scoring = next(iter(run.reward_models.values()))
+    require_statistic(recipe.selection.sample_statistic, scoring, recipe.sampling.num_samples)
     find_sets(run, before)
 
 

@@ -15,6 +15,7 @@ from expo_ray.extras import require_extra
 from expo_ray.rewards import RewardModelSpec, pin_reward_model
 from expo_ray.rewards.anchors import read_anchors
 from expo_ray.rewards.checks.preflight import require_checkable
+from expo_ray.rewards.sample_statistics import require_statistic
 from expo_ray.serving import GeneratorReplicas
 from expo_ray.tables import Prompt, read_prompts
 from expo_ray.workflow.gate_names import gate_margins, labels_of
@@ -87,6 +88,12 @@ def _faults(recipe: Recipe) -> dict[str, ExpoError]:
             spec = RewardModelSpec.parse(text)
             if not spec.kind.needs_pair:
                 pin_reward_model(spec, initial=None, aligned=None)
+    with blaming("selection.sample_statistic"):
+        if recipe.lab is None and "reward_models.0" not in faults:
+            scoring = RewardModelSpec.parse(recipe.reward_models[0])
+            require_statistic(
+                recipe.selection.sample_statistic, scoring, recipe.sampling.num_samples
+            )
     with blaming("prompts.path"):
         if recipe.prompts.path is not None:
             prompts = find_prompts(recipe, recipe.prompts.path)

@@ -41,6 +41,7 @@ EXACT = CheckKind(
     parse=lambda text: no_argument(text, "check:exact"),
     open=_open,
     column="answer",
+    vote=lambda response: _plain(response) or None,
     trials=(
         Trial(response=" Paris\n", target="Paris", is_right=True),
         Trial(response="Rome", target="Paris", is_right=False),

@@ -96,6 +96,9 @@ class CheckKind:
     """Whether what stands after `=` is a path."""
     trials: tuple[Trial, ...] = ()
     """A right and a wrong answer at least, for the self-test."""
+    vote: Callable[[str], str | None] | None = None
+    """Returns what a response answers, so that equal answers are one text; None where it answers
+    nothing. None for kinds whose answers cannot be compared."""
     has_own_process: bool = True
     """Whether it runs in a process with limits; else it waits for others, many at a time."""
     max_row_seconds: float = 10.0

@@ -63,6 +63,15 @@ class NumberCheck(Check):
         return None
 
 
+def said_number(response: str) -> str | None:
+    """Return what a response ends with, equal numbers as one text; None where it has none."""
+    said, is_alone = _final(response[-_MAX_CHARS:])
+    number = only_number(said) if is_alone else last_number(said)
+    if number is not None:
+        return f"{number.value}{'%' if number.is_percent else ''}"
+    return "".join(said.split()) or None if is_alone else None
+
+
 def _target_text(target: str) -> str:
     """Return the answer itself of a worked solution, as GSM8K and MATH have them."""
     boxed = _last_boxed(target)
@@ -136,6 +145,7 @@ NUMBER = CheckKind(
     parse=lambda text: no_argument(text, "check:number"),
     open=_open,
     column="answer",
+    vote=said_number,
     trials=(
         Trial(response="6 times 7 makes 42.", target="42", is_right=True),
         Trial(response="So the answer is \\boxed{1{,}234.5}.", target="1,234.5", is_right=True),

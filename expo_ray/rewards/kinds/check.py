@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -48,6 +48,10 @@ def _column(arguments: Mapping[str, Any]) -> str | None:
     return CHECK_KINDS[arguments["check"]].column
 
 
+def _vote(arguments: Mapping[str, Any]) -> Callable[[str], str | None] | None:
+    return CHECK_KINDS[arguments["check"]].vote
+
+
 def _pinned(spec: RewardModelSpec) -> Mapping[str, Any]:
     own = {name: value for name, value in spec.arguments.items() if name != "check"}
     return CHECK_KINDS[spec.arguments["check"]].pin(own)
@@ -65,6 +69,7 @@ CHECK = RewardKind(
     is_general=False,
     reads_columns=True,
     column=_column,
+    vote=_vote,
     against=_against,
     is_remembered=False,
 )

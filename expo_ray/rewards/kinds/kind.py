@@ -31,6 +31,11 @@ def no_column(arguments: Mapping[str, Any]) -> str | None:
     return None
 
 
+def no_vote(arguments: Mapping[str, Any]) -> None:
+    """Return that answers cannot be compared."""
+    return None
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RewardKind:
     """One kind of reward model. `registry.REWARD_KINDS` holds one record of each."""
@@ -64,6 +69,9 @@ class RewardKind:
     """Whether it is told what the prompt says that its answers are checked against."""
     column: Callable[[Mapping[str, Any]], str | None] = no_column
     """Takes the arguments of a spec; returns which of these columns prompts must have."""
+    vote: Callable[[Mapping[str, Any]], Callable[[str], str | None] | None] = no_vote
+    """Takes the arguments of a spec; returns what reads the answer of a response, for a majority of
+    several, None where answers cannot be compared."""
     is_remembered: bool = True
     """Whether the same chat has the same score for ever, so that it need not be computed again."""
 
