@@ -98,6 +98,8 @@ def beyond_horizon(
     if not is_as_tested or name not in {score["forecast"] for score in diagnosis["scores"]}:
         why = f"{name} was not tested" + ("" if is_as_tested else " with these options")
         reach = None
+    elif diagnosis["verdict"].get("decision") == "unknown":
+        why = "nothing could be tested on this run"
     elif reach is None:
         why = f"{name} never beat no change on this run"
     else:

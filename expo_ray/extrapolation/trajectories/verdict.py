@@ -225,16 +225,16 @@ def _why_keep(table: Sequence[Score]) -> str:
 def _why_unknown(tests: Sequence[BackTest], table: Sequence[Score], steps: Sequence[float]) -> str:
     if table:
         why = (
-            "at each horizon from one early part alone, which shows no trend: save checkpoints "
-            "more often"
+            "the fits could be tested on one early part alone at each horizon, which shows no "
+            "trend (save checkpoints more often)"
         )
     elif tests:
         why = (
-            f"more than {MOSTLY_ROUNDING:.0%} of the squared change between the checkpoints is "
-            "rounding to their dtype: save them in float32, or further apart"
+            f"the fits could not be tested, as more than {MOSTLY_ROUNDING:.0%} of the squared change between the checkpoints is "
+            "rounding to their dtype (save them in float32, or further apart)"
         )
     elif len(steps) < 4:
-        why = f"{len(steps)} checkpoints leave none to withhold: four are needed"
+        why = f"{len(steps)} checkpoints leave too few to withhold; five or more are needed"
     else:
-        why = "no withheld checkpoint lies where a horizon ends, or none moved"
-    return f"Keep the last checkpoint: the fits could not be tested, {why}."
+        why = "the fits could not be tested, as no withheld checkpoint lies where a horizon ends, or none moved"
+    return f"Keep the last checkpoint: {why}."

@@ -127,7 +127,7 @@ def test_few_checkpoints_leave_none_to_withhold() -> None:
     steps = (0.0, 10.0, 20.0)
     verdict = judge(back_tests(measured(synthetic_path("line", steps)), steps), steps)
     assert verdict.decision == UNKNOWN
-    assert "four are needed" in verdict.sentence
+    assert "five or more are needed" in verdict.sentence
     assert verdict.as_dict()["forecast"] is None
 
 
