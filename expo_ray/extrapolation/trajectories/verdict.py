@@ -230,11 +230,15 @@ def _why_unknown(tests: Sequence[BackTest], table: Sequence[Score], steps: Seque
         )
     elif tests:
         why = (
-            f"the fits could not be tested, as more than {MOSTLY_ROUNDING:.0%} of the squared change between the checkpoints is "
-            "rounding to their dtype (save them in float32, or further apart)"
+            f"the fits could not be tested, as more than {MOSTLY_ROUNDING:.0%} of the squared "
+            "change between the checkpoints is rounding to their dtype (save them in float32, or "
+            "further apart)"
         )
     elif len(steps) < 4:
         why = f"{len(steps)} checkpoints leave too few to withhold; five or more are needed"
     else:
-        why = "the fits could not be tested, as no withheld checkpoint lies where a horizon ends, or none moved"
+        why = (
+            "the fits could not be tested, as no withheld checkpoint lies where a horizon ends, or "
+            "none moved"
+        )
     return f"Keep the last checkpoint: {why}."
