@@ -7,6 +7,7 @@ read. What leaves is N x N numbers for each tensor; memory does not grow with N 
 from __future__ import annotations
 
 import contextlib
+import functools
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -97,11 +98,11 @@ def _measure(
             if not slots:
                 free_slot()
             slot = slots.pop()
-            item_bytes = DTYPE_BITS[run.pair.aligned.dtype] // 8
-            rows = [row[: run.num_elements * item_bytes] for row in slot]
+            widths = [DTYPE_BITS[ref.dtype] // 8 for ref in run.pair.path]
+            rows = [row[: run.num_elements * n] for row, n in zip(slot, widths, strict=True)]
             reads = [
-                reading.submit(inputs.read, side, ref, run.start * item_bytes, row)
-                for side, ref, row in zip(sides, run.pair.path, rows, strict=True)
+                reading.submit(inputs.read, side, ref, run.start * n, row)
+                for side, ref, n, row in zip(sides, run.pair.path, widths, rows, strict=True)
             ]
             measured = computing.submit(_measured, task, run, reads, rows)
             running.append((run, slot, measured))
@@ -112,7 +113,7 @@ def _measure(
 
 def _runs(paths: list[TensorPair], chunk_bytes: int) -> Iterator[_Run]:
     for pair in paths:
-        step = chunk_bytes // (DTYPE_BITS[pair.aligned.dtype] // 8)
+        step = chunk_bytes // max(DTYPE_BITS[ref.dtype] // 8 for ref in pair.path)
         for start in range(0, pair.aligned.num_elements, step):
             yield _Run(pair, start, min(step, pair.aligned.num_elements - start))
 
@@ -122,11 +123,15 @@ def _measured(
 ) -> PathSums:
     for read in reads:
         read.result()
-    dtype = TORCH_DTYPES[run.pair.aligned.dtype]
+    dtypes = [TORCH_DTYPES[ref.dtype] for ref in run.pair.path]
+    values = [row.view(dtype) for row, dtype in zip(rows, dtypes, strict=True)]
+    if len(set(dtypes)) > 1:  # an adapter is float32, and its base may be what it started from
+        widest = functools.reduce(torch.promote_types, dtypes)
+        values = [side.to(widest) for side in values]
     try:
-        return measure_path([row.view(dtype) for row in rows])
+        return measure_path(values)
     except NonFiniteCheckpoint as found:
-        labels = ("the first checkpoint", *task.between, "the last checkpoint")
+        labels = (task.end_labels[0], *task.between, task.end_labels[1])
         raise ShardError(
             "a checkpoint of the trajectory holds values that are not finite",
             where=f"{labels[found.index]} ({task.uris[found.index]}), tensor {run.pair.name!r}",

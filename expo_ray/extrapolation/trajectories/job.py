@@ -35,7 +35,6 @@ from expo_ray.extrapolation.trajectories.directions import (
 )
 from expo_ray.extrapolation.trajectories.fit_text import parse_fit, require_fit
 from expo_ray.extrapolation.trajectories.fits import DEFAULT_OPTIONS
-from expo_ray.extrapolation.trajectories.gram import measure_gram
 from expo_ray.extrapolation.trajectories.trajectory import Trajectory, open_trajectory
 from expo_ray.extrapolation.trajectories.trajectory_file import TrajectorySource
 from expo_ray.extrapolation.writing import Writing, write_outputs
@@ -289,6 +288,9 @@ def _fit_tensors(
         for tensor in shard.tensors
         if tensor.path
     ]
+    # A driver that only plans needs no torch.
+    from expo_ray.extrapolation.trajectories.gram import measure_gram
+
     # Under `onto` a tensor has the name of the base, and is measured under that of the path.
     paths = {t.aligned.name: replace(t, onto=None) for t in lacking}
     path = replace(opened, pair=replace(opened.pair, tensors=tuple(paths.values())))

@@ -18,6 +18,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, StrictFloat, StrictInt, ValidationError
 
 from expo_ray.checkpoints.opening import address_from
+from expo_ray.checkpoints.storages.hub_storage import is_hub_address
 from expo_ray.checkpoints.storages.remote_path import AnyPath, any_path
 from expo_ray.errors import ConfigError, argument
 from expo_ray.extrapolation.planning.path import step_name as step_name
@@ -76,13 +77,16 @@ def read_trajectory(source: TrajectorySource) -> tuple[TrajectoryPoint, ...]:
             expected=f"a YAML file, {_FORM}, or a folder of {_SAVED}*",
         ) from error
     found = _points(table, where=where)
-    if isinstance(path, Path):
-        found = [p.model_copy(update={"checkpoint": _placed(path, p)}) for p in found]
+    found = [p.model_copy(update={"checkpoint": _placed(path, p.checkpoint)}) for p in found]
     return _checked(found, where=where)
 
 
-def _placed(file: Path, point: TrajectoryPoint) -> str:
-    return address_from(file.resolve().parent, point.checkpoint)
+def _placed(file: AnyPath, place: str) -> str:
+    if isinstance(file, Path):
+        return address_from(file.resolve().parent, place)
+    if ":" in place or is_hub_address(place):
+        return place
+    return f"{file.parent}/{place.removeprefix('./')}"
 
 
 def _saved_points(folder: AnyPath, where: str) -> list[TrajectoryPoint]:
