@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from expo_ray.errors import EvaluationError
+from expo_ray.errors import ConfigError, EvaluationError, argument
 from expo_ray.rewards.anchors import AnchorPair, default_anchors
 from expo_ray.rewards.checks.reward_model import CheckRewardModel
 from expo_ray.rewards.interface import Chat, References, RewardModel, RewardScore
@@ -73,9 +73,17 @@ def run_self_test(
 
     Raises:
         EvaluationError: Batching moves scores in float32, nothing can be scored, or a given anchor
-            ranks wrong.
+            ranks wrong; a check misjudges what it must know.
+        ConfigError: Anchors are given for a check.
     """
     if isinstance(model, CheckRewardModel):
+        if anchors is not None:
+            raise ConfigError(
+                "anchors are for reward models that judge; a check has answers of its own to try",
+                where=argument("anchors"),
+                got=model.name,
+                hint="leave them out",
+            )
         return _test_check(model, chats, references)
     pairs = default_anchors() if anchors is None else anchors
     spreads = _spreads(model, chats, pairs)

@@ -69,7 +69,11 @@ class Rewarder:
         self._cached: CachedRewardModel | None = None
         try:
             self._plain = load_reward_model(
-                spec, initial=initial, aligned=aligned, device=_device(), truncate=truncate
+                spec,
+                initial=initial,
+                aligned=aligned,
+                device=_device() if spec.kind.has_dtypes else "cpu",
+                truncate=truncate,
             )
         except ExpoError as error:
             self._error = error

@@ -140,7 +140,8 @@ class Run:
             initial=self.initial,
             aligned=self.aligned,
             self_test=settings.self_test,
-            anchors=self.anchors,
+            # A check has answers of its own to try.
+            anchors=None if self.reward_models[label].kind.reads_columns else self.anchors,
             use_cache=settings.cache,
             allow_truncation=settings.allow_truncation,
             reasoning=Reasoning.parse(self.recipe.reasoning),

@@ -7,8 +7,9 @@ from contextlib import closing
 from pathlib import Path
 
 from expo_ray.errors import TableError, argument
-from expo_ray.rewards.checks.own_process import OwnProcess
-from expo_ray.rewards.checks.registry import CHECK_KINDS
+from expo_ray.rewards.checks.reward_model import CheckRewardModel
+from expo_ray.rewards.loading import load_reward_model
+from expo_ray.rewards.self_test import run_self_test
 from expo_ray.rewards.spec import RewardModelSpec
 from expo_ray.tables.prompts import Prompt
 
@@ -18,17 +19,40 @@ def require_checkable(
 ) -> None:
     """Check that a reward model finds in every prompt what it checks answers against.
 
+    A check is loaded and tries itself, too: it would be late once everything is generated.
+
     Args:
         spec: The reward model; one that is no check passes.
         prompts: Those that it is to score answers to.
         where: Where they lie.
 
     Raises:
+        ConfigError: The check cannot be loaded.
+        EvaluationError: It misjudges answers that it must know.
         TableError: A prompt lacks the column, or has something in it that this check cannot read.
     """
-    column = spec.column
-    if column is None:
+    if not spec.kind.reads_columns:
         return
+    with closing(_load(spec)) as model:
+        run_self_test(model)
+        if spec.column is not None:
+            _require_column(spec, spec.column, model, prompts, where)
+
+
+def _load(spec: RewardModelSpec) -> CheckRewardModel:
+    model = load_reward_model(spec)
+    if not isinstance(model, CheckRewardModel):
+        raise AssertionError("what reads columns is a check")
+    return model
+
+
+def _require_column(
+    spec: RewardModelSpec,
+    column: str,
+    model: CheckRewardModel,
+    prompts: Sequence[Prompt],
+    where: str | Path,
+) -> None:
     without = [prompt.prompt_id for prompt in prompts if column not in prompt.checked]
     if without:
         raise TableError(
@@ -39,20 +63,18 @@ def require_checkable(
             hint=f"name the column that holds it: {argument('columns')}; in a recipe "
             f"prompts.columns: {{{column}: NAME}}",
         )
-    kind = CHECK_KINDS[spec.arguments["check"]]
-    with closing(OwnProcess(kind, spec.arguments)) as check:
-        faults = {
-            prompt.prompt_id: fault
-            for prompt in prompts
-            if (fault := check.target_fault(prompt.checked[column])) is not None
-        }
+    faults = {
+        prompt.prompt_id: fault
+        for prompt in prompts
+        if (fault := model.target_fault(prompt.checked[column])) is not None
+    }
     if faults:
         prompt_id, fault = next(iter(faults.items()))
         raise TableError(
             "this check cannot check against what prompts say",
             where=f"{where}, prompt_id {prompt_id!r}, for {spec.text}",
             got=fault + ("" if len(faults) == 1 else f"; {len(faults)} of {len(prompts)} prompts"),
-            expected=f"in `{column}` what {kind.form} reads",
+            expected=f"in `{column}` what the check reads",
             hint="is it a check for another kind of prompt?",
         )
 

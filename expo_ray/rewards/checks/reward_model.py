@@ -74,6 +74,15 @@ class CheckRewardModel:
                 wrong.append(f"{trial.response!r} for {trial.target!r}: {told}")
         return len(self._kind.trials), wrong
 
+    def target_fault(self, target: str) -> str | None:
+        """Return why nothing can be checked against a value of the column; None where it can."""
+        return self._check.target_fault(target)
+
+    def close(self) -> None:
+        """End the process of the check, where it has one."""
+        if isinstance(self._check, OwnProcess):
+            self._check.close()
+
     def _score(self, chat: Chat, target: str | None) -> RewardScore:
         *before, last = chat
         columns = _columns_of(target, self._kind)

@@ -173,6 +173,14 @@ def test_what_hangs_is_ended_and_the_next_row_is_checked(functions: None) -> Non
     assert [s.reward for s in pattern.score(chats("a" * 60 + "b", "aa"))] == [None, 1]
 
 
+def test_a_formula_that_fills_hours_is_a_fault_of_its_row() -> None:
+    number = of_kind(replace(CHECK_KINDS["number"], max_row_seconds=2.0), {})
+    found = number.score(chats(r"\boxed{9!!!}", "5"), ["5", "5"])
+    assert [score.reward for score in found] == [None, 1]
+    assert "takes more than 2 s" in str(found[0].error)
+    number.close()
+
+
 def test_the_process_ends_with_its_check(functions: None) -> None:
     process = OwnProcess(REGEX, {"pattern": "a"})
     process.start()
@@ -223,6 +231,18 @@ def test_prompts_are_refused_that_cannot_be_checked() -> None:
         require_checkable(exact, [*prompts, prompt("d")], where="p.jsonl")
     assert "1 of 4 without it, first prompt_id 'd'" in str(caught.value.got)
     require_checkable(RewardModelSpec.parse("check:regex=a"), [prompt("d")], where="p.jsonl")
+
+
+def test_a_check_that_cannot_be_loaded_is_refused_before_anything_is_made(functions: None) -> None:
+    missing = RewardModelSpec.parse("check:python=own_checks:missing")
+    with pytest.raises(ConfigError, match="a check cannot be loaded"):
+        require_checkable(missing, [prompt("a")], where="p.jsonl")
+    require_checkable(RewardModelSpec.parse("./no-such-rm"), [prompt("a")], where="p.jsonl")
+
+
+def test_anchors_are_no_question_to_a_check() -> None:
+    with pytest.raises(ConfigError, match="anchors are for reward models that judge"):
+        run_self_test(load_reward_model("check:exact"), anchors=[])
 
 
 def prompt(prompt_id: str, **checked: str) -> Prompt:
