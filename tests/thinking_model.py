@@ -13,7 +13,8 @@ from tests.pico import CHAT_TEMPLATE, pico_config, pico_tokenizer
 PREFILLED = CHAT_TEMPLATE.replace("<|assistant|>{% endif %}", "<|assistant|><think>\n{% endif %}")
 """As of DeepSeek-R1 and QwQ: the response begins inside the thought."""
 assert PREFILLED != CHAT_TEMPLATE
-_HIDDEN = 264
+_HIDDEN = 320
+"""A dimension for each token at least, in heads that vLLM computes on a CPU."""
 
 
 def save_speaker(folder: Path, text: str, *, template: str = PREFILLED) -> Path:
@@ -26,7 +27,8 @@ def save_speaker(folder: Path, text: str, *, template: str = PREFILLED) -> Path:
     """
     tokenizer = pico_tokenizer()
     tokenizer.chat_template = template
-    model = LlamaForCausalLM(pico_config(hidden_size=_HIDDEN, tie_word_embeddings=False))
+    shape = {"hidden_size": _HIDDEN, "num_attention_heads": 10, "tie_word_embeddings": False}
+    model = LlamaForCausalLM(pico_config(**shape))
     ids = tokenizer("\n" + text, add_special_tokens=False).input_ids
     follows = dict(pairwise([*ids, tokenizer.eos_token_id]))
     assert len(follows) in (len(ids), len(ids) - 1), "a character has two successors"
