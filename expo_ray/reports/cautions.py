@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import pyarrow.compute as pc
+
 from expo_ray.reports.run_files import RunFiles
 from expo_ray.reports.throughput import Throughput
 from expo_ray.reports.truth import TruthVerdict
@@ -103,13 +105,14 @@ def _about_errors(selection: Mapping[str, Any]) -> Iterator[str]:
 def _about_too_long(run: RunFiles) -> Iterator[str]:
     """Chats longer than the reward model reads, by alpha: longer answers meet that more often."""
     counts = {
-        alpha: [row["reward"] is None for row in rows if row.get("truncated")]
-        for alpha, rows in run.scoring_rewards.items()
+        alpha: rewards.filter(pc.fill_null(rewards["truncated"], False))["reward"]
+        for alpha, rewards in run.scoring_rewards.items()
+        if "truncated" in rewards.column_names
     }
     parts = ", ".join(
-        f"{len(refused)} at alpha {format_alpha(alpha)} ({sum(refused)} refused)"
-        for alpha, refused in counts.items()
-        if refused
+        f"{len(found)} at alpha {format_alpha(alpha)} ({found.null_count} refused)"
+        for alpha, found in counts.items()
+        if len(found)
     )
     if parts:
         yield (

@@ -6,7 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from expo_ray.reports.run_files import Rows, RunFiles
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from expo_ray.reports.run_files import RunFiles
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,26 +53,27 @@ def count_costs(run: RunFiles) -> Costs | None:
     """Return the costs of a run; None where its responses are gone."""
     if not run.responses:
         return None
-    keys = {(row["prompt_id"], row["sample"]) for rows in run.responses.values() for row in rows}
+    asked = pa.concat_tables(t.select(["prompt_id", "sample"]) for t in run.responses.values())
+    num_asked = asked.group_by(asked.column_names).aggregate([]).num_rows
     times = [s for name, s in run.timings.items() if name.startswith(("generation", "scoring"))]
     return Costs(
-        candidates=tuple(_count(alpha, rows) for alpha, rows in sorted(run.responses.items())),
-        num_full=len(keys) * len(run.responses),
+        candidates=tuple(_count(alpha, run.responses[alpha]) for alpha in sorted(run.responses)),
+        num_full=num_asked * len(run.responses),
         seconds=sum(times) if times else None,
     )
 
 
-def _count(alpha: float, rows: Rows) -> CandidateCost:
-    def total(key: str) -> int:
-        return sum(row.get(key) or 0 for row in rows)
+def _count(alpha: float, responses: pa.Table) -> CandidateCost:
+    def total(values: pa.ChunkedArray) -> int:
+        return int(pc.sum(values).as_py() or 0)
 
-    heldout = sum(row.get("split") == "heldout" for row in rows)
+    heldout = total(pc.equal(responses["split"], "heldout"))
     return CandidateCost(
         alpha=alpha,
-        num_tuning=len(rows) - heldout,
+        num_tuning=responses.num_rows - heldout,
         num_heldout=heldout,
-        prompt_tokens=total("prompt_tokens"),
-        completion_tokens=total("completion_tokens"),
+        prompt_tokens=total(responses["prompt_tokens"]),
+        completion_tokens=total(responses["completion_tokens"]),
     )
 
 

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import pyarrow.compute as pc
+
 from expo_ray.checkpoints import atomic_write_bytes, atomic_write_text
 from expo_ray.checkpoints.storages.local_output import refuse_links, require_local
 from expo_ray.reports import cautions, costs, deltas, examples, figures, provenance, wording
@@ -172,8 +174,10 @@ def _drawings(run: RunFiles, throughput: Throughput | None) -> list[Drawing]:
     alphas = [c["alpha"] for c in selection["candidates"]]
     level = wording.confidence(selection)
     truth = gain_curve(run.truth, alphas=alphas, split="tuning", confidence=level)
-    aligned_truth = prompt_means(run.truth.get(0.0, ()), split="tuning").values()
-    truth_mean = sum(aligned_truth) / len(aligned_truth) if aligned_truth else None
+    truth_mean = None
+    if 0.0 in run.truth:
+        aligned_truth = prompt_means(run.truth[0.0], split="tuning")["reward_mean"]
+        truth_mean = pc.mean(aligned_truth).as_py()
     curves = {
         name: gain_curve(tables, alphas=alphas, split="tuning", confidence=level)
         for name, tables in run.guard_rewards.items()
@@ -202,10 +206,11 @@ def _side_by_side(run: RunFiles, alpha: float | None) -> dict[str, Any]:
     scoring = run.scoring_rewards
     if alpha is None:
         return {"examples": [], "outcome": None}
-    deltas_by_key = examples.differences(scoring, alpha, split="heldout")
-    deltas_by_key = deltas_by_key or examples.differences(scoring, alpha, split=None)
-    chosen = examples.choose_examples(run.responses, scoring, run.truth, alpha, deltas_by_key)
-    outcome = examples.count_outcomes(deltas_by_key) if deltas_by_key else None
+    ahead = examples.differences(scoring, alpha, split="heldout")
+    if not ahead.num_rows:
+        ahead = examples.differences(scoring, alpha, split=None)
+    chosen = examples.choose_examples(run.response_files, scoring, run.truth, alpha, ahead)
+    outcome = examples.count_outcomes(ahead["difference"]) if ahead.num_rows else None
     return {"examples": chosen, "outcome": outcome}
 
 

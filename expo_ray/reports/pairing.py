@@ -6,13 +6,13 @@ selection measured is printed from there and never computed again.
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
-from expo_ray.reports.run_files import Rows
 from expo_ray.selection.bootstrap import bootstrap_mean
 
 NUM_RESAMPLES = 10_000
@@ -34,27 +34,46 @@ class Gain:
         return (self.ci_low > 0) - (self.ci_high < 0)
 
 
-def prompt_means(rows: Rows, *, split: str | None = None) -> dict[str, float]:
-    """Return the mean reward per prompt; rows without a reward do not count."""
-    collected: defaultdict[str, list[float]] = defaultdict(list)
-    for row in rows:
-        if row["reward"] is not None and split in (None, row["split"]):
-            collected[row["prompt_id"]].append(row["reward"])
-    return {prompt_id: float(np.mean(values)) for prompt_id, values in collected.items()}
+def prompt_means(rewards: pa.Table, *, split: str | None = None) -> pa.Table:
+    """Return the mean reward of each prompt, by rising ids; rows without one do not count.
+
+    Args:
+        rewards: A rewards table.
+        split: Prompts of this one alone.
+
+    Returns:
+        Columns `prompt_id` and `reward_mean`.
+    """
+    scored = rewards_of(rewards, split=split)
+    means = scored.group_by("prompt_id").aggregate([("reward", "mean")])
+    return means.sort_by("prompt_id")
+
+
+def rewards_of(rewards: pa.Table, *, split: str | None) -> pa.Table:
+    """Return the rows of a split that have a reward; None takes both splits."""
+    kept = pc.is_valid(rewards["reward"])
+    if split is not None:
+        kept = pc.and_(kept, pc.fill_null(pc.equal(rewards["split"], split), False))
+    return rewards.filter(kept)
 
 
 def paired_gain(
-    tables: Mapping[float, Rows], alpha: float, *, split: str | None, confidence: float
+    tables: Mapping[float, pa.Table], alpha: float, *, split: str | None, confidence: float
 ) -> Gain | None:
     """Compare `alpha` with alpha 0 on the prompts that both have; None below two of them."""
     if alpha not in tables or 0.0 not in tables:
         return None
     candidate = prompt_means(tables[alpha], split=split)
     aligned = prompt_means(tables[0.0], split=split)
-    shared = sorted(candidate.keys() & aligned.keys())
-    if len(shared) < 2:
+    place = pc.index_in(candidate["prompt_id"], aligned["prompt_id"].combine_chunks())
+    known = pc.is_valid(place)
+    ahead = pc.subtract(
+        candidate["reward_mean"].filter(known),
+        aligned["reward_mean"].take(place.filter(known)),
+    )
+    differences = np.asarray(ahead, np.float64)
+    if differences.size < 2:
         return None
-    differences = np.array([candidate[key] - aligned[key] for key in shared])
     low, high = bootstrap_mean(differences, num_resamples=NUM_RESAMPLES, seed=0).interval(
         confidence
     )
@@ -65,12 +84,12 @@ def paired_gain(
         mean=float(differences.mean()),
         ci_low=low,
         ci_high=high,
-        num_pairs=len(shared),
+        num_pairs=differences.size,
     )
 
 
 def gain_curve(
-    tables: Mapping[float, Rows], *, alphas: Iterable[float], split: str, confidence: float
+    tables: Mapping[float, pa.Table], *, alphas: Iterable[float], split: str, confidence: float
 ) -> list[Gain]:
     """Return the gain of every alpha that can be compared, by rising alpha."""
     wanted = sorted(set(alphas) & tables.keys())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +15,9 @@ from expo_ray.errors import ConfigError
 from expo_ray.json_text import parse_json
 from expo_ray.tables.schemas import read_table
 
-Rows = tuple[dict[str, Any], ...]
-"""The rows of one table, as plain dictionaries."""
+_RESPONSES = ("prompt_id", "sample", "split", "prompt_tokens", "completion_tokens")
+_REWARDS = ("prompt_id", "sample", "split", "reward", "truncated")
+"""What is read of the tables: texts are read where they are shown, a few of them."""
 
 TRUTH = "truth"
 """Folder of the laboratory's hidden truth beside the reward models."""
@@ -34,23 +35,28 @@ class RunFiles:
     tracking: Mapping[str, Any]
     """What became of the run at each experiment tracker, by its name."""
     recipe: str
-    responses: Mapping[float, Rows]
-    """By alpha; a table without an alpha in its name is left out."""
-    rewards: Mapping[str, Mapping[float, Rows]]
+    responses: Mapping[float, pa.Table]
+    """By alpha, without texts; a table without an alpha in its name is left out."""
+    rewards: Mapping[str, Mapping[float, pa.Table]]
     """By folder name (`0-reward-model`, `1-guard`), then alpha; in order of the index."""
-    truth: Mapping[float, Rows]
+    truth: Mapping[float, pa.Table]
     loadtests: Mapping[str, Mapping[str, Any]]
     compared: Mapping[str, Any]
     checkpoints: Mapping[float, Mapping[str, Any]]
     """The `expo_ray.json` of every checkpoint that is still there."""
 
     @property
-    def scoring_rewards(self) -> Mapping[float, Rows]:
+    def response_files(self) -> Mapping[float, Path]:
+        """The files of the responses, by alpha."""
+        return dict(_by_alpha(self.path / "responses", suffix=".parquet"))
+
+    @property
+    def scoring_rewards(self) -> Mapping[float, pa.Table]:
         """The tables of the reward model that scores: index 0."""
         return next((t for name, t in self.rewards.items() if name.startswith("0-")), {})
 
     @property
-    def guard_rewards(self) -> Mapping[str, Mapping[float, Rows]]:
+    def guard_rewards(self) -> Mapping[str, Mapping[float, pa.Table]]:
         """The tables of those that guard, by folder name."""
         return {name: t for name, t in self.rewards.items() if not name.startswith("0-")}
 
@@ -69,7 +75,7 @@ class RunFiles:
         path = Path(run_dir)
         read_tables = _tables if tables else _no_tables
         folders = _reward_folders(path / "rewards")
-        rewards = {folder.name: read_tables(folder) for folder in folders}
+        rewards = {folder.name: read_tables(folder, _REWARDS) for folder in folders}
         recipe = path / "recipe.yaml"
         return cls(
             path=path,
@@ -79,9 +85,9 @@ class RunFiles:
             timings=read_json(path / "timings.json"),
             tracking=read_json(path / "tracking.json"),
             recipe=recipe.read_text(encoding="utf-8", errors="replace") if recipe.is_file() else "",
-            responses=read_tables(path / "responses"),
+            responses=read_tables(path / "responses", _RESPONSES),
             rewards=rewards,
-            truth=read_tables(path / "rewards" / TRUTH),
+            truth=read_tables(path / "rewards" / TRUTH, _REWARDS),
             loadtests={
                 file.parent.name: read_json(file)
                 for file in sorted((path / "loadtest").glob("*/summary.json"))
@@ -158,16 +164,15 @@ def _reward_folders(folder: Path) -> list[Path]:
     return sorted(indexed, key=lambda f: (int(f.name.split("-")[0]), f.name))
 
 
-def _tables(folder: Path) -> dict[float, Rows]:
-    return {alpha: _rows(read_table(file)) for alpha, file in _by_alpha(folder, suffix=".parquet")}
+def _tables(folder: Path, columns: Sequence[str]) -> dict[float, pa.Table]:
+    return {
+        alpha: read_table(file, columns=columns)
+        for alpha, file in _by_alpha(folder, suffix=".parquet")
+    }
 
 
-def _no_tables(folder: Path) -> dict[float, Rows]:
+def _no_tables(folder: Path, columns: Sequence[str]) -> dict[float, pa.Table]:
     return {}
-
-
-def _rows(table: pa.Table) -> Rows:
-    return tuple(table.to_pylist())
 
 
 def _by_alpha(folder: Path, *, suffix: str) -> Iterator[tuple[float, Path]]:

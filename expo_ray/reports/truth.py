@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import pyarrow as pa
+
 from expo_ray.reports.pairing import Gain, gain_curve, paired_gain
-from expo_ray.reports.run_files import Rows
 from expo_ray.reports.wording import (
     change,
     confidence,
@@ -38,7 +39,7 @@ class TruthVerdict:
 
 
 def judge_by_truth(
-    selection: Mapping[str, Any], truth: Mapping[float, Rows]
+    selection: Mapping[str, Any], truth: Mapping[float, pa.Table]
 ) -> TruthVerdict | None:
     """Compare the chosen alpha, and the one that the truth would have chosen, with aligned.
 

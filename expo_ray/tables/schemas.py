@@ -84,12 +84,20 @@ def _encodable(row: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def read_table(path: str | Path, schema: pa.Schema | None = None) -> pa.Table:
+def read_table(
+    path: str | Path,
+    schema: pa.Schema | None = None,
+    *,
+    columns: Sequence[str] | None = None,
+    repeating: Sequence[str] = (),
+) -> pa.Table:
     """Read a Parquet file.
 
     Args:
         path: The file.
         schema: Columns and types that it must have, in this order; None takes what is there.
+        columns: Read those of these alone that are there.
+        repeating: Columns of few different texts: each text is held once.
             Responses may have columns that answers are checked against, beside these.
 
     Returns:
@@ -101,7 +109,10 @@ def read_table(path: str | Path, schema: pa.Schema | None = None) -> pa.Table:
     path = Path(path)
     _require_file(path)
     try:
-        table = pq.ParquetFile(path).read()
+        with pq.ParquetFile(path, read_dictionary=[*repeating]) as file:
+            there = set(file.schema_arrow.names)
+            wanted = None if columns is None else [name for name in columns if name in there]
+            table = file.read(wanted)
     except (pa.ArrowException, OSError) as error:
         raise _unreadable(path, error) from error
     if schema is not None:

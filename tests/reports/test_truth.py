@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from expo_ray.loadtests.paired import compare_requests
@@ -44,7 +45,11 @@ def test_gains_are_paired_and_by_split(run: RunDirectory) -> None:
 
 def test_rows_without_a_reward_leave_their_pair_out(run: RunDirectory) -> None:
     tables = dict(RunFiles.read(run.path).truth)
-    tables[2.0] = ({**tables[2.0][1], "reward": None}, *tables[2.0][2:])
+    without = [None, *tables[2.0]["reward"].to_pylist()[2:]]
+    tables[2.0] = tables[2.0].slice(1)
+    tables[2.0] = tables[2.0].set_column(
+        tables[2.0].column_names.index("reward"), "reward", pa.array(without, pa.float64())
+    )
     gain = paired_gain(tables, 2.0, split=None, confidence=0.95)
     assert gain is not None and gain.num_pairs == 198
 
@@ -113,18 +118,20 @@ def test_examples_are_the_quartiles_worst_and_best_among_them(run: RunDirectory)
 
 
 def test_outcomes_count_ties_apart() -> None:
-    outcome = count_outcomes({1: 0.5, 2: 0.0, 3: -0.1, 4: 0.2})
+    outcome = count_outcomes(pa.chunked_array([[0.5, 0.0, -0.1, 0.2]]))
     assert (outcome.better, outcome.equal, outcome.worse, outcome.total) == (2, 1, 1, 4)
 
 
 def test_samples_of_a_prompt_are_compared_one_by_one() -> None:
     row = {"prompt_id": "a", "split": "tuning"}
     rewards = {
-        0.0: ({**row, "sample": 0, "reward": 1.0}, {**row, "sample": 1, "reward": 2.0}),
-        1.0: ({**row, "sample": 1, "reward": 5.0}, {**row, "sample": 0, "reward": None}),
+        0.0: [{**row, "sample": 0, "reward": 1.0}, {**row, "sample": 1, "reward": 2.0}],
+        1.0: [{**row, "sample": 1, "reward": 5.0}, {**row, "sample": 0, "reward": None}],
     }
-    assert differences(rewards, 1.0, split=None) == {("a", 1): 3.0}
-    assert differences(rewards, 1.0, split="heldout") == {}
+    tables = {alpha: pa.Table.from_pylist(rows) for alpha, rows in rewards.items()}
+    found = differences(tables, 1.0, split=None).to_pylist()
+    assert found == [{"prompt_id": "a", "sample": 1, "difference": 3.0}]
+    assert differences(tables, 1.0, split="heldout").num_rows == 0
 
 
 def test_long_responses_are_cut_and_say_so() -> None:
