@@ -114,7 +114,7 @@ def report(
     *,
     shown: OutputFlags,
 ) -> None:
-    """Write report.html and figures/ from a run or a load test; needs no Ray and no model.
+    """Write report.html and figures/ of a run, a load test or a trajectory; needs no Ray, no model.
 
     Examples: expo-ray report runs/quickstart; expo-ray report lt
     """

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import shlex
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,33 @@ def judged_trajectory(
         from expo_ray.reports import write_report
 
         report = str(write_report(Path(output)))
-    return {**found, "report": report}
+    return {**found, "report": report, "next": next_command(trajectory, found)}
+
+
+def next_command(trajectory: str, found: Mapping[str, Any]) -> str | None:
+    """Return the command that goes as far as the verdict supports; None where it does not.
+
+    Args:
+        trajectory: As it was given.
+        found: The JSON of its diagnosis.
+    """
+    from expo_ray.extrapolation.trajectories.fits import FORECASTS
+    from expo_ray.extrapolation.trajectories.trajectory_file import step_name
+
+    verdict = found["verdict"]
+    if verdict["decision"] != "extrapolate":
+        return None
+    step = ("--at-step", step_name(verdict["at_step"]))
+    if verdict["forecast"] == "pair":
+        ends = [found["checkpoints"][i]["checkpoint"] for i in (0, -1)]
+        words = ["extrapolate", *ends, "OUTPUT", "--alpha", f"{verdict['alpha']:g}"]
+    else:
+        fit = ["--fit", verdict["fit"], "--from", verdict["from"]]
+        # An average says the same of all later steps, and is of the last.
+        is_average = verdict["from"] == "fitted" and verdict["fit"] not in FORECASTS
+        words = ["extrapolate", "--trajectory", trajectory, "OUTPUT", *fit]
+        words += [] if is_average else step
+    return shlex.join(["expo-ray", *words])
 
 
 def render_trajectory(console: Console, result: dict[str, Any]) -> None:
@@ -66,6 +93,8 @@ def render_trajectory(console: Console, result: dict[str, Any]) -> None:
     colour = "green" if result["verdict"]["decision"] == "extrapolate" else "yellow"
     console.print(Text(result["verdict"]["sentence"], style=colour))
     console.print("Distances in weights are not rewards: `expo-ray select` has the last word.")
+    if result["next"]:
+        console.print(Text(result["next"]), soft_wrap=True)
     if result["report"]:
         console.print(Text(result["report"]), soft_wrap=True)
 

@@ -10,6 +10,7 @@ import typer
 from typer.testing import CliRunner
 
 from expo_ray.cli import checkpoint_commands
+from expo_ray.cli.trajectory_results import next_command
 from expo_ray.errors import ConfigError
 from expo_ray.extrapolation.trajectories.diagnosis_file import DIAGNOSIS_NAME
 from tests.extrapolation.trajectories.test_judgement import write_training
@@ -34,8 +35,42 @@ def test_the_verdict_is_printed_and_the_page_written(training: Path, tmp_path: P
     assert "13, steps 0 to 120" in shown
     assert "beats no change up to step 480 (4 times the span, alpha 3)" in shown
     assert "rank1 from last" in shown
+    verdict = json.loads((tmp_path / "judged" / DIAGNOSIS_NAME).read_text())["verdict"]
+    told = f"{training} OUTPUT --fit {verdict['fit']} --from {verdict['from']} --at-step 480"
+    assert f"expo-ray extrapolate --trajectory {told}" in shown or verdict["forecast"] == "pair"
     names = {path.name for path in (tmp_path / "judged").iterdir()}
     assert names == {DIAGNOSIS_NAME, "report.html", "figures"}
+
+
+@pytest.mark.parametrize(
+    ("forecast", "fit", "start", "command"),
+    [
+        ("pair", "line", "last", "expo-ray extrapolate a 'b c' OUTPUT --alpha 0.5"),
+        (
+            "rank1",
+            "rank1",
+            "fitted",
+            "expo-ray extrapolate --trajectory t.yaml OUTPUT --fit rank1 --from fitted "
+            "--at-step 150",
+        ),
+        (
+            "wsm",
+            "wsm",
+            "fitted",
+            "expo-ray extrapolate --trajectory t.yaml OUTPUT --fit wsm --from fitted",
+        ),
+    ],
+)
+def test_the_next_command_goes_as_far_as_the_verdict(
+    forecast: str, fit: str, start: str, command: str
+) -> None:
+    verdict = {"decision": "extrapolate", "forecast": forecast, "fit": fit, "from": start}
+    found = {
+        "verdict": {**verdict, "at_step": 150.0, "alpha": 0.5},
+        "checkpoints": [{"checkpoint": "a"}, {"checkpoint": "b c"}],
+    }
+    assert next_command("t.yaml", found) == command
+    assert next_command("t.yaml", {"verdict": {"decision": "keep"}}) is None
 
 
 def test_json_holds_the_diagnosis(training: Path) -> None:
