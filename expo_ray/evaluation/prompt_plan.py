@@ -18,7 +18,7 @@ import numpy as np
 from scipy import stats
 
 from expo_ray.errors import ConfigError, TableError, argument
-from expo_ray.evaluation.comparison import (
+from expo_ray.evaluation.pairs import (
     IntArray,
     by_cluster,
     cluster_numbers,

@@ -21,7 +21,8 @@ from expo_ray.tables import Prompt, read_prompts
 from expo_ray.workflow.gate_names import gate_margins, labels_of
 from expo_ray.workflow.inputs import find_prompts, needed_extras
 from expo_ray.workflow.plan import plan_recipe
-from expo_ray.workflow.recipe import PromptSet, Recipe
+from expo_ray.workflow.prompt_settings import PromptSet
+from expo_ray.workflow.recipe import Recipe
 from expo_ray.workflow.recipe_file import RecipeError, load_recipe
 from expo_ray.workflow.run_dir import RunDir
 from expo_ray.workflow.setting_names import in_recipe

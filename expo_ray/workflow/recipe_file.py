@@ -16,7 +16,8 @@ from expo_ray.errors import ConfigError, ExpoError, Spelling
 from expo_ray.ray_internals import is_submitted_job
 from expo_ray.rewards.kinds.registry import kind_of
 from expo_ray.selection.guard_settings import FIELDS as GUARD_FIELDS
-from expo_ray.workflow.recipe import PromptSet, Recipe
+from expo_ray.workflow.prompt_settings import PromptSet
+from expo_ray.workflow.recipe import Recipe
 from expo_ray.yaml_text import parse_yaml
 
 if TYPE_CHECKING:
