@@ -10,6 +10,7 @@ import os
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from expo_ray.cluster import (
@@ -63,6 +64,16 @@ class Advance:
         if total > self._reported:
             self._advance(total - self._reported)
             self._reported = total
+
+
+def one_session(address: str | None) -> AbstractContextManager[None]:
+    """Keep one Ray over several runs of tasks, such as two passes: a local one takes seconds.
+
+    Args:
+        address: As for `run_tasks`.
+    """
+    is_inline = resolve_address(address) == INLINE
+    return nullcontext() if is_inline else ray_session(address)
 
 
 def run_tasks(

@@ -11,6 +11,7 @@ from expo_ray.checkpoints.opening import open_checkpoint, without_block_scales
 from expo_ray.errors import ConfigError, argument, first_names
 from expo_ray.extrapolation.arithmetic.directions import Direction
 from expo_ray.extrapolation.arithmetic.transforms import parse_transforms
+from expo_ray.extrapolation.nodes.fanout import one_session
 from expo_ray.extrapolation.outputs.assembly import read_attachments
 from expo_ray.extrapolation.outputs.publishing import push_targets
 from expo_ray.extrapolation.outputs.results import ExtrapolationResult
@@ -193,8 +194,10 @@ def extrapolate_trajectory(
     def fit_tensors(pending: Sequence[Target]) -> int:
         return _fit_tensors(opened, plan, fitting, asked, pending, writing)
 
-    prepare = fit_tensors if fitting.needs_gram else _nothing
-    return write_outputs(plan, targets, attachments, writing, prepare=prepare)
+    if not fitting.needs_gram or all(target.is_done for target in targets):
+        return write_outputs(plan, targets, attachments, writing)
+    with one_session(address):
+        return write_outputs(plan, targets, attachments, writing, prepare=fit_tensors)
 
 
 def _beyond_horizon(
@@ -266,10 +269,6 @@ def _plan(
             has_gram_pass=fitting.needs_gram,
         ),
     )
-
-
-def _nothing(pending: Sequence[Target]) -> int:
-    return 0
 
 
 def _fit_tensors(
