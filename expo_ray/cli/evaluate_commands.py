@@ -28,7 +28,7 @@ from expo_ray.cli.options import (
 )
 from expo_ray.cli.reward_commands import Replicas as RewardReplicas
 from expo_ray.cli.session import AddressOption, OutputFlags, Session, key_value_table, new_table
-from expo_ray.errors import ConfigError
+from expo_ray.errors import ConfigError, argument
 from expo_ray.serving.sampling import PAPER_SAMPLING, SAMPLING_PANEL
 
 
@@ -73,6 +73,11 @@ def alpaca_eval(
         if annotations is not None:
             from expo_ray.evaluation import alpaca_eval_metrics
 
+            unused = {"prompts": prompts, "output": output, "initial": initial, "alpha": alpha}
+            unused |= {"alpha_rules": alpha_rules, "max_tokens": max_tokens, "seed": seed}
+            unused |= {"engine": None if engine == "auto" else engine, "address": address}
+            unused |= {"num_replicas": None if num_replicas == 1 else num_replicas}
+            _refuse_unused("reading annotations", {"model": model, **unused})
             result: dict[str, Any] = dict(alpaca_eval_metrics(annotations))
         elif model is not None and prompts is not None and output is not None:
             from expo_ray.evaluation import alpaca_eval_outputs
@@ -146,6 +151,26 @@ def reward_bench(
         session.emit(result, lambda console: _render_accuracies(console, result))
 
 
+def _refuse_unused(what: str, given: Mapping[str, object]) -> None:
+    """Let a command pass that has no flags of another of its uses.
+
+    Args:
+        what: What it was called for.
+        given: Values of the flags of its other uses, by their names in Python.
+
+    Raises:
+        ConfigError: One is given.
+    """
+    named = [name for name, value in given.items() if value is not None]
+    if named:
+        raise ConfigError(
+            f"{what} does not use this",
+            where=argument(named[0]),
+            got=str(given[named[0]]),
+            hint="leave it out",
+        )
+
+
 def mt_bench(
     model: Annotated[
         str | None, typer.Argument(help="Answer the questions with this model.")
@@ -163,8 +188,9 @@ def mt_bench(
         str | None, typer.Option(metavar="JUDGE", help="judge:URL#model, which rates them.")
     ] = None,
     judge_prompts: Annotated[
-        str, typer.Option(metavar="FILE", help="The official judge_prompts.jsonl.")
-    ] = "judge_prompts.jsonl",
+        str | None,
+        typer.Option(metavar="FILE", help="By default the official judge_prompts.jsonl, here."),
+    ] = None,
     references: Annotated[
         str | None,
         typer.Option(metavar="FILE", help="Reference answers: math, reasoning and coding."),
@@ -173,11 +199,15 @@ def mt_bench(
     alpha: AlphaOption = None,
     alpha_rules: AlphaRulesOption = None,
     max_tokens: Annotated[
-        int, typer.Option(min=1, help="Longest answer.", rich_help_panel=SAMPLING_PANEL)
-    ] = 1024,
+        int | None,
+        typer.Option(
+            min=1, help="Longest answer; by default 1024.", rich_help_panel=SAMPLING_PANEL
+        ),
+    ] = None,
     seed: Annotated[
-        int, typer.Option(min=0, help="Seed of the run.", rich_help_panel=SAMPLING_PANEL)
-    ] = 42,
+        int | None,
+        typer.Option(min=0, help="Seed of the run; by default 42.", rich_help_panel=SAMPLING_PANEL),
+    ] = None,
     engine: EngineOption = "auto",
     num_replicas: Replicas = 1,
     address: AddressOption = None,
@@ -192,15 +222,23 @@ def mt_bench(
     expo-ray evaluate mt-bench --answers answers.jsonl --judge judge:URL#model
     --references gpt-4.jsonl --output judgements.jsonl
     """
+    generating = {
+        **{"initial": initial, "alpha": alpha, "alpha_rules": alpha_rules, "seed": seed},
+        **{"max_tokens": max_tokens, "address": address},
+        "engine": None if engine == "auto" else engine,
+        "num_replicas": None if num_replicas == 1 else num_replicas,
+    }
+    judging = {"judge_prompts": judge_prompts, "references": references}
     with Session(**shown) as session:
         if answers is not None and judge is not None and output is not None and model is None:
             from expo_ray.evaluation import mt_bench_scores
 
+            _refuse_unused("judging answers", generating)
             result = mt_bench_scores(
                 answers,
                 questions=questions,
                 judge=judge,
-                judge_prompts=judge_prompts,
+                judge_prompts=judge_prompts or "judge_prompts.jsonl",
                 references=references,
                 output=output,
                 progress=session.progress,
@@ -209,6 +247,8 @@ def mt_bench(
         elif model is not None and output is not None and answers is None and judge is None:
             from expo_ray.evaluation import mt_bench_answers
 
+            _refuse_unused("answering", judging)
+            lengths = {"max_tokens": max_tokens, "seed": seed}
             made = mt_bench_answers(
                 model,
                 questions=questions,
@@ -216,8 +256,7 @@ def mt_bench(
                 initial=initial,
                 alpha=alpha,
                 alpha_rules=alpha_rules,
-                max_tokens=max_tokens,
-                seed=seed,
+                **{name: value for name, value in lengths.items() if value is not None},
                 engine=engine,
                 num_replicas=num_replicas,
                 address=address,
@@ -242,8 +281,8 @@ def open_llm(
     """What extrapolating changes on the Open LLM Leaderboard and any other task, task by task.
 
     Reads the result files of lm-evaluation-harness, of before version 0.4 and since. The six tasks
-    of each leaderboard are named and averaged where all are there. Both models must have been
-    measured in one way: examples in the prompt, questions, parts.
+    of each leaderboard are named, those of version 1 averaged. Both models must have been measured
+    in one way: examples in the prompt, questions, score, version.
 
     Example: expo-ray evaluate open-llm results/dpo results/expo
     """

@@ -42,6 +42,8 @@ class HarnessTask:
     version: str | None
     limit: float | None
     """How many of its documents were asked, where not all."""
+    parts: tuple[str, ...] = ()
+    """Of a group: the tasks and groups that it is made of."""
 
 
 def read_harness_results(path: str | Path) -> dict[str, HarnessTask]:
@@ -93,7 +95,9 @@ def read_harness_results(path: str | Path) -> dict[str, HarnessTask]:
 def _tasks(document: Mapping[str, Any], file: Path) -> Iterator[HarnessTask]:
     config = document.get("config")
     config = config if isinstance(config, Mapping) else {}
-    shots, versions = (document.get(key) for key in ("n-shot", "versions"))
+    shots, versions, groups = (
+        document.get(key) for key in ("n-shot", "versions", "group_subtasks")
+    )
     for name, row in document["results"].items():
         if not isinstance(row, Mapping):
             raise TableError("a task's results are malformed", where=f"{file}, task {name!r}")
@@ -102,6 +106,7 @@ def _tasks(document: Mapping[str, Any], file: Path) -> Iterator[HarnessTask]:
             continue  # the heading of a group has an alias alone
         num_shots = shots.get(name) if isinstance(shots, Mapping) else config.get("num_fewshot")
         version = versions.get(name) if isinstance(versions, Mapping) else None
+        parts = groups.get(name) if isinstance(groups, Mapping) else None
         limit = config.get("limit")
         yield HarnessTask(
             name=str(name),
@@ -110,6 +115,7 @@ def _tasks(document: Mapping[str, Any], file: Path) -> Iterator[HarnessTask]:
             num_shots=num_shots if isinstance(num_shots, int) else None,
             version=None if version is None else str(version),
             limit=float(limit) if isinstance(limit, int | float) else None,
+            parts=tuple(map(str, parts)) if isinstance(parts, list) else (),
         )
 
 

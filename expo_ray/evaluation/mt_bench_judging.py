@@ -133,7 +133,9 @@ def mt_bench_scores(
             "judge": f"{spec.arguments['url']}#{spec.model}",
             "sampling": _SAMPLING,
             # What the judge reads: its prompts, the questions, the answers.
-            "cases": hashlib.sha256("".join(c.text for c in cases).encode()).hexdigest(),
+            "cases": hashlib.sha256(
+                json.dumps([_read_by_judge(c) for c in cases]).encode()
+            ).hexdigest(),
             "model": model.model,
             "weights_digest": model.weights_digest,
         },
@@ -194,6 +196,11 @@ def _cases(
                 if has_reference:
                     texts[f"ref_answer_{i + 1}"] = references[number].turns[i]
             yield Case(question, turn, prompt, _fill(prompt, texts))
+
+
+def _read_by_judge(case: Case) -> list[Any]:
+    place = [case.question.question_id, case.turn, case.question.category]
+    return [*place, case.prompt.name, case.prompt.system_prompt, case.text]
 
 
 def _fill(prompt: JudgePrompt, texts: Mapping[str, str]) -> str:

@@ -20,7 +20,14 @@ from expo_ray.evaluation.harness_results import HarnessScore, HarnessTask, read_
 SCHEMA_VERSION = 1
 RISES, FALLS, CANNOT_TELL = "rises", "falls", "cannot-tell"
 _Z = 1.959963984540054
-_WORDS = {"num_shots": "examples in the prompt", "limit": "questions asked", "names": "parts"}
+_WORDS = {
+    "num_shots": "examples in the prompt",
+    "limit": "questions asked",
+    "names": "parts",
+    "score": "score",
+    "version": "version of the task",
+}
+_HINT = "measure both models by the same version and settings of lm-evaluation-harness"
 _USUAL = ("acc_norm", "acc", "exact_match,strict-match", "exact_match", "mc2", "pass@1", "em", "f1")
 
 
@@ -45,15 +52,15 @@ VERSION_1 = (
 """The six tasks of version 1; its mean is the one of the paper."""
 
 VERSION_2 = (
-    LeaderboardTask("IFEval", ("leaderboard_ifeval",), ("prompt_level_strict_acc",), 0),
+    LeaderboardTask("IFEval (prompts)", ("leaderboard_ifeval",), ("prompt_level_strict_acc",), 0),
     LeaderboardTask("BBH", ("leaderboard_bbh",), ("acc_norm",), 3),
     LeaderboardTask("MATH Lvl 5", ("leaderboard_math_hard",), ("exact_match",), 4),
     LeaderboardTask("GPQA", ("leaderboard_gpqa",), ("acc_norm",), 0),
     LeaderboardTask("MuSR", ("leaderboard_musr",), ("acc_norm",), 0),
     LeaderboardTask("MMLU-Pro", ("leaderboard_mmlu_pro",), ("acc",), 5),
 )
-"""The six tasks of version 2, as the harness scores them: the leaderboard's rescaling by the score
-of chance is not done."""
+"""The six tasks of version 2, as the harness scores them. The leaderboard rescales by the score of
+chance and averages two scores of IFEval; as that is not done here, there is no mean."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -80,6 +87,7 @@ class Measured(NamedTuple):
     standard_error: float | None
     num_shots: int | None
     limit: float | None
+    version: str | None
     names: tuple[str, ...]
     """The harness's tasks it is made of."""
 
@@ -93,7 +101,8 @@ def open_llm_changes(before: str | Path, after: str | Path) -> dict[str, Any]:
 
     Returns:
         `{"schema_version", "before", "after", "tasks", "mean", "notes"}`: a task has the fields of
-        `TaskChange`; the mean is that of the leaderboard whose six tasks are all there, else None.
+        `TaskChange`; the mean is that of version 1 where its six tasks are there as the leaderboard
+        asks them, else None.
 
     Raises:
         TableError: A file is malformed, or a task was measured in two ways.
@@ -107,17 +116,23 @@ def open_llm_changes(before: str | Path, after: str | Path) -> dict[str, Any]:
     rows: list[TaskChange] = []
     mean: TaskChange | None = None
     used: set[str] = set()
+    notes: list[str] = []
     for board in (VERSION_1, VERSION_2):
-        found = {t.title: [_measure(t, side) for side in sides] for t in board}
-        changes = [_change(title, a, b) for title, (a, b) in found.items() if a and b]
-        used.update(name for pair in found.values() for m in pair if m for name in m.names)
+        changes = []
+        for task in board:
+            pair = [_measure(task, side) for side in sides]
+            used.update(name for found in pair if found for name in found.names)
+            if pair[0] and pair[1]:
+                changes.append(_change(task.title, pair[0], pair[1]))
+                notes += _shots_note(task, changes[-1])
         rows += changes
-        if len(changes) == len(board):
+        if board is VERSION_1 and len(changes) == len(board) and not notes:
             mean = _mean(changes)
-    # The parts of a group that is there itself are not shown a second time.
-    used.update(name for name in sides[0] if any(name.startswith(f"{u}_") for u in used))
+    # What a group that is shown is made of is not shown a second time.
+    for name in [name for name in sides[0] if name in used]:
+        used |= _all_parts(name, sides[0])
     for name in sorted((sides[0].keys() & sides[1].keys()) - used):
-        task = LeaderboardTask(name, (name,), (), 0)
+        task = LeaderboardTask(name, (name,), _common_scores(name, sides), 0)
         a, b = (_measure(task, side) for side in sides)
         if a and b:
             rows.append(_change(name, a, b))
@@ -134,7 +149,7 @@ def open_llm_changes(before: str | Path, after: str | Path) -> dict[str, Any]:
         "after": str(after),
         "tasks": [asdict(row) for row in rows],
         "mean": None if mean is None else asdict(mean),
-        "notes": _notes(sides),
+        "notes": [*notes, *_notes(sides)],
     }
 
 
@@ -153,36 +168,72 @@ def _measure(task: LeaderboardTask, side: Mapping[str, HarnessTask]) -> Measured
             standard_error=math.hypot(*known) / len(known) if len(known) == len(errors) else None,
             num_shots=parts[0].num_shots,
             limit=parts[0].limit,
+            version=parts[0].version if len(parts) == 1 else None,
             names=tuple(part.name for part in parts),
         )
     return None
 
 
 def _score_of(task: HarnessTask, wanted: Sequence[str]) -> tuple[str, HarnessScore]:
-    usual = wanted or _USUAL
-    for name in (*usual, *(() if wanted else task.scores)):
+    for name in wanted:
         if name in task.scores:
             return name, task.scores[name]
     raise TableError(
         "a task of the leaderboard lacks its score",
         where=f"{task.file}, task {task.name!r}",
         got=first_names(sorted(task.scores)),
-        expected=" or ".join(usual),
+        expected=" or ".join(wanted),
     )
 
 
+def _common_scores(name: str, sides: Sequence[Mapping[str, HarnessTask]]) -> tuple[str, ...]:
+    """Return the scores of a task that both sides have, the usual ones first."""
+    found = [side[name].scores for side in sides]
+    common = [score for score in found[0] if score in found[1]]
+    if not common:
+        raise TableError(
+            "a task was measured in two ways",
+            where=f"{name}, score",
+            got=f"{first_names(sorted(found[1]))} after",
+            expected=f"{first_names(sorted(found[0]))} before",
+            hint=_HINT,
+        )
+    return (*(score for score in _USUAL if score in common), *common)
+
+
+def _all_parts(name: str, side: Mapping[str, HarnessTask]) -> set[str]:
+    """Return what a group is made of, through all of its groups."""
+    found: set[str] = set()
+    todo = [name]
+    while todo:
+        parts = side[todo.pop()].parts
+        todo += [part for part in parts if part in side and part not in found]
+        found.update(parts)
+    return found
+
+
+def _shots_note(task: LeaderboardTask, row: TaskChange) -> list[str]:
+    if row.num_shots in (None, task.num_shots):
+        return []
+    return [
+        f"{task.title}: {row.num_shots} examples in the prompt, the leaderboard has "
+        f"{task.num_shots}: no mean is given"
+    ]
+
+
 def _change(title: str, before: Measured, after: Measured) -> TaskChange:
-    for what in ("num_shots", "limit", "names"):
+    is_one_task = before.names == after.names
+    for what in ("num_shots", "limit", "names", *(("score", "version") if is_one_task else ())):
         first, second = getattr(before, what), getattr(after, what)
         # Versions of the harness have other names for one task, but not another number of parts.
         differs = len(first) != len(second) if what == "names" else first != second
-        if differs and (what != "num_shots" or None not in (first, second)):
+        if differs and (what == "limit" or None not in (first, second)):
             raise TableError(
                 "a task was measured in two ways",
                 where=f"{title}, {_WORDS[what]}",
                 got=f"{_shown(second)} after",
                 expected=f"{_shown(first)} before",
-                hint="measure both models by the same settings of lm-evaluation-harness",
+                hint=_HINT,
             )
     change = after.value - before.value
     low = high = None

@@ -137,6 +137,8 @@ def reward_bench_accuracy(
     from expo_ray.serving import RewardReplicas
 
     groups = read_preferences(preferences)
+    tied = [group.pair_id for group in groups if group.subset == ties.SUBSET]
+    ties.places_of(tied, where=preferences)
     column = RewardModelSpec.parse(reward_model).column
     if column is not None:
         raise ConfigError(

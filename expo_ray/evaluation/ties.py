@@ -16,7 +16,7 @@ worst of the right answers of `tied`.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple, TypedDict
 
 import numpy as np
@@ -57,6 +57,31 @@ class TiesScore(TypedDict):
     """Of which both rows could be scored; the margins are theirs."""
 
 
+def places_of(pair_ids: Sequence[str], *, where: object) -> list[tuple[str, str]]:
+    """Return (`ref` or `tied`, number of the question) of rows.
+
+    Args:
+        pair_ids: The ids of all rows of the subset.
+        where: The preference file, for messages.
+
+    Raises:
+        TableError: An id does not say which question it is of, or is there twice.
+    """
+    places: dict[tuple[str, str], None] = {}
+    for pair_id in pair_ids:
+        match = _ID.fullmatch(pair_id)
+        if match is None or (match[1], match[2]) in places:
+            raise TableError(
+                f"a row of the subset {SUBSET} does not say which question it is of",
+                where=where,
+                got=f"id {pair_id!r}",
+                expected="ref:N and tied:N, each once, as RewardBench 2 has them",
+                hint="give a subset of your own another name",
+            )
+        places[match[1], match[2]] = None
+    return list(places)
+
+
 def score_ties(groups: Iterable[TieGroup], *, where: object) -> TiesScore:
     """Return the score of the subset, with a 95% bootstrap interval over questions.
 
@@ -67,18 +92,11 @@ def score_ties(groups: Iterable[TieGroup], *, where: object) -> TiesScore:
     Raises:
         TableError: A row's id does not say which question it is of.
     """
-    found: dict[int, dict[str, TieGroup]] = {}
-    for group in groups:
-        match = _ID.fullmatch(group.pair_id)
-        if match is None or match[1] in found.get(int(match[2]), {}):
-            raise TableError(
-                f"a row of the subset {SUBSET} does not say which question it is of",
-                where=where,
-                got=f"id {group.pair_id!r}",
-                expected="ref:N and tied:N, each once, as RewardBench 2 has them",
-                hint="give a subset of your own another name",
-            )
-        found.setdefault(int(match[2]), {})[match[1]] = group
+    groups = list(groups)
+    found: dict[str, dict[str, TieGroup]] = {}
+    places = places_of([group.pair_id for group in groups], where=where)
+    for group, (kind, number) in zip(groups, places, strict=True):
+        found.setdefault(number, {})[kind] = group
     missing = TieGroup("", None, None)
     ref, tied = ([rows.get(kind, missing) for rows in found.values()] for kind in ("ref", "tied"))
     table = np.array(

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
+from expo_ray.cli.main import app
 from expo_ray.errors import ConfigError, EvaluationError, TableError
 from expo_ray.evaluation import mt_bench_answers, mt_bench_scores
 from expo_ray.evaluation.mt_bench_files import read_questions
@@ -86,7 +88,13 @@ def test_without_a_rating_it_is_asked_again_and_then_null(folder: Path, judge: s
 def test_other_answers_need_another_output(folder: Path, judge: str) -> None:
     scores(folder, judge)
     answers = folder / "mt-bench.jsonl"
-    answers.write_text(answers.read_text().replace("Because.", "Perhaps."))
+    before = answers.read_text()
+    answers.write_text(before.replace("Because.", "Perhaps."))
+    with pytest.raises(ConfigError, match="other settings"):
+        scores(folder, judge)
+    answers.write_text(before)
+    prompts = folder / "judge_prompts.jsonl"
+    prompts.write_text(prompts.read_text().replace("You judge.", "You judge mildly."))
     with pytest.raises(ConfigError, match="other settings"):
         scores(folder, judge)
 
@@ -206,3 +214,21 @@ def test_answers_come_from_replicas_by_turn_and_temperature(
     roles = [message["role"] for message in second["messages"]]
     assert roles == ["user", "assistant", "user"]
     assert second["messages"][1]["content"] == lines[0]["choices"][0]["turns"][0]
+
+
+@pytest.mark.parametrize(
+    ("words", "flag"),
+    [
+        (("mt-bench", "--answers", "a", "--judge", "judge:http://h/v1#m", "--alpha", "1"), "alpha"),
+        (("mt-bench", "--answers", "a", "--judge", "j", "--engine", "vllm"), "engine"),
+        (("mt-bench", "model", "--references", "r"), "references"),
+        (("alpaca-eval", "--annotations", "a", "--seed", "1"), "seed"),
+    ],
+)
+def test_flags_of_another_use_are_refused(words: tuple[str, ...], flag: str) -> None:
+    output = () if words[0] == "alpaca-eval" else ("--output", "o")
+    result = CliRunner().invoke(app, ["evaluate", *words, *output, "--json"])
+    assert result.exit_code == 2
+    error = json.loads(result.stdout)["error"]
+    assert error["message"].endswith("does not use this")
+    assert error["where"] == f"--{flag}"

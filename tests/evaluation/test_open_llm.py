@@ -22,9 +22,9 @@ def write_old(folder: Path, name: str, row: dict[str, Any], shots: int = 5, **co
     return folder
 
 
-def write_new(folder: Path, results: dict[str, Any], shots: dict[str, int]) -> Path:
+def write_new(folder: Path, results: dict[str, Any], shots: dict[str, int], **more: Any) -> Path:
     (folder / "model").mkdir(parents=True)
-    document = {"results": results, "n-shot": shots, "config": {"limit": None}}
+    document = {"results": results, "n-shot": shots, "config": {"limit": None}, **more}
     (folder / "model" / "results_2026-01-01T00-00-00.json").write_text(json.dumps(document))
     return folder
 
@@ -78,9 +78,15 @@ def test_a_task_of_no_leaderboard_has_a_row_and_parts_of_a_group_have_none(tmp_p
         "leaderboard_bbh_snarks": {"acc_norm,none": 0.4, "acc_norm_stderr,none": 0.1},
         "mine": {"alias": "mine", "exact_match,flexible": 0.25, "exact_match_stderr,flexible": 0.1},
     }
-    sides = [write_new(tmp_path / side, results, {"mine": 0}) for side in ("a", "b")]
+    # A name that only begins alike is no part.
+    results["leaderboard_bbh_of_mine"] = results["mine"]
+    groups = {"leaderboard_bbh": ["leaderboard_bbh_snarks"]}
+    sides = [
+        write_new(tmp_path / side, results, {"mine": 0}, group_subtasks=groups)
+        for side in ("a", "b")
+    ]
     rows = by_task(open_llm_changes(*sides))
-    assert list(rows) == ["BBH", "mine"]
+    assert list(rows) == ["BBH", "leaderboard_bbh_of_mine", "mine"]
     assert rows["mine"]["score"] == "exact_match,flexible"
     assert (rows["BBH"]["ci_low"], rows["BBH"]["verdict"]) == (None, "cannot-tell")
 
@@ -103,6 +109,39 @@ def test_what_cannot_be_compared_is_refused(
     with pytest.raises(TableError, match=message) as caught:
         open_llm_changes(before, write_old(tmp_path / "b", **made))
     assert got in str(caught.value.got)
+
+
+def test_another_version_or_score_of_a_task_is_refused(tmp_path: Path) -> None:
+    row = {"acc_norm,none": 0.5, "acc_norm_stderr,none": 0.1}
+    sides = [
+        write_new(tmp_path / str(version), {"mine": row}, {}, versions={"mine": version})
+        for version in (1.0, 3.0)
+    ]
+    with pytest.raises(TableError, match="measured in two ways") as caught:
+        open_llm_changes(*sides)
+    assert "version of the task" in str(caught.value.where)
+    other = write_new(tmp_path / "c", {"mine": {"acc,none": 0.5}}, {})
+    with pytest.raises(TableError, match="measured in two ways") as caught:
+        open_llm_changes(sides[0], other)
+    assert "score" in str(caught.value.where)
+
+
+def test_other_numbers_of_examples_than_the_leaderboards_give_no_mean(tmp_path: Path) -> None:
+    rows = {
+        "arc_challenge": {"acc_norm,none": 0.5},
+        "hellaswag": {"acc_norm,none": 0.5},
+        "mmlu": {"acc,none": 0.5},
+        "truthfulqa_mc2": {"acc,none": 0.5},
+        "winogrande": {"acc,none": 0.5},
+        "gsm8k": {"exact_match,strict-match": 0.5},
+    }
+    shots = {"arc_challenge": 25, "hellaswag": 10, "mmlu": 5, "winogrande": 5, "gsm8k": 5}
+    right = write_new(tmp_path / "a", rows, shots)
+    assert open_llm_changes(right, right)["mean"]["change"] == 0
+    wrong = write_new(tmp_path / "b", rows, {**shots, "gsm8k": 8})
+    result = open_llm_changes(wrong, wrong)
+    assert result["mean"] is None
+    assert any("GSM8K: 8 examples" in note for note in result["notes"])
 
 
 def test_a_folder_without_results_and_a_task_there_twice(tmp_path: Path) -> None:
