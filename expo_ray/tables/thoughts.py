@@ -36,6 +36,19 @@ class ThoughtTag:
     leftovers: tuple[str, ...] = ()
     """Marks around the answer or at the end of the thought, which are no part of either."""
 
+    def begins(self, text: str, *, is_known: bool) -> bool:
+        """Tell whether a response begins with a thought.
+
+        Args:
+            text: The response.
+            is_known: Whether something says that the model has this tag. Words that anybody may
+                begin an answer with are a tag only then, or where their end follows.
+        """
+        begun = text.lstrip()
+        if not begun.startswith(self.opens):
+            return False
+        return is_known or not begun[0].isalpha() or any(mark in text for mark in self.closes)
+
 
 TAGS: tuple[ThoughtTag, ...] = (
     # DeepSeek-R1, Qwen3, QwQ, GLM, Kimi K2, MiniMax M2, Nemotron, OLMo 3, SmolLM3, ERNIE, Hunyuan
@@ -194,9 +207,8 @@ class Reasoning:
             inside = self.tag if inside == self.tag else None
         if inside is not None:
             return _split(text, inside, is_inside=True)
-        begun = text.lstrip()
         for tag in known if self.tag is not None else (*known, *TAGS):
-            if begun.startswith(tag.opens):
+            if tag.begins(text, is_known=tag in known):
                 return _split(text, tag, is_inside=False)
         for tag in known:
             mark = next(_marks(text, tag, 0), None) if any(c in text for c in tag.closes) else None
@@ -284,12 +296,12 @@ class _Mark:
     opens: bool
 
 
-def _marks(text: str, tag: ThoughtTag, start: int) -> Iterator[_Mark]:
+def _marks(text: str, tag: ThoughtTag, start: int, *, with_quoted: bool = False) -> Iterator[_Mark]:
     """Yield the tags of a text in their order, but for those between quotation marks."""
     pattern = "|".join(map(re.escape, sorted((*tag.opens, *tag.closes), key=len, reverse=True)))
     for found in re.compile(pattern).finditer(text, start):
         around = text[found.start() - 1 : found.start()], text[found.end() : found.end() + 1]
-        if around[0] != around[1] or around[0] not in _QUOTES:
+        if with_quoted or around[0] != around[1] or around[0] not in _QUOTES:
             yield _Mark(found.start(), found.end(), found[0] in tag.opens)
 
 
@@ -324,7 +336,9 @@ def _end(text: str, tag: ThoughtTag, begin: int) -> _Mark | None:
         if depth == 0:
             return mark
     # Nothing closes as often as it opens: an opening tag was mentioned, or written once more.
-    return first
+    # Or the thought ends with a quotation mark, and the answer begins with one.
+    quoted = (mark for mark in _marks(text, tag, begin, with_quoted=True) if not mark.opens)
+    return first or max(quoted, key=lambda mark: mark.start, default=None)
 
 
 def _clean(text: str, tag: ThoughtTag) -> str:

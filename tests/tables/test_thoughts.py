@@ -26,6 +26,9 @@ RESPONSES = [
     ("<seed:think>a</seed:think>b", "a", "b"),
     ("<thought>\na\n</thought>\n\nb", "a", "b"),
     ("Here is my thought process: a Here's my response: b", "a", "b"),
+    ("Here is my thought process: 6*7. So 42.", None, "Here is my thought process: 6*7. So 42."),
+    ('<think>The city is "Paris"</think>"Paris"', 'The city is "Paris"', '"Paris"'),
+    ("<think>```x```</think>```python\n4\n```", "```x```", "```python\n4\n```"),
     ("<|START_THINKING|>a<|END_THINKING|><|START_RESPONSE|>b<|END_RESPONSE|>", "a", "b"),
     ("<|channel>thought\na<channel|>b", "a", "b"),
     (
@@ -52,7 +55,7 @@ def test_every_tag_is_recognised_and_may_be_left_open(tag: object) -> None:
         for closing in tag.closes:
             made = AUTO.split(f"{opening}\nwell\n{closing}\n\nYes.")
             assert (made.thought, made.answer) == ("well", "Yes.")
-        cut = AUTO.split(f"{opening}\nwell, that")
+        cut = AUTO.split(f"{opening}\nwell, that", known=[tag])
         assert (cut.thought, cut.answer, cut.is_closed) == ("well, that", "", False)
         assert opened_by(f"<user>hi<assistant>{opening}\n") == tag
         assert tag in tags_in("{{ messages }}" + opening)
