@@ -296,13 +296,25 @@ class _Mark:
     opens: bool
 
 
-def _marks(text: str, tag: ThoughtTag, start: int, *, with_quoted: bool = False) -> Iterator[_Mark]:
+def _marks(text: str, tag: ThoughtTag, start: int) -> Iterator[_Mark]:
     """Yield the tags of a text in their order, but for those between quotation marks."""
     pattern = "|".join(map(re.escape, sorted((*tag.opens, *tag.closes), key=len, reverse=True)))
     for found in re.compile(pattern).finditer(text, start):
-        around = text[found.start() - 1 : found.start()], text[found.end() : found.end() + 1]
-        if with_quoted or around[0] != around[1] or around[0] not in _QUOTES:
+        if not _is_quoted(text, found.start(), found.end()):
             yield _Mark(found.start(), found.end(), found[0] in tag.opens)
+
+
+def _is_quoted(text: str, start: int, end: int) -> bool:
+    """Whether equal quotation marks stand around a tag, of which the first one opens.
+
+    After a word the mark closes: there the thought ends with a quotation, and the answer begins
+    with another one.
+    """
+    mark = text[start - 1 : start]
+    if mark != text[end : end + 1] or mark not in _QUOTES:
+        return False
+    before = text[start - 2 : start - 1] if start > 1 else ""
+    return not (before.isalnum() or before == mark or before in set(".!?)"))
 
 
 def _split(text: str, tag: ThoughtTag, *, is_inside: bool) -> Thinking:
@@ -336,9 +348,7 @@ def _end(text: str, tag: ThoughtTag, begin: int) -> _Mark | None:
         if depth == 0:
             return mark
     # Nothing closes as often as it opens: an opening tag was mentioned, or written once more.
-    # Or the thought ends with a quotation mark, and the answer begins with one.
-    quoted = (mark for mark in _marks(text, tag, begin, with_quoted=True) if not mark.opens)
-    return first or max(quoted, key=lambda mark: mark.start, default=None)
+    return first
 
 
 def _clean(text: str, tag: ThoughtTag) -> str:
