@@ -22,6 +22,7 @@ from expo_ray.reports.pairing import gain_curve, prompt_means
 from expo_ray.reports.parts import parts_page
 from expo_ray.reports.proof import proof_page
 from expo_ray.reports.run_files import RunFiles, in_our_form
+from expo_ray.reports.sample_tables import sample_tables
 from expo_ray.reports.throughput import Throughput, compare_throughput
 from expo_ray.reports.trajectory_page import is_trajectory, trajectory_page
 from expo_ray.reports.tries import step_back
@@ -121,6 +122,7 @@ def _page(run: RunFiles) -> tuple[dict[str, Any], list[Drawing]]:
         "search_sentence": costs.search_sentence(selection),
         "parts": parts_page(selection),
         "gate_result": gate_result,
+        "sample_tables": sample_tables(selection),
         "first_order": wording.first_order(selection),
         "batching_spread": wording.batching_spread(selection),
         "recipe": run.recipe,

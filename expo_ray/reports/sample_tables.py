@@ -1,0 +1,39 @@
+"""What several answers to a prompt say of the candidates, a table for each check."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class SampleTable:
+    """The statistics of one check."""
+
+    reward_model: str
+    statistics: list[str] = field(default_factory=list)
+    """As columns, in the order in which they were told."""
+    rows: list[tuple[float, list[Mapping[str, Any] | None]]] = field(default_factory=list)
+    """Alpha, and what each column says of it; None where it says nothing."""
+
+
+def sample_tables(selection: Mapping[str, Any]) -> list[SampleTable]:
+    """Return a table for each check that saw several answers to a prompt."""
+    tables: dict[str, SampleTable] = {}
+    candidates = sorted(selection["candidates"], key=lambda one: float(one["alpha"]))
+    for candidate in candidates:
+        for row in candidate.get("samples") or ():
+            table = tables.setdefault(row["reward_model"], SampleTable(row["reward_model"]))
+            if row["statistic"] not in table.statistics:
+                table.statistics.append(row["statistic"])
+    for name, table in tables.items():
+        for candidate in candidates:
+            told = {
+                row["statistic"]: row
+                for row in candidate.get("samples") or ()
+                if row["reward_model"] == name
+            }
+            cells = [told.get(statistic) for statistic in table.statistics]
+            table.rows.append((float(candidate["alpha"]), cells))
+    return list(tables.values())
