@@ -119,6 +119,7 @@ def select(
     strategy: str = "grid",
     max_alpha: float = 25.0,
     min_alpha: float = 0.0,
+    sample_statistic: str = "avg",
     adaptive: int | None = None,
     extra_tensors: Sequence[str] = (),
     allow_unfit: bool = False,
@@ -152,6 +153,8 @@ def select(
         strategy: `grid`, `expanding`, `bracketing`, or `racing`, alone or after a plus sign.
         max_alpha: How far expanding and bracketing may go.
         min_alpha: How far backwards where nothing gains.
+        sample_statistic: What several samples of a prompt count for under the first reward model:
+            `avg`, `pass@K` or `majority`; the last two need a check.
         adaptive: Then search an alpha for each part of the model in so many trials, from the
             chosen one; needs `expo-ray[adaptive]`.
         extra_tensors: `copy:PATTERN`: tensors that one side may lack, as for `extrapolate`;
@@ -209,6 +212,7 @@ def select(
             "strategy": strategy,
             "max_alpha": max_alpha,
             "min_alpha": min_alpha,
+            "sample_statistic": sample_statistic,
             **(guards or {}),
             "no_worse_than": dict(no_worse_than or {}),
         },

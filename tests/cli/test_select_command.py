@@ -41,6 +41,8 @@ def select(*arguments: object) -> list[str]:
         (("--top-p", "0"), "--top-p", None),
         (("--engine-arg", "max_num_seqs"), "--engine-arg", "name=value"),
         (("--engine-arg", "max_num_seqs=8"), "--engine-arg", None),
+        (("--sample-statistic", "best"), "--sample-statistic", None),
+        (("--checked-column", "gold"), "--checked-column", "OURS=NAME"),
     ],
 )
 def test_wrong_flags_are_refused_before_anything_is_written(
@@ -70,7 +72,12 @@ def test_how_answers_are_made_reaches_the_recipe(
     RUNNER.invoke(app, select("--output", tmp_path / "a", *sampling, *engine))
     RUNNER.invoke(app, select("--output", tmp_path / "b", "--preset", "paper", "--top-k", 0))
     RUNNER.invoke(app, select("--output", tmp_path / "c"))
-    full, paper, plain = seen
+    columns = ["--prompt-column", "question", "--checked-column", "answer=gold"]
+    several = ["--sample-statistic", "pass@2", "--num-samples", 2]
+    RUNNER.invoke(app, select("--output", tmp_path / "d", *columns, *several))
+    full, paper, plain, checked = seen
+    assert checked.prompts.columns == {"prompt": "question", "answer": "gold"}
+    assert checked.selection.sample_statistic == "pass@2"
     made = full.sampling
     assert (made.temperature, made.top_p, made.top_k, made.stop) == (0.2, 0.8, 7, ("END", "Q:"))
     wanted = {"dtype": "float32", "max_num_seqs": 8}

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 
-from expo_ray.errors import TableError, argument
+from expo_ray.errors import TableError
 from expo_ray.rewards.checks.reward_model import CheckRewardModel
 from expo_ray.rewards.loading import load_reward_model
 from expo_ray.rewards.self_test import run_self_test
@@ -60,7 +60,7 @@ def _require_column(
             where=f"{where}, for {spec.text}",
             got=f"{len(without)} of {len(prompts)} without it, first prompt_id {without[0]!r}",
             expected=f"`{column}` in every row",
-            hint=f"name the column that holds it: {argument('columns')}; in a recipe "
+            hint=f"name the column that holds it: --checked-column {column}=NAME, in a recipe "
             f"prompts.columns: {{{column}: NAME}}",
         )
     faults = {
