@@ -73,12 +73,12 @@ class Verdict:
     """What to do with a trajectory."""
 
     decision: str
-    """extrapolate, keep (the last checkpoint), or unknown: nothing could be tested, so keep it."""
+    """`extrapolate`, `keep` (the last checkpoint), or `unknown` where nothing could be tested."""
     sentence: str
     forecast: Forecast | None = None
     """What goes furthest, and among those the nearest to the withheld checkpoints."""
     horizon: float | None = None
-    """Up to which it beats no change: of the span from the first to the last checkpoint."""
+    """Up to which it beats no change, in spans from the first to the last checkpoint."""
     at_step: float | None = None
     """The step of that horizon."""
     gain: float | None = None
