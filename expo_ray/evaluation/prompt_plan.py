@@ -19,7 +19,6 @@ from scipy import stats
 
 from expo_ray.errors import ConfigError, TableError, argument
 from expo_ray.evaluation.pairs import (
-    IntArray,
     by_cluster,
     cluster_numbers,
     is_same_file,
@@ -59,12 +58,15 @@ class Spread:
     num_items: int | None
     """Of the pilot."""
     design_effect: float
-    """Times as many items, because some share a document."""
+    """Times as many items with one sample each, because some share a document."""
     source: str
 
     def at(self, num_samples: int) -> float:
-        """Return the variance with so many samples per prompt."""
-        return self.variance - (self.within or 0.0) * (1 - 1 / num_samples)
+        """Return the variance that a plan of so many samples per prompt allows for.
+
+        What items of one document share stays, however many samples each has.
+        """
+        return self.variance * self.design_effect - (self.within or 0.0) * (1 - 1 / num_samples)
 
 
 def plan_prompts(
@@ -114,6 +116,7 @@ def plan_prompts(
     require_share("power", power)
     require_share("confidence", confidence)
     if pilot is None:
+        _require_unused(other=other, metric=metric, item=item, cluster=cluster)
         spreads = [_assumed(accuracy, correlation)]
     else:
         results = _read(pilot, other, metric=metric, item=item, cluster=cluster)
@@ -132,7 +135,6 @@ def plan_prompts(
                     proportions=spread.proportions and spread.design_effect == 1,
                     **asked,
                 )
-            size = int(np.ceil(size * spread.design_effect))
             sizes.append(
                 {
                     "task": spread.task,
@@ -160,6 +162,19 @@ def _require_question(gain: float | None, margin: float | None) -> None:
     name, value = ("gain", gain) if gain is not None else ("margin", margin)
     if value is None or not value > 0:
         raise ConfigError("out of range", where=argument(name), got=value, expected="above 0")
+
+
+def _require_unused(**given: object) -> None:
+    """Refuse what only results could answer."""
+    for name, value in given.items():
+        if value is not None:
+            raise ConfigError(
+                "without a first set of results there is nothing to read",
+                where=argument(name),
+                got=str(value),
+                expected="results of one model or of two before it",
+                hint=f"give results, or leave out {argument(name)}",
+            )
 
 
 def _read(
@@ -231,41 +246,85 @@ def _of_pair(task: str, one: TaskResults, other: TaskResults) -> Spread:
     _require_pilot(names, task)
     means = np.array([[np.mean(x.scores[name]) for name in names] for x in (one, other)])
     differences = means[1] - means[0]
-    clusters = cluster_numbers([one.clusters[name] for name in names])
-    within = _within([one, other], names)
-    sides = (one, other) if within else ()
-    counts = [np.mean([1 / len(x.scores[name]) for name in names]) for x in sides]
-    # With one sample each; what several samples had averaged out is added again.
-    averaged = float(sum(w * (1 - c) for w, c in zip(within, counts, strict=True)))
-    estimate = float((differences**2).mean() if one.is_right_or_wrong and other.is_right_or_wrong
-                     else differences.var(ddof=1))  # fmt: skip
+    proportions = one.is_right_or_wrong and other.is_right_or_wrong
+    estimate = float((differences**2).mean() if proportions else differences.var(ddof=1))
+    upper = (
+        upper_limit_of_share(int((differences != 0).sum()), len(names))
+        if proportions
+        else estimate * _upper_factor(len(names))
+    )
+    scatters = [_scatter(side, names) for side in (one, other)]
+    averaged = sum(scatter.averaged for scatter in scatters)
+    known = [scatter.variance for scatter in scatters if scatter.variance is not None]
+    effect = _design_effect(differences, [one.clusters[name] for name in names])
+    variance = upper + averaged
     return Spread(
         task=task,
-        variance=_upper(estimate, differences, one, other) + averaged,
+        variance=variance,
         estimate=estimate + averaged,
-        within=min(sum(within), estimate + averaged) if within else None,
-        proportions=one.is_right_or_wrong and other.is_right_or_wrong,
+        within=min(sum(known), estimate + averaged) if known else None,
+        proportions=proportions,
         num_items=len(names),
-        design_effect=_design_effect(differences, clusters),
+        design_effect=1 + (effect - 1) * upper / variance if variance else effect,
         source=f"pilot of both models on {len(names)} items, upper limit at "
         f"{_PILOT_CONFIDENCE:.0%}",
     )
 
 
 def _of_one(task: str, found: TaskResults, correlation: float | None) -> Spread:
+    """Plan with another model that scatters alike.
+
+    What is correlated are the prompts. Samples of one prompt are drawn anew for each model, so that
+    their scatter counts in full on both sides, whatever the correlation.
+    """
     names = [name for name in sorted(found.scores) if found.scores[name]]
     _require_pilot(names, task)
     means = np.array([np.mean(found.scores[name]) for name in names])
     together, source = _correlation(correlation)
-    estimate = 2 * float(means.var(ddof=1)) * (1 - together)
-    factor = (len(names) - 1) / float(stats.chi2.ppf(1 - _PILOT_CONFIDENCE, len(names) - 1))
-    variance = estimate * factor
+    scatter = _scatter(found, names)
+    between = max(0.0, float(means.var(ddof=1)) - scatter.left)
+    estimate = 2 * (between * (1 - together) + scatter.left)
+    upper = estimate * _upper_factor(len(names))
     if found.is_right_or_wrong:
-        variance = min(variance, variance_of_pairs(UNKNOWN_ACCURACY, together))
-    return Spread(task=task, variance=variance, estimate=estimate, within=None,
-                  proportions=found.is_right_or_wrong, num_items=len(names),
-                  design_effect=1.0,
-                  source=f"pilot of one model on {len(names)} items; {source}")  # fmt: skip
+        upper = min(upper, variance_of_pairs(UNKNOWN_ACCURACY, together))
+    averaged = 2 * scatter.averaged
+    effect = _design_effect(means, [found.clusters[name] for name in names])
+    shared = (effect - 1) * 2 * float(means.var(ddof=1)) * (1 - together)
+    variance = upper + averaged
+    return Spread(
+        task=task,
+        variance=variance,
+        estimate=estimate + averaged,
+        within=None if scatter.variance is None else 2 * scatter.variance,
+        proportions=found.is_right_or_wrong,
+        num_items=len(names),
+        design_effect=1 + shared * (upper / estimate) / variance if estimate else 1.0,
+        source=f"pilot of one model on {len(names)} items; {source}",
+    )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Scatter:
+    """How far samples of one prompt lie apart."""
+
+    variance: float | None
+    """None where no prompt has several."""
+    averaged: float
+    """What the mean over a prompt's samples has lost of it."""
+
+    @property
+    def left(self) -> float:
+        """What of it is still in the means."""
+        return (self.variance or 0.0) - self.averaged
+
+
+def _scatter(side: TaskResults, names: Sequence[str]) -> _Scatter:
+    several = [side.scores[name] for name in names if len(side.scores[name]) > 1]
+    if not several:
+        return _Scatter(variance=None, averaged=0.0)
+    variance = float(np.mean([np.var(scores, ddof=1) for scores in several]))
+    kept = float(np.mean([1 / len(side.scores[name]) for name in names]))
+    return _Scatter(variance=variance, averaged=variance * (1 - kept))
 
 
 def _require_pilot(names: Sequence[str], task: str) -> None:
@@ -277,22 +336,9 @@ def _require_pilot(names: Sequence[str], task: str) -> None:
         )
 
 
-def _within(sides: Sequence[TaskResults], names: Sequence[str]) -> list[float]:
-    """Return the variance between samples of one prompt, of each side; nothing without several."""
-    found = []
-    for side in sides:
-        spreads = [np.var(side.scores[n], ddof=1) for n in names if len(side.scores[n]) > 1]
-        if not spreads:
-            return []
-        found.append(float(np.mean(spreads)))
-    return found
-
-
-def _upper(estimate: float, differences: FloatArray, one: TaskResults, other: TaskResults) -> float:
-    n = differences.size
-    if one.is_right_or_wrong and other.is_right_or_wrong:
-        return upper_limit_of_share(int((differences != 0).sum()), n)
-    return estimate * (n - 1) / float(stats.chi2.ppf(1 - _PILOT_CONFIDENCE, n - 1))
+def _upper_factor(num_items: int) -> float:
+    """Return how far above its estimate a variance may lie."""
+    return (num_items - 1) / float(stats.chi2.ppf(1 - _PILOT_CONFIDENCE, num_items - 1))
 
 
 def upper_limit_of_share(differing: int, num_items: int) -> float:
@@ -301,10 +347,11 @@ def upper_limit_of_share(differing: int, num_items: int) -> float:
     return float(exact.proportion_ci(_PILOT_CONFIDENCE).high)
 
 
-def _design_effect(differences: FloatArray, clusters: IntArray | None) -> float:
+def _design_effect(values: FloatArray, names: Sequence[str | None]) -> float:
     """Return how much wider documents make the variance of the mean; never below 1."""
-    alone = float(differences.var(ddof=1)) / differences.size
+    clusters = cluster_numbers(names)
+    alone = float(values.var(ddof=1)) / values.size
     if clusters is None or not alone:
         return 1.0
-    values = by_cluster(differences, clusters)
-    return max(1.0, float(values.var(ddof=1)) / values.size / alone)
+    sums = by_cluster(values, clusters)
+    return max(1.0, float(sums.var(ddof=1)) / sums.size / alone)

@@ -92,6 +92,77 @@ def test_one_model_alone_needs_a_correlation(tmp_path: Path) -> None:
     assert "pilot of one model on 100 items; assumed correlation 0.6" in spread["source"]
 
 
+def sampled(path: Path, drawn: np.ndarray[Any, Any], *, alpha: float = 0.0) -> Path:
+    return rewards_table(path, {f"p{i}": list(row) for i, row in enumerate(drawn)}, alpha=alpha)
+
+
+def test_samples_of_one_model_are_not_taken_for_one_answer(tmp_path: Path) -> None:
+    rng = np.random.default_rng(11)
+    prompts = rng.multivariate_normal([0, 0], 0.3 * np.array([[1, 0.5], [0.5, 1]]), 3000)
+    drawn = prompts[:, :, None] + rng.normal(0, 1, (3000, 2, 8))
+    plan = plan_prompts(sampled(tmp_path / "a.parquet", drawn[:, 0]), gain=0.1, correlation=0.5)
+    [spread] = plan["spreads"]
+    assert spread["within"] == pytest.approx(2.0, rel=0.05)
+    # What pairs of single answers, and of means over eight, in truth scatter by.
+    for size, taken in zip(plan["sizes"], (1, 2, 4, 8), strict=True):
+        assert size["samples_per_prompt"] == taken
+        gaps = drawn[:, 1, :taken].mean(axis=1) - drawn[:, 0, :taken].mean(axis=1)
+        needed = prompts_for_gain(float(gaps.var()), 0.1, power=0.8, confidence=0.95)
+        assert size["num_prompts"] == pytest.approx(needed, rel=0.1)
+
+
+def test_several_samples_on_one_side_alone_are_counted(tmp_path: Path) -> None:
+    rng = np.random.default_rng(12)
+    several = sampled(tmp_path / "a.parquet", rng.normal(0, 1, (1000, 8)))
+    single = sampled(tmp_path / "b.parquet", rng.normal(0, 1, (1000, 1)), alpha=0.3)
+    [spread] = plan_prompts(several, single, gain=0.1)["spreads"]
+    assert spread["estimate"] == pytest.approx(2.0, rel=0.1)
+    assert spread["within"] == pytest.approx(1.0, rel=0.1)
+
+
+def test_documents_of_one_model_raise_the_number(tmp_path: Path) -> None:
+    scores = np.repeat(np.random.default_rng(5).normal(0, 1, 50), 4)
+    path = tmp_path / "r.csv"
+    path.write_text("id,page,a\n" + "\n".join(f"{i},{i // 4},{s}" for i, s in enumerate(scores)))
+    alone, shared = (plan_prompts(path, gain=0.2, metric="a", cluster=name) for name in (
+        None, "page"))  # fmt: skip
+    assert shared["spreads"][0]["design_effect"] == pytest.approx(4, rel=0.05)
+    assert shared["sizes"][0]["num_prompts"] == pytest.approx(
+        4 * alone["sizes"][0]["num_prompts"], rel=0.05
+    )
+
+
+def test_more_samples_do_not_average_out_what_documents_share(tmp_path: Path) -> None:
+    rng = np.random.default_rng(6)
+    pages = np.repeat(rng.normal(0, 1, 60), 4)
+    path = tmp_path / "r.csv"
+    lines = [f"{i},{i // 4},{k},{page + rng.normal()}" for i, page in enumerate(pages)
+             for k in range(2)]  # fmt: skip
+    path.write_text("id,page,sample,a\n" + "\n".join(lines))
+    plan = plan_prompts(path, gain=0.2, cluster="page", correlation=0.0, metric="a")
+    # Whatever the samples: four prompts of a page say hardly more than one.
+    first, last = plan["sizes"][0]["num_prompts"], plan["sizes"][-1]["num_prompts"]
+    spread = plan["spreads"][0]
+    assert last == prompts_for_gain(
+        spread["variance"] * spread["design_effect"] - spread["within"] * 7 / 8,
+        0.2, power=0.8, confidence=0.95,
+    )  # fmt: skip
+    # In truth 4 * 2 * 1 + 2 of one sample, and 4 * 2 * 1 + 2 / 8 of eight.
+    assert last / first == pytest.approx(8.25 / 10, rel=0.1)
+
+
+@pytest.mark.parametrize(("asked", "where"), [
+    ({"other": "b.csv"}, "other="), ({"metric": "acc"}, "metric="), ({"item": "id"}, "item="),
+    ({"cluster": "page"}, "cluster="),
+])  # fmt: skip
+def test_what_only_results_could_answer_is_refused_without_them(
+    asked: dict[str, str], where: str
+) -> None:
+    with pytest.raises(ConfigError, match="there is nothing to read") as caught:
+        plan_prompts(gain=0.1, **asked)  # type: ignore[arg-type]
+    assert caught.value.where == where
+
+
 @pytest.mark.parametrize(("asked", "where"), [
     ({}, "gain="), ({"gain": 0.1, "margin": 0.1}, "margin="), ({"gain": -0.1}, "gain="),
     ({"margin": 0.0}, "margin="), ({"gain": 0.1, "power": 0.3}, "power="),
