@@ -31,7 +31,7 @@ import pyarrow.parquet as pq
 from expo_ray.extrapolation import checkpoint_name
 from expo_ray.reports import write_report
 from expo_ray.selection import SelectionSettings, choose_alpha
-from expo_ray.tables import read_table
+from expo_ray.selection.measured_files import read_responses, read_rewards
 from expo_ray.tables.schemas import RESPONSES_SCHEMA, REWARDS_SCHEMA
 from tests import samples
 
@@ -123,8 +123,8 @@ def measure(run: Path) -> None:
     """Print the seconds of each stage and the memory at the peak, all in this process."""
     (run / "text_signs.parquet").unlink(missing_ok=True)
     with stage("reading the tables"):
-        responses = concatenated(run / "responses")
-        rewards = {name: concatenated(run / "rewards" / name) for name in REWARD_MODELS}
+        responses = read_responses(files(run / "responses"))
+        rewards = {name: read_rewards(files(run / "rewards" / name)) for name in REWARD_MODELS}
     tables = sum(table.nbytes for table in (responses, *rewards.values()))
     scoring, *guards = REWARD_MODELS
     num_responses = responses.num_rows
@@ -167,8 +167,8 @@ def peak() -> int:
     return 1024 * int(next(s for s in status.splitlines() if s.startswith("VmHWM")).split()[1])
 
 
-def concatenated(folder: Path) -> pa.Table:
-    return pa.concat_tables(read_table(file) for file in sorted(folder.glob("*.parquet")))
+def files(folder: Path) -> list[Path]:
+    return sorted(folder.glob("*.parquet"))
 
 
 if __name__ == "__main__":

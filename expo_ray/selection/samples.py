@@ -24,7 +24,7 @@ from expo_ray.selection.table_keys import IntArray, TableKeys, distinct
 FloatArray = npt.NDArray[np.float64]
 SPLITS = ("tuning", "heldout")
 
-_RESPONSE_COLUMNS = (
+RESPONSE_COLUMNS = (
     "prompt_id",
     "sample",
     "split",
@@ -35,7 +35,7 @@ _RESPONSE_COLUMNS = (
     "completion_tokens",
     "error",
 )
-_REWARD_COLUMNS = ("prompt_id", "sample", "alpha", "weights_digest", "reward", "reward_model")
+REWARD_COLUMNS = ("prompt_id", "sample", "alpha", "weights_digest", "reward", "reward_model")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -160,7 +160,7 @@ def join_tables(
         TableError: A column is missing, a key is duplicated or unknown, an alpha is null or has
             two digests, a split is unknown, or alpha 0 is absent.
     """
-    _require_columns(responses, _RESPONSE_COLUMNS, "responses")
+    _require_columns(responses, RESPONSE_COLUMNS, "responses")
     keys = TableKeys.of(responses, "responses")
     digests = _check_candidates(responses, keys)
     scores = _scores(rewards, keys, digests, "rewards")
@@ -181,7 +181,7 @@ def join_tables(
 
 def reward_model(rewards: pa.Table) -> str:
     """Return the reward model of a table of rewards as it was named; "" of an empty table."""
-    return str(rewards["reward_model"][0]) if rewards.num_rows else ""
+    return str(rewards["reward_model"][0].as_py()) if rewards.num_rows else ""
 
 
 def made_from_pair(judge: str) -> bool:
@@ -243,7 +243,7 @@ def _first_of_each(group_of_row: IntArray, values: IntArray, num_groups: int) ->
 
 def _scores(table: pa.Table, responses: TableKeys, digests: list[str], name: str) -> FloatArray:
     """Return the reward of each response; null, missing and non-finite ones are NaN, never 0."""
-    _require_columns(table, _REWARD_COLUMNS, name)
+    _require_columns(table, REWARD_COLUMNS, name)
     keys = TableKeys.of(table, name)
     models, _ = distinct(table["reward_model"])
     if len(models) > 1:

@@ -104,16 +104,23 @@ class TableKeys:
 
 def distinct(column: pa.ChunkedArray) -> tuple[list[Any], IntArray]:
     """Return the values of a column, ascending, null last, and which of them each row has."""
-    if pa.types.is_dictionary(column.type):
-        column = column.cast(column.type.value_type)
-    encoded = pc.dictionary_encode(column, null_encoding="encode")
-    if not len(encoded):
+    if not len(column):
         return [], np.empty(0, np.int64)
+    if pa.types.is_dictionary(column.type):
+        encoded = column.unify_dictionaries()
+    else:
+        encoded = pc.dictionary_encode(column, null_encoding="encode")
     values = encoded.chunk(encoded.num_chunks - 1).dictionary.to_pylist()
-    order = sorted(range(len(values)), key=lambda i: (values[i] is None, values[i]))
+    null = len(values)
+    codes = np.concatenate(
+        [np.asarray(pc.fill_null(chunk.indices, null)) for chunk in encoded.chunks]
+    )
+    values.append(None)
+    # What a filter has left without rows still stands in a dictionary.
+    there = np.flatnonzero(np.bincount(codes, minlength=len(values))).tolist()
+    order = sorted(there, key=lambda i: (values[i] is None, values[i]))
     place = np.empty(len(values), np.int64)
-    place[order] = np.arange(len(values))
-    codes = np.concatenate([np.asarray(chunk.indices) for chunk in encoded.chunks])
+    place[order] = np.arange(len(order))
     return [values[i] for i in order], place[codes]
 
 

@@ -109,9 +109,10 @@ def read_table(
     path = Path(path)
     _require_file(path)
     try:
-        with pq.ParquetFile(path, read_dictionary=[*repeating]) as file:
-            there = set(file.schema_arrow.names)
-            wanted = None if columns is None else [name for name in columns if name in there]
+        there = set(pq.read_schema(path).names)
+        wanted = None if columns is None else [name for name in columns if name in there]
+        few = [name for name in repeating if name in there]
+        with pq.ParquetFile(path, read_dictionary=few) as file:
             table = file.read(wanted)
     except (pa.ArrowException, OSError) as error:
         raise _unreadable(path, error) from error

@@ -24,8 +24,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-
 from expo_ray.checkpoints import Checkpoint, atomic_write_json
 from expo_ray.cluster import ray_session
 from expo_ray.errors import VerifyError
@@ -40,12 +38,13 @@ from expo_ray.rewards import RewardModelSpec, SelfTest
 from expo_ray.rewards.anchors import AnchorPair
 from expo_ray.selection import SelectionSettings, choose_alpha
 from expo_ray.selection.gates import MeasureSets
+from expo_ray.selection.measured_files import read_responses, read_rewards
 from expo_ray.selection.search import SearchResult
 from expo_ray.selection.unfit import explain_unfit, keep_unfit
 from expo_ray.serving import GeneratorReplicas, ModelSource, RewardReplicas
 from expo_ray.serving.alpha_setting import AlphaSetting
 from expo_ray.serving.self_test_file import measured_spread
-from expo_ray.tables import RESPONSES_SCHEMA, Prompt, assign_splits, read_table
+from expo_ray.tables import Prompt, assign_splits, read_table
 from expo_ray.tables.seeds import Split
 from expo_ray.tables.thoughts import Reasoning
 from expo_ray.workflow.recipe import Recipe
@@ -322,14 +321,10 @@ def decide(run: Run) -> dict[str, Any]:
     """Choose alpha by the rewards so far."""
     labels = list(run.reward_models)
     rewards = {
-        label: pa.concat_tables(read_table(run.directory.rewards(label, a)) for a in run.alphas)
-        for label in labels
+        label: read_rewards(run.directory.rewards(label, a) for a in run.alphas) for label in labels
     }
-    responses = pa.concat_tables(
-        read_table(run.directory.responses(a), RESPONSES_SCHEMA) for a in run.alphas
-    )
     return choose_alpha(
-        responses,
+        read_responses(run.directory.responses(a) for a in run.alphas),
         rewards[labels[0]],
         settings=run.selection,
         guard_rewards={label: rewards[label] for label in labels[1:]},
