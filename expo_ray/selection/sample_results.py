@@ -28,10 +28,11 @@ def samples_by_alpha(
         settings: Confidence and seed of the intervals.
     """
     found: dict[float, list[dict[str, Any]]] = {}
+    checks = {name: t for name, t in rewards.items() if check_of(reward_model(t)) is not None}
+    if not checks:
+        return found  # before half of all texts are copied
     of_tuning = responses.filter(pc.equal(responses["split"], "tuning"))
-    for name, table in rewards.items():
-        if check_of(reward_model(table)) is None:
-            continue
+    for name, table in checks.items():
         tuning = table.filter(pc.is_in(table["prompt_id"], pc.unique(of_tuning["prompt_id"])))
         for alpha in pc.unique(tuning["alpha"].drop_null()).to_pylist():
             part = tuning.filter(pc.equal(tuning["alpha"], alpha))

@@ -289,9 +289,13 @@ def _measured(
     if {"thought", "thought_tokens"} <= {*responses.column_names}:
         thought = _floats(responses["thought_tokens"])
         tokens = tokens - np.nan_to_num(thought)
-        answers = pc.utf8_trim_whitespace(pc.fill_null(responses["response"], ""))
-        is_unanswered = pc.and_(pc.is_valid(responses["thought"]), pc.equal(answers, ""))
-        truncated = pc.or_(truncated, is_unanswered)
+        if responses["thought"].null_count < responses.num_rows:
+            # Not by trimming them: that would copy all texts.
+            has_text = pc.fill_null(
+                pc.match_substring_regex(responses["response"], r"[^\s\p{Z}]"), False
+            )
+            is_unanswered = pc.and_not(pc.is_valid(responses["thought"]), has_text)
+            truncated = pc.or_(truncated, is_unanswered)
     measured = {
         "tokens": np.where(failed, np.nan, tokens),
         "thought_tokens": np.where(failed, np.nan, thought),
