@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from benchmarks.proof_case import Case, prompts_of, truth_gain
+from benchmarks.proof_answers import truth_gain
+from benchmarks.proof_case import Case, prompts_of
 from benchmarks.proof_summary import (
     record,
     recovered_share,
@@ -17,7 +18,14 @@ from benchmarks.proof_summary import (
     significantly_worse,
     summarize,
 )
-from benchmarks.selection_proof import FRACTIONS, FROZEN, list_cases, read_lines, run_cases
+from benchmarks.selection_proof import (
+    FRACTIONS,
+    FROZEN,
+    list_cases,
+    read_lines,
+    replay,
+    run_cases,
+)
 from expo_ray.lab.data import requests_for
 from expo_ray.reports.proof import proof_page
 from expo_ray.selection import SelectionSettings
@@ -225,11 +233,18 @@ def test_a_rerun_does_what_is_missing(tmp_path: Path, ray_cluster: str) -> None:
     output = tmp_path / "results.jsonl"
     # Seed 3 has a run, the controls are on seeds 3 and 4: the latter is judged by seed 3's models.
     cases = list_cases([3], [0.2], 1)
-    run_cases(cases, frozen, output=output, cache=tmp_path / "labs")
+    tables = tmp_path / "tables"
+    run_cases(cases, frozen, output=output, cache=tmp_path / "labs", keep=tables)
     lines = read_lines(output, frozen.digest())
     assert sorted(line["key"] for line in lines) == sorted(case.key for case in cases)
     assert "Every run" in render(lines)
     assert all(0 < line["race"]["share"] <= 1 for line in lines)
+    # From the answers that were kept the same is chosen again, without a model.
+    chosen = {line["key"]: (line["chosen"], line.get("truth")) for line in lines}
+    replayed = replay(tables, frozen)
+    assert {line["key"]: (line["chosen"], line.get("truth")) for line in replayed} == chosen
+    with pytest.raises(SystemExit, match="answers of other settings"):
+        replay(tables, replace(frozen, alphas=(0.0, 0.25)))
     output.write_text("".join(json.dumps(line) + "\n" for line in lines[1:]))
     run_cases(cases, frozen, output=output, cache=tmp_path / "labs")
     again = read_lines(output, frozen.digest())
