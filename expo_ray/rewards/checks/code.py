@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import re
 import secrets
+import textwrap
 from functools import cache
 from typing import Any
 
@@ -25,18 +26,29 @@ from expo_ray.rewards.checks.kind import (
 )
 from expo_ray.rewards.checks.sandbox import NoSandboxError, Ran, run_sandboxed
 
-_FENCED = re.compile(r"^```[^\n]*\n(.*?)^```", re.DOTALL | re.MULTILINE)
-# The word is read before the program runs, and written after the tests: a program that ends the
-# process early has passed nothing.
+_FENCED = re.compile(r"^[ \t]*```([^\n]*)\n(.*?)^[ \t]*```", re.DOTALL | re.MULTILINE)
+_PYTHON = ("python", "python3", "py")
+# The program and its tests run in a child, which has neither the word nor where it was read: one
+# that ends early, with whatever it wrote, has passed nothing. What it printed comes before.
 _RUNNER = """
 import os, sys
-word = sys.stdin.readline().encode()
-write = os.write
-scope = {"__name__": "program"}
-for name in ("program.py", "tests.py"):
-    with open(name, encoding="utf-8") as file:
-        exec(compile(file.read(), name, "exec"), scope)
-write(1, b"\\n" + word)
+word = sys.stdin.readline()
+told, tell = os.pipe()
+if os.fork() == 0:
+    os.close(told)
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    del word
+    write = os.write
+    scope = {"__name__": "program"}
+    for name in ("program.py", "tests.py"):
+        with open(name, encoding="utf-8") as file:
+            exec(compile(file.read(), name, "exec"), scope)
+    write(tell, b"passed")
+else:
+    os.close(tell)
+    said = os.read(told, 6)
+    if os.wait()[1] == 0 and said == b"passed":
+        os.write(1, b"\\n" + word.encode())
 """
 
 
@@ -46,8 +58,7 @@ class CodeCheck(Check):
     def reward(self, checked: Checked) -> float:
         """Return whether the program passes all tests."""
         tests = _read_tests(checked.columns["tests"])
-        blocks = _FENCED.findall(checked.response)
-        program = blocks[-1] if blocks else checked.response
+        program = _program(checked.response)
         if isinstance(tests, str):
             word = secrets.token_hex(16)
             files = {"program.py": program, "tests.py": tests, "runner.py": _RUNNER}
@@ -73,6 +84,27 @@ def _ran(files: dict[str, str], script: str, standard_input: str) -> Ran:
         return run_sandboxed(files, script, standard_input=standard_input)
     except NoSandboxError as error:
         raise BrokenCheckError(f"no sandbox: {error}") from error
+    except OSError as error:
+        raise BrokenCheckError(f"the sandbox failed: {error}") from error
+
+
+def _program(response: str) -> str:
+    """Return the last fenced block that is named Python, else the last that is Python.
+
+    Without fences it is the whole response; behind a program a fence often shows its output.
+    """
+    blocks = [(name.strip().lower(), textwrap.dedent(b)) for name, b in _FENCED.findall(response)]
+    named = [block for name, block in blocks if name in _PYTHON]
+    parsing = [block for name, block in blocks if not name and _is_python(block)]
+    return next(iter(reversed(named or parsing or [block for _, block in blocks])), response)
+
+
+def _is_python(text: str) -> bool:
+    try:
+        ast.parse(text)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return False
+    return True
 
 
 def _read_tests(target: str) -> str | list[tuple[str, str]]:
@@ -165,6 +197,11 @@ CODE = CheckKind(
         ),
         Trial(
             response="def twice(n):\n    return n", target="assert twice(21) == 42", is_right=False
+        ),
+        Trial(
+            response="def twice(n):\n    return 2 * n\nprint(twice(1))",
+            target="assert twice(21) == 42",
+            is_right=True,
         ),
         Trial(response="import os\nos._exit(0)", target="assert False", is_right=False),
     ),

@@ -14,6 +14,12 @@ class ExactCheck(Check):
         said = _plain(checked.response)
         return float(any(said == _plain(answer) for answer in _answers(checked.columns["answer"])))
 
+    def target_fault(self, target: str) -> str | None:
+        """Return why nothing can be the answer: an empty one would reward silence."""
+        if all(_plain(answer) for answer in _answers(target)):
+            return None
+        return "the answer is empty"
+
 
 def _plain(text: str) -> str:
     return " ".join(text.split())

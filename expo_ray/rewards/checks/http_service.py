@@ -6,8 +6,8 @@ It gets `{"response", "messages"}` and, where the prompt has them, `answer`, `co
 
 from __future__ import annotations
 
-import math
 import os
+import sys
 from urllib.parse import urlsplit
 
 from expo_ray.credentials import read_api_key
@@ -49,7 +49,7 @@ class HttpCheck(Check):
             told = f"the service did not answer: {type(error).__name__}: {error}{self._through}"
             raise BrokenCheckError(told) from error
         reward = answer.get("reward") if isinstance(answer, dict) else None
-        if isinstance(reward, bool | int | float) and math.isfinite(reward):
+        if isinstance(reward, bool | int | float) and abs(reward) <= sys.float_info.max:
             return float(reward)
         fault = answer.get("error") if isinstance(answer, dict) else None
         raise BrokenCheckError(
@@ -58,8 +58,12 @@ class HttpCheck(Check):
 
 
 def _parse(url: str | None) -> Arguments:
-    parts = urlsplit(url or "")
-    if parts.scheme not in ("http", "https") or not parts.hostname:
+    try:
+        parts = urlsplit(url or "")
+        is_url = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # brackets without an end, a port that is no number
+        is_url = False
+    if not is_url:
         raise unusable_check(f"check:http={url or ''}", _FORM)
     if parts.username or parts.password:
         raise ConfigError(

@@ -39,13 +39,18 @@ class JsonSchemaCheck(Check):
 
         fenced = _FENCED.match(checked.response)
         try:
-            document = parse_json(fenced[1] if fenced else checked.response)
+            text = fenced[1] if fenced else checked.response
+            document = parse_json(text, parse_constant=_refuse_constant)
         except ValueError:
             return 0.0
         try:
             return float(self._validator.is_valid(document))
         except Unresolvable as error:
             raise BrokenCheckError(f"the schema lacks what it refers to: {error}") from error
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no JSON")
 
 
 def _parse(path: str | None) -> Arguments:

@@ -1,14 +1,15 @@
 r"""`check:number`: the number, or formula, that a response ends with is the answer.
 
-What a response says last counts: the last \boxed{...}; else what follows the last `####`; else the
-last sentence with `answer is` or `answer:`; else its last number. Numbers are compared exactly, to
-six digits; what is no plain number (roots, symbols, intervals, sets) goes to math-verify.
+What a response says last counts: the last \boxed{...}; else the number behind the last `####`; else
+the first number behind the last `=` of the last sentence with `answer is` or `answer:`; else the
+last number of all. Numbers are compared exactly, to six digits; what is no plain number (roots,
+symbols, intervals, sets, a number that is part of a formula) goes to math-verify.
 """
 
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import Any, NamedTuple
 
 from expo_ray.extras import install_command, missing_modules
 from expo_ray.rewards.checks.kind import (
@@ -20,12 +21,24 @@ from expo_ray.rewards.checks.kind import (
     Trial,
     no_argument,
 )
-from expo_ray.rewards.checks.plain_numbers import last_number, only_number
+from expo_ray.rewards.checks.plain_numbers import (
+    Found,
+    PlainNumber,
+    found_numbers,
+    only_number,
+)
 
 _MAX_CHARS = 100_000
 """Of a response that is read: its end. What is longer repeats itself."""
 _PHRASE = re.compile(r"answer\s*(?:is|are|=|:)\s*:?\**\s*(.+?)(?=\.(?:\s|$)|\n|$)", re.IGNORECASE)
-_HASHES = re.compile(r"####\s*([^\n]+)")
+# A heading of Markdown begins with a word.
+_HASHES = re.compile(r"####[ \t]*(?=[-+\u2212$\u20ac\u00a3\u00a5\\({.\d])([^\n]+)")
+_MINUS = re.compile(
+    r"\b(?:minus|negative)\s+(?=[$\u20ac\u00a3\u00a5]?\.?\d)"
+    r"|(?<=answer is )[-\u2212] (?=[$\u20ac\u00a3\u00a5]?\.?\d)"
+    r"|(?<=answer: )[-\u2212] (?=[$\u20ac\u00a3\u00a5]?\.?\d)",
+    re.IGNORECASE,
+)
 _MARKED = re.compile(r"\$\$(.+?)\$\$|\$([^$\n]+)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.DOTALL)
 _WORD = re.compile(r"(?<!\\)(?<![A-Za-z])[A-Za-z]{3,}")
 _COMMAND = re.compile(r"\\[A-Za-z]+(?:\{[A-Za-z ]*\})?")
@@ -40,16 +53,16 @@ class NumberCheck(Check):
         target = _target_text(checked.columns["answer"])
         if fault := self.target_fault(target):
             raise BrokenCheckError(fault)
-        said, is_alone = _final(checked.response[-_MAX_CHARS:])
+        said = _final(checked.response[-_MAX_CHARS:])
         right = only_number(target)
         if right is None:
-            return _verify(target, said if is_alone else _last_formula(said))
-        number = only_number(said) if is_alone else last_number(said)
-        if number is not None:
-            return float(right.equals(number))
-        if is_alone and not _WORD.search(said) and re.search(r"[\d\\]", said):
-            return _verify(target, said)
-        return 0.0
+            return _verify(target, said.text if said.is_alone else _last_formula(said.text))
+        number = said.number()
+        if number is None:
+            return 0.0
+        if isinstance(number, str):
+            return _verify(target, number)
+        return float(right.equals(number))
 
     def target_fault(self, target: str) -> str | None:
         """Return why an answer is neither a number nor a formula."""
@@ -65,11 +78,12 @@ class NumberCheck(Check):
 
 def said_number(response: str) -> str | None:
     """Return what a response ends with, equal numbers as one text; None where it has none."""
-    said, is_alone = _final(response[-_MAX_CHARS:])
-    number = only_number(said) if is_alone else last_number(said)
-    if number is not None:
+    said = _final(response[-_MAX_CHARS:])
+    number = said.number()
+    if isinstance(number, PlainNumber):
         return f"{number.value}{'%' if number.is_percent else ''}"
-    return "".join(said.split()) or None if is_alone else None
+    text = said.text if number is None and said.is_alone else number or ""
+    return "".join(text.split()) or None
 
 
 def _target_text(target: str) -> str:
@@ -81,15 +95,42 @@ def _target_text(target: str) -> str:
     return hashes[-1] if hashes else target
 
 
-def _final(response: str) -> tuple[str, bool]:
-    """Return what a response says last, and whether that is the answer alone, without prose."""
+class Said(NamedTuple):
+    """What a response says last."""
+
+    text: str
+    is_alone: bool
+    """Whether that is the answer alone, without prose."""
+    is_told: bool
+    """Whether it was called the answer: then its first number counts, else its last one."""
+
+    def number(self) -> PlainNumber | str | None:
+        """Return the number, the formula that it is part of, or None where it is neither."""
+        if self.is_alone:
+            number = only_number(self.text)
+            if number is not None:
+                return number
+            is_formula = not _WORD.search(_COMMAND.sub("", self.text))
+            return self.text if is_formula and re.search(r"[\d\\]", self.text) else None
+        found = found_numbers(self.text)
+        if not found:
+            return None
+        one: Found = found[0] if self.is_told else found[-1]
+        return _last_formula(self.text) if one.is_part else one.number
+
+
+def _final(response: str) -> Said:
     boxed = _last_boxed(response)
     if boxed is not None:
-        return boxed, True
+        return Said(boxed, is_alone=True, is_told=True)
+    response = _MINUS.sub("-", response)
     for pattern in (_HASHES, _PHRASE):
         if found := pattern.findall(response):
-            return found[-1], only_number(found[-1]) is not None
-    return response, False
+            text = found[-1]
+            if only_number(text) is not None:
+                return Said(text, is_alone=True, is_told=True)
+            return Said(re.split(r"=(?!=)", text)[-1], is_alone=False, is_told=True)
+    return Said(response, is_alone=False, is_told=False)
 
 
 def _last_formula(said: str) -> str:
@@ -97,7 +138,7 @@ def _last_formula(said: str) -> str:
     if found := _MARKED.findall(said):
         return next(filter(None, found[-1]), "")
     lines = said.strip().splitlines() or [""]
-    return re.split(r"\bis\b|:|=(?!=)", lines[-1])[-1].strip().rstrip(".").strip("* ")
+    return re.split(r"\bis\b|:(?!\d)|=(?!=)", lines[-1])[-1].strip().rstrip(".").strip("* ")
 
 
 def _last_boxed(text: str) -> str | None:
@@ -114,6 +155,8 @@ def _last_boxed(text: str) -> str | None:
 
 
 def _verify(target: str, said: str) -> float:
+    if "".join(target.split()) == "".join(said.split()):
+        return 1.0
     right, parsed = _parse(f"\\boxed{{{target}}}"), _parse(f"\\boxed{{{said}}}")
     if not parsed:
         return 0.0

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import NamedTuple
 
 _DIGITS = r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+"
 _POWER = (
@@ -41,6 +42,8 @@ _MAX_DIGITS = 400
 """Of a number; a model that repeats a digit without end names none."""
 _UNIT_LETTERS = frozenset("mgslLWVANJKCFhd")
 _UNIT = re.compile(r"[A-Za-z\u00b5\u03a9\u00b0\u00b2\u00b3$\u20ac\u00a3\u00a5.]+")
+_FORMULA_BEFORE = re.compile(r"(?:\\[a-zA-Z]+\s*[\[{(]?|\^\s*\{?|[A-Za-z]_\{?)$")
+_FORMULA_AFTER = re.compile(r"\s?\\(?!text|%)[a-zA-Z]+|(?P<letter>[A-Za-z])(?![A-Za-z])|\s?\^")
 _TOLERANCE = Fraction(1, 10**6)
 
 
@@ -62,10 +65,29 @@ class PlainNumber:
         return _close(percent.value, plain.value) or _close(percent.value / 100, plain.value)
 
 
-def last_number(text: str) -> PlainNumber | None:
-    """Return the last number of a text; None without one."""
-    found = list(_FOUND.finditer(_plainer(text)))
-    return _number(found[-1]) if found else None
+class Found(NamedTuple):
+    """A number in a text."""
+
+    number: PlainNumber | None
+    """None where it is none after all: a division by zero, digits without end."""
+    is_part: bool
+    """Whether it is part of a formula: 5 of 5\\pi, 2 of \\sqrt{2}, of 2x and of x^2."""
+
+
+def found_numbers(text: str) -> list[Found]:
+    """Return all numbers of a text in their order."""
+    plain = _plainer(text)
+    return [
+        Found(_number(match), _is_part(plain[: match.start()], plain[match.end() :]))
+        for match in _FOUND.finditer(plain)
+    ]
+
+
+def _is_part(before: str, after: str) -> bool:
+    if _FORMULA_BEFORE.search(before[-12:]):
+        return True
+    variable = _FORMULA_AFTER.match(after)
+    return variable is not None and variable["letter"] not in _UNIT_LETTERS
 
 
 def only_number(text: str) -> PlainNumber | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -24,7 +25,8 @@ from expo_ray.tables.checked_columns import CHECKED_COLUMNS
 
 _VERSION = "1"
 """Of the rules of all checks; another one where the same answer would get another reward."""
-_NUM_THREADS = 8
+_NUM_THREADS = os.cpu_count() or 1
+"""No more programs at a time than can run."""
 
 
 class CheckRewardModel:

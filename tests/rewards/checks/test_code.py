@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import socket
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -132,6 +134,31 @@ def test_what_hangs_is_ended_with_its_children(monkeypatch: pytest.MonkeyPatch) 
     assert not [line for line in commands if mark.encode() in line]
 
 
+SUBMOUNT = """
+import os, subprocess, sys
+from expo_ray.rewards.checks.sandbox import run_sandboxed
+subprocess.run(["mount", "-t", "tmpfs", "-o", "mode=777", "none", "/usr/local/src"], check=True)
+program = "try:\\n    open('/usr/local/src/x', 'w')\\nexcept OSError as e:\\n    print(e.errno)"
+print(run_sandboxed({"a.py": program}, "a.py").output, os.listdir("/usr/local/src"))
+"""
+
+
+@sandboxed
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount")
+def test_what_is_mounted_below_a_folder_is_read_only_too() -> None:
+    command = ["unshare", "--mount", sys.executable, "-c", SUBMOUNT]
+    found = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert found.stdout == "30\n []\n", found.stderr
+
+
+@sandboxed
+@pytest.mark.skipif(os.geteuid() != 0, reason="who is not root is one user in every sandbox")
+def test_sandboxes_do_not_share_a_user() -> None:
+    told = {output("import os; print(os.getuid())") for _ in range(3)}
+    assert len(told) == 3
+    assert "0\n" not in told
+
+
 TWICE = "def twice(n):\n    return 2 * n\n"
 ASSERTS = json.dumps(["assert twice(2) == 4", "assert twice('a') == 'aa'"])
 PAIRS = json.dumps({"inputs": ["2\n", "5"], "outputs": ["4", "10\n"]})
@@ -152,6 +179,17 @@ PAIRS = json.dumps({"inputs": ["2\n", "5"], "outputs": ["4", "10\n"]})
         ("print(4)", PAIRS, 0),
         (TWICE + "if __name__ == '__main__':\n    raise SystemExit(3)", ASSERTS, 1),
         ("caf\u00e9 = '\ud800'", "assert True", 1),
+        (TWICE + "print(twice(3))", ASSERTS, 1),
+        (TWICE + "print(twice(3), end='')\nimport atexit\natexit.register(print, 1)", ASSERTS, 1),
+        (
+            "import os\nos.lseek(0, 0, 0)\nos.write(1, b'\\n' + os.read(0, 64))\nos._exit(0)",
+            ASSERTS,
+            0,
+        ),
+        ("import os, __main__\nos.write(1, str(vars(__main__)).encode())\nos._exit(0)", ASSERTS, 0),
+        (f"```python\n{TWICE}```\nOutput:\n```\n4\n```", ASSERTS, 1),
+        (f"```\n{TWICE}```\nwrites\n```text\n4\n```", ASSERTS, 1),
+        ("1. So:\n   ```python\n   def twice(n):\n       return 2 * n\n   ```", ASSERTS, 1),
     ],
 )
 def test_programs_are_right_or_wrong(response: str, tests: str, expected: float) -> None:

@@ -7,8 +7,8 @@ from fractions import Fraction
 import pytest
 
 from expo_ray.rewards.checks.kind import BrokenCheckError, Checked
-from expo_ray.rewards.checks.number import NumberCheck
-from expo_ray.rewards.checks.plain_numbers import last_number, only_number
+from expo_ray.rewards.checks.number import NumberCheck, said_number
+from expo_ray.rewards.checks.plain_numbers import found_numbers, only_number
 
 CHECK = NumberCheck()
 
@@ -66,7 +66,8 @@ def test_the_last_number_of_prose() -> None:
         "none": None,
     }
     for text, value in found.items():
-        number = last_number(text)
+        found = found_numbers(text)
+        number = found[-1].number if found else None
         assert (number and number.value) == value, text
 
 
@@ -142,3 +143,39 @@ def test_an_answer_that_is_no_number_breaks_the_check_and_not_the_response(answe
 
 def reward(answer: str, response: str) -> float:
     return CHECK.reward(Checked(messages=[], response=response, columns={"answer": answer}))
+
+
+@pytest.mark.parametrize(
+    ("response", "answer", "expected"),
+    [
+        ("The answer is 42 apples, which is more than the 30 before.", "42", 1),
+        ("The answer is 42 apples, which is more than the 30 before.", "30", 0),
+        ("The answer is 18 dollars (9 eggs x $2).", "18", 1),
+        ("The answer is 6 * 7 = 42.", "42", 1),
+        ("#### Answer\n42", "42", 1),
+        ("#### Step 3: add\n40+2=42", "42", 1),
+        ("It costs 7.\n#### 42", "42", 1),
+        (r"The answer is $5\pi$.", "5", 0),
+        (r"The answer is $\sqrt{2}$.", "2", 0),
+        (r"The answer is $\sqrt{4}$.", "2", 1),
+        ("The answer is 2x", "2", 0),
+        ("The answer is x^2", "2", 0),
+        ("The answer is 5 m", "5", 1),
+        ("The answer is - 5", "-5", 1),
+        ("The answer is minus 5.", "-5", 1),
+        ("It is negative 5", "-5", 1),
+        ("The ratio is 3:4", "3:4", 1),
+        ("3:4", "3:4", 1),
+        ("The ratio is 3:5", "3:4", 0),
+    ],
+)
+def test_prose_around_a_number_is_read_as_it_is_meant(
+    response: str, answer: str, expected: float
+) -> None:
+    checked = Checked(messages=[], response=response, columns={"answer": answer})
+    assert NumberCheck().reward(checked) == expected
+
+
+def test_formulas_that_differ_are_different_votes() -> None:
+    assert said_number(r"So it is $2\sqrt{3}$") != said_number(r"So it is $5\sqrt{3}$")
+    assert said_number("The answer is 1,234 apples") == said_number("#### 1234")
