@@ -56,6 +56,15 @@ def compare(
     metric: Metric = None,
     item: Item = None,
     cluster: Cluster = None,
+    lower_is_better: Annotated[
+        bool | None,
+        typer.Option(
+            "--lower-is-better/--higher-is-better",
+            help="Which scores are ahead; else by the metric's name: wer, perplexity, loss and "
+            "their like are better low, all others high.",
+            show_default=False,
+        ),
+    ] = None,
     confidence: Confidence = 0.95,
     power: Annotated[
         float,
@@ -86,6 +95,7 @@ def compare(
             metric=metric,
             item=item,
             cluster=cluster,
+            lower_is_better=lower_is_better,
             confidence=confidence,
             power=power,
             output=output or (),

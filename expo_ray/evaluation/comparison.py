@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from expo_ray.errors import TableError
+from expo_ray.errors import TableError, argument
 from expo_ray.evaluation.pairs import (
     by_cluster,
     cluster_numbers,
@@ -29,6 +29,7 @@ from expo_ray.evaluation.pairs import (
 )
 from expo_ray.evaluation.result_files import read_results
 from expo_ray.evaluation.results import Results
+from expo_ray.evaluation.scores import is_less_better
 from expo_ray.selection.bootstrap import FloatArray, adjust_p_values, bootstrap_mean
 from expo_ray.selection.paired_proportions import (
     difference_interval,
@@ -59,6 +60,8 @@ class TaskComparison:
 
     task: str
     metric: str
+    lower_is_better: bool
+    """Whether lower scores are ahead; differences stay those of B over A."""
     test: str
     """`mcnemar` or `bootstrap`."""
     num_items: int
@@ -97,6 +100,7 @@ def compare_results(
     metric: str | None = None,
     item: str | None = None,
     cluster: str | None = None,
+    lower_is_better: bool | None = None,
     confidence: float = 0.95,
     power: float = 0.8,
     num_resamples: int = 10_000,
@@ -113,6 +117,8 @@ def compare_results(
         item: Column of the items' names in a plain table.
         cluster: Column (field of the document, key of the metadata) that says which items belong
             together.
+        lower_is_better: Whether lower scores are ahead, of all tasks; None decides by the metric's
+            name: `wer`, `perplexity`, `loss` and their like are better low, all others high.
         confidence: Two-sided, of every interval; what a p-value must not exceed is 1 minus this.
         power: With which the detectable difference would be seen.
         num_resamples: Of the bootstrap.
@@ -135,8 +141,8 @@ def compare_results(
     ]
     require_same(*both, same_file=same_file)
     tasks = [
-        _compare_task(name, *both, confidence=confidence, power=power,
-                      num_resamples=num_resamples, seed=seed)
+        _compare_task(name, *both, lower_is_better=lower_is_better,
+                      confidence=confidence, power=power, num_resamples=num_resamples, seed=seed)
         for name in sorted(both[0].tasks)
     ]  # fmt: skip
     tasks = _correct(tasks, confidence)
@@ -150,6 +156,7 @@ def compare_results(
             "confidence": confidence,
             "power": power,
             "cluster": cluster,
+            "lower_is_better": lower_is_better,
             "num_resamples": num_resamples,
             "seed": seed,
         },
@@ -170,12 +177,15 @@ def _compare_task(
     a: Results,
     b: Results,
     *,
+    lower_is_better: bool | None,
     confidence: float,
     power: float,
     num_resamples: int,
     seed: int,
 ) -> TaskComparison:
     one, other = a.tasks[task], b.tasks[task]
+    if lower_is_better is None:
+        lower_is_better = _runs_down(task, a, b)
     names = sorted(name for name in one.scores if one.scores[name] and other.scores[name])
     if len(names) < 2:
         raise TableError(
@@ -186,14 +196,15 @@ def _compare_task(
     scores = np.array([[np.mean(x.scores[name]) for name in names] for x in (one, other)])
     differences = scores[1] - scores[0]
     clusters = cluster_numbers([one.clusters[name] for name in names])
-    gained, lost = int((differences > 0).sum()), int((differences < 0).sum())
+    up, down = int((differences > 0).sum()), int((differences < 0).sum())
+    gained, lost = (down, up) if lower_is_better else (up, down)
     n = len(names)
     estimate = bootstrap_mean(
         by_cluster(differences, clusters), num_resamples=num_resamples, seed=seed
     )
     if clusters is None and one.is_right_or_wrong and other.is_right_or_wrong:
         test, p_value = "mcnemar", mcnemar_p_value(gained, lost)
-        low, high = difference_interval(gained, lost, n, confidence)
+        low, high = difference_interval(up, down, n, confidence)
         effect = Effect(**dict(zip(("value", "ci_low", "ci_high"),
                                    odds_of_change(gained, lost, confidence), strict=True)),
                         name="odds ratio")  # fmt: skip
@@ -208,6 +219,7 @@ def _compare_task(
         metric=a.metrics[task]
         if a.metrics[task] == b.metrics[task]
         else f"{a.metrics[task]} and {b.metrics[task]}",
+        lower_is_better=lower_is_better,
         test=test,
         num_items=n,
         num_missing=len(one.scores) - n,
@@ -233,6 +245,20 @@ def _compare_task(
         if error and mean
         else None,
     )
+
+
+def _runs_down(task: str, a: Results, b: Results) -> bool:
+    """Return whether less is better, by the metric's name."""
+    known = [is_less_better(side.metrics[task]) for side in (a, b)]
+    if known[0] != known[1]:
+        raise TableError(
+            "of one of the two scores less is better, of the other more",
+            where=f"{a.where} and {b.where}" + (f", task {task}" if task else ""),
+            got=f"{a.metrics[task]} and {b.metrics[task]}",
+            expected="scores of one measure",
+            hint=f"say which it is: {argument('lower_is_better', known[0])}",
+        )
+    return known[0]
 
 
 def _standardised(differences: FloatArray, error: float, confidence: float) -> Effect:
@@ -263,7 +289,7 @@ def _correct(tasks: Sequence[TaskComparison], confidence: float) -> list[TaskCom
             p_adjusted=p,
             verdict=CANNOT_TELL
             if p > 1 - confidence or not task.difference
-            else (BETTER if task.difference > 0 else WORSE),
+            else (BETTER if (task.difference < 0) == task.lower_is_better else WORSE),
         )
         for task, p in zip(tasks, adjusted, strict=True)
     ]

@@ -4,11 +4,25 @@ from __future__ import annotations
 
 import difflib
 import math
+import re
 from collections.abc import Sequence
 from typing import Any
 
 from expo_ray.errors import TableError, argument
 
+# Measures of which less is better. Words of a name: the first wherever they stand (`eval_wer`), the
+# others alone or at its end (`dev_loss`), for `error_free` is none.
+_LESS_IS_BETTER = frozenset(
+    {"wer", "cer", "ter", "perplexity", "ppl", "bpb", "brier", "nll", "mse", "rmse", "mae", "ece"}
+)
+_LESS_AT_THE_END = (
+    "loss",
+    "error",
+    "error_rate",
+    "bits_per_byte",
+    "edit_distance",
+    "cross_entropy",
+)
 _WORDS = {"true": 1.0, "false": 0.0}
 _NONE = frozenset({"", "na", "nan", "null", "none"})
 
@@ -39,6 +53,18 @@ def choose_metric(wanted: str | None, names: Sequence[str], where: str) -> str:
         hint=f"did you mean {close[0]}?" if close and not fitting
         else f"name one, such as {argument('metric', (fitting or names)[0])}" if names else None,
     )  # fmt: skip
+
+
+def is_less_better(metric: str) -> bool:
+    """Return whether a metric is known by its name as one of which less is better.
+
+    Args:
+        metric: Its name, perhaps with `,FILTER` or `/KEY` behind it.
+    """
+    name = re.sub(r"[^a-z0-9]+", "_", metric.partition(",")[0].lower()).strip("_")
+    return bool(_LESS_IS_BETTER & set(name.split("_"))) or any(
+        name == end or name.endswith(f"_{end}") for end in _LESS_AT_THE_END
+    )
 
 
 def score_of(value: Any, where: str) -> float | None:

@@ -26,6 +26,7 @@ def compare(
     metric: str | None = None,
     item: str | None = None,
     cluster: str | None = None,
+    lower_is_better: bool | None = None,
     confidence: float = 0.95,
     power: float = 0.8,
     output: Sequence[str | Path] = (),
@@ -44,6 +45,8 @@ def compare(
         item: Column of the items' names in a plain table.
         cluster: Column (field of the document, key of the metadata) that says which items belong
             together.
+        lower_is_better: Whether lower scores are ahead, of all tasks; None decides by the metric's
+            name: `wer`, `perplexity`, `loss` and their like are better low, all others high.
         confidence: Two-sided, of every interval.
         power: With which the detectable difference would be seen.
         output: Pages to write, each `.html` or `.md`.
@@ -64,7 +67,14 @@ def compare(
     """
     pages = [_require_page(path) for path in output]
     found = compare_results(
-        a, b, metric=metric, item=item, cluster=cluster, confidence=confidence, power=power
+        a,
+        b,
+        metric=metric,
+        item=item,
+        cluster=cluster,
+        lower_is_better=lower_is_better,
+        confidence=confidence,
+        power=power,
     )
     for path in pages:
         text = comparison_markdown(found) if path.suffix == ".md" else comparison_html(found)
@@ -113,6 +123,9 @@ def task_sentence(task: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
     if task["num_clusters"] is not None:
         text += f" of {task['num_clusters']:,} documents"
     text += "."
+    if task["lower_is_better"]:
+        told = settings["lower_is_better"] is not None
+        text += f" Of {task['metric']} less is better{'' if told else ', by its name'}."
     if task["detectable"] is not None:
         text += (
             f" So many items show a true difference of "

@@ -171,3 +171,41 @@ def test_what_cannot_be_paired_is_refused(tmp_path: Path) -> None:
 def test_settings_out_of_range_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="out of range"):
         compare_results("a", "b", confidence=0.2)
+
+
+def rates(path: Path, columns: str) -> str:
+    rng = np.random.default_rng(7)
+    lines = [f"{i},{0.4 + rng.normal(0, 0.05)},{0.24 + rng.normal(0, 0.05)}" for i in range(60)]
+    path.write_text(f"id,{columns}\n" + "\n".join(lines))
+    return str(path)
+
+
+@pytest.mark.parametrize(("columns", "asked", "verdict", "lower"), [
+    ("wer_a,wer_b", None, "better", True), ("acc_a,acc_b", None, "worse", False),
+    ("my_a,my_b", True, "better", True), ("wer_a,wer_b", False, "worse", False),
+])  # fmt: skip
+def test_less_of_an_error_rate_is_better(
+    columns: str, asked: bool | None, verdict: str, lower: bool, tmp_path: Path
+) -> None:
+    path = rates(tmp_path / "r.csv", columns)
+    a, b = (f"{path}#{name}" for name in columns.split(","))
+    task = only(compare_results(a, b, lower_is_better=asked))
+    assert (task["verdict"], task["lower_is_better"]) == (verdict, lower)
+    assert task["ci_low"] < task["difference"] < task["ci_high"] < 0
+    assert (task["gained"] > task["lost"]) == (verdict == "better")
+
+
+def test_fewer_errors_are_gains_with_their_odds(tmp_path: Path) -> None:
+    a, b = pairs(100, 10, 27)
+    found = only(compare_results(harness_log(tmp_path / "a.jsonl", a, metric="error"),
+                                 harness_log(tmp_path / "b.jsonl", b, metric="error")))  # fmt: skip
+    assert (found["test"], found["verdict"]) == ("mcnemar", "better")
+    assert (found["gained"], found["lost"]) == (27, 10)
+    assert found["effect"]["value"] == pytest.approx(2.7)
+    assert found["ci_low"] < found["difference"] < found["ci_high"] < 0
+
+
+def test_scores_that_run_both_ways_are_refused(tmp_path: Path) -> None:
+    path = rates(tmp_path / "r.csv", "wer,acc")
+    refused(what="of one of the two scores less is better, of the other more", got="wer and acc",
+            a=f"{path}#wer", b=f"{path}#acc")  # fmt: skip

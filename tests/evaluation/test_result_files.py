@@ -7,6 +7,7 @@ import pytest
 
 from expo_ray.errors import TableError
 from expo_ray.evaluation.result_files import read_results
+from expo_ray.evaluation.scores import is_less_better
 from tests import samples
 from tests.evaluation.result_logs import harness_log, inspect_log, rewards_table
 
@@ -109,3 +110,13 @@ def test_a_folder_without_logs_is_refused(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("x")
     with pytest.raises(TableError, match="no logs of a harness"):
         read_results(tmp_path)
+
+
+@pytest.mark.parametrize(("name", "less"), [
+    ("wer", True), ("word_perplexity,none", True), ("bits_per_byte,none", True),
+    ("WER-clean", True), ("brier_score", True), ("dev_loss", True), ("loss", True), ("error_rate", True), ("acc", False),
+    ("error_free", False), ("exact_match,strict-match", False), ("lossless", False),
+    ("power", False), ("certainty", False), ("match/kind", False),
+])  # fmt: skip
+def test_measures_of_which_less_is_better_are_known_by_their_names(name: str, less: bool) -> None:
+    assert is_less_better(name) == less

@@ -60,6 +60,21 @@ def test_the_command_prints_a_table_or_one_object(tmp_path: Path) -> None:
     assert json.loads(told.stdout)["tasks"][0]["gained"] == 9
 
 
+def test_a_direction_is_said_and_may_be_given(tmp_path: Path) -> None:
+    a, b = (str(harness_log(tmp_path / name, scores, metric="wer"))
+            for name, scores in (("a.jsonl", [0.4] * 20 + [0.5]), ("b.jsonl", [0.2] * 20 + [0.4]))
+            )  # fmt: skip
+    pages = [tmp_path / "page.html", tmp_path / "page.md"]
+    expo_ray.compare(a, b, output=pages)
+    for page in pages:
+        text = page.read_text("utf-8")
+        assert "is better than" in text
+        assert "less is better, by its name" in text
+    shown = CliRunner().invoke(app, ["compare", a, b, "--higher-is-better"])
+    assert "is worse than" in " ".join(shown.output.split())
+    assert "less is better" not in shown.output
+
+
 def test_the_plan_is_printed(tmp_path: Path) -> None:
     a, b = write(tmp_path)
     shown = CliRunner().invoke(app, ["plan-prompts", a, b, "--margin", "0.05"])
