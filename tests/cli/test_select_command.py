@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 import yaml
 from rich.console import Console
@@ -121,6 +122,37 @@ def test_a_race_from_the_command_line(
     assert selection["num_tuning"] <= 20
     assert not {"length-ratio"} & {guard["name"] for guard in selection["guards"]}
     assert f"serve deploy {output / 'serve_config.yaml'}" in result.stdout
+
+
+@pytest.mark.slow
+def test_answers_are_checked_from_the_command_line(
+    tmp_path: Path,
+    ray_cluster: str,
+    pico_pair: tuple[Path, Path],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("own_checks.py").write_text(
+        "def even(response, row):\n    return len(response) % 2 == 0\n"
+    )
+    rows = [{"prompt": f"What is {n} plus {n}?", "gold": 2 * n} for n in range(40)]
+    Path("p.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    flags = ["--prompts", "p.jsonl", "--checked-column", "answer=gold", "--output", "run"]
+    flags += ["--alpha", "2", "--num-samples", "2", "--max-tokens", "4", "--address", ray_cluster]
+    flags += ["--reward-model", "check:python=own_checks:even", "--reward-model", "check:number"]
+    flags += ["--sample-statistic", "pass@2"]
+    result = RUNNER.invoke(app, ["select", *map(str, pico_pair), *flags])
+    assert result.exit_code == 0, result.output
+    selection = json.loads(Path("run/selection.json").read_text())
+    aligned = next(c for c in selection["candidates"] if c["alpha"] == 0)
+    told = {(row["reward_model"], row["statistic"]): row["mean"] for row in aligned["samples"]}
+    assert told["check:python=own_checks:even", "pass@2"] == aligned["mean_reward"]
+    assert ("check:number", "majority@2") in told
+    [table] = Path("run/rewards").glob("0-*/*-0.parquet")
+    responses = pq.read_table(next(Path("run/responses").glob("*-0.parquet"))).to_pylist()
+    expected = [float(len(row["response"]) % 2 == 0) for row in responses]
+    assert pq.read_table(table)["reward"].to_pylist() == expected
+    assert "Several answers to a prompt" in Path("run/report.html").read_text()
 
 
 def test_what_speaks_against_the_verdict_is_printed_with_it(tmp_path: Path) -> None:
