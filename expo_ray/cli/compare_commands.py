@@ -9,6 +9,7 @@ from rich.console import Console
 
 from expo_ray.cli.model_options import add_command
 from expo_ray.cli.session import OutputFlags, Session, key_value_table, new_table
+from expo_ray.errors import ConfigError
 
 PANEL = "Results"
 
@@ -57,14 +58,16 @@ def compare(
     item: Item = None,
     cluster: Cluster = None,
     lower_is_better: Annotated[
-        bool | None,
+        bool,
         typer.Option(
-            "--lower-is-better/--higher-is-better",
-            help="Which scores are ahead; else by the metric's name: wer, perplexity, loss and "
-            "their like are better low, all others high.",
-            show_default=False,
+            "--lower-is-better",
+            help="Lower scores are ahead. Else the metric's name decides: wer, perplexity, loss "
+            "and their like are better low, all others high.",
         ),
-    ] = None,
+    ] = False,
+    higher_is_better: Annotated[
+        bool, typer.Option("--higher-is-better", help="Higher scores are, whatever the name.")
+    ] = False,
     confidence: Confidence = 0.95,
     power: Annotated[
         float,
@@ -89,13 +92,21 @@ def compare(
     from expo_ray.reports.comparison_page import compare as run_compare
 
     with Session(**shown) as session:
+        if lower_is_better and higher_is_better:
+            raise ConfigError(
+                "a score has one direction",
+                where="--lower-is-better",
+                got="--higher-is-better too",
+                expected="one of the two, or neither",
+            )
+        given = lower_is_better or higher_is_better
         found = run_compare(
             a,
             b,
             metric=metric,
             item=item,
             cluster=cluster,
-            lower_is_better=lower_is_better,
+            lower_is_better=lower_is_better if given else None,
             confidence=confidence,
             power=power,
             output=output or (),

@@ -114,8 +114,9 @@ def test_a_folder_without_logs_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("name", "less"), [
     ("wer", True), ("word_perplexity,none", True), ("bits_per_byte,none", True),
-    ("WER-clean", True), ("brier_score", True), ("dev_loss", True), ("loss", True), ("error_rate", True), ("acc", False),
-    ("error_free", False), ("exact_match,strict-match", False), ("lossless", False),
+    ("WER-clean", True), ("brier_score", True), ("dev_loss", True), ("loss", True),
+    ("error_rate", True), ("acc", False), ("error_free", False),
+    ("exact_match,strict-match", False), ("lossless", False),
     ("power", False), ("certainty", False), ("match/kind", False),
 ])  # fmt: skip
 def test_measures_of_which_less_is_better_are_known_by_their_names(name: str, less: bool) -> None:
