@@ -168,4 +168,7 @@ def public_name(uri: str) -> str:
         return f"{match[1]}/{match[2]}"
     if uri.startswith("hf://"):
         return uri.removeprefix("hf://").split("@")[0]
+    scheme, is_remote, key = uri.rstrip("/").partition("://")
+    if is_remote and "/" not in key:
+        return f"a bucket on {scheme}"
     return Path(uri).name

@@ -135,7 +135,7 @@ def push(folder: Path, repo_id: str, *, private: bool) -> str:
     operations: list[CommitOperationAdd | CommitOperationDelete] = [
         CommitOperationAdd(path_in_repo=name, path_or_fileobj=folder / name) for name in names
     ]
-    public = sealed(_without_places(record, record))
+    public = sealed(_without_places(record))
     operations.append(CommitOperationAdd(path_in_repo=RECORD_NAME, path_or_fileobj=public))
     api = HfApi(endpoint=hub_endpoint())
 
@@ -163,23 +163,30 @@ def push(folder: Path, repo_id: str, *, private: bool) -> str:
     return f"{SCHEME}{repo_id}@{commit}"
 
 
-def _without_places(value: Any, record: Mapping[str, Any]) -> Any:
+def _without_places(record: Mapping[str, Any]) -> dict[str, Any]:
     """Return a record without paths and buckets of its inputs, which concern nobody elsewhere."""
-    if isinstance(value, dict):
-        return {key: _without_places(item, record) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_without_places(item, record) for item in value]
-    if isinstance(value, str):
-        uris = [
-            part
-            for side in ("initial", "aligned", "onto")
-            if side in record
-            for part in record[side]["uri"].split("#")
-        ]
-        for place in sorted((uri.removeprefix("base=") for uri in uris), key=len, reverse=True):
-            if "/" in place and not place.startswith(SCHEME):
-                value = value.replace(place, public_name(place))
-    return value
+    path = record.get("trajectory") or {}
+    uris = [record[side]["uri"] for side in ("initial", "aligned", "onto") if side in record]
+    uris += [point["uri"] for point in path.get("checkpoints", ())]
+    parts = {part.removeprefix("base=") for uri in uris for part in uri.split("#")}
+    # The longest first: step_100 lies beside step_1.
+    places = [
+        (place, public_name(place))
+        for place in sorted(parts, key=lambda part: (-len(part), part))
+        if "/" in place and not place.startswith(SCHEME)
+    ]
+
+    def public(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: public(item) for key, item in value.items()}
+        if isinstance(value, list):
+            return [public(item) for item in value]
+        if isinstance(value, str):
+            for place, name in places:
+                value = value.replace(place, name)
+        return value
+
+    return {key: public(value) for key, value in record.items()}
 
 
 def _refuse_stranger(user: Mapping[str, Any], owner: str, repo_id: str) -> None:

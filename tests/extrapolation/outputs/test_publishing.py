@@ -16,7 +16,8 @@ from transformers import AutoModelForCausalLM
 from expo_ray.checkpoints import open_checkpoint, weights_digest
 from expo_ray.cli.checkpoint_results import render_extrapolation
 from expo_ray.errors import ConfigError, WorkError
-from expo_ray.extrapolation import extrapolate
+from expo_ray.extrapolation import extrapolate, extrapolate_trajectory
+from expo_ray.extrapolation.outputs.model_card import public_name
 from expo_ray.extrapolation.outputs.publishing import repo_name
 from expo_ray.extrapolation.outputs.record import is_as_sealed
 from tests.checkpoints.hub_server import HubServer, hub_server
@@ -70,6 +71,34 @@ def test_a_pushed_checkpoint_is_read_back_and_loads(
     again = extrapolate(*pair, out, alpha=0.3, push_to="owner/expo", private=True, **OPTIONS)
     assert (again.outputs[0].status, again.outputs[0].pushed_to) == ("skipped", address)
     assert (hub.uploads.num_sent, hub.uploads.num_commits) == (sent, 1)
+
+
+def test_a_pushed_trajectory_tells_no_place_of_its_checkpoints(
+    hub: HubServer, pico_pair: Pair, tmp_path: Path
+) -> None:
+    places = [pico_pair[0], tmp_path / "secret" / "step_1", tmp_path / "secret" / "step_10"]
+    extrapolate(*pico_pair, places[1], alpha=-0.5, **OPTIONS)
+    extrapolate(*pico_pair, places[2], alpha=-0.3, **OPTIONS)
+    places.append(pico_pair[1])
+    points = [{"step": step, "checkpoint": str(p)} for step, p in enumerate(places)]
+    extrapolate_trajectory(points, tmp_path / "out", alpha=1, push_to="owner/expo", **OPTIONS)
+    folder = hub.repos["owner/expo"]
+    record = json.loads((folder / "expo_ray.json").read_text())
+    assert [point["uri"] for point in record["trajectory"]["checkpoints"]] == [
+        place.name for place in places
+    ]
+    for file in folder.rglob("*"):
+        if file.suffix in (".json", ".md"):
+            assert str(tmp_path) not in file.read_text()
+            assert str(pico_pair[0].parent) not in file.read_text()
+    card = (folder / "README.md").read_text()
+    assert "`step_1`" in card
+    assert "`step_10`" in card
+
+
+def test_the_name_of_a_bucket_is_nobody_elses_business() -> None:
+    assert public_name("s3://private-bucket/") == "a bucket on s3"
+    assert public_name("gs://private-bucket/team/dpo") == "dpo"
 
 
 def test_an_interrupted_push_shows_nothing_and_sends_only_what_is_missing(
