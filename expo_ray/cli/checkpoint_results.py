@@ -108,6 +108,8 @@ def render_verification(console: Console, result: dict[str, Any]) -> None:
         markup=True,
     )
     console.print(key_value_table({"weights digest": result["weights_digest"]}))
+    for note in result["notes"]:
+        console.print(Text(f"note: {note}", style="yellow"))
     for name, digest in (result["sha256"] or {}).items():
         console.print(Text(f"{digest}  {name}"), soft_wrap=True)
 
@@ -125,10 +127,7 @@ def render_inspection(console: Console, result: dict[str, Any], *, every_tensor:
         "carried files": ", ".join(result["sidecars"]),
     }
     if result["extrapolated"]:
-        origin = result["extrapolated"]
-        facts["extrapolated"] = (
-            f"alpha {_alpha_text(origin['alpha'])} from {origin['initial']} and {origin['aligned']}"
-        )
+        facts["extrapolated"] = _origin_text(result["extrapolated"])
     console.print(key_value_table(facts))
     if every_tensor:
         table = new_table("tensor", "dtype", "shape", "file")
@@ -138,6 +137,20 @@ def render_inspection(console: Console, result: dict[str, Any], *, every_tensor:
         console.print(table)
     else:
         console.print("-v lists every tensor", style="dim")
+
+
+def _origin_text(origin: dict[str, Any]) -> str:
+    """Return what an output was made of: two models, or a fit over the steps of a training."""
+    path = origin["trajectory"]
+    if path is None:
+        alpha = _alpha_text(origin["alpha"])
+        return f"alpha {alpha} from {origin['initial']} and {origin['aligned']}"
+    steps = path["steps"]
+    at = "" if path["at_step"] is None else f" at step {path['at_step']:g}"
+    fit = f"{path['fit']} over {len(steps)} checkpoints, steps {steps[0]:g} to {steps[-1]:g}"
+    if path["from"] == "fitted":
+        return f"the model of {fit}{at}; last {origin['aligned']}"
+    return f"alpha {_alpha_text(origin['alpha'])}{at} from {origin['aligned']} along {fit}"
 
 
 def _render_layers(console: Console, layers: list[dict[str, Any]]) -> None:

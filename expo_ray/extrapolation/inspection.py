@@ -70,8 +70,17 @@ class Inspection:
             "alpha": self.record["alpha"],
             "initial": self.record["initial"].get("uri"),
             "aligned": self.record["aligned"].get("uri"),
+            "trajectory": self._trajectory(),
             "weights_digest": self.record["weights_digest"],
         }
+
+    def _trajectory(self) -> dict[str, Any] | None:
+        path = None if self.record is None else self.record.get("trajectory")
+        if path is None:
+            return None
+        kept = {key: path.get(key) for key in ("fit", "options", "from", "at_step", "steps")}
+        places = [{"step": row["step"], "uri": row["uri"]} for row in path["checkpoints"]]
+        return {**kept, "checkpoints": places}
 
 
 def inspect_checkpoint(uri: str | Path) -> Inspection:

@@ -35,12 +35,20 @@ from expo_ray.extrapolation.shards.tasks import (
     ShardReceipt,
     shard_task,
 )
-from expo_ray.extrapolation.trajectories.recorded import recorded_direction, recorded_plan
+from expo_ray.extrapolation.trajectories.recorded import (
+    recorded_direction,
+    recorded_plan,
+    takes_weights_on_trust,
+)
 from expo_ray.extrapolation.trajectories.trajectory import label_of
 from expo_ray.extrapolation.trajectories.trajectory_file import TrajectorySource
 from expo_ray.progress import NullProgress, Progress
 
 _MAX_LISTED = 10
+_ON_TRUST = (
+    "the weights of the checkpoints in each tensor are those of the record: that this fit gives "
+    "them was not recomputed (it takes another pass over all checkpoints)"
+)
 _ROLES = ("initial", "aligned", "onto")
 
 
@@ -76,7 +84,8 @@ def verify(
     Raises:
         CheckpointError: The output is not complete, or an input is missing.
         ConfigError: An input is named that the checkpoint was written without.
-        VerifyError: Something differs; it names the file and the tensor.
+        VerifyError: Something differs, or a record contradicts its own fit; it names the file and
+            the tensor.
 
     Example:
         >>> _ = expo_ray.extrapolate("sft", "dpo", "expo", alpha=0.3, address="inline")
@@ -122,7 +131,7 @@ def verify(
         # came from.
         as_they_lie = hash_files(folder, record, present, NullProgress())
         if not _check_receipts(record, as_they_lie):
-            raise _other_inputs(folder, problems, changed)
+            raise _other_inputs(folder, record, problems, changed)
     if problems:
         raise _error(folder, problems, changed)
     return VerifyResult(
@@ -134,6 +143,7 @@ def verify(
         num_bytes=sum(receipt.num_bytes for receipt in receipts),
         recomputed=recompute,
         sha256=sha256_of_files(folder, record, progress or NullProgress()) if sha256 else {},
+        notes=(_ON_TRUST,) if recompute and takes_weights_on_trust(record) else (),
         seconds=time.monotonic() - started,
     )
 
@@ -213,7 +223,7 @@ def _same_layout(record: dict[str, Any], plan: Plan) -> Plan:
             where=plan.pair.aligned.uri,
             got=f"{len(names)} tensors in {len(plan.shards)} files",
             expected=f"{len(record['tensors'])} tensors in {len(weights)} files",
-            hint=f"give the inputs of the record: {argument('initial')}, {argument('aligned')}",
+            hint=f"give the inputs of the record: {_inputs_of(record)}",
         )
     return plan
 
@@ -237,6 +247,7 @@ def _recompute(
     address: str | None,
     progress: Progress,
 ) -> list[ShardReceipt]:
+    direction = recorded_direction(record)
     names = {entry["name"] for entry in present}
     rows = record["tensors"].items()
     output = ShardOutput(
@@ -245,7 +256,6 @@ def _recompute(
         plan_digest="",
         tensor_alphas={name: row["alpha"] for name, row in rows if row.get("alpha") is not None},
     )
-    direction = recorded_direction(record)
     tasks = [
         shard_task(
             plan,
@@ -306,14 +316,21 @@ def _check_receipts(record: dict[str, Any], receipts: Sequence[ShardReceipt]) ->
     return problems
 
 
-def _other_inputs(folder: AnyPath, problems: Sequence[Problem], changed: str) -> VerifyError:
+def _inputs_of(record: Mapping[str, Any]) -> str:
+    if record.get("trajectory") is not None:
+        return argument("trajectory")
+    return f"{argument('initial')} and {argument('aligned')}"
+
+
+def _other_inputs(
+    folder: AnyPath, record: Mapping[str, Any], problems: Sequence[Problem], changed: str
+) -> VerifyError:
     return VerifyError(
         "these inputs do not give this checkpoint, whose files are as they were recorded",
         where=folder,
         got=_describe(problems),
         expected="the inputs that the record names, unchanged",
-        hint=changed
-        or f"check {argument('initial')} and {argument('aligned')}: the checkpoint is intact",
+        hint=changed or f"check {_inputs_of(record)}: the checkpoint is intact",
     )
 
 

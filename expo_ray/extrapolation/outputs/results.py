@@ -93,6 +93,8 @@ class VerifyResult:
     problems: tuple[Problem, ...] = ()
     sha256: Mapping[str, str] = field(default_factory=dict)
     """What `sha256sum` prints, by file; where it was asked for."""
+    notes: tuple[str, ...] = ()
+    """What could not be checked."""
 
     def as_dict(self) -> dict[str, Any]:
         """Return the JSON of the command."""
@@ -109,4 +111,5 @@ class VerifyResult:
             "seconds": round(self.seconds, 3),
             "problems": [problem.as_dict() for problem in self.problems],
             "sha256": dict(self.sha256) or None,
+            "notes": list(self.notes),
         }

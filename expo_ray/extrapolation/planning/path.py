@@ -26,6 +26,9 @@ class FittedPath:
     """Of all checkpoints of the trajectory, increasing."""
     read: tuple[float, ...]
     """Of those that are read; the others have the weight 0."""
+    copied: tuple[str, ...] = ()
+    """Tensors of the last checkpoint that no fit covers: integers, and what some checkpoint lacks,
+    even one that is not read."""
     start: str
     """LAST or FITTED."""
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -45,6 +48,7 @@ class FittedPath:
             "options": dict(self.options),
             "steps": list(self.steps),
             "from": self.start,
+            "copied": list(self.copied),
         }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -71,8 +72,17 @@ def parse_asked(
                 hint=f"alpha is of {argument('start', LAST)}: from the last checkpoint along the "
                 "fitted change",
             )
+        if targets and fit is Fit.WEIGHTS:
+            raise ConfigError(
+                "given weights make one model, whatever the step",
+                where=f"{_AT_STEP} beside {argument('fit', fit.value)}",
+                got=", ".join(map(step_name, targets)),
+                expected=f"no {_AT_STEP}",
+                hint=f"to go on in its direction: {argument('start', LAST)}",
+            )
         targets = targets or (float(steps[-1]),)
         _refuse_late_average(fit, targets, steps)
+        _refuse_same_averages(fit, targets, steps)
         alphas = (FITTED_ALPHA,) * len(targets)
     elif start != LAST:
         raise ConfigError("unknown value", where=_START, got=start, expected=f"{LAST}, {FITTED}")
@@ -123,7 +133,7 @@ def parse_steps(value: Steps, steps: Sequence[float]) -> tuple[float, ...]:
     for one in values:
         try:
             target = float(one)
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, OverflowError) as error:
             raise ConfigError("a step is not a number", where=_AT_STEP, got=repr(one)) from error
         if not steps[0] <= target < float("inf"):
             raise ConfigError(
@@ -151,6 +161,24 @@ def _refuse_late_average(fit: Fit, targets: Sequence[float], steps: Sequence[flo
             f"{', '.join(sorted(FORECASTS))}",
             hint=f"to go on in its direction: {argument('start', LAST)} with {argument('alpha')}",
         )
+
+
+def _refuse_same_averages(fit: Fit, targets: Sequence[float], steps: Sequence[float]) -> None:
+    if fit in FORECASTS:
+        return
+    by_last: dict[int, float] = {}
+    for target in targets:
+        num_known = bisect_right(steps, target)
+        other = by_last.setdefault(num_known, target)
+        if other != target:
+            raise ConfigError(
+                "two steps give the same average",
+                where=_AT_STEP,
+                got=f"{step_name(other)} and {step_name(target)}",
+                expected="a checkpoint between the two",
+                hint=f"{fit} averages the checkpoints up to a step: both end at step "
+                f"{step_name(steps[num_known - 1])}",
+            )
 
 
 def _notes(targets: Sequence[float], steps: Sequence[float]) -> tuple[str, ...]:

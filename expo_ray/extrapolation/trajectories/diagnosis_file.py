@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from expo_ray.checkpoints.checkpoint import Checkpoint
+from expo_ray.checkpoints.digests import digest_of
 from expo_ray.checkpoints.storages.atomic_io import atomic_write_json
-from expo_ray.errors import ConfigError, argument
+from expo_ray.errors import ConfigError, argument, first_names
 from expo_ray.extrapolation.trajectories.trajectory_file import step_name
 from expo_ray.json_text import parse_json
 
@@ -24,12 +27,19 @@ def write_diagnosis(folder: Path, found: Mapping[str, Any]) -> Path:
     return folder / DIAGNOSIS_NAME
 
 
-def read_diagnosis(path: str | Path, *, checkpoints: Sequence[tuple[float, str]]) -> dict[str, Any]:
+def identity_of(checkpoint: Checkpoint) -> str:
+    """Return a digest that tells this version of a checkpoint's weights from another."""
+    return digest_of(json.dumps(checkpoint.identity()).encode())
+
+
+def read_diagnosis(
+    path: str | Path, *, checkpoints: Sequence[tuple[float, str, str]]
+) -> dict[str, Any]:
     """Return a diagnosis of these very checkpoints.
 
     Args:
         path: The file, or the folder that it was written into.
-        checkpoints: Steps and places of the trajectory that it has to be of.
+        checkpoints: Of the trajectory that it has to be of: steps, places and identities.
 
     Raises:
         ConfigError: It is missing, malformed, or of another trajectory.
@@ -37,13 +47,18 @@ def read_diagnosis(path: str | Path, *, checkpoints: Sequence[tuple[float, str]]
     file = Path(path) / DIAGNOSIS_NAME if Path(path).is_dir() else Path(path)
     try:
         found = parse_json(file.read_text(encoding="utf-8"))
-        told = [(float(point["step"]), str(point["checkpoint"])) for point in found["checkpoints"]]
+        told = [
+            (float(point["step"]), str(point["checkpoint"]), str(point["identity"]))
+            for point in found["checkpoints"]
+        ]
         reach = {str(name): float(horizon) for name, horizon in found["verdict"]["reach"].items()}
         tested = {str(score["forecast"]) for score in found["scores"]}
-    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        if not told:
+            raise ValueError("it is of no checkpoints")
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, OverflowError) as error:
         why = (isinstance(error, OSError) and error.strerror) or error
         raise _malformed(file, why) from error
-    if told != [(float(step), place) for step, place in checkpoints]:
+    if [point[:2] for point in told] != [(float(step), place) for step, place, _ in checkpoints]:
         raise ConfigError(
             "the diagnosis is of another trajectory",
             where=_WHERE,
@@ -51,6 +66,20 @@ def read_diagnosis(path: str | Path, *, checkpoints: Sequence[tuple[float, str]]
             f"{step_name(told[-1][0])}",
             expected="the steps and checkpoints of this trajectory",
             hint="diagnose this trajectory: `expo-ray diagnose --trajectory FILE --output DIR`",
+        )
+    changed = [
+        step_name(before[0])
+        for before, now in zip(told, checkpoints, strict=True)
+        if before[2] != now[2]
+    ]
+    if changed:
+        raise ConfigError(
+            "the diagnosis is of other weights in the same places",
+            where=_WHERE,
+            got=f"other checkpoints of step {first_names(changed)}",
+            expected="checkpoints as they were when they were diagnosed",
+            hint="diagnose this trajectory anew: `expo-ray diagnose --trajectory FILE "
+            "--output DIR`",
         )
     if not reach.keys() <= tested:
         raise _malformed(file, f"verdict on {sorted(reach.keys() - tested)} without a score")
@@ -74,7 +103,7 @@ def beyond_horizon(
     fit: str,
     start: str,
     horizons: Sequence[float],
-    is_as_tested: bool = True,
+    changed_by: str = "",
 ) -> list[str]:
     """Return warnings about horizons that a fit was not found to be trusted up to.
 
@@ -83,7 +112,8 @@ def beyond_horizon(
         fit: The fit that is used.
         start: `last` or `fitted`.
         horizons: What is asked for: (step - first) / (last - first), or 1 + alpha.
-        is_as_tested: Whether the fit has the options of the back-test.
+        changed_by: What makes of the fit something else than the back-test knew, such as
+            "with transforms".
 
     Example:
         >>> told = {"verdict": {"reach": {"line": 1.5}}, "scores": [{"forecast": "line"}]}
@@ -95,8 +125,8 @@ def beyond_horizon(
     """
     name = fit if start == "fitted" else f"{fit} from last"
     reach = diagnosis["verdict"]["reach"].get(name)
-    if not is_as_tested or name not in {score["forecast"] for score in diagnosis["scores"]}:
-        why = f"{name} was not tested" + ("" if is_as_tested else " with these options")
+    if changed_by or name not in {score["forecast"] for score in diagnosis["scores"]}:
+        why = f"{name} was not tested {changed_by}".rstrip()
         reach = None
     elif diagnosis["verdict"].get("decision") == "unknown":
         why = "nothing could be tested on this run"

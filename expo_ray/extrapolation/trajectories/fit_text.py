@@ -9,7 +9,12 @@ import numpy as np
 from pydantic import ValidationError
 
 from expo_ray.errors import ConfigError, argument
-from expo_ray.extrapolation.trajectories.fits import Fit, FitOptions, direction_weights
+from expo_ray.extrapolation.trajectories.fits import (
+    OPTIONS_OF,
+    Fit,
+    FitOptions,
+    direction_weights,
+)
 
 FLAG = argument("fit")
 
@@ -37,7 +42,7 @@ def parse_fit(text: str, weights: Sequence[float] = ()) -> tuple[Fit, FitOptions
             "unknown fit", where=FLAG, got=name, expected=", ".join(one.value for one in Fit)
         ) from error
     values: dict[str, Any] = {"weights": tuple(weights)} if weights else {}
-    known = FitOptions.model_fields.keys() - {"weights"}
+    known = OPTIONS_OF[fit]
     for part in filter(None, rest.split(",")):
         key, _, value = (piece.strip() for piece in part.partition("="))
         if key not in known or key in values:
@@ -45,7 +50,7 @@ def parse_fit(text: str, weights: Sequence[float] = ()) -> tuple[Fit, FitOptions
                 "unknown or doubled option of a fit",
                 where=argument("fit", text),
                 got=key,
-                expected=", ".join(sorted(known)),
+                expected=", ".join(sorted(known)) or f"no option of {fit}",
             )
         values[key] = value
     try:

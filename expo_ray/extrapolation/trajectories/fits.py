@@ -7,7 +7,7 @@ checkpoints, and judging whether a fit may be trusted.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from enum import StrEnum
 from typing import Any, Literal
 
@@ -86,11 +86,22 @@ class FitOptions(BaseModel):
 
 
 DEFAULT_OPTIONS = FitOptions()
+OPTIONS_OF: Mapping[Fit, frozenset[str]] = {
+    Fit.LINE: frozenset({"window"}),
+    Fit.RANK1: frozenset({"window"}),
+    Fit.WSM: frozenset({"window", "decay"}),
+    Fit.EMA: frozenset({"window", "ema_decay"}),
+    Fit.BEMA: frozenset(
+        {"window", "bema_ema_power", "bema_bias_power", "bema_lag", "bema_multiplier"}
+    ),
+    Fit.WEIGHTS: frozenset(),
+}
+"""What may be turned on each of them, besides the weights that are given to `weights`."""
 
 
-def needs_gram(fit: Fit) -> bool:
+def needs_gram(fit: Fit | str) -> bool:
     """Return whether the weights differ by tensor and come from its Gram matrix."""
-    return fit is Fit.RANK1
+    return fit == Fit.RANK1
 
 
 def min_checkpoints(fit: Fit) -> int:

@@ -19,13 +19,16 @@ from expo_ray.extrapolation.outputs.summaries import described_cluster, dry_resu
 from expo_ray.extrapolation.outputs.targets import Target, find_targets
 from expo_ray.extrapolation.pairing.extra_tensors import parse_extra_tensors
 from expo_ray.extrapolation.pairing.onto import add_onto
-from expo_ray.extrapolation.pairing.pair import refuse_equal_weights
 from expo_ray.extrapolation.pairing.tensor_pair import Pair
 from expo_ray.extrapolation.planning.alpha_rules import AlphaRules, read_alpha_rules, resolve
 from expo_ray.extrapolation.planning.path import FITTED, LAST, FittedPath, step_name
 from expo_ray.extrapolation.planning.plan import DEFAULT_SHARD_SIZE, Plan, lay_out, parse_size
 from expo_ray.extrapolation.trajectories.asked import Alphas, Asked, Steps, alpha_of, parse_asked
-from expo_ray.extrapolation.trajectories.diagnosis_file import beyond_horizon, read_diagnosis
+from expo_ray.extrapolation.trajectories.diagnosis_file import (
+    beyond_horizon,
+    identity_of,
+    read_diagnosis,
+)
 from expo_ray.extrapolation.trajectories.directions import (
     Fitting,
     by_tensor,
@@ -35,8 +38,12 @@ from expo_ray.extrapolation.trajectories.directions import (
     used,
 )
 from expo_ray.extrapolation.trajectories.fit_text import parse_fit, require_fit
-from expo_ray.extrapolation.trajectories.fits import DEFAULT_OPTIONS
-from expo_ray.extrapolation.trajectories.trajectory import Trajectory, open_trajectory
+from expo_ray.extrapolation.trajectories.fits import DEFAULT_OPTIONS, needs_gram
+from expo_ray.extrapolation.trajectories.trajectory import (
+    Trajectory,
+    open_trajectory,
+    refuse_unmoved,
+)
 from expo_ray.extrapolation.trajectories.trajectory_file import TrajectorySource
 from expo_ray.extrapolation.writing import Writing, write_outputs
 from expo_ray.progress import NullProgress, Progress
@@ -138,6 +145,13 @@ def extrapolate_trajectory(
             "transforms need finite inputs",
             where=f"{argument('allow_nonfinite')} {argument('transforms')}",
         )
+    if needs_gram(named) and allow_nonfinite:
+        raise ConfigError(
+            "a fit by tensor needs finite inputs",
+            where=f"{argument('allow_nonfinite')} {argument('fit', named.value)}",
+            hint="a scalar product with NaN is NaN: leave the checkpoint out that holds it, or "
+            "take a fit whose weights are the same for all tensors, such as line",
+        )
     opened = open_trajectory(trajectory, output_dtype=output_dtype, extra_tensors=extra_tensors)
     fitting = Fitting(fit=named, options=options, steps=opened.steps)
     require_fit(named, opened.steps, options)
@@ -148,7 +162,8 @@ def extrapolate_trajectory(
         patterns = parse_extra_tensors(extra_tensors)
         pair = add_onto(pair, base, output_dtype=output_dtype, extra_tensors=patterns)
     directions = _directions(fitting, asked)
-    plan = _plan(pair, fitting, asked, directions, max_shard_bytes=parse_size(max_shard_size))
+    copied = tuple(tensor.name for tensor in opened.pair.tensors if tensor.initial is None)
+    plan = _plan(pair, fitting, asked, directions, copied, parse_size(max_shard_size))
     plan = replace(
         plan,
         output_dtype=output_dtype,
@@ -162,7 +177,7 @@ def extrapolate_trajectory(
         resolution = resolve(rules, plan.pair.tensors, default=default)
     if diagnosis is not None:
         alphas = resolution.alphas.values() if resolution else asked.alphas
-        warnings = _beyond_horizon(diagnosis, opened, fitting, asked, alphas)
+        warnings = _beyond_horizon(diagnosis, opened, plan, fitting, asked, alphas)
         plan = replace(plan, pair=replace(plan.pair, notes=(*plan.pair.notes, *warnings)))
     targets = find_targets(
         plan,
@@ -178,8 +193,8 @@ def extrapolate_trajectory(
     repos = push_targets(targets, push_to, private=private)
     if dry_run:
         return dry_result(plan, targets, started, cluster)
-    if len(opened.points) == 2 and not all(target.is_done for target in targets):
-        refuse_equal_weights(plan.pair)
+    if not all(target.is_done for target in targets):
+        refuse_unmoved(opened)
     writing = Writing(
         started=started,
         allow_nonfinite=allow_nonfinite,
@@ -203,24 +218,32 @@ def extrapolate_trajectory(
 def _beyond_horizon(
     diagnosis: str | Path,
     opened: Trajectory,
+    plan: Plan,
     fitting: Fitting,
     asked: Asked,
     alphas: Iterable[float],
 ) -> list[str]:
     """Return warnings about what a diagnosis of these checkpoints does not support."""
-    places = [checkpoint.uri for checkpoint in opened.checkpoints]
-    found = read_diagnosis(diagnosis, checkpoints=list(zip(opened.steps, places, strict=True)))
+    points = [
+        (step, checkpoint.uri, identity_of(checkpoint))
+        for step, checkpoint in zip(opened.steps, opened.checkpoints, strict=True)
+    ]
+    found = read_diagnosis(diagnosis, checkpoints=points)
     if asked.start == FITTED:
         horizons = [1.0 + alpha_of(step, opened.steps) for step in asked.at_steps]
     else:
         horizons = sorted({1.0 + alpha for alpha in alphas})
-    is_as_tested = fitting.options == DEFAULT_OPTIONS
+    changes = {
+        "with these options": fitting.options != DEFAULT_OPTIONS,
+        "with transforms": bool(plan.transforms),
+        "onto another base": plan.pair.onto is not None,
+    }
     return beyond_horizon(
         found,
         fit=fitting.fit.value,
         start=asked.start,
         horizons=horizons,
-        is_as_tested=is_as_tested,
+        changed_by=" and ".join(words for words, is_changed in changes.items() if is_changed),
     )
 
 
@@ -241,7 +264,7 @@ def _plan(
     fitting: Fitting,
     asked: Asked,
     directions: dict[float | None, Direction],
-    *,
+    copied: tuple[str, ...],
     max_shard_bytes: int,
 ) -> Plan:
     """Return the plan; `directions` lose the weights of checkpoints that are not read."""
@@ -266,6 +289,7 @@ def _plan(
             read=tuple(steps[i] for i in kept),
             start=asked.start,
             options=fitting.options.model_dump(mode="json", exclude_defaults=True),
+            copied=copied,
             has_gram_pass=fitting.needs_gram,
         ),
     )

@@ -13,7 +13,7 @@ from expo_ray.extrapolation.arithmetic.path_sums import PathSums
 from expo_ray.extrapolation.outputs.results import SCHEMA_VERSION
 from expo_ray.extrapolation.pairing.modules import GROUPS, layer_position, module_group
 from expo_ray.extrapolation.trajectories.backtest import BackTest, back_tests
-from expo_ray.extrapolation.trajectories.diagnosis_file import write_diagnosis
+from expo_ray.extrapolation.trajectories.diagnosis_file import identity_of, write_diagnosis
 from expo_ray.extrapolation.trajectories.fits import DEFAULT_OPTIONS, FitOptions
 from expo_ray.extrapolation.trajectories.gram import measure_path_sums
 from expo_ray.extrapolation.trajectories.path_shape import (
@@ -36,6 +36,8 @@ class TrajectoryDiagnosis:
     """What was found about the checkpoints of one training."""
 
     checkpoints: tuple[str, ...]
+    identities: tuple[str | None, ...]
+    """Of each checkpoint a digest that tells its weights from others; None where it is unknown."""
     steps: tuple[float, ...]
     verdict: Verdict
     total: PathShape
@@ -55,13 +57,13 @@ class TrajectoryDiagnosis:
 
     def as_dict(self) -> dict[str, Any]:
         """Return the JSON of the command."""
-        points = zip(self.steps, self.checkpoints, self.coordinates, strict=True)
+        points = zip(self.steps, self.checkpoints, self.identities, self.coordinates, strict=True)
         return {
             "schema_version": SCHEMA_VERSION,
             "verdict": self.verdict.as_dict(),
             "checkpoints": [
-                {"step": step, "checkpoint": uri, "coordinates": list(place)}
-                for step, uri, place in points
+                {"step": step, "checkpoint": uri, "identity": identity, "coordinates": list(place)}
+                for step, uri, identity, place in points
             ],
             **self.total.as_dict(),
             "share_rank1": self.share_rank1,
@@ -118,6 +120,7 @@ def diagnose_trajectory(
         {name: one for name, one in sums.items() if name not in tied},
         opened.steps,
         checkpoints=[checkpoint.uri for checkpoint in opened.checkpoints],
+        identities=[identity_of(checkpoint) for checkpoint in opened.checkpoints],
         notes=opened.pair.notes,
     )
     if folder is not None:
@@ -130,6 +133,7 @@ def judge_path(
     steps: Sequence[float],
     *,
     checkpoints: Sequence[str],
+    identities: Sequence[str] = (),
     notes: Sequence[str] = (),
     options: FitOptions = DEFAULT_OPTIONS,
 ) -> TrajectoryDiagnosis:
@@ -139,6 +143,7 @@ def judge_path(
         tensors: The sums of every tensor, by name.
         steps: Of the checkpoints.
         checkpoints: Where they lie.
+        identities: Which version of each it is.
         notes: What else is to be told.
         options: Of the fits.
 
@@ -157,6 +162,7 @@ def judge_path(
     shares = [(float(one.gram.trace()), direction_shares(one.gram)) for one in tensors.values()]
     return TrajectoryDiagnosis(
         checkpoints=tuple(checkpoints),
+        identities=tuple(identities or [None] * len(checkpoints)),
         steps=tuple(map(float, steps)),
         verdict=judge(tests, steps),
         total=path_shape(total, steps),

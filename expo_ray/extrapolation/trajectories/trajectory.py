@@ -7,7 +7,7 @@ The pair of a trajectory is its first and its last checkpoint; what lies between
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
@@ -16,7 +16,7 @@ from expo_ray.checkpoints.formats.header import TensorRef
 from expo_ray.checkpoints.opening import open_checkpoint, without_block_scales
 from expo_ray.errors import CheckpointError, ExpoError, PairError
 from expo_ray.extrapolation.pairing.extra_tensors import parse_extra_tensors, refuse_unused
-from expo_ray.extrapolation.pairing.pair import match_pair
+from expo_ray.extrapolation.pairing.pair import match_pair, refuse_equal_weights
 from expo_ray.extrapolation.pairing.tensor_pair import Pair, TensorPair
 from expo_ray.extrapolation.planning.path import step_name
 from expo_ray.extrapolation.trajectories.trajectory_file import (
@@ -55,6 +55,7 @@ def open_trajectory(
     *,
     output_dtype: str = "auto",
     extra_tensors: Sequence[str] = (),
+    copied: Collection[str] | None = None,
 ) -> Trajectory:
     """Read the headers of all checkpoints of a trajectory and match them with the last one.
 
@@ -62,6 +63,8 @@ def open_trajectory(
         source: A YAML file, the output folder of a trainer, or the points themselves.
         output_dtype: As for `match_pair`.
         extra_tensors: `copy:PATTERN`, as for `extrapolate`.
+        copied: Where some checkpoints of a longer trajectory are opened: the tensors that are
+            copied from the last one because of the others.
 
     Raises:
         CheckpointError: A checkpoint is missing, malformed or quantized; the error names its step.
@@ -79,8 +82,31 @@ def open_trajectory(
             pairs.append(
                 match_pair(checkpoint, last[1], output_dtype=output_dtype, extra_tensors=patterns)
             )
-    refuse_unused(patterns, checkpoints)
-    return Trajectory(points=points, pair=_joined(points, pairs))
+    if copied is None:
+        refuse_unused(patterns, checkpoints)
+    return Trajectory(points=points, pair=_joined(points, pairs, copied or ()))
+
+
+def refuse_unmoved(trajectory: Trajectory) -> None:
+    """Let trajectories pass of which some checkpoint differs from the last one.
+
+    Raises:
+        PairError: All hold the same weights.
+    """
+    pair = trajectory.pair
+    for number, checkpoint in enumerate(trajectory.checkpoints[:-1]):
+        moved = tuple(replace(t, initial=t.path[number]) for t in pair.tensors if t.path)
+        try:
+            refuse_equal_weights(replace(pair, initial=checkpoint, tensors=moved))
+        except PairError:
+            continue
+        return
+    raise PairError(
+        "all checkpoints of the trajectory hold the same weights",
+        where=f"{pair.initial.uri} ... {pair.aligned.uri}",
+        hint="check that the paths are the ones you meant, and that the training saved what it "
+        "trained",
+    )
 
 
 def label_of(step: float) -> str:
@@ -141,14 +167,16 @@ def _told_by_step(point: TrajectoryPoint, last: TrajectoryPoint) -> Iterator[Non
         raise
 
 
-def _joined(points: Sequence[TrajectoryPoint], pairs: Sequence[Pair]) -> Pair:
+def _joined(
+    points: Sequence[TrajectoryPoint], pairs: Sequence[Pair], copied: Collection[str]
+) -> Pair:
     """Return one pair from those of every checkpoint with the last one."""
     first, *others = pairs
     labels = [label_of(point.step) for point in points[1:-1]]
     rows = zip(*(pair.tensors for pair in pairs), strict=True)
     return replace(
         first,
-        tensors=tuple(_joined_tensor(row) for row in rows),
+        tensors=tuple(_joined_tensor(row, copied) for row in rows),
         end_labels=(label_of(points[0].step), label_of(points[-1].step)),
         between=dict(zip(labels, (pair.initial for pair in others), strict=True)),
         notes=_notes(points, pairs),
@@ -156,11 +184,13 @@ def _joined(points: Sequence[TrajectoryPoint], pairs: Sequence[Pair]) -> Pair:
     )
 
 
-def _joined_tensor(row: Sequence[TensorPair]) -> TensorPair:
+def _joined_tensor(row: Sequence[TensorPair], copied: Collection[str]) -> TensorPair:
     # A buffer that one checkpoint has in another form, or not at all, is copied from the last.
-    copied = next((tensor for tensor in row if tensor.initial is None), None)
-    if copied is not None:
-        return replace(copied, between=())
+    found = next((tensor for tensor in row if tensor.initial is None), None)
+    if found is None and row[0].name in copied:
+        found = replace(row[0], initial=None, num_extrapolated=0)
+    if found is not None:
+        return replace(found, between=())
     return replace(row[0], between=tuple(t.initial for t in row[1:] if t.initial is not None))
 
 

@@ -131,8 +131,12 @@ def _points(table: object, *, where: str) -> list[TrajectoryPoint]:
 
 def _checked(points: Sequence[TrajectoryPoint], *, where: str) -> tuple[TrajectoryPoint, ...]:
     for point in points:
-        if not math.isfinite(point.step):
-            raise ConfigError("a step is not finite", where=where, got=point.step)
+        try:
+            is_finite = math.isfinite(point.step)
+        except OverflowError:  # a whole number beyond what a float holds
+            is_finite = False
+        if not is_finite:
+            raise ConfigError("a step is not finite", where=where, got=f"{point.step!s:.20}")
     if len(points) < 2:
         raise ConfigError(
             "a trajectory of one checkpoint has no direction",

@@ -93,12 +93,14 @@ class Verdict:
 
     def as_dict(self) -> dict[str, Any]:
         """Return the fields, JSON-able."""
+        kind = self.forecast
         return {
             "decision": self.decision,
             "sentence": self.sentence,
-            "forecast": None if self.forecast is None else self.forecast.name,
-            "fit": None if self.forecast is None else self.forecast.fit.value,
-            "from": None if self.forecast is None else self.forecast.start.value,
+            "forecast": None if kind is None else kind.name,
+            # A pair is no fit over the trajectory: its line is of the two ends alone.
+            "fit": None if kind is None or kind.takes_two else kind.fit.value,
+            "from": None if kind is None or kind.takes_two else kind.start.value,
             "horizon": self.horizon,
             "at_step": self.at_step,
             "alpha": self.alpha,

@@ -6,6 +6,7 @@ import json
 import signal
 import time
 from collections.abc import Callable, Sequence
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,19 @@ import pytest
 import torch
 import yaml
 from numpy.typing import NDArray
+from rich.console import Console
 
+from expo_ray.cli.checkpoint_results import render_inspection
 from expo_ray.errors import ConfigError, RequestError, ShardError, VerifyError
-from expo_ray.extrapolation import extrapolate, extrapolate_trajectory, verify
+from expo_ray.extrapolation import (
+    extrapolate,
+    extrapolate_trajectory,
+    inspect_checkpoint,
+    verify,
+)
+from expo_ray.extrapolation.outputs.record import sealed
 from expo_ray.extrapolation.trajectories.directions import Fitting
+from expo_ray.extrapolation.trajectories.recorded import recorded_direction
 from tests.extrapolation import drivers
 from tests.extrapolation.synthetic import change_tasks, file_digests, load, same_bits, write
 from tests.extrapolation.trajectories.paths import KINDS, synthetic_path
@@ -113,6 +123,7 @@ def test_averages_are_sums_of_the_checkpoints(tmp_path: Path, fit: str) -> None:
     given = (0.1, 0.2, 0.3, 0.4, 0.0) if fit == "weights" else ()
     options: dict[str, Any] = {"fit": fit, "weights": given, "start": "fitted"}
     result = extrapolate_trajectory(file, tmp_path / "out", address="inline", **options)
+    assert verify(tmp_path / "out", address="inline").notes == ()
     record = json.loads((tmp_path / "out" / "expo_ray.json").read_text())
     weights = np.array(record["trajectory"]["weights"])
     read = [row["step"] for row in record["trajectory"]["checkpoints"]]
@@ -240,7 +251,9 @@ def test_verify_finds_a_changed_checkpoint_and_a_moved_trajectory(
     with pytest.raises(RequestError, match="trajectory="):
         verify(tmp_path / "out", address="inline")
     moved = tmp_path / "there" / "trajectory.yaml"
-    assert verify(tmp_path / "out", trajectory=moved, address="inline").problems == ()
+    verified = verify(tmp_path / "out", trajectory=moved, address="inline")
+    assert verified.problems == ()
+    assert "are those of the record" in verified.notes[0]
     fewer = yaml.safe_load(moved.read_text())[:-1]
     with pytest.raises(ConfigError, match="lacks a step"):
         verify(tmp_path / "out", trajectory=file_of(tmp_path / "there", fewer), address="inline")
@@ -250,6 +263,75 @@ def test_verify_finds_a_changed_checkpoint_and_a_moved_trajectory(
     with pytest.raises(VerifyError) as found:
         verify(tmp_path / "out", trajectory=moved, address="inline")
     assert "model.layers.1.up.weight" in str(found.value)
+    assert "check trajectory=" in str(found.value.hint)
+
+
+def test_verify_finds_weights_that_are_not_of_the_fit(path_file: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    given = {"weights": [0.1, 0.2, 0.3, 0.2, 0.2], "fit": "weights", "start": "fitted"}
+    extrapolate_trajectory(path_file, out, address="inline", **given)
+    record = json.loads((out / "expo_ray.json").read_text())
+    honest = record["trajectory"]
+    changes: list[tuple[dict[str, Any], str]] = [
+        ({"fit": "ema", "options": {}}, "weight of step 0"),
+        ({"options": {"weights": [0.2, 0.1, 0.3, 0.2, 0.2]}}, "weight of step 0"),
+        ({"from": "last"}, "alpha"),
+        ({"checkpoints": honest["checkpoints"][:-1]}, "weights"),
+        ({"fit": "spline"}, "fit, options and steps"),
+    ]
+    for change, where in changes:
+        path = {**honest, **change}
+        if change.get("from"):
+            path["at_step"] = 1000
+        (out / "expo_ray.json").write_bytes(sealed({**record, "trajectory": path}))
+        with pytest.raises(VerifyError, match="contradicts its own fit") as found:
+            recorded_direction({**record, "trajectory": path})
+        assert where in str(found.value.where)
+        with pytest.raises((RequestError, VerifyError)):
+            verify(out, address="inline")
+
+
+def test_a_checkpoint_that_is_not_read_may_lack_a_tensor(path_file: Path, tmp_path: Path) -> None:
+    rows = synthetic_path("walk", STEPS, num_values=NUM_VALUES)
+    file = save(tmp_path, rows, STEPS, torch.float32)
+    for step in STEPS:
+        tensors = load(tmp_path / f"step_{step}")
+        extra = {} if step == 100 else {"model.extra.weight": torch.full((3,), float(step))}
+        write(tmp_path / f"step_{step}", {**tensors, **extra}, num_shards=2)
+    options: dict[str, Any] = {"fit": "wsm:window=2", "extra_tensors": ["copy:*.extra.*"]}
+    extrapolate_trajectory(file, tmp_path / "out", alpha=1, address="inline", **options)
+    assert same_bits(load(tmp_path / "out")["model.extra.weight"], torch.full((3,), 700.0))
+    verify(tmp_path / "out", address="inline")
+
+
+def test_checkpoints_of_the_same_weights_are_refused(path_file: Path, tmp_path: Path) -> None:
+    points = []
+    for step in (0, 1, 2):
+        write(tmp_path / f"step_{step}", load(path_file.parent / "step_100"))
+        points.append({"step": step, "checkpoint": str(tmp_path / f"step_{step}")})
+    with pytest.raises(RequestError, match="hold the same weights"):
+        extrapolate_trajectory(points, tmp_path / "out", alpha=1, address="inline")
+    assert not (tmp_path / "out").exists()
+    write(tmp_path / "step_1", load(path_file.parent / "step_250"))
+    extrapolate_trajectory(points, tmp_path / "out", alpha=1, fit="ema", address="inline")
+
+
+def test_an_inspection_tells_of_the_trajectory(path_file: Path, tmp_path: Path) -> None:
+    fitted = {"start": "fitted", "at_step": 800}
+    extrapolate_trajectory(path_file, tmp_path / "fitted", address="inline", **fitted)
+    extrapolate_trajectory(path_file, tmp_path / "last", alpha=0.5, address="inline")
+    told = []
+    for name in ("fitted", "last"):
+        console = Console(file=StringIO(), width=500)
+        found = inspect_checkpoint(tmp_path / name).as_dict()
+        assert [point["step"] for point in found["extrapolated"]["trajectory"]["checkpoints"]] == (
+            list(STEPS)
+        )
+        render_inspection(console, found, every_tensor=False)
+        told.append(console.file.getvalue())
+    assert "the model of line over 5 checkpoints, steps 0 to 700 at step 800" in told[0]
+    assert "alpha 0.5 from " in told[1]
+    assert "along line over 5 checkpoints" in told[1]
 
 
 def file_of(folder: Path, rows: object) -> Path:
@@ -285,6 +367,15 @@ def test_a_checkpoint_that_is_not_finite_is_named(tmp_path: Path, step: int) -> 
         ({"start": "first", "alpha": 1}, "unknown value"),
         ({"fit": "spline", "alpha": 1}, "unknown fit"),
         ({"fit": "line:lag=1", "alpha": 1}, "unknown or doubled option of a fit"),
+        ({"fit": "line:ema_decay=0.5", "alpha": 1}, "unknown or doubled option of a fit"),
+        ({"fit": "weights:window=2", "alpha": 1}, "no option of weights"),
+        ({"fit": "rank1", "alpha": 1, "allow_nonfinite": True}, "by tensor needs finite inputs"),
+        ({"fit": "ema", "start": "fitted", "at_step": [260, 270]}, "give the same average"),
+        (
+            {"fit": "weights", "weights": [0, 0, 0, 0, 1], "start": "fitted", "at_step": 300},
+            "whatever the step",
+        ),
+        ({"at_step": 10**400}, "a step is not a number"),
         ({"fit": "line:window=1", "alpha": 1}, "an option of a fit is out of range"),
         ({"at_step": [900, 900]}, "a step is given twice"),
         ({"at_step": -100}, "lies before the first checkpoint"),

@@ -21,6 +21,7 @@ from expo_ray.extrapolation.trajectories.judgement import diagnose_trajectory, j
 from tests.extrapolation.synthetic import load, write
 from tests.extrapolation.trajectories.paths import measured, synthetic_path
 
+Points = list[tuple[float, str, str]]
 STEPS = tuple(range(0, 130, 10))
 
 
@@ -94,36 +95,51 @@ def test_an_output_that_is_a_file_is_refused_before_anything_is_read(tmp_path: P
 
 
 @pytest.fixture(scope="module")
-def judged(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[tuple[float, str]]]:
+def judged(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Points]:
     folder = tmp_path_factory.mktemp("judged")
     training = write_training(folder / "training")
     found = diagnose_trajectory(training, address="inline", output=folder)
-    return folder, list(zip(found.steps, found.checkpoints, strict=True))
+    identities = map(str, found.identities)
+    return folder, list(zip(found.steps, found.checkpoints, identities, strict=True))
 
 
 def test_a_diagnosis_is_read_for_its_own_trajectory_only(
-    judged: tuple[Path, list[tuple[float, str]]],
+    judged: tuple[Path, Points],
 ) -> None:
     folder, checkpoints = judged
     by_folder = read_diagnosis(folder, checkpoints=checkpoints)
     assert by_folder == read_diagnosis(folder / DIAGNOSIS_NAME, checkpoints=checkpoints)
     assert by_folder["verdict"]["reach"]["line"] == 4
-    for others in (checkpoints[:-1], [(step + 1, place) for step, place in checkpoints]):
+    for others in (checkpoints[:-1], [(s + 1, *rest) for s, *rest in checkpoints]):
         with pytest.raises(ConfigError, match="another trajectory"):
             read_diagnosis(folder, checkpoints=others)
+    *same, (step, place, _) = checkpoints
+    with pytest.raises(ConfigError, match="other weights in the same places") as found:
+        read_diagnosis(folder, checkpoints=[*same, (step, place, "blake3:0")])
+    assert found.value.got == "other checkpoints of step 120"
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"checkpoints": [{"step": 1}]}', None])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[]",
+        "{}",
+        '{"checkpoints": [{"step": 1}]}',
+        '{"checkpoints": [], "verdict": {"reach": {}}, "scores": []}',
+        None,
+    ],
+)
 def test_what_is_no_diagnosis_is_refused(tmp_path: Path, text: str | None) -> None:
     file = tmp_path / "diagnosis.json"
     if text is not None:
         file.write_text(text)
     with pytest.raises(ConfigError, match="cannot be read"):
-        read_diagnosis(file, checkpoints=[(0, "a")])
+        read_diagnosis(file, checkpoints=[(0, "a", "b")])
 
 
 def test_beyond_its_horizon_a_fit_is_warned_of(
-    judged: tuple[Path, list[tuple[float, str]]],
+    judged: tuple[Path, Points],
 ) -> None:
     folder, checkpoints = judged
     diagnosis: dict[str, Any] = read_diagnosis(folder, checkpoints=checkpoints)
@@ -148,11 +164,13 @@ def test_beyond_its_horizon_a_fit_is_warned_of(
         ({"at_step": 600, "start": "fitted"}, "5 times the span lies beyond"),
         ({"alpha": [0.5, 3, 3.5]}, "4.5 times the span lies beyond"),
         ({"alpha": 0.5, "fit": "line:window=4"}, "was not tested with these options"),
+        ({"alpha": 0.5, "transforms": ["clip:norm=1"]}, "not tested with transforms"),
+        ({"alpha": 0.5, "onto": "checkpoint-50"}, "not tested onto another base"),
         ({"alpha_rules": '[{match: "*mlp*", alpha: 9}]', "alpha": 0.5}, "10 times the span"),
     ],
 )
 def test_an_extrapolation_is_told_what_its_diagnosis_does_not_support(
-    judged: tuple[Path, list[tuple[float, str]]],
+    judged: tuple[Path, Points],
     tmp_path: Path,
     asked: dict[str, Any],
     told: str | None,
@@ -161,6 +179,8 @@ def test_an_extrapolation_is_told_what_its_diagnosis_does_not_support(
     if "alpha_rules" in asked:
         (tmp_path / "rules.yaml").write_text(asked["alpha_rules"])
         asked = {**asked, "alpha_rules": tmp_path / "rules.yaml"}
+    if "onto" in asked:
+        asked = {**asked, "onto": folder / "training" / asked["onto"]}
     result = extrapolate_trajectory(
         folder / "training", tmp_path / "out", **asked, diagnosis=folder, dry_run=True
     )
