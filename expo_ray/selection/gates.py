@@ -5,9 +5,10 @@ of its paired difference to the aligned model lies above minus the margin; it is
 interval lies below, and in between so many prompts cannot tell. That is an answer of its own, but
 no permission: the candidate is not chosen, and the number of prompts that could have told is said.
 
-Right and wrong answers are compared by Tango's test, scores and shares of several answers by
-Student's (benchmarks/results/gate_proof.md). A gate adds no error to that of the gain: for a false
-choice a candidate must pass both.
+Right and wrong answers are compared by Tango's test, other scores of 0 to 1 (shares of several
+answers) by a score test that reckons with rare whole failures, and unbounded scores by Student's,
+which says nothing where they do not scatter (benchmarks/results/gate_proof.md). A gate adds no
+error to that of the gain: for a false choice a candidate must pass both.
 """
 
 from __future__ import annotations
@@ -20,9 +21,14 @@ import numpy as np
 
 from expo_ray.extrapolation.planning.alpha import ALIGNED_ALPHA
 from expo_ray.selection.bootstrap import FloatArray
-from expo_ray.selection.guard_comparisons import Comparison, compare_mean, compare_shares
+from expo_ray.selection.guard_comparisons import (
+    Comparison,
+    compare_bounded,
+    compare_mean,
+    compare_shares,
+)
 from expo_ray.selection.guard_findings import Guard, Question, judge
-from expo_ray.selection.sample_size import prompts_for_margin
+from expo_ray.selection.sample_size import prompts_for_margin, prompts_for_shares
 from expo_ray.selection.samples import SplitSamples
 from expo_ray.selection.settings import SelectionSettings
 
@@ -30,6 +36,7 @@ MAIN = "main"
 """The set of prompts that chooses alpha and confirms it."""
 POWER = 0.8
 Verdict = Literal["no-worse", "worse", "cannot-tell"]
+Kind = Literal["right-or-wrong", "shares", "scores"]
 _VERDICTS: dict[str, Verdict] = {
     "clear": "no-worse", "fired": "worse", "cannot-tell": "cannot-tell",
 }  # fmt: skip
@@ -115,16 +122,15 @@ def check_gate(
     both = np.isfinite(scores.aligned) & np.isfinite(scores.candidate)
     aligned, candidate = scores.aligned[both], scores.candidate[both]
     num_missing = int((~both).sum())
-    proportions = bool(np.isin([aligned, candidate], (0.0, 1.0)).all())
+    kind = _kind([aligned, candidate], margin)
     found: Comparison | None = None
     if aligned.size >= settings.min_pairs:
-        compare = compare_shares if proportions else compare_mean
-        found = compare(candidate - aligned, -(margin or 0.0), settings.confidence)
+        found = _compare(kind, candidate - aligned, -(margin or 0.0), settings.confidence)
     guard, needed = None, None
     if margin is not None:
         # Answers do not fail at random: what is left would flatter the candidate.
         judged = None if num_missing > settings.max_error_rate * both.size else found
-        needed = _needed(candidate - aligned, margin, settings, proportions=proportions)
+        needed = _needed(candidate - aligned, margin, settings, kind)
         guard = _guard(scores, alpha, margin, judged, settings)
         guard = replace(guard, reason=_reason(guard, int(aligned.size), num_missing, needed))
     return Gate(
@@ -146,6 +152,27 @@ def check_gate(
     ), guard
 
 
+def _kind(scores: Sequence[FloatArray], margin: float | None) -> Kind:
+    if (margin or 0.0) < 1:
+        if np.isin(scores, (0.0, 1.0)).all():
+            return "right-or-wrong"
+        if ((np.asarray(scores) >= 0) & (np.asarray(scores) <= 1)).all():
+            return "shares"
+    return "scores"
+
+
+def _compare(kind: Kind, differences: FloatArray, limit: float, confidence: float) -> Comparison:
+    if kind == "right-or-wrong":
+        return compare_shares(differences, limit, confidence)
+    if kind == "shares":
+        return compare_bounded(differences, limit, confidence)
+    found = compare_mean(differences, limit, confidence)
+    if found.ci_low == found.ci_high:
+        # Nothing scatters, so nothing says how far a prompt that was not asked may lie off.
+        return replace(found, ci_low=None, ci_high=None, p_value=1.0)
+    return found
+
+
 def _guard(
     scores: Scores,
     alpha: float,
@@ -163,14 +190,20 @@ def _guard(
 
 
 def _needed(
-    differences: FloatArray, margin: float, settings: SelectionSettings, *, proportions: bool
+    differences: FloatArray, margin: float, settings: SelectionSettings, kind: Kind
 ) -> int | None:
     if differences.size < 2:
         return None
-    variance = float((differences**2).mean() if proportions else differences.var(ddof=1))
-    return prompts_for_margin(
-        variance, margin, power=POWER, confidence=settings.confidence, proportions=proportions
-    )
+    asked = {"power": POWER, "confidence": settings.confidence}
+    square = float((differences**2).mean())
+    if kind == "shares":
+        return prompts_for_shares(square, margin, **asked)
+    if kind == "right-or-wrong":
+        return prompts_for_margin(square, margin, proportions=True, **asked)
+    variance = float(differences.var(ddof=1))
+    if not variance:
+        return None
+    return prompts_for_margin(variance, margin, proportions=False, **asked)
 
 
 def _reason(guard: Guard, num_prompts: int, num_missing: int, needed: int | None) -> str:
@@ -179,6 +212,8 @@ def _reason(guard: Guard, num_prompts: int, num_missing: int, needed: int | None
             f"{guard.name} cannot be told: {num_prompts} prompts are scored on both sides, "
             f"{num_missing} are not"
         )
+    if guard.state == "cannot-tell" and needed is None:
+        return f"{guard.reason}; scores that do not scatter cannot be told from rare failures"
     if guard.state == "cannot-tell":
         return (
             f"{guard.reason}; from {num_prompts} prompts it cannot be told, about {needed:,} would "

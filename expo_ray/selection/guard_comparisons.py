@@ -1,9 +1,10 @@
 """What a guard compares: candidate and aligned model on the same prompts, against a limit.
 
 A share (of cut-off answers, say) is a paired proportion (`paired_proportions`): of a handful of
-answers resamples and normal intervals say too much. A mean is asked by Student's paired test, a
-ratio of means by the same test of `candidate - limit * aligned` (Fieller's), and what remains at
-equal length by the intercept of a regression.
+answers resamples and normal intervals say too much. A mean of differences that are bounded (of
+shares, say) is asked by a score test, any other mean by Student's paired test, a ratio of means by
+the same test of `candidate - limit * aligned` (Fieller's), and what remains at equal length by the
+intercept of a regression.
 """
 
 from __future__ import annotations
@@ -51,6 +52,47 @@ def compare_shares(differences: FloatArray, limit: float, confidence: float) -> 
         p_value=float(2 * stats.norm.sf(abs(score_statistic(more, fewer, n, limit)))),
         num_prompts=n,
     )
+
+
+def compare_bounded(differences: FloatArray, limit: float, confidence: float) -> Comparison:
+    """Compare the mean of differences between scores of 0 to 1 with a limit, by a score test.
+
+    The spread is that under the hypothesis: what was seen, with so many prompts more that lost
+    everything (or gained it) as bring the mean to the limit. So prompts that all say the same are
+    no proof: a rare whole loss may be among those that were not asked.
+
+    Args:
+        differences: Per prompt, between -1 and 1.
+        limit: The mean in question, between -1 and 1.
+        confidence: Two-sided.
+    """
+    n, mean = differences.size, float(differences.mean())
+    square = float((differences**2).mean())
+    low = _lowest(mean, square, n, confidence)
+    high = -_lowest(-mean, square, n, confidence)
+    side = 1 if mean >= limit else -1
+    weight = _weight_of_losses(side * mean, square)
+    variance = square + weight * abs(mean - limit) - limit**2
+    p_value = 1.0
+    if mean != limit:
+        z = abs(mean - limit) * math.sqrt(n / variance) if variance > 0 else math.inf
+        p_value = float(2 * stats.norm.sf(z))
+    return Comparison(value=mean, ci_low=low, ci_high=high, p_value=p_value, num_prompts=n)
+
+
+def _weight_of_losses(mean: float, square: float) -> float:
+    """Return how much the mean square grows by for each unit that whole losses lower the mean."""
+    return (1 - square) / (1 + mean) if mean > -1 else 0.0
+
+
+def _lowest(mean: float, square: float, n: int, confidence: float) -> float:
+    """Return the lowest mean that the test does not reject: the root of a quadratic."""
+    a = float(stats.norm.ppf((1 + confidence) / 2)) ** 2 / n
+    weight = _weight_of_losses(mean, square)
+    half = (a * weight - 2 * mean) / 2
+    last = mean**2 - a * square - a * weight * mean
+    root = math.sqrt(max(half**2 - (1 + a) * last, 0.0))
+    return max((-half - root) / (1 + a), -1.0)
 
 
 def compare_mean(values: FloatArray, limit: float, confidence: float) -> Comparison:

@@ -62,6 +62,20 @@ def prompts_for_margin(
     return size
 
 
+def prompts_for_shares(square: float, margin: float, *, power: float, confidence: float) -> int:
+    """Return how many prompts show that an equal model's shares are no worse than a margin allows.
+
+    Args:
+        square: Mean square of one prompt's difference between scores of 0 to 1.
+        margin: What may be lost, above 0 and below 1.
+        power: Probability that an equal model passes.
+        confidence: Of the interval, two-sided.
+    """
+    under_margin = square + (1 - square) * margin - margin**2
+    reach = _z((1 + confidence) / 2) * math.sqrt(under_margin) + _z(power) * math.sqrt(square)
+    return max(2, math.ceil((reach / margin) ** 2))
+
+
 def power_of_margin(
     num_prompts: int, differing: float, margin: float, *, confidence: float
 ) -> float:

@@ -4,8 +4,10 @@ import itertools
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from expo_ray.selection.guard_comparisons import (
+    compare_bounded,
     compare_intercept,
     compare_mean,
     compare_ratio,
@@ -102,3 +104,17 @@ def test_the_intercept_is_that_of_least_squares() -> None:
     assert exact.p_value == 1.0
     for low, high in itertools.pairwise((found.ci_low, found.value, found.ci_high)):
         assert low < high
+
+
+def test_the_interval_of_bounded_differences_holds_what_the_test_does_not_reject() -> None:
+    rng = np.random.default_rng(2)
+    for mean in (0.1, 0.5, 0.9):
+        values = rng.binomial(4, mean, 60) / 4 - rng.binomial(4, 0.5, 60) / 4
+        found = compare_bounded(values, 0.0, 0.95)
+        assert found.ci_low is not None and found.ci_high is not None
+        assert -1 <= found.ci_low < found.value < found.ci_high <= 1
+        for bound in (found.ci_low, found.ci_high):
+            assert compare_bounded(values, bound, 0.95).p_value == pytest.approx(0.05, abs=1e-6)
+    lost = compare_bounded(-np.ones(20), -0.5, 0.95)
+    assert (lost.ci_low, lost.value) == (-1.0, -1.0)
+    assert lost.p_value == pytest.approx(2 * stats.norm.sf(0.5 * np.sqrt(20 / 0.75)))
