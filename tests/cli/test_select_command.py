@@ -212,6 +212,7 @@ def test_a_plan_is_whole_at_80_columns() -> None:
     plan = {
         "name": "a-name",
         "output": "runs/a",
+        "gates": [{"name": "gsm", "note": "250 prompts can tell"}],
         "stages": [
             {
                 "stage": "extrapolation",
