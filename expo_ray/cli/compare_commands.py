@@ -61,8 +61,8 @@ def compare(
         bool,
         typer.Option(
             "--lower-is-better",
-            help="Lower scores are ahead. Else the metric's name decides: wer, perplexity, loss "
-            "and their like are better low, all others high.",
+            help="Lower scores are ahead; else only those called wer, perplexity, loss or alike "
+            "are.",
         ),
     ] = False,
     higher_is_better: Annotated[
