@@ -198,6 +198,31 @@ def table(outcomes: Mapping[str, Sequence[Outcome]]) -> list[str]:
     return lines
 
 
+def own_table(outcomes: Mapping[str, Sequence[Outcome]]) -> list[str]:
+    """Return what became of every verdict at its own horizon, beside the pair on the same runs."""
+    lines = [
+        "| training | verdicts that extrapolate | hold at their own horizon | "
+        "the pair, same runs and horizons |",
+        "|---|---|---|---|",
+    ]
+    told = {name: [one for one in some if one.promises] for name, some in outcomes.items()}
+    sums = {
+        "**all**": [one for some in told.values() for one in some],
+        "**all but those that turn**": [
+            one for name, some in told.items() if name != TURNS for one in some
+        ],
+    }
+    for name, some in [*told.items(), *sums.items()]:
+        held = [true_gain(one) > 0 for one in some]
+        pair = [one.truth["pair"][one.verdict.horizon or 0] < 1 for one in some]
+        lines.append(f"| {name} | {len(some)} | {_share(held)} | {_share(pair)} |")
+    return lines
+
+
+def _share(hits: Sequence[bool]) -> str:
+    return f"{sum(hits)} ({np.mean(hits):.0%})" if hits else "-"
+
+
 def true_gain(one: Outcome) -> float:
     """Return how much nearer the fit of the verdict came at its horizon than no change."""
     assert one.verdict.forecast is not None
@@ -215,12 +240,15 @@ def always_table(outcomes: Mapping[str, Sequence[Outcome]]) -> list[str]:
     for name in ALWAYS:
         shares = [np.mean([one.truth[name][h] < 1 for one in everything]) for h in HORIZONS]
         lines.append(f"| {name} | " + " | ".join(f"{share:.0%}" for share in shares) + " |")
-    shares = []
+    shares, pairs = [], []
     for h in HORIZONS:
         told = [one for one in everything if (one.verdict.horizon or 0) >= h]
         hits = [one.truth[one.verdict.forecast.name][h] < 1 for one in told if one.verdict.forecast]
         shares.append(f"{np.mean(hits):.0%} of {len(hits)} runs" if hits else "-")
+        pair = [one.truth["pair"][h] < 1 for one in told]
+        pairs.append(f"{np.mean(pair):.0%} of {len(pair)} runs" if pair else "-")
     lines.append("| **as the verdict says** | " + " | ".join(shares) + " |")
+    lines.append("| the pair, in the same runs | " + " | ".join(pairs) + " |")
     return lines
 
 
@@ -233,7 +261,8 @@ def main() -> None:
     torch.set_num_threads(1)
     seeds = range(given.first_seed, given.first_seed + given.seeds)
     outcomes = {kind.name: [run(kind, seed) for seed in seeds] for kind in KINDS}
-    text = "\n".join([*table(outcomes), "", *always_table(outcomes)])
+    tables = (own_table(outcomes), table(outcomes), always_table(outcomes))
+    text = "\n\n".join("\n".join(rows) for rows in tables)
     print(text)
     if given.write:
         RESULT.write_text(
@@ -246,20 +275,32 @@ HEADING = """# Does the back-test of a trajectory predict the longer run?
 Written by `python -m benchmarks.trajectory_judgement --write`: seeds {first} to {last} of each
 kind. 20 checkpoints are given, the truth lies at 1.25 to 4 times their span. A promise is "this fit
 beats no change at this horizon"; it is kept where the forecast lies nearer to the true checkpoint
-than the last one given does. Gains are medians at the horizon of the verdict.
+than the last one given does. A verdict promises this of its own horizon and of all shorter ones,
+which are easier: the first table is of the verdicts, each once, at its own. Gains are medians
+there.
 """
 READING = """
 What nothing in the given part tells is not foreseen: a training that turns right where it ends
-breaks every promise. Of the others {kept} of {made} promises ({share:.0%}) hold. Noise shortens the
-horizon more than it had to; a root, which slows for ever, breaks promises at the longest horizons.
+breaks every promise. Of the others {held} of {told} verdicts ({share_held:.0%}) hold at their own
+horizon; with every shorter horizon counted, {kept} of {made} promises ({share:.0%}). Noise shortens
+the horizon more than it had to; a root, which slows for ever, breaks promises at the longest
+horizons.
 """
 
 
 def reading(outcomes: Mapping[str, Sequence[Outcome]]) -> str:
     """Return what the table says in words."""
-    foreseeable = (some for name, some in outcomes.items() if name != TURNS)
+    foreseeable = [some for name, some in outcomes.items() if name != TURNS]
+    held = [true_gain(one) > 0 for some in foreseeable for one in some if one.promises]
     kept = [promise for some in foreseeable for one in some for promise in one.promises]
-    return READING.format(kept=sum(kept), made=len(kept), share=np.mean(kept))
+    return READING.format(
+        held=sum(held),
+        told=len(held),
+        share_held=np.mean(held),
+        kept=sum(kept),
+        made=len(kept),
+        share=np.mean(kept),
+    )
 
 
 if __name__ == "__main__":
