@@ -18,6 +18,7 @@ from expo_ray import extrapolate
 from expo_ray.cli.main import app
 from expo_ray.cli.session import AddressOption, InlineAddress
 from tests.cli.test_main import EXPO_RAY
+from tests.docs.workbench import write_mt_bench
 from tests.serving.test_reward_replicas import response_rows, write
 from tests.workflow.test_run import write_recipe
 
@@ -75,6 +76,7 @@ COMMANDS = {
     "score": ["responses.parquet", *REWARD, "--output", "s.parquet"],
     "evaluate reward-bench": ["preferences.jsonl", *REWARD, "--no-cache"],
     "evaluate alpaca-eval": ["aligned", *PROMPTS, "--output", "o.json"],
+    "evaluate mt-bench": ["aligned", "--output", "m.jsonl", "--max-tokens", "2"],
     "loadtest": ["aligned", *PROMPTS, *LOAD],
     "select": [*PAIR, *PROMPTS, "--output", "run", "--alpha", "0.5", *REWARD],
     "run": ["recipe.yaml", "--set", "output=whole"],
@@ -102,6 +104,7 @@ def foreign(
     write(folder / "responses.parquet", response_rows(3))
     preference = {"prompt": "Say", "chosen": "more of it", "rejected": "less"}
     (folder / "preferences.jsonl").write_text(json.dumps(preference))
+    write_mt_bench(folder)
     for name in NAMES:
         (folder / f"{name}.py").write_text(MARKED.format(mark=str(folder / "mark")))
     return folder

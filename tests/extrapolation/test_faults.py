@@ -15,7 +15,7 @@ import torch
 
 from expo_ray.checkpoints.formats.header import build_header
 from expo_ray.errors import ShardError
-from expo_ray.extrapolation import extrapolate, job, verify
+from expo_ray.extrapolation import extrapolate, verify, writing
 from expo_ray.extrapolation.planning.plan import build_plan
 from expo_ray.extrapolation.shards import engine, receipts
 from expo_ray.extrapolation.shards.tasks import (
@@ -71,7 +71,7 @@ def test_a_flipped_bit_in_a_finished_shard_is_not_resumed(
     extrapolate(*pico_pair, tmp_path / "whole", **options)
     out = tmp_path / "out"
     with pytest.MonkeyPatch.context() as patch, pytest.raises(ShardError, match="the test"):
-        patch.setattr(job, "assemble", _stop)
+        patch.setattr(writing, "assemble", _stop)
         extrapolate(*pico_pair, out, **options)
     files = sorted(out.glob("*.safetensors"))
     for file in files:

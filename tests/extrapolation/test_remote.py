@@ -18,7 +18,7 @@ from expo_ray.checkpoints import open_checkpoint
 from expo_ray.checkpoints.storages import s3_client
 from expo_ray.checkpoints.storages.remote_path import RemotePath
 from expo_ray.errors import CheckpointError, ConfigError, ShardError, VerifyError
-from expo_ray.extrapolation import extrapolate, inspect_checkpoint, job, verify
+from expo_ray.extrapolation import extrapolate, inspect_checkpoint, job, verify, writing
 from expo_ray.extrapolation.outputs import assembly, work_folder
 from expo_ray.extrapolation.planning.plan import build_plan
 from expo_ray.extrapolation.shards import engine
@@ -186,11 +186,11 @@ def test_a_run_that_was_taken_over_publishes_nothing(
 @pytest.mark.parametrize(
     ("module", "step"),
     [
-        (job, "assemble"),
+        (writing, "assemble"),
         (assembly, "_write"),
         (assembly, "_check_shards"),
         (assembly, "atomic_write_parts"),
-        (job, "remove_work_folder"),
+        (writing, "remove_work_folder"),
     ],
 )
 def test_a_run_that_begins_while_another_completes_the_folder_keeps_it(
