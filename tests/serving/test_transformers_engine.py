@@ -128,7 +128,11 @@ def test_the_end_of_text_token_ends_a_row(tmp_path: Path) -> None:
         [made] = engine.generate(rows(engine, max_tokens=4, temperature=0)[:1])
         tokens = 1 if reason == "stop" else 4
         assert made == Generated(
-            text="", finish_reason=reason, prompt_tokens=6, completion_tokens=tokens
+            text="",
+            finish_reason=reason,
+            prompt_tokens=6,
+            completion_tokens=tokens,
+            token_ids=(0,) * tokens,
         )
         heeding, ignoring = rows(engine, max_tokens=4, temperature=0)[:2]
         ignoring.ignore_eos = True
