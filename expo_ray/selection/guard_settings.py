@@ -23,15 +23,16 @@ class GuardThresholds(BaseModel):
 
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid", allow_inf_nan=False)
 
+    # Evidence: benchmarks/results/guard_doubt.md.
     guard_doubt: Doubt = Field(
         default="pass",
         description="What a guard does where so many prompts cannot tell whether its threshold is "
         "passed: `pass`, nothing; `by-value`, it stops the candidate if the value lies beyond "
         "the threshold, however uncertain; `stop`, it stops the candidate unless the whole "
         "interval lies within. `pass` hardly ever stops a sound candidate and always a broken "
-        "one; harm of once or twice a threshold it finds with hundreds of prompts only "
-        "(benchmarks/results/guard_doubt.md). The share of null rewards is a count, and a gain "
-        "has to be shown by guard reward models and at equal length: those guards stop by "
+        "one; harm of once or twice a threshold it finds with hundreds of prompts only, as "
+        "simulated. The share of null rewards is a count, and a gain has to be shown by guard "
+        "reward models and at equal length: those guards stop by "
         "their values.",
     )
 
