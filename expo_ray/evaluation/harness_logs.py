@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from expo_ray.errors import TableError
-from expo_ray.evaluation.results import Results, Row, collect
+from expo_ray.evaluation.results import Results, Row, cluster_name, collect, item_name
 from expo_ray.evaluation.scores import choose_metric, score_of
 from expo_ray.json_text import parse_json
 
@@ -24,6 +24,7 @@ _NO_METRICS = frozenset(
         *("doc_hash", "prompt_hash", "target_hash", "task", "raw_resps"),
     }
 )
+_DAMAGED = "the file is damaged, or holds something else too: log the samples anew"
 # As inspect turns its letters into numbers: correct, partially, incorrect, no answer.
 _LETTERS = {"C": 1.0, "P": 0.5, "I": 0.0, "N": 0.0}
 
@@ -52,6 +53,13 @@ def read_harness(
         TableError: A task is there twice, a line is malformed, or the metric is not one.
     """
     _require_one_each([(_task_of(path), path) for path, _ in files], where)
+    items = {
+        path: [
+            item_name(line, "doc_id", f"{path} line {number + 1}", hint=_DAMAGED)
+            for number, line in enumerate(lines)
+        ]
+        for path, lines in files
+    }
     metrics = {
         _task_of(path): choose_metric(
             metric, sorted({name for row in rows for name in _metrics(row)}), str(path)
@@ -69,11 +77,11 @@ def read_harness(
                 doc = line.get("doc")
                 yield Row(
                     task=_task_of(path),
-                    item=str(line["doc_id"]),
+                    item=items[path][number],
                     sample="0",
                     score=score_of(line.get(name), place),
                     content=line.get("doc_hash") or json.dumps(doc, sort_keys=True, default=str),
-                    cluster=_cluster(doc, cluster, place),
+                    cluster=cluster_name(doc, cluster, place),
                 )
 
     return collect(rows(), where=where, kind="lm-evaluation-harness", model=where, metric=metrics)
@@ -107,7 +115,7 @@ def _require_one_each(files: Sequence[tuple[str, Path]], where: str) -> None:
 
 def is_inspect_log(value: object) -> bool:
     """Return whether a JSON document is a log of inspect."""
-    return isinstance(value, dict) and {"eval", "status"} <= value.keys()
+    return isinstance(value, dict) and "status" in value and isinstance(value.get("eval"), dict)
 
 
 def read_inspect(
@@ -129,13 +137,16 @@ def read_inspect(
         TableError: A log is unfinished or has no samples, or the metric is not one.
     """
     for path, log in logs:
-        if log["status"] != "success" or not log.get("samples"):
+        samples = log.get("samples") if isinstance(log.get("samples"), list) else None
+        if log["status"] != "success" or not samples:
             raise TableError(
                 "the evaluation did not finish, or its log has no samples",
                 where=path,
-                got=f"status {log['status']}, {len(log.get('samples') or ())} samples",
+                got=f"status {log['status']}, {len(samples or ())} samples",
                 expected="status success, with samples",
             )
+        for number, sample in enumerate(samples):
+            item_name(sample, "id", f"{path} sample {number + 1}", hint=_DAMAGED)
     of = {path: str(log["eval"].get("task", "")) for path, log in logs}
     _require_one_each([(task, path) for path, task in of.items()], where)
     metrics = {
@@ -159,7 +170,7 @@ def read_inspect(
                 sample=str(sample.get("epoch", 1)),
                 score=None if sample.get("error") else score_of(value, place),
                 content=json.dumps(_without_ids(asked), sort_keys=True, default=str),
-                cluster=_cluster(sample.get("metadata"), cluster, place),
+                cluster=cluster_name(sample.get("metadata"), cluster, place),
             )
 
     models = sorted({str(log["eval"].get("model", where)) for _, log in logs})
@@ -185,51 +196,52 @@ def _without_ids(value: Any) -> Any:
     return [_without_ids(inner) for inner in value] if isinstance(value, list) else value
 
 
-def read_annotations(path: Path, found: Sequence[Mapping[str, Any]], where: str) -> Results:
+def read_annotations(
+    path: Path,
+    found: Sequence[Mapping[str, Any]],
+    where: str,
+    *,
+    metric: str | None,
+    cluster: str | None,
+) -> Results:
     """Read AlpacaEval's annotations: 1 where the model won, 0 where the baseline did.
 
     Args:
         path: The file, for errors.
         found: Its annotations.
         where: Address as given.
+        metric: `preference`, the only one there is; None means it too.
+        cluster: Field of the annotations that tells which of them belong together.
 
     Raises:
-        TableError: An annotation is malformed, or they are of several models or judges.
+        TableError: An annotation is malformed, they are of several models or judges, or the metric
+            is another one.
     """
     from expo_ray.evaluation.alpaca_eval import annotated_preference, one_name
 
-    rows = [
-        Row(
-            task="",
-            item=str(row.get("instruction")),
-            sample="0",
-            score=None if (given := annotated_preference(row, f"{path} row {i}")) is None
-            else given - 1,
-        )
-        for i, row in enumerate(found)
-    ]  # fmt: skip
+    chosen = choose_metric(metric, ["preference"], where)
+
+    def rows() -> Iterator[Row]:
+        for number, row in enumerate(found):
+            place = f"{path} row {number}"
+            given = annotated_preference(row, place)
+            yield Row(
+                task="",
+                item=item_name(row, "instruction", place, hint="annotate the answers anew"),
+                sample="0",
+                score=None if given is None else given - 1,
+                cluster=cluster_name(row, cluster, place),
+            )
+
     judge = [one_name(found, key, path) for key in ("annotator", "generator_1")]
     return collect(
-        rows,
+        rows(),
         where=where,
         kind="AlpacaEval",
         model=one_name(found, "generator_2", path) or where,
-        metric="preference",
+        metric=chosen,
         judge=" against ".join(name or "unknown" for name in judge),
     )
-
-
-def _cluster(source: Any, key: str | None, place: str) -> str | None:
-    if key is None:
-        return None
-    if not isinstance(source, dict) or source.get(key) is None:
-        raise TableError(
-            "an item does not say to which document it belongs",
-            where=place,
-            got=", ".join(source) if isinstance(source, dict) else "no fields",
-            expected=f"a field {key!r}",
-        )
-    return str(source[key])
 
 
 def read_json_file(path: Path) -> Any:

@@ -22,7 +22,7 @@ from expo_ray.evaluation.harness_logs import (
     read_inspect,
     read_json_file,
 )
-from expo_ray.evaluation.results import Results, Row, collect
+from expo_ray.evaluation.results import Results, Row, cluster_name, collect, item_name
 from expo_ray.evaluation.scores import choose_metric, score_of
 from expo_ray.json_text import parse_json
 from expo_ray.tables import read_table
@@ -69,7 +69,7 @@ def read_results(
             return read_inspect([(path, found)], text, metric=metric, cluster=cluster)
         rows = _objects(found, path)
         if "preference" in rows[0] and "output_2" in rows[0]:
-            return read_annotations(path, rows, text)
+            return read_annotations(path, rows, text, metric=metric, cluster=cluster)
     else:
         rows = _read_rows(path)
         if is_harness_row(rows[0]):
@@ -184,6 +184,7 @@ def _plain(
         metric = "reward"
     numeric = [n for n in columns if n not in {*_NO_SCORES, item, cluster} and _is_numeric(n, rows)]
     chosen = choose_metric(metric, numeric, where)
+    hint = f"fill it in, or name another column: {argument('item')}"
     about = _of_one_candidate(rows, columns, path) if ours else (where, None)
 
     def read() -> Iterator[Row]:
@@ -191,10 +192,10 @@ def _plain(
             place = f"{path} row {number}"
             yield Row(
                 task=str(row.get("task") or ""),
-                item=str(number if item is None else row.get(item)),
+                item=str(number) if item is None else item_name(row, item, place, hint=hint),
                 sample=str(row.get(sample)) if sample else "0",
                 score=score_of(row.get(chosen), place),
-                cluster=None if cluster is None else str(row.get(cluster)),
+                cluster=cluster_name(row, cluster, place),
             )
 
     kind = "expo-ray" if ours else "a table"

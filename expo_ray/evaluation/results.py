@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
-from expo_ray.errors import TableError
+from expo_ray.errors import TableError, argument
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -107,6 +108,60 @@ def collect(
         raise TableError("the file holds no results", where=where)
     metrics = dict.fromkeys(tasks, metric) if isinstance(metric, str) else metric
     return Results(where=where, kind=kind, model=model, metrics=metrics, judge=judge, tasks=tasks)
+
+
+def item_name(row: Any, key: str, where: str, *, hint: str | None = None) -> str:
+    """Return the name of the item that a result is of.
+
+    Args:
+        row: The result; anything but a mapping has no name.
+        key: Where the name stands.
+        where: File and row, for errors.
+        hint: The cure.
+
+    Raises:
+        TableError: The result does not say.
+    """
+    if not isinstance(row, Mapping) or _is_empty(row.get(key)):
+        raise TableError(
+            "a result does not say which item it is of",
+            where=where,
+            got=_found(row, key),
+            expected=f"a name as {key!r}",
+            hint=hint,
+        )
+    return str(row[key])
+
+
+def cluster_name(source: Any, key: str | None, where: str) -> str | None:
+    """Return the document that an item shares with others; None where none was asked for.
+
+    Raises:
+        TableError: The item does not say.
+    """
+    if key is None:
+        return None
+    if not isinstance(source, Mapping) or _is_empty(source.get(key)):
+        raise TableError(
+            "an item does not say to which document it belongs",
+            where=where,
+            got=_found(source, key),
+            expected=f"a name as {key!r}",
+            hint="items without one are not of one document: give each its own, or leave out "
+            f"{argument('cluster')}",
+        )
+    return str(source[key])
+
+
+def _is_empty(value: object) -> bool:
+    """Return whether a name is none: what is not there, blank, or a gap of a table of numbers."""
+    return value is None or (isinstance(value, str) and not value.strip()) or value != value
+
+
+def _found(source: Any, key: str) -> str:
+    if not isinstance(source, Mapping):
+        return "no fields"
+    return repr(source[key]) if key in source else ", ".join(source) or "no fields"
 
 
 def _name(row: Row) -> str:

@@ -121,3 +121,75 @@ def test_a_folder_without_logs_is_refused(tmp_path: Path) -> None:
 ])  # fmt: skip
 def test_measures_of_which_less_is_better_are_known_by_their_names(name: str, less: bool) -> None:
     assert is_less_better(name) == less
+
+
+def annotated(path: Path, **changes: object) -> Path:
+    rows = samples.annotations([1.25, 1.75, 2.0])
+    for row in rows:
+        row["page"] = "p"
+    rows[1] |= changes
+    path.write_text(json.dumps(rows))
+    return path
+
+
+def test_annotations_have_one_score_and_may_share_documents(tmp_path: Path) -> None:
+    path = annotated(tmp_path / "a.json")
+    found = read_results(path, metric="preference", cluster="page")
+    assert [s for [s] in found.tasks[""].scores.values()] == [0.25, 0.75, 1.0]
+    assert list(found.tasks[""].clusters.values()) == ["p"] * 3
+    with pytest.raises(TableError, match="there is no such score"):
+        read_results(f"{path}#acc")
+    with pytest.raises(TableError, match="to which document") as caught:
+        read_results(path, cluster="passage")
+    assert caught.value.where == f"{path} row 0"
+
+
+@pytest.mark.parametrize("name", [None, "", " "])
+def test_an_annotation_without_an_instruction_is_refused(name: str | None, tmp_path: Path) -> None:
+    path = annotated(tmp_path / "a.json", instruction=name)
+    with pytest.raises(TableError, match="a result does not say which item it is of") as caught:
+        read_results(path)
+    assert (caught.value.where, caught.value.got) == (f"{path} row 1", repr(name))
+
+
+@pytest.mark.parametrize(("row", "what"), [
+    (",p,1", "a result does not say which item it is of"),
+    ("  ,p,1", "a result does not say which item it is of"),
+    ("c,,1", "an item does not say to which document it belongs"),
+])  # fmt: skip
+def test_empty_names_in_a_table_are_refused(row: str, what: str, tmp_path: Path) -> None:
+    path = tmp_path / "r.csv"
+    path.write_text(f"id,page,s\na,p,1\nb,q,0\n{row}\n")
+    with pytest.raises(TableError) as caught:
+        read_results(path, cluster="page")
+    assert (caught.value.message, caught.value.where) == (what, f"{path} row 2")
+    assert ("item" if "which item" in what else "cluster") in str(caught.value.hint)
+
+
+@pytest.mark.parametrize("row", [{"s": 1}, {"id": None, "s": 1}, {"id": float("nan"), "s": 1}])
+def test_missing_names_in_a_table_are_refused(row: dict[str, object], tmp_path: Path) -> None:
+    path = samples.write_lines(tmp_path / "r.jsonl", [{"id": 0, "s": 1}, row])
+    with pytest.raises(TableError, match="a result does not say which item it is of"):
+        read_results(path)
+
+
+@pytest.mark.parametrize("line", [{"acc": 1.0}, {"doc": {}, "acc": 1.0, "filter": "other"}])
+def test_a_line_of_a_log_without_its_document_is_refused(
+    line: dict[str, object], tmp_path: Path
+) -> None:
+    path = harness_log(tmp_path / "l.jsonl", [1, 0])
+    samples.write_lines(path, [*map(json.loads, path.read_text().splitlines()), line])
+    with pytest.raises(TableError, match="a result does not say which item it is of") as caught:
+        read_results(path)
+    assert caught.value.where == f"{path} line 3"
+
+
+@pytest.mark.parametrize("sample", [{"scores": {"match": {"value": 1}}}, "a sample"])
+def test_a_sample_of_inspect_without_its_id_is_refused(sample: object, tmp_path: Path) -> None:
+    path = inspect_log(tmp_path / "l.json", ["C", "I"])
+    log = json.loads(path.read_text())
+    log["samples"].append(sample)
+    path.write_text(json.dumps(log))
+    with pytest.raises(TableError, match="a result does not say which item it is of") as caught:
+        read_results(path)
+    assert caught.value.where == f"{path} sample 3"
