@@ -8,9 +8,11 @@ prompts, right or wrong; shares and the correlation of their answers are set, an
 as good, or as much worse as the margin allows (two points). The number of prompts is what
 `plan-prompts` asks for: from the true share and correlation, or from a pilot of 200 prompts that is
 drawn anew for each pair. Beside the gate's own test stand others that were considered. With four
-samples per prompt the answers are shares, and the gate decides by the mean of their differences.
+samples per prompt the answers are shares, and the gate decides by the mean of their differences;
+there a candidate may also be worse by whole failures alone, on two prompts of a hundred. And
+several candidates, all of them too bad, have their turn one after the other.
 
-Needs: a CPU core. Takes: 2 minutes.
+Needs: a CPU core. Takes: 3 minutes.
 """
 
 from __future__ import annotations
@@ -26,10 +28,11 @@ import numpy.typing as npt
 from scipy import stats
 
 from expo_ray.evaluation.prompt_plan import upper_limit_of_share
+from expo_ray.selection.gates import gate_confidence
 from expo_ray.selection.paired_proportions import score_statistic
 from expo_ray.selection.sample_size import (
-    prompts_for_gain,
     prompts_for_margin,
+    prompts_for_shares,
     variance_of_pairs,
 )
 
@@ -43,6 +46,9 @@ NUM_PAIRS = 20_000
 NUM_PILOT_PAIRS = 4_000
 NUM_SAMPLED_PAIRS = 1_000
 PILOT = 200
+NUM_RARE_PAIRS = 4_000
+FEW = (10, 20, 50, 100, 188, 189, 250, 400, 1000)
+LENGTHS = (1, 2, 3, 5, 8)
 NUM_RESAMPLES = 500
 TESTS = ("gate", "Tango at 90%", "Student", "percentiles")
 IntArray = npt.NDArray[np.int64]
@@ -148,17 +154,71 @@ def sampled(num_samples: int = 4) -> Iterator[str]:
     for i, (accuracy, same) in enumerate([(0.3, 0.5), (0.5, 0.5), (0.7, 0.9), (0.9, 0.9)]):
         rng = np.random.default_rng(3000 + i)
         pilot = _sampled(rng, accuracy, same, 0.0, num_samples, (1, 200_000))[0]
-        n = prompts_for_gain(float(pilot.var()), MARGIN, power=POWER, confidence=CONFIDENCE)
+        square = float((pilot**2).mean())
+        n = prompts_for_shares(square, MARGIN, power=POWER, confidence=CONFIDENCE)
         rates = []
         for worse in (MARGIN, 0.0):
             passed = []
             for _ in range(NUM_SAMPLED_PAIRS // 50):
                 values = _sampled(rng, accuracy, same, worse, num_samples, (50, n))
-                error = values.std(axis=1, ddof=1) / np.sqrt(n)
-                reach = stats.t.ppf((1 + CONFIDENCE) / 2, n - 1)
-                passed.append(values.mean(axis=1) - reach * error > -MARGIN)
+                passed.append(passes_by_shares(values))
             rates.append(np.mean(passed))
         yield f"| {accuracy:g} | {same:g} | {n:,} | {rates[0]:.2%} | {rates[1]:.1%} |"
+
+
+def passes_by_shares(values: FloatArray) -> npt.NDArray[np.bool_]:
+    """Return which pairs the gate lets pass by differences of shares, one pair per row."""
+    mean, square = values.mean(axis=1), (values**2).mean(axis=1)
+    weight = (1 - square) / (1 + mean)
+    variance = square + weight * (mean + MARGIN) - MARGIN**2
+    reach = stats.norm.ppf((1 + CONFIDENCE) / 2)
+    return np.asarray(mean + MARGIN > reach * np.sqrt(np.maximum(variance, 0) / values.shape[1]))
+
+
+def by_student(values: FloatArray) -> npt.NDArray[np.bool_]:
+    """The same by Student's interval, where no spread counts as none."""
+    n = values.shape[1]
+    reach = stats.t.ppf((1 + CONFIDENCE) / 2, n - 1)
+    return np.asarray(
+        values.mean(axis=1) - reach * values.std(axis=1, ddof=1) / np.sqrt(n) > -MARGIN
+    )
+
+
+def rare(num_samples: int = 4) -> Iterator[str]:
+    """Yield the rows of the table where a candidate is worse by rare whole failures alone."""
+    for i, noise in enumerate((0.0, 0.1, 0.5)):
+        for n in FEW:
+            rng = np.random.default_rng([4000 + i, n])
+            size = (NUM_RARE_PAIRS, n)
+            accuracy = 0.95
+            chance = (
+                rng.beta(0.8 * accuracy, 0.8 * (1 - accuracy), size) if noise else np.ones(size)
+            )
+            aligned = rng.binomial(num_samples, chance) / num_samples
+            again = rng.binomial(num_samples, chance) / num_samples
+            same = np.where(rng.random(size) < noise, again, aligned)
+            lost = rng.random(size) < MARGIN / (accuracy if noise else 1.0)
+            values = np.where(lost, 0.0, same) - aligned
+            rates = [float(test(values).mean()) for test in (passes_by_shares, by_student)]
+            yield f"| {noise:g} | {n:,} | {rates[0]:.2%} | {rates[1]:.1%} |"
+
+
+def in_turn() -> Iterator[str]:
+    """Yield the rows of the table where several candidates, all too bad, have their turn."""
+    setting = Setting(accuracy=0.7, correlation=0.8)
+    n = setting.num_prompts
+    for length in LENGTHS:
+        gained, lost = draw(setting, MARGIN, n, NUM_PAIRS * length, seed=5000 + length)
+        z = score_statistic(gained, lost, n, -MARGIN).reshape(NUM_PAIRS, length)
+        rates = []
+        for levels in (
+            [gate_confidence(i, length, CONFIDENCE) for i in range(length)],
+            [CONFIDENCE] * length,
+        ):
+            reach = stats.norm.ppf((1 + np.array(levels)) / 2)
+            rates.append(float((z > reach).any(axis=1).mean()))
+        last = gate_confidence(length - 1, length, CONFIDENCE)
+        yield f"| {length} | {last:.2%} | {rates[0]:.2%} | {rates[1]:.1%} |"
 
 
 def _sampled(
@@ -214,11 +274,32 @@ def page() -> str:
         "## Four samples per prompt",
         "",
         f"{NUM_SAMPLED_PAIRS:,} pairs per row; prompts of their own difficulty (a beta "
-        "distribution), the same for both models in the share given; Student's interval.",
+        "distribution), the same for both models in the share given; the test of shares.",
         "",
         "| right | same difficulty | prompts | two points worse | equal |",
         "|---|---|---:|---:|---:|",
         *sampled(),
+        "",
+        "## Four samples per prompt, rare whole failures",
+        "",
+        f"{NUM_RARE_PAIRS:,} pairs per row; the candidate fails with every sample of some prompts, "
+        "two points in all, and elsewhere its answers are those of the aligned model, drawn again "
+        "on the share of prompts given. How many pass.",
+        "",
+        "| drawn again | prompts | gate | Student |",
+        "|---:|---:|---:|---:|",
+        *rare(),
+        "",
+        "## Several candidates in turn",
+        "",
+        f"{NUM_PAIRS:,} sequences per row, of candidates that are all two points worse (0.7 right, "
+        "correlation 0.8, each with noise of its own). How many sequences let one pass: by the "
+        "gate, whose first candidate has the full confidence and the later ones share as much "
+        "again, and with the full confidence for each.",
+        "",
+        "| candidates | confidence of the later ones | gate | undivided |",
+        "|---:|---:|---:|---:|",
+        *in_turn(),
         "",
     ]
     return "\n".join(lines)

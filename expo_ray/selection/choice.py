@@ -40,7 +40,7 @@ from expo_ray.selection.explanations import (
     warn_of_edge,
 )
 from expo_ray.selection.first_order import check_first_order
-from expo_ray.selection.gates import Gate, MeasureSets, check_gate, main_scores
+from expo_ray.selection.gates import Gate, MeasureSets, check_gate, gate_confidence, main_scores
 from expo_ray.selection.guard_findings import Guard
 from expo_ray.selection.guards import check_guards
 from expo_ray.selection.heldout_sequence import Confirmation, confirm_in_sequence
@@ -219,7 +219,9 @@ def _confirm(
             return estimate, ()
         guards = check_guards(heldout, alpha, split="heldout", settings=settings)
         if ask_gates and is_gain(estimate, estimate.p_value(settings.min_gain), settings):
-            found = _ask_gates(heldout, alpha, settings, prompt_sets)
+            level = gate_confidence(alphas.index(alpha), len(alphas), settings.confidence)
+            rules = settings.model_copy(update={"confidence": level})
+            found = _ask_gates(heldout, alpha, rules, prompt_sets)
             gates.extend(gate for gate, _ in found)
             guards = [*guards, *(guard for _, guard in found if guard is not None)]
         return estimate, guards

@@ -7,8 +7,11 @@ no permission: the candidate is not chosen, and the number of prompts that could
 
 Right and wrong answers are compared by Tango's test, other scores of 0 to 1 (shares of several
 answers) by a score test that reckons with rare whole failures, and unbounded scores by Student's,
-which says nothing where they do not scatter (benchmarks/results/gate_proof.md). A gate adds no
-error to that of the gain: for a false choice a candidate must pass both.
+which says nothing where they do not scatter (benchmarks/results/gate_proof.md).
+
+Several candidates may have their turn, and each is one more chance to pass wrongly. The first is
+asked at the full confidence; all the later ones share as much error again (`gate_confidence`), so
+that some candidate that loses the margin passes in at most twice the error of one side: 5% at 95%.
 """
 
 from __future__ import annotations
@@ -71,6 +74,8 @@ class Gate:
     alpha: float
     margin: float | None
     """What may be lost; None where nothing is asked."""
+    confidence: float
+    """Of the interval, two-sided; above that of the settings for later candidates."""
     aligned: float | None
     candidate: float | None
     difference: float | None
@@ -103,6 +108,17 @@ def main_scores(heldout: SplitSamples, alpha: float, settings: SelectionSettings
         for model, rewards in sorted(heldout.guard_rewards.items())
         if model in settings.no_worse_than
     ]
+
+
+def gate_confidence(place: int, num_candidates: int, confidence: float) -> float:
+    """Return the confidence at which one of several candidates in a fixed order is asked.
+
+    Args:
+        place: Of the candidate, from 0.
+        num_candidates: Of the order, whether or not they will have their turn.
+        confidence: Of the settings, two-sided.
+    """
+    return confidence if place == 0 else 1 - (1 - confidence) / (num_candidates - 1)
 
 
 def check_gate(
@@ -139,6 +155,7 @@ def check_gate(
         reward_model=scores.reward_model,
         alpha=alpha,
         margin=margin,
+        confidence=settings.confidence,
         aligned=_mean(aligned),
         candidate=_mean(candidate),
         difference=None if found is None else found.value,

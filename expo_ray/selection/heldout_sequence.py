@@ -4,7 +4,8 @@ The order comes from the tuning prompts alone, so that it is fixed before a held
 Fixed-sequence testing (Maurer, Hothorn and Lehmacher 1995) then needs no correction: each candidate
 is tested at the full error rate, and the next one only where the gain of the one before it was
 significant, and a guard stopped it all the same. For a false claim the first candidate without a
-gain must be found significant, which happens as rarely as with one candidate.
+gain must be found significant, which happens as rarely as with one candidate. That holds for gains
+alone: what a gate lets pass by mistake adds up over the candidates (`gates.gate_confidence`).
 
 Where a gain is not confirmed, nothing is left to pass on. `heldout_reserve` keeps a share of the
 error rate back for that case (the fallback procedure, Wiens and Dmitrienko 2005): each

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from benchmarks.gate_proof import MARGIN, PILOT, Setting, draw, passes, planned
+from benchmarks.gate_proof import MARGIN, PILOT, Setting, draw, passes, passes_by_shares, planned
 from expo_ray.evaluation.prompt_plan import plan_prompts, upper_limit_of_share
 from expo_ray.selection import SelectionSettings
 from expo_ray.selection.gates import Scores, check_gate
@@ -38,3 +38,19 @@ def test_the_shares_are_those_of_the_setting(worse: float) -> None:
     gained, lost = Setting(accuracy=0.5, correlation=0.5).shares(worse)
     assert gained - lost == pytest.approx(-worse)
     assert gained + lost == pytest.approx(0.25, abs=1e-3)
+
+
+def test_the_vectorised_test_of_shares_is_that_of_the_gate() -> None:
+    rng = np.random.default_rng(3)
+    aligned = rng.binomial(4, 0.9, (40, 400)) / 4
+    candidate = np.where(rng.random(aligned.shape) < 0.1, rng.binomial(4, 0.9, aligned.shape) / 4,
+                         aligned)  # fmt: skip
+    candidate[rng.random(aligned.shape) < 0.005] = 0.0
+    passed = passes_by_shares(candidate - aligned)
+    assert 0 < passed.sum() < 40
+    settings = SelectionSettings(no_worse_than={"x": MARGIN})
+    for one, other, expected in zip(aligned, candidate, passed, strict=True):
+        scores = Scores(name="x", prompts="x", reward_model="0-check", aligned=one,
+                        candidate=other)  # fmt: skip
+        gate, _ = check_gate(scores, 0.3, settings)
+        assert (gate.verdict == "no-worse") == expected

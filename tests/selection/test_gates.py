@@ -7,7 +7,7 @@ import pytest
 
 from expo_ray.errors import EvaluationError
 from expo_ray.selection import SelectionSettings, choose_alpha
-from expo_ray.selection.gates import Gate, Scores, check_gate
+from expo_ray.selection.gates import Gate, Scores, check_gate, gate_confidence
 from expo_ray.selection.guard_findings import Guard
 from expo_ray.selection.sample_size import prompts_for_margin
 from tests.selection import tables
@@ -167,6 +167,15 @@ def test_the_gate_stops_the_best_candidate_and_the_next_one_has_its_turn() -> No
     ]  # fmt: skip
     [first, _] = found["heldout_sequence"]  # type: ignore[misc]
     assert first["stopped_by"] == ["no-worse-than gsm"]
+
+
+def test_later_candidates_share_as_much_error_as_the_first_has() -> None:
+    for length in (2, 3, 8):
+        errors = [1 - gate_confidence(i, length, 0.95) for i in range(length)]
+        assert errors[0] == pytest.approx(0.05)
+        assert sum(errors) == pytest.approx(0.1)
+        assert len({round(error, 9) for error in errors[1:]}) == 1
+    assert gate_confidence(0, 1, 0.95) == 0.95
 
 
 def test_what_cannot_be_told_keeps_the_aligned_model() -> None:
