@@ -136,9 +136,12 @@ def check_gate(
     """
     margin = settings.no_worse_than.get(scores.name)
     both = np.isfinite(scores.aligned) & np.isfinite(scores.candidate)
-    aligned, candidate = scores.aligned[both], scores.candidate[both]
     num_missing = int((~both).sum())
-    kind = _kind([aligned, candidate], margin)
+    kind = _kind([scores.aligned[both], scores.candidate[both]], margin)
+    if kind != "scores":
+        # A candidate's answer without a score is as bad as a wrong one, not left out.
+        both |= np.isfinite(scores.aligned)
+    aligned, candidate = scores.aligned[both], np.nan_to_num(scores.candidate[both], nan=0.0)
     found: Comparison | None = None
     if aligned.size >= settings.min_pairs:
         found = _compare(kind, candidate - aligned, -(margin or 0.0), settings.confidence)

@@ -120,9 +120,13 @@ class _Measure:
 def _means(
     run: stages.Run, label: str, alpha: float, ids: Sequence[str]
 ) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """Return the mean reward of each prompt; not-a-number where it has none."""
+    """Return the mean reward of each prompt; not-a-number where a sample has none.
+
+    Samples do not fail at random, so the mean of the others would flatter.
+    """
     table = read_table(run.directory.rewards(label, alpha)).select(["prompt_id", "reward"])
-    table = table.filter(pc.is_finite(pc.fill_null(table["reward"], float("nan"))))
+    rewards = pc.fill_null(table["reward"], float("nan"))
+    table = table.set_column(1, "reward", rewards)
     means: pa.Table = table.group_by("prompt_id").aggregate([("reward", "mean")])
     of = dict(zip(means["prompt_id"].to_pylist(), means["reward_mean"].to_pylist(), strict=True))
     return np.array([of.get(prompt, np.nan) for prompt in ids], np.float64)

@@ -50,6 +50,14 @@ def test_a_loss_beyond_the_margin_is_worse() -> None:
     assert gate.ci_high is not None and gate.ci_high < -0.02
 
 
+def test_a_missing_score_of_the_candidate_is_as_bad_as_a_wrong_answer() -> None:
+    given = scores(0, 10, 990, 0)
+    given.candidate[:20] = [*[0.0] * 10, *[np.nan] * 10]  # 10 wrong and 10 without a score
+    gate, _ = ask(given)
+    assert gate.difference == pytest.approx(-0.02)
+    assert (gate.verdict, gate.num_missing) == ("cannot-tell", 10)
+
+
 def test_a_small_loss_within_the_margin_passes() -> None:
     gate, _ = ask(scores(10, 30, 2400, 1560))
     assert gate.ci_high is not None and gate.ci_high < 0
@@ -107,8 +115,8 @@ def test_missing_scores_are_no_permission() -> None:
     given.candidate[:60] = np.nan
     gate, guard = ask(given)
     assert (gate.verdict, guard.fired) == ("cannot-tell", True)
-    assert (gate.num_prompts, gate.num_missing) == (1940, 60)
-    assert gate.difference == 0.0  # shown, not judged
+    assert (gate.num_prompts, gate.num_missing) == (2000, 60)
+    assert gate.difference == pytest.approx(-0.03)  # shown, not judged
 
 
 def test_a_set_without_a_margin_is_reported() -> None:
