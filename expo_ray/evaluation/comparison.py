@@ -28,7 +28,7 @@ from expo_ray.evaluation.pairs import (
     require_share,
 )
 from expo_ray.evaluation.result_files import read_results
-from expo_ray.evaluation.results import Results
+from expo_ray.evaluation.results import Results, TaskResults
 from expo_ray.evaluation.scores import is_less_better
 from expo_ray.selection.bootstrap import FloatArray, adjust_p_values, bootstrap_mean
 from expo_ray.selection.paired_proportions import (
@@ -68,6 +68,8 @@ class TaskComparison:
     """Scored on both sides."""
     num_missing: int
     """Left out, because a score is missing on one side."""
+    num_other_prompts: int | None
+    """Asked by another prompt on the two sides; None where the files do not say."""
     num_clusters: int | None
     """Documents; None where items stand for themselves."""
     mean_a: float
@@ -223,6 +225,7 @@ def _compare_task(
         test=test,
         num_items=n,
         num_missing=len(one.scores) - n,
+        num_other_prompts=_other_prompts(one, other, names),
         num_clusters=None if clusters is None else int(clusters.max()) + 1,
         mean_a=float(scores[0].mean()),
         mean_b=float(scores[1].mean()),
@@ -245,6 +248,12 @@ def _compare_task(
         if error and mean
         else None,
     )
+
+
+def _other_prompts(a: TaskResults, b: TaskResults, names: Sequence[str]) -> int | None:
+    asked = [(a.prompts[name], b.prompts[name]) for name in names]
+    known = [one != other for one, other in asked if one is not None and other is not None]
+    return sum(known) if known else None
 
 
 def _runs_down(task: str, a: Results, b: Results) -> bool:
@@ -303,6 +312,11 @@ def _warnings(task: TaskComparison) -> list[str]:
         found.append(
             f"{name}{task.num_missing} of {total} items have no score on one side and are left "
             "out; answers do not fail at random"
+        )
+    if task.num_other_prompts:
+        found.append(
+            f"{name}{task.num_other_prompts} of {task.num_items} items were asked by another "
+            "prompt on the two sides: the difference may come from examples or a chat template"
         )
     if task.num_clusters is not None and task.num_clusters < _FEW_CLUSTERS:
         found.append(

@@ -82,6 +82,7 @@ def read_harness(
                     score=score_of(line.get(name), place),
                     content=line.get("doc_hash") or json.dumps(doc, sort_keys=True, default=str),
                     cluster=cluster_name(doc, cluster, place),
+                    prompt=line.get("prompt_hash"),
                 )
 
     return collect(rows(), where=where, kind="lm-evaluation-harness", model=where, metric=metrics)

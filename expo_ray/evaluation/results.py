@@ -28,6 +28,8 @@ class Row:
     """What the item is, where the file tells more than its name."""
     cluster: str | None = None
     """The document that it shares with others."""
+    prompt: str | None = None
+    """Hash of what the model was asked, where the file has one."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,6 +40,7 @@ class TaskResults:
     """By item; empty where all are missing."""
     contents: dict[str, str | None] = field(default_factory=dict)
     clusters: dict[str, str | None] = field(default_factory=dict)
+    prompts: dict[str, str | None] = field(default_factory=dict)
 
     @property
     def is_right_or_wrong(self) -> bool:
@@ -101,6 +104,7 @@ def collect(
             raise TableError("one item has two contents", where=where, got=_name(row))
         if task.clusters.setdefault(row.item, row.cluster) != row.cluster:
             raise TableError("one item belongs to two documents", where=where, got=_name(row))
+        task.prompts.setdefault(row.item, row.prompt)
         scores = task.scores.setdefault(row.item, [])
         if row.score is not None:
             scores.append(row.score)

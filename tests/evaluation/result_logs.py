@@ -29,7 +29,7 @@ def harness_log(
             "filter": "none",
             "metrics": [metric],
             "doc_hash": f"hash {i}",
-            "prompt_hash": f"prompt {i} of {path.name}",
+            "prompt_hash": f"prompt {i}",
             "target_hash": "t",
             metric: score,
             **changes,

@@ -209,3 +209,18 @@ def test_scores_that_run_both_ways_are_refused(tmp_path: Path) -> None:
     path = rates(tmp_path / "r.csv", "wer,acc")
     refused(what="of one of the two scores less is better, of the other more", got="wer and acc",
             a=f"{path}#wer", b=f"{path}#acc")  # fmt: skip
+
+
+def test_other_prompts_on_the_two_sides_are_counted_and_told(tmp_path: Path) -> None:
+    a = harness_log(tmp_path / "a.jsonl", [1, 0, 1])
+    b = harness_log(tmp_path / "b.jsonl", [1, 1, 1])
+    same = compare_results(a, b)
+    assert (only(same)["num_other_prompts"], same["warnings"]) == (0, [])
+    lines = [json.loads(line) for line in b.read_text().splitlines()]
+    lines[2]["prompt_hash"] = "with examples"
+    b.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    other = compare_results(a, b)
+    assert only(other)["num_other_prompts"] == 1
+    assert "1 of 3 items were asked by another prompt" in other["warnings"][0]
+    unknown = compare_results(a, harness_log(tmp_path / "c.jsonl", [1, 1, 1], prompt_hash=None))
+    assert only(unknown)["num_other_prompts"] is None
