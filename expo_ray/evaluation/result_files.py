@@ -62,20 +62,34 @@ def read_results(
     if not path.exists():
         raise TableError("there are no such results", where=path, hint="check the path")
     if path.is_dir():
+        _refuse_item(item, path)
         return _read_folder(path, text, metric=metric, cluster=cluster)
     if path.suffix.lower() == ".json":
         found = read_json_file(path)
         if is_inspect_log(found):
+            _refuse_item(item, path)
             return read_inspect([(path, found)], text, metric=metric, cluster=cluster)
         rows = _objects(found, path)
         if "preference" in rows[0] and "output_2" in rows[0]:
+            _refuse_item(item, path)
             return read_annotations(path, rows, text, metric=metric, cluster=cluster)
     else:
         rows = _read_rows(path)
         if is_harness_row(rows[0]):
+            _refuse_item(item, path)
             return read_harness([(path, rows)], text, metric=metric, cluster=cluster)
     return _plain(path, rows, text, metric=metric, item=item, cluster=cluster,
                   rows_are_items=rows_are_items)  # fmt: skip
+
+
+def _refuse_item(item: str | None, path: Path) -> None:
+    if item is not None:
+        raise TableError(
+            "logs and annotations name their items themselves",
+            where=path,
+            got=argument("item", item),
+            hint=f"leave out {argument('item')}",
+        )
 
 
 def _read_folder(folder: Path, where: str, *, metric: str | None, cluster: str | None) -> Results:

@@ -193,3 +193,11 @@ def test_a_sample_of_inspect_without_its_id_is_refused(sample: object, tmp_path:
     with pytest.raises(TableError, match="a result does not say which item it is of") as caught:
         read_results(path)
     assert caught.value.where == f"{path} sample 3"
+
+
+def test_logs_and_annotations_take_no_names_of_items(tmp_path: Path) -> None:
+    paths = [harness_log(tmp_path / "l.jsonl", [1]), inspect_log(tmp_path / "i.json", ["C"]),
+             annotated(tmp_path / "a.json"), tmp_path]  # fmt: skip
+    for path in paths:
+        with pytest.raises(TableError, match="name their items themselves"):
+            read_results(path, item="page")
