@@ -31,6 +31,11 @@ from expo_ray.cli.session import AddressOption, OutputFlags, Session, key_value_
 from expo_ray.errors import ConfigError, argument
 from expo_ray.serving.sampling import PAPER_SAMPLING, SAMPLING_PANEL
 
+RunSeed = Annotated[
+    int | None,
+    typer.Option(min=0, help="Seed of the run; by default 42.", rich_help_panel=SAMPLING_PANEL),
+]
+
 
 def alpaca_eval(
     model: Annotated[
@@ -54,10 +59,7 @@ def alpaca_eval(
             min=1, help="Longest response; by default 2048.", rich_help_panel=SAMPLING_PANEL
         ),
     ] = None,
-    seed: Annotated[
-        int | None,
-        typer.Option(min=0, help="Seed of the run; by default 42.", rich_help_panel=SAMPLING_PANEL),
-    ] = None,
+    seed: RunSeed = None,
     engine: EngineOption = "auto",
     num_replicas: Replicas = 1,
     address: AddressOption = None,
@@ -69,15 +71,24 @@ def alpaca_eval(
     Examples: expo-ray evaluate alpaca-eval ./expo --prompts prompts.jsonl --output outputs.json;
     expo-ray evaluate alpaca-eval --annotations annotations.json
     """
+    generating = _beyond_defaults(
+        initial=initial,
+        alpha=alpha,
+        alpha_rules=alpha_rules,
+        seed=seed,
+        max_tokens=max_tokens,
+        address=address,
+        engine=engine,
+        num_replicas=num_replicas,
+    )
     with Session(**shown) as session:
         if annotations is not None:
             from expo_ray.evaluation import alpaca_eval_metrics
 
-            unused = {"prompts": prompts, "output": output, "initial": initial, "alpha": alpha}
-            unused |= {"alpha_rules": alpha_rules, "max_tokens": max_tokens, "seed": seed}
-            unused |= {"engine": None if engine == "auto" else engine, "address": address}
-            unused |= {"num_replicas": None if num_replicas == 1 else num_replicas}
-            _refuse_unused("reading annotations", {"model": model, **unused})
+            _refuse_unused(
+                "reading annotations",
+                {"model": model, "prompts": prompts, "output": output, **generating},
+            )
             result: dict[str, Any] = dict(alpaca_eval_metrics(annotations))
         elif model is not None and prompts is not None and output is not None:
             from expo_ray.evaluation import alpaca_eval_outputs
@@ -151,6 +162,15 @@ def reward_bench(
         session.emit(result, lambda console: _render_accuracies(console, result))
 
 
+def _beyond_defaults(*, engine: str, num_replicas: int, **given: object) -> dict[str, object]:
+    """Return the flags of generation; None for those that have their default."""
+    return {
+        **given,
+        "engine": None if engine == "auto" else engine,
+        "num_replicas": None if num_replicas == 1 else num_replicas,
+    }
+
+
 def _refuse_unused(what: str, given: Mapping[str, object]) -> None:
     """Let a command pass that has no flags of another of its uses.
 
@@ -204,10 +224,7 @@ def mt_bench(
             min=1, help="Longest answer; by default 1024.", rich_help_panel=SAMPLING_PANEL
         ),
     ] = None,
-    seed: Annotated[
-        int | None,
-        typer.Option(min=0, help="Seed of the run; by default 42.", rich_help_panel=SAMPLING_PANEL),
-    ] = None,
+    seed: RunSeed = None,
     engine: EngineOption = "auto",
     num_replicas: Replicas = 1,
     address: AddressOption = None,
@@ -222,12 +239,16 @@ def mt_bench(
     expo-ray evaluate mt-bench --answers answers.jsonl --judge judge:URL#model
     --references gpt-4.jsonl --output judgements.jsonl
     """
-    generating = {
-        **{"initial": initial, "alpha": alpha, "alpha_rules": alpha_rules, "seed": seed},
-        **{"max_tokens": max_tokens, "address": address},
-        "engine": None if engine == "auto" else engine,
-        "num_replicas": None if num_replicas == 1 else num_replicas,
-    }
+    generating = _beyond_defaults(
+        initial=initial,
+        alpha=alpha,
+        alpha_rules=alpha_rules,
+        seed=seed,
+        max_tokens=max_tokens,
+        address=address,
+        engine=engine,
+        num_replicas=num_replicas,
+    )
     judging = {"judge_prompts": judge_prompts, "references": references}
     with Session(**shown) as session:
         if answers is not None and judge is not None and output is not None and model is None:
