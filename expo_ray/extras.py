@@ -25,6 +25,10 @@ EXTRAS: Mapping[str, Extra] = {
     "adaptive": Extra(purpose="the search of an alpha by part", modules=("optuna", "pandas")),
     "fast": Extra(purpose="compiled arithmetic", modules=("numba",)),
     "lab": Extra(purpose="training a laboratory", modules=("accelerate", "datasets", "trl")),
+    "language": Extra(
+        purpose="the laboratory of a real language model",
+        modules=("accelerate", "datasets", "gguf", "trl"),
+    ),
     "math": Extra(purpose="comparing formulas", modules=("math_verify", "latex2sympy2_extended")),
     "mlflow": Extra(purpose="logging to MLflow", modules=("mlflow", "alembic", "sqlalchemy")),
     "s3": Extra(purpose="copying large files within S3", modules=("boto3",)),

@@ -17,6 +17,7 @@ from expo_ray.errors import MissingExtraError
 from expo_ray.extrapolation.arithmetic import fused_kernel
 from expo_ray.extras import EXTRAS, Extra, install_command, missing_modules, require_extra
 from expo_ray.lab import LabSettings, prepare_lab
+from expo_ray.lab.language.source import smollm2
 from expo_ray.serving.engines.registry import resolve_engine
 from expo_ray.workflow.recipe_file import validate_recipe
 from expo_ray.workflow.run import run_recipe
@@ -26,6 +27,7 @@ NEEDS: dict[str, Callable[[Path], object]] = {
     "adaptive": lambda folder: require_extra("adaptive"),
     "mlflow": lambda folder: _run_tracked(folder, "mlflow"),
     "lab": lambda folder: prepare_lab(folder / "lab", LabSettings(), address="inline"),
+    "language": lambda folder: smollm2(folder / "lab"),
     "vllm": lambda folder: resolve_engine("vllm"),
     "wandb": lambda folder: _run_tracked(folder, "wandb"),
 }

@@ -13,6 +13,7 @@ from expo_ray import __version__
 from expo_ray.cli import (
     checkpoint_commands,
     compare_commands,
+    lab_commands,
     recipe_commands,
     run_commands,
     serving_commands,
@@ -60,6 +61,7 @@ serving_commands.register(app)
 run_commands.register(app)
 compare_commands.register(app)
 recipe_commands.register(app)
+lab_commands.register(app)
 
 
 def _unwrap(tree: typer.Typer) -> None:

@@ -81,6 +81,7 @@ COMMANDS = {
     "select": [*PAIR, *PROMPTS, "--output", "run", "--alpha", "0.5", *REWARD],
     "run": ["recipe.yaml", "--set", "output=whole"],
     "serve": ["aligned"],
+    "lab language": ["--output", "language"],
 }
 # The rest takes minutes; each joins or starts Ray by the same call.
 FAST = {("extrapolate", "local"), ("score", "cluster")}

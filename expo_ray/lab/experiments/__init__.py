@@ -1,0 +1,1 @@
+"""Controlled experiments, `expo-ray lab NAME`: one record each, in `registry.EXPERIMENTS`."""
