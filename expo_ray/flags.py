@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
+
+from expo_ray.errors import ConfigError, argument
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -26,3 +28,25 @@ class Flag:
     """Turns the text, of a repeated flag the list of them, into the field's value."""
     repeats: bool = False
     """Whether the flag may be given several times."""
+
+
+def require_first(name: str, known: Collection[str], *, setting: str, text: str) -> None:
+    """Check that of a flag's `NAME=VALUE` texts none sets a name for the second time.
+
+    Args:
+        name: That the text sets.
+        known: Names that were set before.
+        setting: The flag, by its name in Python.
+        text: As it was given.
+
+    Raises:
+        ConfigError: It does.
+    """
+    if name in known:
+        raise ConfigError(
+            "a name is set twice",
+            where=argument(setting),
+            got=text,
+            expected=f"one value for {name}",
+            hint="leave one of them out",
+        )

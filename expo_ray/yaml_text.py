@@ -27,7 +27,8 @@ def parse_yaml(text: str) -> Any:
         text: The document.
 
     Raises:
-        ValueError: It is malformed, too long, nested too deeply, or too large with its aliases.
+        ValueError: It is malformed, too long, nested too deeply, or too large with its aliases; or
+            a mapping has a key twice.
     """
     if len(text) > MAX_CHARACTERS:
         raise ValueError(f"the YAML has {len(text)} characters, more than {MAX_CHARACTERS}")
@@ -59,10 +60,21 @@ def _require_small(root: Any) -> None:
         num_nodes += len(level)
         if num_nodes > MAX_NODES:
             raise ValueError(f"the YAML stands for more than {MAX_NODES} values, aliases counted")
+        for node in level:
+            _require_single_keys(node)
         level = [inner for node in level for inner in _inside(node)]
         if not level:
             return
     raise ValueError(f"the YAML is nested more than {MAX_DEPTH} deep")
+
+
+def _require_single_keys(node: Any) -> None:
+    if not isinstance(node, yaml.MappingNode):
+        return
+    keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+    if len(set(keys)) < len(keys):
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(f"the key {twice!r} stands twice in one mapping, the first unread")
 
 
 def _inside(node: Any) -> list[Any]:

@@ -18,10 +18,10 @@ PACKAGE = ROOT / "expo_ray"
 # A box imports only from boxes on lower floors; boxes on one floor know nothing of each other.
 FLOORS: Mapping[str, Sequence[Sequence[str]]] = {
     "expo_ray": [
-        ["flags", "printable", "json_text"],
+        ["printable", "json_text"],
         ["redaction"],
         ["errors", "progress", "lazy", "http_text", "versions", "yaml_text", "child_python"],
-        ["credentials", "extras", "proxies", "ray_internals"],
+        ["credentials", "extras", "flags", "proxies", "ray_internals"],
         ["ray_start"],
         ["cluster"],
         ["remote_errors"],

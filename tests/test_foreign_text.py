@@ -66,6 +66,7 @@ def test_json_of_any_length_and_modest_depth_is_read() -> None:
         ("seed: " + "9" * 5000, "digits"),
         ("x: 2001-99-99", "month"),
         ("x: [", "parsing"),
+        ("x: {a: 1, b: 2, a: 3}", "'a' stands twice"),
         ("#" * 5_000_000, "characters"),
     ],
 )

@@ -9,6 +9,7 @@ import typer
 
 from expo_ray.cli.model_options import FlagsOf, Given
 from expo_ray.errors import ConfigError, argument
+from expo_ray.flags import require_first
 from expo_ray.rewards.kinds.registry import reward_forms
 from expo_ray.serving.engines.options import ENGINE_PANEL, EngineOptions
 from expo_ray.serving.engines.registry import engine_help
@@ -201,6 +202,7 @@ def named_columns(prompt: str | None, checked: Sequence[str] | None) -> dict[str
                 got=text,
                 expected=f"OURS=NAME, OURS one of {', '.join(CHECKED_COLUMNS)}",
             )
+        require_first(ours, columns, setting="checked_columns", text=text)
         columns[ours] = name
     return columns
 

@@ -9,6 +9,7 @@ determination").
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -124,6 +125,8 @@ def plan_prompts(
     asked = {"power": power, "confidence": confidence}
     sizes = []
     for spread in spreads:
+        if spread.proportions:
+            _require_possible(gain, margin)
         for num_samples in SAMPLES if spread.within else (1,):
             variance = spread.at(num_samples)
             if gain is not None:
@@ -160,8 +163,21 @@ def _require_question(gain: float | None, margin: float | None) -> None:
             expected=f"{argument('gain', 0.03)} or {argument('margin', 0.02)}",
         )
     name, value = ("gain", gain) if gain is not None else ("margin", margin)
-    if value is None or not value > 0:
+    if value is None or not 0 < value < math.inf:
         raise ConfigError("out of range", where=argument(name), got=value, expected="above 0")
+
+
+def _require_possible(gain: float | None, margin: float | None) -> None:
+    """Refuse what shares of right answers cannot differ by."""
+    for name, value in (("gain", gain), ("margin", margin)):
+        if value is not None and value >= 1:
+            raise ConfigError(
+                "answers that are right or wrong cannot differ by so much",
+                where=argument(name),
+                got=value,
+                expected="above 0 and below 1",
+                hint="0.02 is two answers in a hundred",
+            )
 
 
 def _require_unused(**given: object) -> None:

@@ -26,6 +26,7 @@ from expo_ray.evaluation.results import Results, Row, cluster_name, collect, ite
 from expo_ray.evaluation.scores import choose_metric, score_of
 from expo_ray.json_text import parse_json
 from expo_ray.tables import read_table
+from expo_ray.tables.schemas import require_single_columns
 
 ITEM_COLUMNS = ("prompt_id", "item_id", "item", "doc_id", "question_id", "id")
 _SAMPLE_COLUMNS = ("sample", "epoch")
@@ -138,6 +139,7 @@ def _read_rows(path: Path) -> Lines:
 
 def _csv_rows(text: str, path: Path) -> Iterator[dict[str, Any]]:
     reader = csv.DictReader(text.splitlines(keepends=True))
+    require_single_columns(reader.fieldnames or (), path)
     for row in reader:
         if None in row or None in row.values():
             raise TableError(

@@ -35,6 +35,11 @@ class RewardModelSpec:
         return self.kind.vote(self.arguments)
 
     @property
+    def widest(self) -> float | None:
+        """How far two rewards can lie apart; None where nothing bounds them."""
+        return self.kind.widest(self.arguments)
+
+    @property
     def short_name(self) -> str:
         """A name that is fit for a folder."""
         name = self.kind.name

@@ -151,7 +151,13 @@ def check_gate(
         judged = None if num_missing > settings.max_error_rate * both.size else found
         needed = _needed(candidate - aligned, margin, settings, kind)
         guard = _guard(scores, alpha, margin, judged, settings)
-        guard = replace(guard, reason=_reason(guard, int(aligned.size), num_missing, needed))
+        reason = _reason(guard, int(aligned.size), num_missing, needed)
+        # Known before the run of most checks, and refused; of a user's function it shows here.
+        if margin >= 1 and aligned.size and _are_shares(aligned) and _are_shares(candidate):
+            reason += (
+                f"; all scores lie between 0 and 1, so that a margin of {margin:g} asks nothing"
+            )
+        guard = replace(guard, reason=reason)
     return Gate(
         name=scores.name,
         prompts=scores.prompts,
@@ -176,9 +182,13 @@ def _kind(scores: Sequence[FloatArray], margin: float | None) -> Kind:
     if (margin or 0.0) < 1:
         if np.isin(scores, (0.0, 1.0)).all():
             return "right-or-wrong"
-        if ((np.asarray(scores) >= 0) & (np.asarray(scores) <= 1)).all():
+        if all(map(_are_shares, scores)):
             return "shares"
     return "scores"
+
+
+def _are_shares(scores: FloatArray) -> bool:
+    return bool(((scores >= 0) & (scores <= 1)).all())
 
 
 def _compare(kind: Kind, differences: FloatArray, limit: float, confidence: float) -> Comparison:

@@ -8,12 +8,14 @@ another directory. What the guards measure is in `guards`.
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from expo_ray.errors import ConfigError, argument
+from expo_ray.flags import require_first
 
 Doubt = Literal["pass", "by-value", "stop"]
 
@@ -173,6 +175,7 @@ def parse_guards(texts: Sequence[str]) -> dict[str, float | str | None]:
                 expected=f"one of {', '.join(FIELDS)}",
                 hint=f"did you mean {close[0]}?" if close else None,
             )
+        require_first(FIELDS[name], settings, setting="guards", text=text)
         settings[FIELDS[name]] = None if value == "off" else _number(value)
     return settings
 
@@ -187,13 +190,14 @@ def parse_margins(texts: Sequence[str]) -> dict[str, float]:
     for text in texts:
         name, _, value = text.rpartition("=")
         margin = _number(value)
-        if not name or isinstance(margin, str) or not margin > 0:
+        if not name or isinstance(margin, str) or not 0 < margin < math.inf:
             raise ConfigError(
                 "a gate is set as NAME=MARGIN",
                 where=argument("no_worse_than"),
                 got=text,
                 expected="a margin above 0, such as check:number=0.02",
             )
+        require_first(name, margins, setting="no_worse_than", text=text)
         margins[name] = margin
     return margins
 

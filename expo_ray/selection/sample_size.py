@@ -4,6 +4,7 @@ Every interval is two-sided, as those that decide are: a gain is seen where its 
 0, a margin is kept where it lies above minus the margin. Sizes follow from the normal
 approximation; where answers are right or wrong and a margin decides, the size is then raised until
 the test itself (`paired_proportions`), whose power can be summed exactly, has the power asked for.
+Where so many prompts differ that the sum says the same, the approximation stands alone.
 """
 
 from __future__ import annotations
@@ -23,9 +24,13 @@ PUBLISHED_SOURCE = (
 )
 UNKNOWN_ACCURACY = 0.5
 """The share of right answers whose spread is largest."""
+MOST_PROMPTS = 10**12
+"""The largest size that is told; it stands for all above, too."""
 _STEP = 1.01
 _FAR = 8.0
 """Standard deviations beyond which nothing is summed."""
+_MANY_DIFFERING = 1_000_000
+"""Prompts that differ, from which on the normal approximation of the power is right to 0.001."""
 
 
 def prompts_for_gain(variance: float, gain: float, *, power: float, confidence: float) -> int:
@@ -37,7 +42,7 @@ def prompts_for_gain(variance: float, gain: float, *, power: float, confidence: 
         power: Probability of seeing it.
         confidence: Of the interval, two-sided.
     """
-    return max(2, math.ceil(variance * (_reach(power, confidence) / gain) ** 2))
+    return _size(math.sqrt(variance) * _reach(power, confidence), gain)
 
 
 def prompts_for_margin(
@@ -56,10 +61,14 @@ def prompts_for_margin(
         return prompts_for_gain(variance, margin, power=power, confidence=confidence)
     under_margin = float(restricted_variance(variance / 2, variance / 2, -margin))
     reach = _z((1 + confidence) / 2) * math.sqrt(under_margin) + _z(power) * math.sqrt(variance)
-    size = max(2, math.ceil((reach / margin) ** 2))
-    while power_of_margin(size, variance, margin, confidence=confidence) < power:
+    size = _size(reach, margin)
+    while (
+        size < MOST_PROMPTS
+        and size * variance < _MANY_DIFFERING
+        and power_of_margin(size, variance, margin, confidence=confidence) < power
+    ):
         size = math.ceil(size * _STEP)
-    return size
+    return min(size, MOST_PROMPTS)
 
 
 def prompts_for_shares(square: float, margin: float, *, power: float, confidence: float) -> int:
@@ -73,7 +82,7 @@ def prompts_for_shares(square: float, margin: float, *, power: float, confidence
     """
     under_margin = square + (1 - square) * margin - margin**2
     reach = _z((1 + confidence) / 2) * math.sqrt(under_margin) + _z(power) * math.sqrt(square)
-    return max(2, math.ceil((reach / margin) ** 2))
+    return _size(reach, margin)
 
 
 def power_of_margin(
@@ -87,16 +96,17 @@ def power_of_margin(
         margin: What may be lost.
         confidence: Of the interval, two-sided.
     """
-    # Outcomes by how many prompts differ, and how far gains and losses among them are apart.
     mean, spread = num_prompts * differing, math.sqrt(num_prompts * differing * (1 - differing))
     first, last = max(0, int(mean - _FAR * spread) - 1), int(mean + _FAR * spread) + 2
     counts = np.arange(first, min(num_prompts, last) + 1)
-    reach = math.ceil(_FAR * math.sqrt(counts[-1]) / 2) + 1
-    gained = counts[:, None] // 2 + np.arange(-reach, reach + 1)[None, :]
-    chances = stats.binom.pmf(gained, counts[:, None], 0.5)
-    possible = np.clip(gained, 0, counts[:, None])
-    statistic = score_statistic(possible, counts[:, None] - possible, num_prompts, -margin)
-    passed = np.where(statistic > _z((1 + confidence) / 2), chances, 0.0).sum(axis=1)
+    # Of so many that differ the model passes from some number of gains on: never a table of both.
+    failing, passing = np.full_like(counts, -1), counts + 1
+    while (passing - failing > 1).any():
+        gained = (failing + passing) // 2
+        statistic = score_statistic(gained, counts - gained, num_prompts, -margin)
+        passes = statistic > _z((1 + confidence) / 2)
+        passing, failing = np.where(passes, gained, passing), np.where(passes, failing, gained)
+    passed = stats.binom.sf(passing - 1, counts, 0.5)
     return float((stats.binom.pmf(counts, num_prompts, differing) * passed).sum())
 
 
@@ -119,6 +129,12 @@ def variance_of_pairs(accuracy: float, correlation: float) -> float:
         correlation: Of their answers to the same prompt.
     """
     return 2 * accuracy * (1 - accuracy) * (1 - correlation)
+
+
+def _size(reach: float, difference: float) -> int:
+    """Return how many prompts bring a reach, for one prompt, below a difference."""
+    root = reach / abs(difference)
+    return MOST_PROMPTS if root > math.sqrt(MOST_PROMPTS) else max(2, math.ceil(root**2))
 
 
 def _reach(power: float, confidence: float) -> float:

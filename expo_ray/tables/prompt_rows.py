@@ -15,6 +15,7 @@ from typing import Any
 from expo_ray.errors import TableError
 from expo_ray.json_text import parse_json
 from expo_ray.tables.prompt_files import PromptFile
+from expo_ray.tables.schemas import require_single_columns
 
 Row = tuple[str, object]
 """(where the row is, for messages: `FILE:LINE` or `FILE row N`; its parsed value)"""
@@ -83,6 +84,7 @@ def _parquet_rows(file: PromptFile) -> Iterator[Row]:
     index = 0
     try:
         with pq.ParquetFile(pa.BufferReader(file.read_bytes())) as parquet:
+            require_single_columns(parquet.schema_arrow.names, file.where)
             for batch in parquet.iter_batches():
                 for value in _values(batch, f"{file.where} row", index):
                     yield f"{file.where} row {index}", value
@@ -116,6 +118,7 @@ def _csv_rows(file: PromptFile) -> Iterator[Row]:
     csv.field_size_limit(sys.maxsize)  # the default refuses prompts above 128 KiB
     reader = csv.DictReader(io.StringIO(_read_text(file), newline=""), strict=True)
     try:
+        require_single_columns(reader.fieldnames or (), file.where)
         for row in reader:
             where = f"{file.where}:{reader.line_num}"
             if None in row or None in row.values():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from expo_ray.errors import TableError
+from expo_ray.errors import TableError, first_names
 from expo_ray.tables.checked_columns import CHECKED_COLUMNS
 
 RESPONSES_SCHEMA: pa.Schema = pa.schema(
@@ -104,12 +105,14 @@ def read_table(
         The table.
 
     Raises:
-        TableError: The file is missing, not Parquet, or has other columns.
+        TableError: The file is missing, not Parquet, has other columns, or two of one name.
     """
     path = Path(path)
     _require_file(path)
     try:
-        there = set(pq.read_schema(path).names)
+        names = pq.read_schema(path).names
+        require_single_columns(names, path)
+        there = set(names)
         wanted = None if columns is None else [name for name in columns if name in there]
         few = [name for name in repeating if name in there]
         with pq.ParquetFile(path, read_dictionary=few) as file:
@@ -145,6 +148,23 @@ def require_schema(path: str | Path, schema: pa.Schema) -> pa.Schema:
     whole = _with_later_columns(found.empty_table(), schema)
     _require_equal(path, whole.schema, schema)
     return found
+
+
+def require_single_columns(names: Sequence[str], where: object) -> None:
+    """Check that no two columns of a table have one name.
+
+    Raises:
+        TableError: They have: only one of them could be read.
+    """
+    twice = [name for name, number in Counter(names).items() if number > 1]
+    if twice:
+        raise TableError(
+            "two columns have one name",
+            where=where,
+            got=first_names(twice),
+            expected="a name for each column",
+            hint="rename or remove one of them",
+        )
 
 
 def _require_file(path: Path) -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+import posixpath
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from expo_ray.errors import ConfigError, argument
+from expo_ray.rewards import RewardModelSpec
 from expo_ray.selection.gates import MAIN, POWER
 from expo_ray.selection.sample_size import (
     PUBLISHED_CORRELATION,
@@ -61,26 +63,76 @@ def gate_margins(recipe: Recipe, reward_models: Mapping[str, str]) -> dict[str, 
         reward_models: What was asked for, by folder name; the first scores.
 
     Raises:
-        ConfigError: A name is neither a set of prompts nor a reward model besides the first.
+        ConfigError: A name is neither a set of prompts nor a reward model besides the first, or may
+            mean several of them; or a margin is as wide as the scores.
     """
     others = dict(list(reward_models.items())[1:])
-    known = {name: name for name in recipe.prompts.sets}
-    for label, text in others.items():
-        known |= {label.partition("-")[2]: label, label: label, text: label}
+    sets = recipe.prompts.sets
+    if clash := sorted(sets.keys() & reward_models.keys()):
+        raise ConfigError(
+            "a set of prompts has the name of a reward model's folder",
+            where=f"prompts.{clash[0]}",
+            got=f"{clash[0]}, the folder of {reward_models[clash[0]]}",
+            hint="give the set another name",
+        )
     margins: dict[str, float] = {}
     for name, margin in recipe.selection.no_worse_than.items():
-        if name not in known:
-            names = [*recipe.prompts.sets, *others.values()]
-            close = difflib.get_close_matches(name, known, n=1)
+        key = _meant(name, sets, others)
+        if key in margins:
             raise ConfigError(
-                "a gate names neither a set of prompts nor a reward model besides the first",
+                "two gates name the same thing",
                 where=argument("no_worse_than"),
-                got=name,
-                expected=", ".join(names) or "no other reward model is given",
-                hint=f"did you mean {close[0]}?" if close else None,
+                got=f"{name} and another name of {others.get(key, key)}",
+                expected="one margin for each",
             )
-        margins[known[name]] = margin
+        text = sets[key].reward_models[0] if key in sets else others[key]
+        widest = RewardModelSpec.parse(text).widest
+        if widest is not None and margin >= widest:
+            raise ConfigError(
+                "a margin is as wide as the scores: nothing could be lost beyond it",
+                where=argument("no_worse_than", f"{name}={margin:g}"),
+                got=f"{margin:g}; two scores of {text} lie {widest:g} apart at most",
+                expected=f"above 0 and below {widest:g}",
+                hint="0.02 allows two answers in a hundred to be lost" if widest == 1 else None,
+            )
+        margins[key] = margin
     return margins
+
+
+def _meant(name: str, sets: Collection[str], others: Mapping[str, str]) -> str:
+    """Return the set, or the folder of the reward model, that a name means and nothing else."""
+    exact = [label for label, text in others.items() if name in (label, text)]
+    # `rm` and `models/rm` name /data/models/rm, too.
+    tail = f"/{posixpath.normpath(name)}"
+    loose = [
+        label
+        for label, text in others.items()
+        if name == label.partition("-")[2] or f"/{text}".endswith(tail)
+    ]
+    found: list[str] = [*([name] if name in sets else ()), *(exact or loose)]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise ConfigError(
+            "a gate's name may mean several things",
+            where=argument("no_worse_than"),
+            got=name,
+            expected=" or ".join(
+                f"{key} ({others[key]})" if key in others else f"the set of prompts {key}"
+                for key in found
+            ),
+            hint="a reward model has the name of its folder in the run, with its number, too"
+            + ("; give the set another name" if name in sets else ""),
+        )
+    known = [*sets, *others.values(), *(label.partition("-")[2] for label in others)]
+    close = difflib.get_close_matches(name, [*known, *others], n=1)
+    raise ConfigError(
+        "a gate names neither a set of prompts nor a reward model besides the first",
+        where=argument("no_worse_than"),
+        got=name,
+        expected=", ".join([*sets, *others.values()]) or "no other reward model is given",
+        hint=f"did you mean {close[0]}?" if close else None,
+    )
 
 
 def plan_gates(

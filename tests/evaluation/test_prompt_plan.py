@@ -166,6 +166,8 @@ def test_what_only_results_could_answer_is_refused_without_them(
 @pytest.mark.parametrize(("asked", "where"), [
     ({}, "gain="), ({"gain": 0.1, "margin": 0.1}, "margin="), ({"gain": -0.1}, "gain="),
     ({"margin": 0.0}, "margin="), ({"gain": 0.1, "power": 0.3}, "power="),
+    ({"margin": float("nan")}, "margin="), ({"gain": float("inf")}, "gain="),
+    ({"margin": 1.0}, "margin="), ({"gain": 1.5}, "gain="),
     ({"gain": 0.1, "accuracy": 1.0}, "accuracy="),
     ({"gain": 0.1, "correlation": 1.0}, "correlation="),
 ])  # fmt: skip

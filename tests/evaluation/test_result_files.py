@@ -58,6 +58,7 @@ def test_a_table_needs_names_of_its_items(tmp_path: Path) -> None:
     ("id,s\n1,yes\n", "there is no such score"),
     ("id,s,t\n1,0,1\n", "it is not clear which score is meant"),
     ("id,s\n1,0,1\n", "a row has another number of fields than the header"),
+    ("id,s,s\n1,0,1\n", "two columns have one name"),
     ("id,s\n", "the file holds no results"),
 ])  # fmt: skip
 def test_malformed_tables_are_refused(text: str, what: str, tmp_path: Path) -> None:

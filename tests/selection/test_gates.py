@@ -110,6 +110,16 @@ def test_scores_that_do_not_scatter_tell_nothing() -> None:
     assert "do not scatter" in gate.reason
 
 
+def test_a_margin_beyond_scores_of_0_to_1_is_told() -> None:
+    wide = SETTINGS.model_copy(update={"no_worse_than": {"gsm": 1.5}})
+    gate, _ = ask(scores(10, 90, 100, 100), wide)
+    assert gate.reason.endswith(
+        "all scores lie between 0 and 1, so that a margin of 1.5 asks nothing"
+    )
+    beyond, _ = ask(shares(np.linspace(0, 9, 50), np.linspace(0, 9, 50)[::-1].copy()), wide)
+    assert "asks nothing" not in beyond.reason
+
+
 def test_missing_scores_are_no_permission() -> None:
     given = scores(0, 0, 1500, 500)
     given.candidate[:60] = np.nan

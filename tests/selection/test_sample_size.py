@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from scipy import stats
 
 from expo_ray.selection.paired_proportions import score_statistic
 from expo_ray.selection.sample_size import (
+    MOST_PROMPTS,
     detectable_difference,
     power_of_margin,
     prompts_for_gain,
@@ -46,3 +49,35 @@ def test_scores_need_the_normal_size() -> None:
     asked = {**ASKED, "proportions": False}
     assert prompts_for_margin(0.25, 0.02, **asked) == prompts_for_gain(0.25, 0.02, **ASKED)
     assert prompts_for_margin(0.0, 0.02, **asked) == 2
+
+
+@pytest.mark.parametrize(("size", "differing", "margin"), [
+    (50, 0.3, 0.2), (189, 0.0, 0.02), (600, 0.05, 0.02), (500, 0.25, 0.05), (4, 0.9, 0.9),
+])  # fmt: skip
+def test_the_power_is_the_sum_over_all_outcomes(size: int, differing: float, margin: float) -> None:
+    differ, gained = np.meshgrid(np.arange(size + 1), np.arange(size + 1), indexing="ij")
+    differ, gained = differ[gained <= differ], gained[gained <= differ]
+    chances = stats.binom.pmf(differ, size, differing) * stats.binom.pmf(gained, differ, 0.5)
+    passed = score_statistic(gained, differ - gained, size, -margin) > stats.norm.ppf(0.975)
+    power = power_of_margin(size, differing, margin, confidence=0.95)
+    assert power == pytest.approx(chances[passed].sum(), abs=1e-12)
+
+
+def test_small_margins_take_no_table_of_all_outcomes() -> None:
+    asked = {**ASKED, "proportions": True}
+    tracemalloc.start()
+    sizes = [prompts_for_margin(0.25, margin, **asked) for margin in (0.003, 0.001, 1e-4, 1e-300)]
+    most_bytes = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert sizes == [218_036, 1_962_231, 196_222_005, MOST_PROMPTS]
+    assert most_bytes < 16 * 2**20
+    # Few that differ are summed, however many prompts there are; where none does, sizes end, too.
+    assert power_of_margin(92_240, 0.001, 3e-4, confidence=0.95) == pytest.approx(0.8065, abs=1e-4)
+    assert prompts_for_margin(0.0, 1e-13, **asked) == MOST_PROMPTS
+    assert prompts_for_gain(1.0, -1e-300, **ASKED) == MOST_PROMPTS
+
+
+def test_where_the_approximation_takes_over_it_is_right() -> None:
+    size = prompts_for_margin(0.25, 6e-4, **ASKED, proportions=True)
+    assert size * 0.25 > 1_000_000
+    assert power_of_margin(size, 0.25, 6e-4, confidence=0.95) == pytest.approx(0.8, abs=0.001)

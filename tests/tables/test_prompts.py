@@ -89,6 +89,7 @@ def test_one_object_is_one_prompt(tmp_path: Path) -> None:
         ("a.json", '[{"prompt": "x"}, null]', "a.json row 1"),
         ("a.csv", 'prompt,prompt_id\n"a\nb",1\nc,2,3\n', "a.csv:4"),
         ("a.csv", 'prompt\nx\n"y', "a.csv:3"),
+        ("a.csv", "prompt,answer,answer\nx,1,2\n", "a.csv"),
         ("a.parquet", "not parquet", "a.parquet"),
         ("a.txt", "hello", "a.txt"),
         ("a.jsonl", "", "a.jsonl"),
@@ -104,6 +105,15 @@ def test_wrong_files_are_refused_with_their_place(
     assert caught.value.where == str(tmp_path / where)
     assert caught.value.got, "what was found there"
     assert caught.value.expected or caught.value.hint, "what to do about it"
+
+
+def test_two_columns_of_one_name_are_refused(tmp_path: Path) -> None:
+    table = pa.table([pa.array(["x"]), pa.array(["1"]), pa.array(["2"])],
+                     names=["prompt", "answer", "answer"])  # fmt: skip
+    pq.write_table(table, tmp_path / "p.parquet")
+    with pytest.raises(TableError, match="two columns have one name") as caught:
+        read_prompts(tmp_path / "p.parquet")
+    assert caught.value.got == "answer"
 
 
 def test_the_number_of_fields_is_told(tmp_path: Path) -> None:

@@ -98,6 +98,59 @@ def test_a_gate_is_named_by_its_set_its_text_or_its_folder() -> None:
         assert caught.value.hint == f"did you mean {hint}?"
 
 
+MODELS = {"0-rm": "./rm", "1-rm": "/a/rm", "2-rm": "/b/rm", "3-check-number": "check:number",
+          "4-check-python": "check:python=m:f", "5-v1-m": "judge:http://h/v1#m"}  # fmt: skip
+
+
+def margins_of(given: dict[str, float], **sets: Any) -> dict[str, float]:
+    prompts = {"main": {"path": "p"}, **{name: {**SET, **one} for name, one in sets.items()}}
+    return gate_margins(recipe(prompts, selection={"no_worse_than": given}), MODELS)
+
+
+def test_two_models_of_one_name_are_told_apart_by_more_of_it() -> None:
+    given = {"a/rm": 0.1, "./b/rm": 0.2, "check:number": 0.3}
+    assert margins_of(given) == {"1-rm": 0.1, "2-rm": 0.2, "3-check-number": 0.3}
+    assert margins_of({"1-rm": 0.1, "/b/rm": 0.2}) == {"1-rm": 0.1, "2-rm": 0.2}
+
+
+@pytest.mark.parametrize(("given", "sets", "told"), [
+    ({"rm": 0.1}, {}, "1-rm (/a/rm) or 2-rm (/b/rm)"),
+    ({"check-number": 0.1}, {"check-number": {}},
+     "the set of prompts check-number or 3-check-number (check:number)"),
+])  # fmt: skip
+def test_a_name_that_may_mean_several_gates_is_refused_with_the_choices(
+    given: dict[str, float], sets: dict[str, Any], told: str
+) -> None:
+    with pytest.raises(ConfigError, match="may mean several things") as caught:
+        margins_of(given, **sets)
+    assert caught.value.expected == told
+
+
+def test_a_gate_has_one_margin_and_one_folder() -> None:
+    with pytest.raises(ConfigError, match="two gates name the same thing"):
+        margins_of({"check:number": 0.1, "3-check-number": 0.2})
+    with pytest.raises(ConfigError, match="the name of a reward model's folder") as caught:
+        margins_of({}, **{"1-rm": {"role": "report"}})
+    assert caught.value.where == "prompts.1-rm"
+
+
+@pytest.mark.parametrize(("name", "margin", "most"), [
+    ("check:number", 1.0, 1), ("gsm", 2.0, 1), ("5-v1-m", 9.0, 9),
+])  # fmt: skip
+def test_a_margin_as_wide_as_the_scores_is_refused(name: str, margin: float, most: int) -> None:
+    sets = {"gsm": {}} if name == "gsm" else {}
+    with pytest.raises(ConfigError, match="nothing could be lost beyond it") as caught:
+        margins_of({name: margin}, **sets)
+    assert caught.value.expected == f"above 0 and below {most}"
+    assert margins_of({name: 0.9 * most}, **sets)
+
+
+def test_scores_without_bounds_have_any_margin() -> None:
+    assert margins_of({"4-check-python": 20.0, "1-rm": 3.0}) == {
+        "4-check-python": 20.0, "1-rm": 3.0
+    }  # fmt: skip
+
+
 def test_how_many_prompts_a_gate_needs_is_said_before() -> None:
     models = {"0-rm": "./rm", "1-rm2": "./rm2"}
     [few] = plan_gates(with_gate(), models, {"main": 50, "gsm": 1319})

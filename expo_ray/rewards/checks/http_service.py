@@ -90,5 +90,6 @@ HTTP = CheckKind(
     parse=_parse,
     open=_open,
     reads_all=True,
+    gives_shares=False,
     has_own_process=False,
 )

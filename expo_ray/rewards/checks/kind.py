@@ -99,6 +99,8 @@ class CheckKind:
     vote: Callable[[str], str | None] | None = None
     """Returns what a response answers, so that equal answers are one text; None where it answers
     nothing. None for kinds whose answers cannot be compared."""
+    gives_shares: bool = True
+    """Whether all rewards are shares, right (1) and wrong (0) among them; else any number."""
     has_own_process: bool = True
     """Whether it runs in a process with limits; else it waits for others, many at a time."""
     max_row_seconds: float = 10.0

@@ -91,5 +91,6 @@ PYTHON = CheckKind(
     pin=_pin,
     open=_open,
     reads_all=True,
+    gives_shares=False,
     max_memory_bytes=8 * 2**30,
 )

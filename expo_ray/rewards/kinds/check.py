@@ -70,6 +70,7 @@ CHECK = RewardKind(
     reads_columns=True,
     column=_column,
     vote=_vote,
+    widest=lambda arguments: 1.0 if CHECK_KINDS[arguments["check"]].gives_shares else None,
     against=_against,
     is_remembered=False,
 )

@@ -51,5 +51,6 @@ JUDGE = RewardKind(
     form="judge:URL#model",
     parse=_parse,
     load=_load,
+    widest=lambda arguments: 9.0,  # from 1 to 10
     has_dtypes=False,
 )

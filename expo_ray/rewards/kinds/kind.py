@@ -36,6 +36,11 @@ def no_vote(arguments: Mapping[str, Any]) -> None:
     return None
 
 
+def no_bounds(arguments: Mapping[str, Any]) -> None:
+    """Return that rewards may lie apart however far."""
+    return None
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RewardKind:
     """One kind of reward model. `registry.REWARD_KINDS` holds one record of each."""
@@ -72,6 +77,9 @@ class RewardKind:
     vote: Callable[[Mapping[str, Any]], Callable[[str], str | None] | None] = no_vote
     """Takes the arguments of a spec; returns what reads the answer of a response, for a majority of
     several, None where answers cannot be compared."""
+    widest: Callable[[Mapping[str, Any]], float | None] = no_bounds
+    """Takes the arguments of a spec; returns how far two rewards can lie apart, None where nothing
+    bounds them."""
     is_remembered: bool = True
     """Whether the same chat has the same score for ever, so that it need not be computed again."""
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from expo_ray.errors import ConfigError, argument
-from expo_ray.flags import Flag
+from expo_ray.flags import Flag, require_first
 from expo_ray.json_text import parse_json
 
 ENGINE_PANEL = "Engine"
@@ -37,7 +37,9 @@ def parse_engine_args(pairs: Sequence[str]) -> dict[str, Any]:
             value = parse_json(text)
         except ValueError:
             value = {"True": True, "False": False, "None": None}.get(text, text)
-        found[name.strip().lstrip("-").replace("-", "_")] = value
+        name = name.strip().lstrip("-").replace("-", "_")
+        require_first(name, found, setting="engine_args", text=pair)
+        found[name] = value
     return found
 
 
