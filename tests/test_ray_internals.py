@@ -261,6 +261,29 @@ def test_serve_tells_where_it_is_and_deletes_without_waiting(ray_cluster: str) -
     wait_until(lambda: "of-internals" not in serve.status().applications)
 
 
+def test_serve_is_asked_often_whether_it_is_done(
+    ray_cluster: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ray.serve._private import client
+
+    class Clock:
+        time = time.time
+
+        @staticmethod
+        def sleep(seconds: float) -> None:
+            slept.append(seconds)
+            time.sleep(seconds)
+
+    slept: list[float] = []
+    monkeypatch.setattr(client, "time", Clock)
+    ensure_serve()
+    options = {"num_cpus": 0}
+    app = serve.deployment(Echo).options(ray_actor_options=options).bind()  # type: ignore[attr-defined]
+    serve.run(app, name="asked", route_prefix=None)
+    serve.delete("asked")
+    assert slept and max(slept) <= 0.2
+
+
 def test_ray_data_keeps_quiet_for_a_while() -> None:
     from ray.data._internal.execution import streaming_executor
 

@@ -16,7 +16,7 @@ from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 
 from expo_ray.errors import ConfigError, ServingError, argument
-from expo_ray.ray_internals import serve_endpoint, start_deleting
+from expo_ray.ray_internals import look_often, serve_endpoint, start_deleting
 from expo_ray.remote_errors import brought_home
 from expo_ray.serving.engines.devices import has_gpu
 from expo_ray.serving.keeper import application_name, hire_keeper, serve_was_started
@@ -47,6 +47,7 @@ def ensure_serve(*, host: str = LOCALHOST, port: int | None = None) -> str:
         ConfigError: The port is in use, or Serve listens elsewhere already.
     """
     quiet_logs()
+    look_often()
     hire_keeper()
     running = serve_endpoint()
     if running is None:
