@@ -42,6 +42,10 @@ def _command(experiment: Experiment) -> Callable[..., None]:
         with Session(**shown) as session:
             where = Where(output=output, address=address, progress=session.progress)
             result = experiment.run(from_flags(experiment.settings, settings), where)
+            if experiment.has_page:
+                from expo_ray.reports import write_report
+
+                result = {**result, "report": str(write_report(output))}
             session.emit(result, lambda console: _render(console, result))
 
     command.__doc__ = experiment.help

@@ -22,7 +22,7 @@ from transformers import (
     Trainer,
     TrainerCallback,
 )
-from trl import DPOConfig, DPOTrainer, RewardConfig, RewardTrainer, SFTConfig, SFTTrainer
+from trl import RewardConfig, RewardTrainer, SFTConfig, SFTTrainer
 
 from expo_ray.lab.data import (
     Pair,
@@ -40,6 +40,7 @@ from expo_ray.lab.models import (
     train_tokenizer,
 )
 from expo_ray.lab.on_policy import sample_answers
+from expo_ray.lab.preference_methods import METHODS
 from expo_ray.lab.settings import LabSettings
 from expo_ray.lab.task import truth_reward
 from expo_ray.tables import Message
@@ -60,37 +61,72 @@ def lab_tokenizer(settings: LabSettings) -> PreTrainedTokenizerFast:
     return train_tokenizer((t for pair in examples for t in pair), vocab_size=settings.vocab_size)
 
 
-def train_initial(settings: LabSettings, output: Path, *, on_step: OnStep) -> Facts:
-    """Train the initial model by SFT on answers of mixed quality, from scratch."""
+def train_initial(
+    settings: LabSettings,
+    output: Path,
+    *,
+    on_step: OnStep,
+    parent: Path | None = None,
+    variant: str = "",
+    as_text: bool = False,
+) -> Facts:
+    """Train the initial model by SFT on answers of mixed quality.
+
+    Args:
+        settings: Settings of the laboratory.
+        output: Where the checkpoint is written.
+        on_step: Told of every optimizer step.
+        parent: Where training starts; None is from scratch.
+        variant: A name that draws weights, answers and order of their own.
+        as_text: Learn prompts and answers as running text, without turns or an end, as a base
+            model does.
+
+    Returns:
+        Training facts with the hidden truth of the model.
+    """
     tokenizer = lab_tokenizer(settings)
-    rng = random_source(settings, "sft-data")
+    rng = random_source(settings, f"sft-data{variant}")
     requests = requests_for(settings, "initial")
     examples = [draw_example(rng, requests) for _ in range(settings.num_sft_examples)]
-    prompt_ids = _encode(tokenizer, [p for p, _ in examples])
-    chat_ids = _encode(tokenizer, [p for p, _ in examples], [a for _, a in examples])
-    dataset = Dataset.from_dict(
-        {
-            "input_ids": chat_ids,
-            # Loss on the answer only.
-            "labels": [
-                [-100] * len(p) + c[len(p) :] for p, c in zip(prompt_ids, chat_ids, strict=True)
-            ],
-        }
-    )
-    model = new_language_model(settings, tokenizer, seed=settings.derive_seed("sft-init"))
+    rows = _text_rows(tokenizer, examples) if as_text else _answer_rows(tokenizer, examples)
+    if parent is None:
+        seed = settings.derive_seed(f"sft-init{variant}")
+        model = new_language_model(settings, tokenizer, seed=seed)
+    else:
+        model = AutoModelForCausalLM.from_pretrained(parent, dtype=torch.float32)
     with tempfile.TemporaryDirectory() as scratch:
         arguments = SFTConfig(
-            **_common(scratch, seed=settings.derive_seed("sft-order")),
+            **_common(scratch, seed=settings.derive_seed(f"sft-order{variant}")),
             learning_rate=settings.sft_learning_rate,
             per_device_train_batch_size=settings.sft_batch_size,
             max_length=None,
         )
         trainer = SFTTrainer(
-            model=model, args=arguments, train_dataset=dataset, processing_class=tokenizer
+            model=model,
+            args=arguments,
+            train_dataset=Dataset.from_dict(rows),
+            processing_class=tokenizer,
         )
         facts = _train(trainer, on_step)
     save_checkpoint(model, tokenizer, output)
     return facts | {"num_examples": len(examples), **measure_truth(settings, output)}
+
+
+def _answer_rows(
+    tokenizer: PreTrainedTokenizerFast, examples: Sequence[tuple[str, str]]
+) -> dict[str, list[list[int]]]:
+    """Return chats with the loss on the answer only."""
+    prompt_ids = _encode(tokenizer, [p for p, _ in examples])
+    chat_ids = _encode(tokenizer, [p for p, _ in examples], [a for _, a in examples])
+    labels = [[-100] * len(p) + c[len(p) :] for p, c in zip(prompt_ids, chat_ids, strict=True)]
+    return {"input_ids": chat_ids, "labels": labels}
+
+
+def _text_rows(
+    tokenizer: PreTrainedTokenizerFast, examples: Sequence[tuple[str, str]]
+) -> dict[str, list[list[int]]]:
+    ids = tokenizer([f"{prompt} {answer}" for prompt, answer in examples])["input_ids"]
+    return {"input_ids": ids, "labels": ids}
 
 
 def train_aligned(
@@ -100,8 +136,11 @@ def train_aligned(
     *,
     on_step: OnStep,
     options: Mapping[str, Any] | None = None,
+    method: str = "dpo",
+    pairs: Sequence[Pair] | None = None,
+    variant: str = "",
 ) -> Facts:
-    """Train the aligned model by DPO on a share of the preference data, from the initial one.
+    """Train the aligned model on a share of the preference data, from the initial one.
 
     Args:
         settings: Settings of the laboratory.
@@ -110,39 +149,32 @@ def train_aligned(
         on_step: Told of every optimizer step.
         options: Arguments of the trainer in the place of the laboratory's own: another schedule, or
             checkpoints along the way.
+        method: A name of `preference_methods.METHODS`.
+        pairs: What to learn from in place of the share that the settings draw.
+        variant: A name that draws pairs and order of their own.
 
     Returns:
         Training facts with the hidden truth of the model.
     """
     tokenizer = AutoTokenizer.from_pretrained(initial)
-    pairs = _draw_pairs(settings, "aligned", settings.num_dpo_pairs)
-    dataset = Dataset.from_list(
-        [
-            {
-                "prompt": pair.messages(),
-                "chosen": [{"role": "assistant", "content": pair.chosen}],
-                "rejected": [{"role": "assistant", "content": pair.rejected}],
-            }
-            for pair in pairs
-        ]
-    )
+    if pairs is None:
+        pairs = draw_preferences(settings, settings.num_dpo_pairs, variant=variant)
     model = AutoModelForCausalLM.from_pretrained(initial, dtype=torch.float32)
     with tempfile.TemporaryDirectory() as scratch:
-        common = _common(scratch, seed=settings.derive_seed("dpo-order"))
-        arguments = DPOConfig(
-            **{**common, **(options or {})},
-            learning_rate=settings.dpo_learning_rate,
-            per_device_train_batch_size=settings.dpo_batch_size,
-            beta=settings.dpo_beta,
-            max_length=None,
-        )
-        trainer = DPOTrainer(
-            model=model, args=arguments, train_dataset=dataset, processing_class=tokenizer
-        )
+        common = _common(scratch, seed=settings.derive_seed(f"dpo-order{variant}"))
+        common |= {"learning_rate": settings.dpo_learning_rate, "max_length": None}
+        trainer = METHODS[method](settings, model, tokenizer, pairs, {**common, **(options or {})})
         facts = _train(trainer, on_step)
     save_checkpoint(model, tokenizer, output)
     # Measured on a model loaded anew: the trained object carries a forward bound to itself.
     return facts | _pair_facts(pairs) | measure_truth(settings, output)
+
+
+def draw_preferences(settings: LabSettings, num_pairs: int, *, variant: str = "") -> list[Pair]:
+    """Draw the pairs that alignment learns from; a name draws others of the same kind."""
+    rng = random_source(settings, f"aligned-pairs{variant}")
+    requests = requests_for(settings, "aligned")
+    return [draw_pair(rng, requests) for _ in range(num_pairs)]
 
 
 def train_reward_model(

@@ -23,6 +23,7 @@ from expo_ray.reports.parts import parts_page
 from expo_ray.reports.proof import proof_page
 from expo_ray.reports.run_files import RunFiles, in_our_form
 from expo_ray.reports.sample_tables import sample_tables
+from expo_ray.reports.study_page import is_study, study_page
 from expo_ray.reports.throughput import Throughput, compare_throughput
 from expo_ray.reports.trajectory_page import is_trajectory, trajectory_page
 from expo_ray.reports.tries import step_back
@@ -45,8 +46,8 @@ def write_report(run_dir: str | Path) -> Path:
 
     Args:
         run_dir: A run directory, of which every part but selection.json may be missing; or the
-            output folder of a load test, a comparison, a scaling test, or of
-            `diagnose --trajectory`.
+            output folder of a load test, a comparison, a scaling test, of
+            `diagnose --trajectory`, or of a controlled experiment.
 
     Returns:
         The path of report.html.
@@ -66,6 +67,9 @@ def write_report(run_dir: str | Path) -> Path:
     elif is_trajectory(path):
         with in_our_form(path):
             template, (page, drawings) = "trajectory.html.j2", trajectory_page(path)
+    elif is_study(path):
+        with in_our_form(path):
+            template, (page, drawings) = "study.html.j2", study_page(path)
     else:
         run = RunFiles.read(path)
         with in_our_form(path):

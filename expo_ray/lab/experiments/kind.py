@@ -42,3 +42,5 @@ class Experiment:
     run: Callable[[Any, Where], Mapping[str, Any]]
     """Takes settings and place; returns plain data, of which a list of objects is shown as a table
     and the rest as facts. Imports what is heavy itself."""
+    has_page: bool = False
+    """Whether its folder holds what `expo-ray report` makes a page of: the command makes it."""
