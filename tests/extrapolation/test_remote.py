@@ -16,6 +16,7 @@ import torch
 
 from expo_ray.checkpoints import open_checkpoint
 from expo_ray.checkpoints.storages import s3_client
+from expo_ray.checkpoints.storages.part_upload import MAX_STREAMS, MIN_PART_BYTES
 from expo_ray.checkpoints.storages.remote_path import RemotePath
 from expo_ray.errors import CheckpointError, ConfigError, ShardError, VerifyError
 from expo_ray.extrapolation import extrapolate, inspect_checkpoint, job, verify, writing
@@ -128,8 +129,9 @@ def test_a_failed_run_leaves_no_upload_and_continues(
     assert stored(s3, "resume/out") == contents(reference)
 
 
+@pytest.mark.parametrize("num_alphas", [1, MAX_STREAMS + 1])
 def test_the_upload_of_a_shard_that_fails_is_aborted_and_never_completed(
-    pico_pair: Pair, s3_url: str, monkeypatch: pytest.MonkeyPatch
+    pico_pair: Pair, s3_url: str, monkeypatch: pytest.MonkeyPatch, num_alphas: int
 ) -> None:
     def break_off(self: engine.RemoteShardWriter, tensors: dict[str, Any]) -> object:
         raise ShardError("stopped by the test")
@@ -139,16 +141,20 @@ def test_the_upload_of_a_shard_that_fails_is_aborted_and_never_completed(
     try:
         use(monkeypatch, proxy.url)
         with pytest.raises(ShardError, match="stopped by the test"):
-            extrapolate(*pico_pair, f"s3://{BUCKET}/aborted/out", alpha=0.3, **OPTIONS)
+            alphas = [0.3, *range(1, num_alphas)]
+            extrapolate(*pico_pair, f"s3://{BUCKET}/aborted/out", alpha=alphas, **OPTIONS)
     finally:
         proxy.close()
     ends = [line for line in proxy.log if ".tmp?" in line and "uploadId=" in line]
-    assert [line.split()[0] for line in ends if not line.startswith("PUT")] == ["DELETE"]
+    ended = [line.split()[0] for line in ends if not line.startswith("PUT")]
+    assert ended == ["DELETE"] * num_alphas
     assert client(s3_url).list_multipart_uploads(Bucket=BUCKET).get("Uploads", []) == []
     assert not [name for name in objects(s3_url, "aborted/out") if name.endswith(".tmp")]
 
 
-def test_uploads_take_the_memory_that_the_plan_declares(tmp_path: Path, s3: str) -> None:
+def test_many_alphas_into_a_bucket_stay_inside_the_memory_of_a_worker(
+    tmp_path: Path, s3: str
+) -> None:
     before = {"w": noise((3000, 2000), torch.bfloat16, 1)}
     pair = [write(tmp_path / "initial", before)]
     pair.append(write(tmp_path / "aligned", {"w": before["w"] * 1.25}))
@@ -160,9 +166,28 @@ def test_uploads_take_the_memory_that_the_plan_declares(tmp_path: Path, s3: str)
     used = json.loads(done.stdout.splitlines()[-1])["above_imports"]
     alphas = [0.1 * i for i in range(1, 17)]
     planned = extrapolate(*pair, out + "2", alpha=alphas, dry_run=True, **OPTIONS)
-    declared = planned.plan["task_memory_bytes"]
-    assert TASK_MEMORY_BYTES < declared < 2 * TASK_MEMORY_BYTES
-    assert used < declared
+    assert planned.plan["task_memory_bytes"] == TASK_MEMORY_BYTES
+    assert 16 * MIN_PART_BYTES < used < TASK_MEMORY_BYTES
+    first = client(s3).head_object(Bucket=BUCKET, Key="memory/out/alpha-0.1/model.safetensors")
+    assert first["ContentLength"] > 2 * MIN_PART_BYTES
+
+
+def test_without_boto3_the_plan_declares_what_pyarrow_takes(
+    pico_pair: Pair, s3: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("expo_ray.checkpoints.storages.part_upload.s3_client", lambda: None)
+    alphas = [0.1 * i for i in range(1, 17)]
+    out = f"s3://{BUCKET}/plain/out"
+    planned = extrapolate(*pico_pair, out, alpha=alphas, dry_run=True, **OPTIONS)
+    assert TASK_MEMORY_BYTES < planned.plan["task_memory_bytes"] < 2 * TASK_MEMORY_BYTES
+
+
+def test_many_alphas_into_a_bucket_give_the_bytes_of_a_disk(
+    pico_pair: Pair, reference: Path, s3: str
+) -> None:
+    out = f"s3://{BUCKET}/many/out"
+    extrapolate(*pico_pair, out, alpha=[0.3, *range(1, MAX_STREAMS + 1)], **OPTIONS)
+    assert stored(s3, "many/out/alpha-0.3") == contents(reference)
 
 
 def test_a_run_that_was_taken_over_publishes_nothing(

@@ -20,4 +20,5 @@ GOOGLE = ObjectStore(
     endpoint_scheme="http",
     has_folder_objects=True,
     connect=_connect,
+    upload_bytes=8 * 1024**2,
 )

@@ -42,6 +42,8 @@ class ObjectStore:
     """Environment variables that name another server, the first that is set counts."""
     connect: Callable[[Connection], Any]
     """Returns the pyarrow file system."""
+    upload_bytes: int = 12 * 1024**2
+    """Memory that pyarrow takes for every upload at a time; on S3 it gathers parts of 10 MiB."""
     endpoint_scheme: str = "https"
     """Of an endpoint that names none."""
     address: str | None = None

@@ -47,15 +47,20 @@ _PASSING = frozenset(
     )
     if hasattr(errno, name)
 )
-# Object stores report through pyarrow as OSError without errno: their words decide.
+# Object stores report as OSError without errno: their words decide, pyarrow's and boto3's.
 _FINAL_WORDS = (
     "ACCESS_DENIED",
+    "AccessDenied",
     "INVALID_ACCESS_KEY",
+    "InvalidAccessKeyId",
     "INVALID_CLIENT_TOKEN",
     "INVALID_SIGNATURE",
     "SIGNATURE_DOES_NOT_MATCH",
+    "SignatureDoesNotMatch",
     "NO_SUCH_BUCKET",
+    "NoSuchBucket",
     "NO_SUCH_KEY",
+    "NoSuchKey",
     "NO_SUCH_UPLOAD",
     "RESOURCE_NOT_FOUND",
     "status 416",

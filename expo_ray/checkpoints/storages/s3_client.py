@@ -96,6 +96,8 @@ def _client_of(endpoint: str | None, region_name: str | None) -> Any:
             connect_timeout=CONNECT_TIMEOUT_SECONDS,
             read_timeout=REQUEST_TIMEOUT_SECONDS,
             retries={"mode": "standard", "total_max_attempts": ATTEMPTS},
+            # As pyarrow; some servers refuse checksums that they do not know.
+            request_checksum_calculation="when_required",
             # As pyarrow: compatible servers are asked by path, and only the environment counts.
             s3={"addressing_style": "path"} if endpoint else None,
             ignore_configured_endpoint_urls=True,

@@ -89,7 +89,9 @@ def plan_summary(plan: Plan, targets: Sequence[Target]) -> dict[str, Any]:
     pending = sum(not target.is_done for target in targets)
     resolution = next((target.resolution for target in targets), None)
     folders = [str(target.folder) for target in targets]
-    extra_bytes = extra_memory_bytes(plan.pair.tensors, plan.transforms, folders)
+    extra_bytes = extra_memory_bytes(
+        plan.pair.tensors, plan.transforms, folders, has_directions=plan.path is not None
+    )
     return {
         "num_shards": len(plan.shards),
         "num_tensors": len(plan.pair.tensors),

@@ -67,7 +67,7 @@ def run_shard(task: ShardTask, on_bytes: Callable[[int], None] | None = None) ->
     try:
         header = task.shard.header
         for output in task.outputs:
-            files.append(_file_kind(task, output)(output, task.shard.name, header))
+            files.append(_open_file(task, output, header))
         sums = _process(task, inputs, files, on_bytes or (lambda _: None))
         inputs.check_unchanged()
         receipts = tuple(file.finish(_facts(task, sums, index)) for index, file in enumerate(files))
@@ -87,10 +87,14 @@ def run_shard(task: ShardTask, on_bytes: Callable[[int], None] | None = None) ->
     )
 
 
-def _file_kind(task: ShardTask, output: ShardOutput) -> type[ShardFile]:
+def _open_file(task: ShardTask, output: ShardOutput, header: bytes) -> ShardFile:
+    name = task.shard.name
     if task.mode == COMPARE:
-        return ShardComparer
-    return RemoteShardWriter if is_remote(output.folder) else ShardWriter
+        return ShardComparer(output, name, header)
+    if not is_remote(output.folder):
+        return ShardWriter(output, name, header)
+    num_bytes, num_open = task.shard.file_bytes, len(task.outputs)
+    return RemoteShardWriter(output, name, header, num_bytes=num_bytes, num_open=num_open)
 
 
 def _process(

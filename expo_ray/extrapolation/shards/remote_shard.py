@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from expo_ray.checkpoints.storages.atomic_io import atomic_write_json
+from expo_ray.checkpoints.storages.part_upload import PartUpload, open_upload
 from expo_ray.checkpoints.storages.remote_path import RemotePath
 from expo_ray.checkpoints.storages.s3_client import move
 from expo_ray.checkpoints.storages.storage import WORK_FOLDER
@@ -27,15 +28,25 @@ if TYPE_CHECKING:
 
 
 class RemoteShardWriter(ShardFile):
-    """Streams the bytes of a shard in file order."""
+    """Streams the bytes of a shard in file order.
 
-    def __init__(self, output: ShardOutput, name: str, header: bytes) -> None:
+    Args:
+        output: Which checkpoint.
+        name: Of the shard.
+        header: With which the file begins.
+        num_bytes: Size of the whole file.
+        num_open: Shards that the process writes at a time.
+    """
+
+    def __init__(
+        self, output: ShardOutput, name: str, header: bytes, *, num_bytes: int, num_open: int
+    ) -> None:
         super().__init__(output, name, header)
         self._folder = RemotePath(output.folder)
         check_token(self._folder, output.run_token)
         self._temporary = self._folder / WORK_FOLDER / f"{name}.{secrets.token_hex(6)}.tmp"
         self._is_published = False
-        self._stream = self._temporary.filesystem.open_output_stream(self._temporary.key)
+        self._stream = open_upload(self._temporary, num_bytes, num_open=num_open)
         self._stream.write(header)
 
     def put(self, offset_bytes: int, computed: torch.Tensor, name: str) -> memoryview:
@@ -75,7 +86,9 @@ class RemoteShardWriter(ShardFile):
         """Abort the upload, or else end it, and remove what it left in the work folder."""
         if self._is_published:
             return
-        if not self._stream.closed:
+        if isinstance(self._stream, PartUpload):
+            self._stream.abort()
+        elif not self._stream.closed:
             # pyarrow has no abort, and closing completes an upload; without boto3 that is what is
             # left to do.
             abort_uploads(find_uploads_to(self._temporary))

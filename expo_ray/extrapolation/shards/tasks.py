@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from expo_ray.checkpoints.storages.remote_path import is_remote
+from expo_ray.checkpoints.storages.part_upload import MAX_STREAMS, sends_small_parts
+from expo_ray.checkpoints.storages.remote_path import RemotePath, is_remote
 from expo_ray.checkpoints.storages.storage import FileFacts
 from expo_ray.extrapolation.arithmetic.directions import Direction
 from expo_ray.extrapolation.arithmetic.requantization_costs import requantization_memory_bytes
@@ -33,9 +34,12 @@ MIN_CHUNK_BYTES = 64 * 1024
 DEFAULT_THREADS = 2
 # Compiling takes a process about a second, which less work than this does not win back.
 MIN_COMPILED_BYTES = 512 * 1024 * 1024
-# pyarrow gathers the parts of an upload, 10 MiB each and not to be made smaller, once per alpha.
-UPLOAD_BYTES = 12 * 1024 * 1024
+# Once per alpha, where parts are as small as S3 takes them.
+SMALL_UPLOAD_BYTES = 6 * 1024 * 1024
 STORE_CLIENT_BYTES = 48 * 1024 * 1024
+# Many uploads keep a process waiting longer than the plain arithmetic does: they are not compiled,
+# and take the memory that this leaves.
+COMPILED_BYTES = 180 * 1024 * 1024
 # A request over a network waits much longer than it computes: more and larger ones at a time. They
 # are the read-ahead, inside the same budget of buffers.
 REMOTE_OPTIONS = {"num_threads": 8, "chunk_bytes": 8 * 1024 * 1024}
@@ -107,7 +111,11 @@ class ShardTask:
         is_writing = self.mode == WRITE
         folders = [output.folder for output in self.outputs]
         return extra_memory_bytes(
-            self.shard.tensors, self.transforms, folders, is_writing=is_writing
+            self.shard.tensors,
+            self.transforms,
+            folders,
+            is_writing=is_writing,
+            has_directions=bool(self.directions),
         )
 
 
@@ -117,12 +125,30 @@ def extra_memory_bytes(
     folders: Sequence[str],
     *,
     is_writing: bool = True,
+    has_directions: bool = False,
 ) -> int:
     """Return what transforms, FP8 blocks and uploads take beside the buffers of every task."""
     num_bytes = transform_memory_bytes(tensors, transforms)
     num_bytes += requantization_memory_bytes(tensors, len(folders), BUFFER_BUDGET_BYTES)
-    num_uploads = sum(is_remote(folder) for folder in folders) if is_writing else 0
-    return num_bytes + num_uploads * UPLOAD_BYTES + (STORE_CLIENT_BYTES if num_uploads else 0)
+    if not is_writing:
+        return num_bytes
+    room_bytes = 0 if may_compile_beside(folders) or has_directions else COMPILED_BYTES
+    return num_bytes + max(0, _upload_memory_bytes(folders) - room_bytes)
+
+
+def may_compile_beside(folders: Sequence[str]) -> bool:
+    """Tell whether there is memory for compiled arithmetic beside the uploads to some folders."""
+    return sum(map(is_remote, folders)) <= MAX_STREAMS
+
+
+def _upload_memory_bytes(folders: Sequence[str]) -> int:
+    paths = [RemotePath(folder) for folder in folders if is_remote(folder)]
+    if not paths:
+        return 0
+    return STORE_CLIENT_BYTES + sum(
+        SMALL_UPLOAD_BYTES if sends_small_parts(path, len(folders)) else path.store.upload_bytes
+        for path in paths
+    )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -241,7 +267,8 @@ def shard_task(
         },
         outputs=outputs,
         transforms=plan.transforms,
-        may_compile=plan.input_bytes >= MIN_COMPILED_BYTES,
+        may_compile=plan.input_bytes >= MIN_COMPILED_BYTES
+        and may_compile_beside([output.folder for output in outputs]),
         directions=tuple(d.among(p.name for p in shard.tensors) for d in directions),
         end_labels=pair.end_labels,
         **options,
