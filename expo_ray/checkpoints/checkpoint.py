@@ -70,6 +70,15 @@ class Checkpoint:
             found[ref.file].append(ref)
         return found
 
+    def version(self) -> dict[str, str]:
+        """Return what tells these weights, config, tokenizer and templates from others, by file."""
+        facts = self.storage.list_files()
+        return {
+            name: f"{facts[name].num_bytes} bytes, {facts[name].version_kind} {facts[name].version}"
+            for name in (*self.weight_files, CONFIG_NAME, *self.sidecars)
+            if name in facts
+        }
+
     def identity(self) -> list[dict[str, str | int]]:
         """Return what tells this version of the weights from another, one entry per file."""
         return [

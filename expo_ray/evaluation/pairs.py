@@ -46,7 +46,11 @@ def require_same(a: Results, b: Results, *, same_file: bool) -> None:
             where=where,
             hint="two columns of one file are named FILE#COLUMN",
         )
-    for what, one, other in (("kinds", a.kind, b.kind), ("judges", a.judge, b.judge)):
+    for what, one, other in (
+        ("kinds", a.kind, b.kind),
+        ("judges", a.judge, b.judge),
+        ("revisions of the judge", a.revision, b.revision),
+    ):
         if one != other:
             raise TableError(
                 f"results of different {what} cannot be paired",

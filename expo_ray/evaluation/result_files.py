@@ -201,7 +201,7 @@ def _plain(
     numeric = [n for n in columns if n not in {*_NO_SCORES, item, cluster} and _is_numeric(n, rows)]
     chosen = choose_metric(metric, numeric, where)
     hint = f"fill it in, or name another column: {argument('item')}"
-    about = _of_one_candidate(rows, columns, path) if ours else (where, None)
+    about = _of_one_candidate(rows, columns, path) if ours else (where, None, None)
 
     def read() -> Iterator[Row]:
         for number, row in enumerate(rows):
@@ -215,7 +215,9 @@ def _plain(
             )
 
     kind = "expo-ray" if ours else "a table"
-    return collect(read(), where=where, kind=kind, model=about[0], metric=chosen, judge=about[1])
+    model, judge, revision = about
+    return collect(read(), where=where, kind=kind, model=model, metric=chosen, judge=judge,
+                   revision=revision)  # fmt: skip
 
 
 def _item_column(
@@ -259,8 +261,8 @@ def _is_numeric(name: str, rows: Sequence[Mapping[str, Any]]) -> bool:
 
 def _of_one_candidate(
     rows: Sequence[Mapping[str, Any]], columns: Sequence[str], path: Path
-) -> tuple[str, str | None]:
-    """Return who answered a table of ours, and who judged it."""
+) -> tuple[str, str | None, str | None]:
+    """Return who answered a table of ours, who judged it, and of which revision the judge was."""
     for name in ("weights_digest", "reward_model", "reward_model_revision"):
         values = sorted({str(row.get(name)) for row in rows}) if name in columns else []
         if len(values) > 1:
@@ -275,5 +277,6 @@ def _of_one_candidate(
     alpha = first.get("alpha")
     name = str(first.get("model") or "")
     label = name if alpha is None else f"{name} alpha {alpha:g}".strip()
-    judge = first.get("reward_model")
-    return label or str(path), None if judge is None else str(judge)
+    told = [first.get(key) for key in ("reward_model", "reward_model_revision")]
+    judge, revision = (None if value is None else str(value) for value in told)
+    return label or str(path), judge, revision

@@ -63,6 +63,8 @@ class Results:
     judge: str | None
     """What the scores are relative to: a reward model, an annotator and its baseline."""
     tasks: Mapping[str, TaskResults]
+    revision: str | None = None
+    """Of the judge, as far as the file says."""
 
 
 def collect(
@@ -73,6 +75,7 @@ def collect(
     model: str,
     metric: str | Mapping[str, str],
     judge: str | None = None,
+    revision: str | None = None,
 ) -> Results:
     """Sort rows into tasks and items.
 
@@ -83,6 +86,7 @@ def collect(
         model: Who answered.
         metric: What the scores are; by task, where tasks differ.
         judge: What they are relative to.
+        revision: Of the judge.
 
     Raises:
         TableError: There are none, two rows are the same answer, or an item has two contents.
@@ -111,7 +115,8 @@ def collect(
     if not seen:
         raise TableError("the file holds no results", where=where)
     metrics = dict.fromkeys(tasks, metric) if isinstance(metric, str) else metric
-    return Results(where=where, kind=kind, model=model, metrics=metrics, judge=judge, tasks=tasks)
+    return Results(where=where, kind=kind, model=model, metrics=metrics, judge=judge,
+                   tasks=tasks, revision=revision)  # fmt: skip
 
 
 def item_name(row: Any, key: str, where: str, *, hint: str | None = None) -> str:

@@ -10,7 +10,7 @@ from expo_ray.reports.run_files import RunFiles
 from expo_ray.reports.tries import Step, further_tries
 from expo_ray.reports.wording import format_alpha
 
-_SHOWN_APART = {"schema_version", "initial", "aligned", "recipe"}
+_SHOWN_APART = {"schema_version", "initial", "aligned", "recipe", "versions_of_inputs"}
 
 
 def facts(run: RunFiles) -> list[tuple[str, str]]:

@@ -125,7 +125,7 @@ class GeneratorReplicas:
             replace(each, messages=self._reasoning.without_thoughts(each.messages))
             for each in prompts
         ]
-        _refuse_other_checked(table, prompts)
+        _refuse_other_prompts(table, prompts)
         wanted = [(prompt, i) for prompt in prompts for i in range(sampling.num_samples)]
         # Only a table that looks complete is worth reading the weights for.
         answered = {key[:2] for key in table.done}
@@ -269,13 +269,22 @@ def _refuse_other_weights(table: ResumableTable, digest: str) -> None:
         )
 
 
-def _refuse_other_checked(table: ResumableTable, prompts: Sequence[Prompt]) -> None:
-    """Refuse to go on with rows that tell of other right answers than the prompts do now."""
-    checked = {prompt.prompt_id: prompt.checked for prompt in prompts}
+def _refuse_other_prompts(table: ResumableTable, prompts: Sequence[Prompt]) -> None:
+    """Refuse to go on with answers to other questions, or with other right answers, than now."""
+    known = {prompt.prompt_id: prompt for prompt in prompts}
     for row in table.rows:
-        now = checked.get(row["prompt_id"])
-        if now is None:
+        prompt = known.get(row["prompt_id"])
+        if prompt is None:
             continue
+        if row["messages"] != list(prompt.messages):
+            raise ConfigError(
+                "the responses table answers other prompts than these",
+                where=f"{table.path}, prompt_id {row['prompt_id']!r}",
+                got=shown(row["messages"][-1]["content"] if row["messages"] else None),
+                expected=shown(prompt.messages[-1]["content"]),
+                hint="give another output, or remove the old table",
+            )
+        now = prompt.checked
         before = {name: row[name] for name in CHECKED_COLUMNS if row.get(name) is not None}
         for name in CHECKED_COLUMNS:
             if now.get(name) == before.get(name):

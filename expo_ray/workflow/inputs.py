@@ -30,6 +30,7 @@ from expo_ray.serving.engines.registry import resolve_engine
 from expo_ray.tables import Prompt, assign_splits, read_prompts
 from expo_ray.tables.prompt_files import pin_prompts
 from expo_ray.versions import versions
+from expo_ray.workflow.input_versions import refuse_other_versions, versions_of_inputs
 from expo_ray.workflow.pinning import pin_reward_models
 from expo_ray.workflow.prompt_sets import describe_sets, find_sets
 from expo_ray.workflow.recipe import Recipe
@@ -173,6 +174,8 @@ def _record_inputs(run: Run) -> None:
                 where=now["uri"],
                 hint="start again in another output folder",
             )
+    found = versions_of_inputs(run)
+    refuse_other_versions(found, before.get("versions_of_inputs", {}))
     recipe, models = run.recipe, run.reward_models
     run.directory.update_resolved(
         {
@@ -190,6 +193,7 @@ def _record_inputs(run: Run) -> None:
             "engine": recipe.generators.engine,
             "sampling": recipe.sampling.model_dump(mode="json"),
             "seed": recipe.seed,
+            "versions_of_inputs": found,
             "versions": versions(),
             "hardware": {"machine": platform.machine(), "num_cpus": os.cpu_count()},
         }

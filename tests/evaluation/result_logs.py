@@ -70,7 +70,11 @@ def inspect_log(
 
 
 def rewards_table(
-    path: Path, rewards: Mapping[str, Sequence[float | None]], *, alpha: float = 0.0
+    path: Path,
+    rewards: Mapping[str, Sequence[float | None]],
+    *,
+    alpha: float = 0.0,
+    revision: str = "blake3:rm",
 ) -> Path:
     """Write a rewards table: the samples' rewards by prompt."""
     rows = [
@@ -83,7 +87,7 @@ def rewards_table(
             "seed": 1,
             "reward": reward,
             "reward_model": "./rm",
-            "reward_model_revision": "blake3:rm",
+            "reward_model_revision": revision,
             "tokens": 9,
             "truncated": False,
             "error": None if reward is not None else "failed",

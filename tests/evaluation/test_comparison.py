@@ -166,6 +166,9 @@ def test_what_cannot_be_paired_is_refused(tmp_path: Path) -> None:
     one = rewards_table(tmp_path / "1.parquet", {"p": [1.0], "q": [None]})
     other = rewards_table(tmp_path / "2.parquet", {"p": [1.0], "q": [2.0]}, alpha=1.0)
     refused(what="fewer than two items have a score on both sides", got="1 of 2", a=one, b=other)
+    code = rewards_table(tmp_path / "3.parquet", {"p": [1.0], "q": [2.0]}, revision="checks-1-f")
+    refused(what="results of different revisions of the judge cannot be paired",
+            got="blake3:rm and checks-1-f", a=other, b=code)  # fmt: skip
 
 
 def test_settings_out_of_range_are_refused(tmp_path: Path) -> None:

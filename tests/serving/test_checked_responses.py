@@ -40,7 +40,12 @@ def test_answers_go_from_prompts_to_the_check(
         other = read_prompts(prompts, columns={"answer": "prompt"})
         with pytest.raises(ConfigError, match="other answers to check against") as caught:
             replicas.write_responses(source, other, path, sampling=SAMPLING)
-    assert (caught.value.got, caught.value.expected) == ("'0'", "'q0'")
+        assert (caught.value.got, caught.value.expected) == ("'0'", "'q0'")
+        prompts.write_text(prompts.read_text().replace("q1", "q9"))
+        other = read_prompts(prompts, columns={"answer": "gold"})
+        with pytest.raises(ConfigError, match="answers other prompts than these") as caught:
+            replicas.write_responses(source, other, path, sampling=SAMPLING)
+    assert (caught.value.got, caught.value.expected) == ("'q1'", "'q9'")
     table = read_table(path, RESPONSES_SCHEMA)
     assert table["answer"].to_pylist() == ["0", "0", "1", "1", "2", "2"]
     assert table["tests"].to_pylist() == ['["assert True"]'] * 6

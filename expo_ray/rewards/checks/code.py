@@ -7,6 +7,7 @@ same module, or an object of `inputs` and `outputs`: what the program reads, and
 from __future__ import annotations
 
 import ast
+import platform
 import re
 import secrets
 import textwrap
@@ -24,7 +25,7 @@ from expo_ray.rewards.checks.kind import (
     Trial,
     no_argument,
 )
-from expo_ray.rewards.checks.sandbox import NoSandboxError, Ran, run_sandboxed
+from expo_ray.rewards.checks.sandbox import LIMITS, NoSandboxError, Ran, run_sandboxed
 
 _FENCED = re.compile(r"^[ \t]*```([^\n]*)\n(.*?)^[ \t]*```", re.DOTALL | re.MULTILINE)
 _PYTHON = ("python", "python3", "py")
@@ -169,7 +170,8 @@ def _pin(arguments: Arguments) -> Arguments:
             "--security-opt systempaths=unconfined); on Ubuntu "
             "kernel.apparmor_restrict_unprivileged_userns=0",
         )
-    return arguments
+    # Another Python, or other limits, and the same program may pass or fail.
+    return {**arguments, "python": platform.python_version(), "limits": list(LIMITS)}
 
 
 def _open(arguments: Arguments) -> Check:

@@ -69,6 +69,11 @@ def no_argument(argument_text: str | None, form: str) -> Arguments:
     return {}
 
 
+def version_of(arguments: Arguments) -> dict[str, Any]:
+    """Return what of a check's pinned arguments decides its rewards: not where it lies."""
+    return {name: arguments[name] for name in sorted(arguments) if name not in ("folder", "path")}
+
+
 def as_it_is(arguments: Arguments) -> Arguments:
     """Return arguments that mean the same everywhere already."""
     return arguments

@@ -9,7 +9,6 @@ command was started in or from what is installed there.
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import math
 import re
@@ -18,6 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from expo_ray.errors import ConfigError
 from expo_ray.rewards.checks.kind import (
     Arguments,
     BrokenCheckError,
@@ -26,6 +26,7 @@ from expo_ray.rewards.checks.kind import (
     CheckKind,
     unusable_check,
 )
+from expo_ray.rewards.checks.python_sources import source_digest
 
 _FORM = "check:python=MODULE:FUNCTION"
 _NAME = r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*"
@@ -60,11 +61,21 @@ def _parse(text: str | None) -> Arguments:
 
 
 def _pin(arguments: Arguments) -> Arguments:
-    """Say from which folder, and pin what is in it: other code makes other rewards."""
+    """Say from which folder, and pin what is in it: other code makes other rewards.
+
+    Raises:
+        ConfigError: It was pinned before, and is other code by now, or on this node.
+    """
     folder = Path(arguments.get("folder") or Path.cwd())
-    stem = folder.joinpath(*arguments["module"].split("."))
-    files = [stem.with_suffix(".py"), stem / "__init__.py"]
-    found = [hashlib.sha256(file.read_bytes()).hexdigest() for file in files if file.is_file()]
+    found = source_digest(folder, arguments["module"])
+    if arguments.get("sha256", found) != found:
+        raise ConfigError(
+            "the module of a check is other code than when the work began",
+            where=f"{folder}, module {arguments['module']}",
+            got=f"sha256 {found}",
+            expected=f"sha256 {arguments['sha256']}",
+            hint="leave it alone meanwhile; on several nodes each needs the same files",
+        )
     return {**arguments, "folder": str(folder), "sha256": found}
 
 

@@ -18,6 +18,7 @@ from expo_ray.rewards.checks.kind import (
     Checked,
     CheckKind,
     Trial,
+    version_of,
 )
 from expo_ray.rewards.checks.own_process import OwnProcess
 from expo_ray.rewards.interface import Chat, References, RewardScore
@@ -43,9 +44,10 @@ class CheckRewardModel:
 
     def __init__(self, text: str, kind: CheckKind, arguments: Arguments) -> None:
         self.name = text
-        self.revision = f"checks-{_VERSION}"
-        told = json.dumps(dict(arguments), sort_keys=True)
-        self.settings = f"{kind.name} {hashlib.sha256(told.encode()).hexdigest()[:16]}"
+        version = version_of(arguments)
+        told = hashlib.sha256(json.dumps(version, sort_keys=True).encode()).hexdigest()[:16]
+        self.revision = f"checks-{_VERSION}" + (f"-{told}" if version else "")
+        self.settings = kind.name
         self.needs_reference = kind.column is not None
         self._kind = kind
         self._check = open_check(text, kind, arguments)

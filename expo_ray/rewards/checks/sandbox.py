@@ -34,7 +34,7 @@ _OWN_USERS = ("--user", "--map-root-user")
 _FIRST_USER, _NUM_USERS = 20_000, 40_000
 _MAX_PROCESSES = 16
 _PLACES = ("/usr", "/bin", "/lib", "/lib64", "/etc/ld.so.cache", "/dev/null", "/dev/urandom")
-_LIMITS = ("--core=0", "--cpu=10", "--as=1073741824", "--fsize=16777216")
+LIMITS = ("--core=0", "--cpu=10", "--as=1073741824", "--fsize=16777216")
 _NO_RIGHTS = ("--no-new-privs", "--bounding-set=-all", "--inh-caps=-all", "--ambient-caps=-all")
 _ENTER = f"""
 set -e
@@ -59,7 +59,7 @@ done
 mkdir -m 1777 "$root/tmp"
 cp "$work"/files/* "$root/tmp/"
 touch "$work/entered"
-exec chroot "$root" prlimit {" ".join(_LIMITS)} --nproc="$processes" \\
+exec chroot "$root" prlimit {" ".join(LIMITS)} --nproc="$processes" \\
   setpriv $user {" ".join(_NO_RIGHTS)} \\
   sh -c 'cd /tmp; "$1" -I "$2"; exit $?' sh "$python" "$script"
 """

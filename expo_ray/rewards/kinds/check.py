@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from expo_ray.rewards.checks.kind import version_of
 from expo_ray.rewards.checks.registry import CHECK_KINDS, check_forms
 from expo_ray.rewards.kinds.kind import RewardKind, unusable
 
@@ -28,6 +29,10 @@ def _parse(text: str) -> tuple[str, Mapping[str, Any]]:
 
 def _pin(spec: RewardModelSpec) -> RewardModelSpec:
     return replace(spec, arguments={"check": spec.arguments["check"], **_pinned(spec)})
+
+
+def _version(spec: RewardModelSpec) -> object:
+    return version_of(_pinned(spec)) or None
 
 
 def _load(spec: RewardModelSpec) -> Any:
@@ -64,6 +69,7 @@ CHECK = RewardKind(
     parse=_parse,
     pin=_pin,
     load=_load,
+    version=_version,
     takes_bare_word=True,
     has_dtypes=False,
     is_general=False,

@@ -26,6 +26,12 @@ def _pin(spec: RewardModelSpec) -> RewardModelSpec:
     return replace(spec, model=checkpoint.uri)
 
 
+def _version(spec: RewardModelSpec) -> object:
+    from expo_ray.checkpoints import open_checkpoint
+
+    return open_checkpoint(spec.model).version()
+
+
 def _load(spec: RewardModelSpec, **how: Any) -> Any:
     from expo_ray.checkpoints import open_checkpoint
     from expo_ray.rewards.checkpoint_kind import checkpoint_kind
@@ -60,5 +66,11 @@ _CLASSES: dict[CheckpointKind, Any] = {
 }
 
 CHECKPOINT = RewardKind(
-    name="classifier", prefix="", form="a checkpoint", parse=_parse, pin=_pin, load=_load
+    name="classifier",
+    prefix="",
+    form="a checkpoint",
+    parse=_parse,
+    pin=_pin,
+    load=_load,
+    version=_version,
 )

@@ -36,6 +36,11 @@ def no_vote(arguments: Mapping[str, Any]) -> None:
     return None
 
 
+def unknown_version(spec: RewardModelSpec) -> None:
+    """Return that nothing tells what is behind a text from what was behind it before."""
+    return None
+
+
 def no_bounds(arguments: Mapping[str, Any]) -> None:
     """Return that rewards may lie apart however far."""
     return None
@@ -59,6 +64,9 @@ class RewardKind:
     `needs_pair`, `device` and `dtype` (of torch) where it `has_dtypes`."""
     pin: Callable[[RewardModelSpec], RewardModelSpec] = as_it_is
     """Returns a spec that means the same on every node; refuses what is no reward model."""
+    version: Callable[[RewardModelSpec], object] = unknown_version
+    """Takes a pinned spec; returns what tells what it names now from what it named before, as plain
+    JSON values; None where nobody can know."""
     against: Callable[[str, Path], str] = unchanged
     """Returns a text with the local paths in it made absolute against a folder."""
     needs_pair: bool = False

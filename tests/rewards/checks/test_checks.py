@@ -21,6 +21,7 @@ from expo_ray.rewards.checks.kind import Check, Checked, CheckKind
 from expo_ray.rewards.checks.own_process import OwnProcess
 from expo_ray.rewards.checks.preflight import require_checkable
 from expo_ray.rewards.checks.python_function import PYTHON
+from expo_ray.rewards.checks.python_sources import source_digest
 from expo_ray.rewards.checks.regex import REGEX
 from expo_ray.rewards.checks.registry import CHECK_KINDS
 from expo_ray.rewards.checks.reward_model import CheckRewardModel, as_reference
@@ -158,9 +159,49 @@ def test_a_function_that_is_not_there_is_refused(functions: None, target: str, t
 
 
 def test_other_code_is_another_reward_model(functions: None) -> None:
-    before = load_reward_model("check:python=own_checks:length").settings
-    Path("own_checks.py").write_text(FUNCTIONS.replace("/ 10", "/ 100"))
-    assert load_reward_model("check:python=own_checks:length").settings != before
+    def revision() -> str:
+        return load_reward_model("check:python=own_checks:length").revision
+
+    first = revision()
+    assert first.startswith("checks-1-") and revision() == first
+    Path("own_checks.py").write_text("from limits import ten\n" + FUNCTIONS)
+    Path("limits.py").write_text("from other.place import ten\n")
+    Path("other").mkdir()
+    Path("other/__init__.py").write_text("")
+    Path("other/place.py").write_text("from . import far\nten = 10\n")
+    Path("other/far.py").write_text("")
+    second = revision()
+    # What it imports from its folder, however far, and nothing else.
+    Path("other/far.py").write_text("far = 1\n")
+    third = revision()
+    Path("unrelated.py").write_text("")
+    assert revision() == third
+    assert len({first, second, third}) == 3
+
+
+def test_code_that_changes_under_work_is_refused(functions: None) -> None:
+    spec = RewardModelSpec.parse("check:python=own_checks:length")
+    pinned, _, _ = pin_reward_model(spec, initial=None, aligned=None)
+    Path("own_checks.py").write_text(FUNCTIONS + "\n")
+    with pytest.raises(ConfigError, match="other code than when the work began"):
+        load_reward_model(pinned)
+
+
+def test_an_installed_function_is_known_by_its_file() -> None:
+    # Loaded by nobody: what is installed is found, not imported.
+    a, b = (source_digest(Path("/nowhere"), f"expo_ray.{name}") for name in ("errors", "extras"))
+    assert a != b and len(a) == 64
+
+
+def test_another_schema_is_another_reward_model_and_another_place_is_not(tmp_path: Path) -> None:
+    revisions = []
+    for name, schema in (("a", "{}"), ("b", "{}"), ("a", '{"type": "object"}')):
+        (tmp_path / f"{name}.json").write_text(schema)
+        revisions.append(load_reward_model(f"check:json-schema={tmp_path}/{name}.json").revision)
+    assert revisions[0] == revisions[1] != revisions[2]
+    patterns = [load_reward_model(f"check:regex={text}").revision for text in ("a", "b")]
+    assert patterns[0] != patterns[1]
+    assert load_reward_model("check:exact").revision == "checks-1"
 
 
 def test_what_hangs_is_ended_and_the_next_row_is_checked(functions: None) -> None:
