@@ -11,6 +11,7 @@ from expo_ray.lazy import lazy_exports
 
 if TYPE_CHECKING:
     from expo_ray.evaluation import (
+        alpaca_eval_judgements,
         alpaca_eval_metrics,
         alpaca_eval_outputs,
         mt_bench_answers,
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "alpaca_eval_judgements",
     "alpaca_eval_metrics",
     "alpaca_eval_outputs",
     "check_recipe",
@@ -72,6 +74,7 @@ __all__ = [
 __getattr__ = lazy_exports(
     __name__,
     {
+        "alpaca_eval_judgements": "evaluation",
         "alpaca_eval_metrics": "evaluation",
         "alpaca_eval_outputs": "evaluation",
         "check_recipe": "workflow.recipe_check",

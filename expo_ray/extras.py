@@ -23,6 +23,9 @@ class Extra:
 
 EXTRAS: Mapping[str, Extra] = {
     "adaptive": Extra(purpose="the search of an alpha by part", modules=("optuna", "pandas")),
+    "alpaca-eval": Extra(
+        purpose="AlpacaEval's judging and length control", modules=("alpaca_eval", "pandas")
+    ),
     "fast": Extra(purpose="compiled arithmetic", modules=("numba",)),
     "lab": Extra(purpose="training a laboratory", modules=("accelerate", "datasets", "trl")),
     "language": Extra(

@@ -14,6 +14,7 @@ import torch
 
 from expo_ray.checkpoints.storages import s3_client
 from expo_ray.errors import MissingExtraError
+from expo_ray.evaluation import alpaca_eval_judgements
 from expo_ray.extrapolation.arithmetic import fused_kernel
 from expo_ray.extras import EXTRAS, Extra, install_command, missing_modules, require_extra
 from expo_ray.lab import LabSettings, prepare_lab
@@ -25,6 +26,9 @@ from expo_ray.workflow.run import run_recipe
 ROOT = Path(__file__).resolve().parents[1]
 NEEDS: dict[str, Callable[[Path], object]] = {
     "adaptive": lambda folder: require_extra("adaptive"),
+    "alpaca-eval": lambda folder: alpaca_eval_judgements(
+        "a.json", baseline="b.json", judge="judge:http://127.0.0.1:1/v1#m", output=folder / "o.json"
+    ),
     "mlflow": lambda folder: _run_tracked(folder, "mlflow"),
     "lab": lambda folder: prepare_lab(folder / "lab", LabSettings(), address="inline"),
     "language": lambda folder: smollm2(folder / "lab"),

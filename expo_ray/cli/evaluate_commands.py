@@ -10,30 +10,34 @@ from pathlib import Path
 from typing import Annotated, Any, Final
 
 import typer
-from rich.console import Console
 
-from expo_ray.cli.model_options import add_command
+from expo_ray.cli.answer_flags import AnswerFlags
+from expo_ray.cli.evaluate_tables import (
+    render_accuracies,
+    render_changes,
+    render_ratings,
+    render_self_tests,
+)
+from expo_ray.cli.model_options import Given, add_command
 from expo_ray.cli.options import (
-    AlphaOption,
-    AlphaRulesOption,
     AnchorsOption,
     CacheFlag,
-    EngineOption,
-    InitialOption,
     PairAligned,
     PairInitial,
-    Replicas,
     RewardModelOption,
     SelfTestFlag,
 )
 from expo_ray.cli.reward_commands import Replicas as RewardReplicas
-from expo_ray.cli.session import AddressOption, OutputFlags, Session, key_value_table, new_table
+from expo_ray.cli.session import AddressOption, OutputFlags, Session, key_value_table
 from expo_ray.errors import ConfigError, argument
-from expo_ray.serving.sampling import PAPER_SAMPLING, SAMPLING_PANEL
+from expo_ray.serving.sampling import PAPER_SAMPLING
 
-RunSeed = Annotated[
-    int | None,
-    typer.Option(min=0, help="Seed of the run; by default 42.", rich_help_panel=SAMPLING_PANEL),
+JudgeOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="JUDGE",
+        help="judge:URL#model, which judges them; its key is read from EXPO_RAY_JUDGE_API_KEY.",
+    ),
 ]
 
 
@@ -41,78 +45,95 @@ def alpaca_eval(
     model: Annotated[
         str | None, typer.Argument(help="Generate this model's official outputs file.")
     ] = None,
-    annotations: Annotated[
-        Path | None, typer.Option(help="A judge's annotations: compute the win rates.")
-    ] = None,
     prompts: Annotated[
         str | None, typer.Option(metavar="FILE", help="The 805 instructions.")
     ] = None,
     output: Annotated[
-        str | None, typer.Option(metavar="FILE", help="Outputs file to write (JSON).")
+        str | None,
+        typer.Option(metavar="FILE", help="Outputs or annotations to write (JSON)."),
     ] = None,
-    initial: InitialOption = None,
-    alpha: AlphaOption = None,
-    alpha_rules: AlphaRulesOption = None,
-    max_tokens: Annotated[
-        int | None,
+    answers: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Outputs to be judged.")
+    ] = None,
+    baseline: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Outputs that they are compared with, as official."),
+    ] = None,
+    judge: JudgeOption = None,
+    annotator: Annotated[
+        str | None,
         typer.Option(
-            min=1, help="Longest response; by default 2048.", rich_help_panel=SAMPLING_PANEL
+            metavar="NAME",
+            help="How it is asked: an evaluator of alpaca_eval; by default AlpacaEval 2.0's, which "
+            "needs log probabilities.",
         ),
     ] = None,
-    seed: RunSeed = None,
-    engine: EngineOption = "auto",
-    num_replicas: Replicas = 1,
-    address: AddressOption = None,
+    annotations: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="A judge's annotations: compute the win rates."),
+    ] = None,
+    length_control: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Where df_gamed.csv of the dataset tatsu-lab/alpaca_eval lies: the "
+            "length-controlled win rate too.",
+        ),
+    ] = None,
     *,
+    answering: AnswerFlags,
     shown: OutputFlags,
 ) -> None:
-    """AlpacaEval 2.0: write the outputs file for a judge, or read what a judge decided.
+    """AlpacaEval 2.0: write the outputs file, let a judge annotate it, or read annotations.
 
     Examples: expo-ray evaluate alpaca-eval ./expo --prompts prompts.jsonl --output outputs.json;
+    expo-ray evaluate alpaca-eval --answers outputs.json --baseline gpt4.json
+    --judge judge:URL#model --output annotations.json;
     expo-ray evaluate alpaca-eval --annotations annotations.json
     """
-    generating = _beyond_defaults(
-        initial=initial,
-        alpha=alpha,
-        alpha_rules=alpha_rules,
-        seed=seed,
-        max_tokens=max_tokens,
-        address=address,
-        engine=engine,
-        num_replicas=num_replicas,
-    )
+    from expo_ray import evaluation
+
+    asking = {"prompts": prompts, "model": model, **answering}
+    judging = {"answers": answers, "baseline": baseline, "judge": judge, "annotator": annotator}
     with Session(**shown) as session:
+        result: dict[str, Any]
         if annotations is not None:
-            from expo_ray.evaluation import alpaca_eval_metrics
-
-            _refuse_unused(
-                "reading annotations",
-                {"model": model, "prompts": prompts, "output": output, **generating},
+            _refuse_unused("reading annotations", {"output": output, **judging, **asking})
+            result = dict(
+                evaluation.alpaca_eval_metrics(annotations, length_control=length_control)
             )
-            result: dict[str, Any] = dict(alpaca_eval_metrics(annotations))
-        elif model is not None and prompts is not None and output is not None:
-            from expo_ray.evaluation import alpaca_eval_outputs
-
-            given = {"max_tokens": max_tokens, "seed": seed}
-            changes = {name: value for name, value in given.items() if value is not None}
-            result = alpaca_eval_outputs(
+        elif answers and baseline and judge and output:
+            _refuse_unused("judging", asking)
+            result = dict(
+                evaluation.alpaca_eval_judgements(
+                    answers,
+                    baseline=baseline,
+                    judge=judge,
+                    output=output,
+                    length_control=length_control,
+                    **({} if annotator is None else {"annotator": annotator}),
+                    progress=session.progress,
+                )
+            )
+        elif model and prompts and output:
+            _refuse_unused("answering", {"length_control": length_control, **judging})
+            changes: Given = {
+                name: answering.pop(name) for name in ("max_tokens", "seed") if name in answering
+            }
+            result = evaluation.alpaca_eval_outputs(
                 model,
                 prompts=prompts,
                 output=output,
-                initial=initial,
-                alpha=alpha,
-                alpha_rules=alpha_rules,
-                engine=engine,
                 sampling=PAPER_SAMPLING.model_copy(update=changes),
-                num_replicas=num_replicas,
-                address=address,
+                **answering,
                 progress=session.progress,
             )
         else:
             raise ConfigError(
                 "nothing to do",
                 where="evaluate alpaca-eval",
-                expected="--annotations FILE, or MODEL with --prompts and --output",
+                expected="--annotations FILE; or --answers, --baseline, --judge and --output; or "
+                "MODEL with --prompts and --output",
                 hint="see `expo-ray evaluate alpaca-eval --help`",
             )
         session.emit(result, lambda console: console.print(key_value_table(result)))
@@ -159,16 +180,7 @@ def reward_bench(
             address=address,
             progress=session.progress,
         )
-        session.emit(result, lambda console: _render_accuracies(console, result))
-
-
-def _beyond_defaults(*, engine: str, num_replicas: int, **given: object) -> dict[str, object]:
-    """Return the flags of generation; None for those that have their default."""
-    return {
-        **given,
-        "engine": None if engine == "auto" else engine,
-        "num_replicas": None if num_replicas == 1 else num_replicas,
-    }
+        session.emit(result, lambda console: render_accuracies(console, result))
 
 
 def _refuse_unused(what: str, given: Mapping[str, object]) -> None:
@@ -204,9 +216,7 @@ def mt_bench(
     answers: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Answers to be judged.")
     ] = None,
-    judge: Annotated[
-        str | None, typer.Option(metavar="JUDGE", help="judge:URL#model, which rates them.")
-    ] = None,
+    judge: JudgeOption = None,
     judge_prompts: Annotated[
         str | None,
         typer.Option(metavar="FILE", help="By default the official judge_prompts.jsonl, here."),
@@ -215,46 +225,24 @@ def mt_bench(
         str | None,
         typer.Option(metavar="FILE", help="Reference answers: math, reasoning and coding."),
     ] = None,
-    initial: InitialOption = None,
-    alpha: AlphaOption = None,
-    alpha_rules: AlphaRulesOption = None,
-    max_tokens: Annotated[
-        int | None,
-        typer.Option(
-            min=1, help="Longest answer; by default 1024.", rich_help_panel=SAMPLING_PANEL
-        ),
-    ] = None,
-    seed: RunSeed = None,
-    engine: EngineOption = "auto",
-    num_replicas: Replicas = 1,
-    address: AddressOption = None,
     *,
+    answering: AnswerFlags,
     shown: OutputFlags,
 ) -> None:
     """MT-Bench: answer its questions of two turns, or let a judge rate the answers.
 
-    Files are FastChat's. The judge's key is read from EXPO_RAY_JUDGE_API_KEY.
+    Files are FastChat's.
 
     Examples: expo-ray evaluate mt-bench ./expo --output answers.jsonl;
     expo-ray evaluate mt-bench --answers answers.jsonl --judge judge:URL#model
     --references gpt-4.jsonl --output judgements.jsonl
     """
-    generating = _beyond_defaults(
-        initial=initial,
-        alpha=alpha,
-        alpha_rules=alpha_rules,
-        seed=seed,
-        max_tokens=max_tokens,
-        address=address,
-        engine=engine,
-        num_replicas=num_replicas,
-    )
     judging = {"judge_prompts": judge_prompts, "references": references}
     with Session(**shown) as session:
         if answers is not None and judge is not None and output is not None and model is None:
             from expo_ray.evaluation import mt_bench_scores
 
-            _refuse_unused("judging answers", generating)
+            _refuse_unused("judging answers", answering)
             result = mt_bench_scores(
                 answers,
                 questions=questions,
@@ -264,23 +252,16 @@ def mt_bench(
                 output=output,
                 progress=session.progress,
             )
-            session.emit(result, lambda console: _render_ratings(console, result))
+            session.emit(result, lambda console: render_ratings(console, result))
         elif model is not None and output is not None and answers is None and judge is None:
             from expo_ray.evaluation import mt_bench_answers
 
             _refuse_unused("answering", judging)
-            lengths = {"max_tokens": max_tokens, "seed": seed}
             made = mt_bench_answers(
                 model,
                 questions=questions,
                 output=output,
-                initial=initial,
-                alpha=alpha,
-                alpha_rules=alpha_rules,
-                **{name: value for name, value in lengths.items() if value is not None},
-                engine=engine,
-                num_replicas=num_replicas,
-                address=address,
+                **answering,
                 progress=session.progress,
             )
             session.emit(made, lambda console: console.print(key_value_table(made)))
@@ -311,7 +292,7 @@ def open_llm(
 
     with Session(**shown) as session:
         result = open_llm_changes(before, after)
-        session.emit(result, lambda console: _render_changes(console, result))
+        session.emit(result, lambda console: render_changes(console, result))
 
 
 def reward_self_test(
@@ -341,72 +322,7 @@ def reward_self_test(
         result = reward_self_tests(
             reward_model, initial=initial, aligned=aligned, anchors=anchors, **given
         )
-        session.emit(result, lambda console: _render_self_tests(console, result))
-
-
-def _render_accuracies(console: Console, result: dict[str, Any]) -> None:
-    table = new_table("accuracy (95% interval)", "share", "low", "high", "pairs", "equal", "errors")
-    rows = [*result["subsets"], *result["sections"], result["overall"]]
-    for row in rows if len(rows) > 2 else rows[-1:]:
-        shares = (row["accuracy"], row["ci_low"], row["ci_high"])
-        counts = (row["num_pairs"], row["num_equal"], row["num_errors"])
-        table.add_row(
-            row["name"],
-            *("-" if share is None else f"{share:.1%}" for share in shares),
-            *(f"{count:,}" for count in counts),
-        )
-    console.print(table)
-    for section in result["sections"]:
-        if section["num_subsets_missing"]:
-            console.print(
-                f"{section['name']}: {section['num_subsets_missing']} of its subsets are missing",
-                markup=False,
-            )
-
-
-def _render_ratings(console: Console, result: dict[str, Any]) -> None:
-    table = new_table("rating (95% interval)", "mean", "low", "high", "questions")
-    rows = {"first turn": result["first_turn"], "second turn": result["second_turn"]}
-    for name, row in {**result["categories"], **rows, "average": result["average"]}.items():
-        shares = (row["mean"], row["ci_low"], row["ci_high"])
-        numbers = ("-" if share is None else f"{share:.2f}" for share in shares)
-        table.add_row(name, *numbers, str(row["num_questions"]))
-    console.print(table)
-    if result["num_unrated"]:
-        console.print(f"without a rating, and left out: {result['num_unrated']}", markup=False)
-
-
-def _render_changes(console: Console, result: dict[str, Any]) -> None:
-    table = new_table("task", "shots", "before", "after", "change (95%)", "verdict")
-    for row in (*result["tasks"], *([result["mean"]] if result["mean"] else ())):
-        change = f"{100 * row['change']:+.1f}"
-        if row["ci_low"] is not None:
-            change += f" [{100 * row['ci_low']:+.1f}, {100 * row['ci_high']:+.1f}]"
-        table.add_row(
-            row["task"],
-            "-" if row["num_shots"] is None else str(row["num_shots"]),
-            *(f"{100 * row[side]:.1f}" for side in ("before", "after")),
-            change,
-            row["verdict"],
-        )
-    console.print(table)
-    for note in result["notes"]:
-        console.print(note, markup=False)
-
-
-def _render_self_tests(console: Console, result: dict[str, Any]) -> None:
-    headings = ("dtype", "spread in batches", "spread with padding", "anchors right")
-    table = new_table(*headings, title=f"Self-test of {result['reward_model']}")
-    for row in result["tests"]:
-        table.add_row(
-            row["dtype"],
-            f"{row['batch_spread']:.2g}",
-            f"{row['padding_spread']:.2g}",
-            f"{row['num_anchors_right']} of {row['num_anchors']}",
-        )
-    console.print(table)
-    for warning in sorted({text for row in result["tests"] for text in row["warnings"]}):
-        console.print(f"warning: {warning}", markup=False)
+        session.emit(result, lambda console: render_self_tests(console, result))
 
 
 BENCHMARKS: Final[Mapping[str, Callable[..., None]]] = {

@@ -8,6 +8,7 @@ from expo_ray.lazy import lazy_exports
 
 if TYPE_CHECKING:
     from expo_ray.evaluation.alpaca_eval import alpaca_eval_metrics
+    from expo_ray.evaluation.alpaca_judging import alpaca_eval_judgements
     from expo_ray.evaluation.alpaca_outputs import alpaca_eval_outputs
     from expo_ray.evaluation.mt_bench import mt_bench_answers
     from expo_ray.evaluation.mt_bench_judging import mt_bench_scores
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from expo_ray.evaluation.self_tests import reward_self_tests
 
 __all__ = [
+    "alpaca_eval_judgements",
     "alpaca_eval_metrics",
     "alpaca_eval_outputs",
     "mt_bench_answers",
@@ -30,6 +32,7 @@ __all__ = [
 __getattr__ = lazy_exports(
     __name__,
     {
+        "alpaca_eval_judgements": "alpaca_judging",
         "alpaca_eval_metrics": "alpaca_eval",
         "alpaca_eval_outputs": "alpaca_outputs",
         "mt_bench_answers": "mt_bench",

@@ -1,8 +1,7 @@
 """AlpacaEval 2.0: the published figures from a judge's annotations.
 
 A preference lies between 1 (the baseline is better) and 2 (the model is better); 1.5 is a draw, and
-so is 0, which older judges wrote for one. The length-controlled win rate is not computed here: it
-needs a regression over the judge's records of other models.
+so is 0, which older judges wrote for one.
 """
 
 from __future__ import annotations
@@ -14,9 +13,11 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 from expo_ray.errors import TableError
+from expo_ray.evaluation.length_control import length_controlled
 from expo_ray.json_text import parse_json
 
 SCHEMA_VERSION = 1
+BENCHMARK = "alpaca-eval"
 _DRAW = 1.5
 
 
@@ -24,6 +25,8 @@ class AlpacaEvalMetrics(TypedDict):
     """One model's row of the leaderboard."""
 
     schema_version: int
+    benchmark: str
+    """`alpaca-eval`."""
     model: str | None
     """Name of the judged model, None where the annotations do not say."""
     baseline: str | None
@@ -42,19 +45,37 @@ class AlpacaEvalMetrics(TypedDict):
     """Share of wins, draws by half, percent."""
     avg_length: int
     """Mean characters of the model's outputs, rounded down as on the leaderboard."""
+    length_controlled_win_rate: float | None
+    """As if both models' answers were equally long, percent, by AlpacaEval's own model."""
+    length_controlled_standard_error: float | None
+    length_controlled_reason: str | None
+    """Why there is none."""
+    length_controlled_sha256: str | None
+    """Of the preferences for other models that it was fitted to, too."""
+    judge: str | None
+    """The annotator, None where the annotations do not say."""
+    weights_digest: str | None
+    """Of the judged model; None where another tool made its outputs, and so the next two."""
+    sampling: str | None
+    chat_template: str | None
 
 
-def alpaca_eval_metrics(annotations_path: str | Path) -> AlpacaEvalMetrics:
-    """Compute win rate and counts from an annotations file.
+def alpaca_eval_metrics(
+    annotations_path: str | Path, *, length_control: str | Path | None = None
+) -> AlpacaEvalMetrics:
+    """Compute win rates and counts from an annotations file.
 
     Args:
         annotations_path: JSON list of annotations, as AlpacaEval writes them; `output_2` is the
             judged model's.
+        length_control: Folder with `df_gamed.csv` of the dataset `tatsu-lab/alpaca_eval`, for the
+            length-controlled win rate; the annotations are of the 805 instructions in order then.
 
     Returns:
-        Win rate with its standard error, counts, and the length of the answers.
+        Win rates with their standard errors, counts, and the length of the answers.
 
     Raises:
+        MissingExtraError: The package of the length-controlled win rate is not installed.
         TableError: The file is missing or malformed, with the number of the row from 0.
 
     Example:
@@ -65,7 +86,7 @@ def alpaca_eval_metrics(annotations_path: str | Path) -> AlpacaEvalMetrics:
         62.5
     """
     path = Path(annotations_path)
-    rows = _read_rows(path)
+    rows = read_rows(path)
     given = [annotated_preference(row, f"{path} row {i}") for i, row in enumerate(rows)]
     lengths = [len(_text(row, "output_2", f"{path} row {i}")) for i, row in enumerate(rows)]
     scores = [preference - 1 for preference in given if preference is not None]
@@ -74,8 +95,10 @@ def alpaca_eval_metrics(annotations_path: str | Path) -> AlpacaEvalMetrics:
     num_wins = sum(score > _DRAW - 1 for score in scores)
     num_draws = sum(score == _DRAW - 1 for score in scores)
     spread = statistics.stdev(scores) if len(scores) > 1 else 0.0
+    controlled = length_controlled(rows, length_control)
     return AlpacaEvalMetrics(
         schema_version=SCHEMA_VERSION,
+        benchmark=BENCHMARK,
         model=one_name(rows, "generator_2", path),
         baseline=one_name(rows, "generator_1", path),
         win_rate=100 * statistics.fmean(scores),
@@ -87,10 +110,23 @@ def alpaca_eval_metrics(annotations_path: str | Path) -> AlpacaEvalMetrics:
         n_missing=len(rows) - len(scores),
         discrete_win_rate=100 * (num_wins + num_draws / 2) / len(scores),
         avg_length=int(statistics.fmean(lengths)),
+        length_controlled_win_rate=controlled.win_rate,
+        length_controlled_standard_error=controlled.standard_error,
+        length_controlled_reason=controlled.reason,
+        length_controlled_sha256=controlled.gamed_sha256,
+        judge=one_name(rows, "annotator", path),
+        weights_digest=one_name(rows, "weights_digest", path),
+        sampling=one_name(rows, "sampling", path),
+        chat_template=one_name(rows, "chat_template", path),
     )
 
 
-def _read_rows(path: Path) -> list[dict[str, Any]]:
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """Read a list of objects: annotations, or outputs.
+
+    Raises:
+        TableError: The file is missing or malformed.
+    """
     try:
         rows = parse_json(path.read_bytes())
     except OSError as error:

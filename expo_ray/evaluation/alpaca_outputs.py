@@ -10,6 +10,7 @@ from typing import Any
 from expo_ray.checkpoints import atomic_write_text
 from expo_ray.checkpoints.storages.local_output import require_writable_file
 from expo_ray.errors import EvaluationError
+from expo_ray.evaluation.identity import identity_of
 from expo_ray.progress import Progress
 from expo_ray.serving.alpha_setting import RulesLike
 from expo_ray.serving.sampling import SamplingParams
@@ -44,7 +45,8 @@ def alpaca_eval_outputs(
         model: The model; with `initial` and `alpha` it is extrapolated while it loads.
         prompts: The instructions, in official order, from wherever prompts may lie; `dataset` is
             carried over.
-        output: JSON file: a list of instruction, output, generator, dataset, datasplit.
+        output: JSON file: a list of instruction, output, generator, dataset, datasplit, and of what
+            made them: weights_digest, sampling, chat_template (as texts).
         initial: theta0.
         alpha: How far to extrapolate; beside rules, for tensors without a rule.
         alpha_rules: Alpha by part of the model: a YAML file as for `extrapolate`, or its table.
@@ -55,7 +57,8 @@ def alpaca_eval_outputs(
         progress: Where to report.
 
     Returns:
-        `{"schema_version", "output", "generator", "num_outputs", "avg_length"}`.
+        `{"schema_version", "output", "generator", "weights_digest", "sampling",
+        "chat_template", "num_outputs", "avg_length"}`.
 
     Raises:
         RequestError: Prompts or model are wrong; nothing was written.
@@ -80,9 +83,10 @@ def alpaca_eval_outputs(
     rows = read_prompts(prompts)
     instructions = [_instruction(prompt) for prompt in rows]
     datasets = _datasets(prompts)
-    generator = model_source(model, initial, alpha, alpha_rules).name
+    source = model_source(model, initial, alpha, alpha_rules)
+    sampling = (sampling or PAPER_SAMPLING).model_copy(update={"num_samples": 1})
     table_path = output.with_suffix(".responses.parquet")
-    generate(
+    made = generate(
         model,
         prompts=prompts,
         output=table_path,
@@ -90,7 +94,7 @@ def alpaca_eval_outputs(
         alpha=alpha,
         alpha_rules=alpha_rules,
         engine=engine,
-        sampling=(sampling or PAPER_SAMPLING).model_copy(update={"num_samples": 1}),
+        sampling=sampling,
         num_replicas=num_replicas,
         address=address,
         progress=progress,
@@ -105,13 +109,17 @@ def alpaca_eval_outputs(
             hint="run the same command again: only these are generated",
         )
     texts = [str(responses[prompt.prompt_id]["response"]) for prompt in rows]
+    settings = sampling.model_dump(mode="json", exclude={"num_samples"})
+    settings |= {"engine": made["engine"]}
+    identity = identity_of(made["weights_digest"], settings, source.open())
     outputs = [
         {
             "instruction": instruction,
             "output": text,
-            "generator": generator,
+            "generator": source.name,
             "dataset": dataset,
             "datasplit": _DATASPLIT,
+            **identity,
         }
         for instruction, text, dataset in zip(instructions, texts, datasets, strict=True)
     ]
@@ -119,7 +127,8 @@ def alpaca_eval_outputs(
     return {
         "schema_version": SCHEMA_VERSION,
         "output": str(output),
-        "generator": generator,
+        "generator": source.name,
+        **identity,
         "num_outputs": len(outputs),
         "avg_length": sum(map(len, texts)) // len(texts),
     }

@@ -16,6 +16,7 @@ from typing import Any
 from expo_ray.checkpoints import atomic_write_text
 from expo_ray.checkpoints.storages.local_output import require_writable_file
 from expo_ray.errors import EvaluationError
+from expo_ray.evaluation.identity import identity_of
 from expo_ray.evaluation.mt_bench_files import NUM_TURNS, TEMPERATURES, Question, read_questions
 from expo_ray.progress import Progress
 from expo_ray.serving.alpha_setting import RulesLike
@@ -62,7 +63,8 @@ def mt_bench_answers(
         progress: Where to report.
 
     Returns:
-        `{"schema_version", "output", "model", "weights_digest", "num_questions"}`.
+        `{"schema_version", "output", "model", "weights_digest", "sampling", "chat_template",
+        "num_questions"}`.
 
     Raises:
         RequestError: Questions or model are wrong; nothing was written.
@@ -104,13 +106,18 @@ def mt_bench_answers(
                     progress=progress,
                 )
                 _take(table, asked, turns)
-    answers = [_answer(question, turns[question.question_id], made, seed) for question in rows]
+    sampling = {"max_tokens": max_tokens, "seed": seed, "engine": made["engine"]}
+    identity = identity_of(made["weights_digest"], sampling, source.open())
+    made_by = {**identity, "seed": seed}
+    answers = [
+        _answer(question, turns[question.question_id], made["model"], made_by) for question in rows
+    ]
     atomic_write_text(output, "".join(json.dumps(a, ensure_ascii=False) + "\n" for a in answers))
     return {
         "schema_version": SCHEMA_VERSION,
         "output": str(output),
         "model": made["model"],
-        "weights_digest": made["weights_digest"],
+        **identity,
         "num_questions": len(rows),
     }
 
@@ -142,14 +149,14 @@ def _take(table: Path, asked: Sequence[Question], turns: dict[int, list[str]]) -
 
 
 def _answer(
-    question: Question, turns: Sequence[str], made: dict[str, Any], seed: int
+    question: Question, turns: Sequence[str], model: str, made_by: dict[str, Any]
 ) -> dict[str, Any]:
-    name = f"{made['weights_digest']} {question.question_id} {seed}"
+    name = f"{made_by['weights_digest']} {question.question_id} {made_by['seed']}"
     return {
         "question_id": question.question_id,
         "answer_id": hashlib.sha256(name.encode()).hexdigest()[:22],
-        "model_id": made["model"],
+        "model_id": model,
         "choices": [{"index": 0, "turns": list(turns)}],
         "tstamp": 0.0,  # the same answers are the same file
-        "expo_ray": {"weights_digest": made["weights_digest"], "seed": seed},
+        "expo_ray": made_by,
     }

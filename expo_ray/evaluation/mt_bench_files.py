@@ -8,12 +8,13 @@ prompts      {"name": "single-v1", "type": "single", "system_prompt", "prompt_te
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from expo_ray.errors import TableError
+from expo_ray.evaluation.identity import IDENTITY
 from expo_ray.tables.prompt_files import prompt_files
 from expo_ray.tables.prompt_rows import read_rows
 
@@ -51,8 +52,8 @@ class Answer:
     question_id: int
     model: str
     turns: tuple[str, ...]
-    weights_digest: str | None
-    """None where another tool wrote it."""
+    identity: Mapping[str, str | None]
+    """See `IDENTITY`; None where another tool wrote it."""
 
 
 class JudgePrompt(NamedTuple):
@@ -97,21 +98,21 @@ def read_answers(path: str | Path) -> dict[int, Answer]:
         if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
             raise TableError("an answer has no choices", where=where)
         made_by = row.get("expo_ray")
-        digest = made_by.get("weights_digest") if isinstance(made_by, dict) else None
+        known = made_by if isinstance(made_by, dict) else {}
         return Answer(
             question_id=_id(row, where),
             model=str(row.get("model_id")),
             turns=_texts(choices[0].get("turns"), where),
-            weights_digest=None if digest is None else str(digest),
+            identity={k: None if known.get(k) is None else str(known[k]) for k in IDENTITY},
         )
 
     answers = _read(path, parse)
-    makers = {(answer.model, answer.weights_digest) for answer in answers}
+    makers = {(answer.model, *answer.identity.values()) for answer in answers}
     if len(makers) > 1:
         raise TableError(
             "the answers are of several models",
             where=path,
-            got=", ".join(sorted(model for model, _ in makers)),
+            got=", ".join(sorted(model or "unknown" for model, *_ in makers)),
             hint="one file per model",
         )
     return {answer.question_id: answer for answer in answers}

@@ -11,7 +11,6 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,7 +19,8 @@ import pyarrow as pa
 
 from expo_ray.checkpoints import atomic_write_text
 from expo_ray.checkpoints.storages.local_output import require_writable_file
-from expo_ray.errors import ConfigError, EvaluationError, TableError, argument, first_names
+from expo_ray.errors import EvaluationError, TableError, first_names
+from expo_ray.evaluation.judging import Judge, ask_all
 from expo_ray.evaluation.mt_bench_files import (
     NUM_TURNS,
     REFERENCED,
@@ -32,19 +32,16 @@ from expo_ray.evaluation.mt_bench_files import (
     read_judge_prompts,
     read_questions,
 )
-from expo_ray.progress import NullProgress, Progress
+from expo_ray.progress import Progress
 from expo_ray.rewards.judge_service import JudgeService
-from expo_ray.rewards.kinds.judge import judge_api_key
-from expo_ray.rewards.spec import RewardModelSpec
 from expo_ray.selection.bootstrap import bootstrap_mean
 from expo_ray.tables import Message, ResumableTable
 
 SCHEMA_VERSION = 1
+BENCHMARK = "mt-bench"
 CONFIDENCE = 0.95
 _SAMPLING = {"temperature": 0, "max_tokens": 2048}
-_NUM_THREADS = 8
 _NUM_ASKED = 2
-_ROWS_PER_PART = 16
 _RATINGS = tuple(re.compile(p) for p in (r"\[\[(\d+\.?\d*)\]\]", r"\[(\d+\.?\d*)\]"))
 _SCHEMA = pa.schema(
     [
@@ -94,8 +91,9 @@ def mt_bench_scores(
         progress: Where to report.
 
     Returns:
-        `{"schema_version", "model", "judge", "average", "first_turn", "second_turn", "categories",
-        "num_judged", "num_unrated"}`; a score has `mean`, `ci_low`, `ci_high` (95%, bootstrap over
+        `{"schema_version", "benchmark", "model", "weights_digest", "sampling", "chat_template",
+        "judge", "average", "first_turn", "second_turn", "categories", "num_judged",
+        "num_unrated"}`; a score has `mean`, `ci_low`, `ci_high` (95%, bootstrap over
         questions) and `num_questions`.
 
     Raises:
@@ -114,11 +112,7 @@ def mt_bench_scores(
         (8.0, 6.0)
     """
     output = require_writable_file(output)
-    spec = RewardModelSpec.parse(judge)
-    if spec.kind.name != "judge":
-        raise ConfigError(
-            "no judge", where=argument("judge"), got=judge, expected="judge:URL#model"
-        )
+    service = Judge.parse(judge)
     asked = read_questions(questions)
     given = read_answers(answers)
     prompts = read_judge_prompts(judge_prompts)
@@ -130,35 +124,27 @@ def mt_bench_scores(
         _SCHEMA,
         key=("question_id", "turn"),
         identity={
-            "judge": f"{spec.arguments['url']}#{spec.model}",
+            "judge": service.address,
             "sampling": _SAMPLING,
             # What the judge reads: its prompts, the questions, the answers.
             "cases": hashlib.sha256(
                 json.dumps([_read_by_judge(c) for c in cases]).encode()
             ).hexdigest(),
             "model": model.model,
-            "weights_digest": model.weights_digest,
+            **model.identity,
         },
     )
-    service = JudgeService(url=spec.arguments["url"], model=spec.model, api_key=judge_api_key())
     todo = [case for case in cases if (case.question.question_id, case.turn + 1) not in table.done]
-    bar = (progress or NullProgress()).start("Judging", len(todo), "answers")
-    try:
-        with ThreadPoolExecutor(_NUM_THREADS) as threads:
-            for start in range(0, len(todo), _ROWS_PER_PART):
-                some = todo[start : start + _ROWS_PER_PART]
-                table.append(list(threads.map(lambda case: _judge(service, case), some)))
-                bar.advance(len(some))
-    finally:
-        bar.close()
+    ask_all(table, todo, lambda case: _judge(service.service, case), progress)
     rows = table.finish().to_pylist()
-    lines = [_line(row, model.model, spec.model) for row in rows]
+    lines = [_line(row, model.model, service.model) for row in rows]
     atomic_write_text(output, "".join(json.dumps(x, ensure_ascii=False) + "\n" for x in lines))
     return {
         "schema_version": SCHEMA_VERSION,
+        "benchmark": BENCHMARK,
         "model": model.model,
-        "weights_digest": model.weights_digest,
-        "judge": spec.model,
+        **model.identity,
+        "judge": service.model,
         **summarize(rows, where=output),
     }
 

@@ -13,6 +13,10 @@ from expo_ray.tables import Message
 from expo_ray.tables.thoughts import AUTO
 
 _TIMEOUT_SECONDS = 120.0
+_FAULTS = (
+    *(httpx.HTTPError, ValueError, KeyError),
+    *(IndexError, TypeError, AttributeError),
+)
 
 
 class Judgement(NamedTuple):
@@ -26,6 +30,15 @@ class Judgement(NamedTuple):
     """Of the prompt, as the service counts them; 0 where it does not."""
     error: str | None = None
     """Why there is no answer."""
+
+
+class Choice(NamedTuple):
+    """What a judge said, whole."""
+
+    fields: dict[str, Any]
+    """The first choice of the service's answer: message, log probabilities, tool calls."""
+    error: str | None = None
+    """Why there is none."""
 
 
 class JudgeService:
@@ -49,18 +62,28 @@ class JudgeService:
 
     def ask(self, messages: Sequence[Message], **sampling: Any) -> Judgement:
         """Return the answer to a chat; a fault of the service is its error, never raised."""
-        body = {"model": self._model, "messages": list(messages), **sampling}
         try:
-            answer = post_json(self._client, "chat/completions", body)
-            said = AUTO.split_message(answer["choices"][0]["message"])
-        except (
-            *(httpx.HTTPError, ValueError, KeyError),
-            *(IndexError, TypeError, AttributeError),
-        ) as error:
-            what = f"the judge did not answer: {type(error).__name__}: {error}{self._through}"
-            return Judgement("", is_closed=True, num_tokens=0, error=what)
+            answer, choice = self._post(messages, sampling)
+            said = AUTO.split_message(choice["message"])
+        except _FAULTS as error:
+            return Judgement("", is_closed=True, num_tokens=0, error=self._told(error))
         tokens = _num_tokens(answer.get("usage"))
         return Judgement(said.answer, is_closed=said.is_closed, num_tokens=tokens)
+
+    def choose(self, messages: Sequence[Message], **sampling: Any) -> Choice:
+        """Return the first choice as the service gave it; a fault is its error, never raised."""
+        try:
+            return Choice(dict(self._post(messages, sampling)[1]))
+        except _FAULTS as error:
+            return Choice({}, error=self._told(error))
+
+    def _post(self, messages: Sequence[Message], sampling: dict[str, Any]) -> tuple[Any, Any]:
+        body = {"model": self._model, "messages": list(messages), **sampling}
+        answer = post_json(self._client, "chat/completions", body)
+        return answer, answer["choices"][0]
+
+    def _told(self, error: Exception) -> str:
+        return f"the judge did not answer: {type(error).__name__}: {error}{self._through}"
 
 
 def _num_tokens(usage: object) -> int:

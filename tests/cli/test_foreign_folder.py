@@ -16,7 +16,6 @@ import typer
 
 from expo_ray import extrapolate
 from expo_ray.cli.main import app
-from expo_ray.cli.session import AddressOption, InlineAddress
 from expo_ray.lab.studies import STUDIES
 from tests.cli.test_main import EXPO_RAY
 from tests.docs.workbench import write_mt_bench
@@ -151,8 +150,8 @@ def addressed(tree: typer.Typer, prefix: str = "") -> Iterator[str]:
     """Every command that takes the address of a Ray."""
     for command in tree.registered_commands:
         assert command.callback is not None
-        kinds = typing.get_type_hints(command.callback, include_extras=True).values()
-        if AddressOption in kinds or InlineAddress in kinds:
+        kind = typing.get_type_hints(command.callback, include_extras=True).get("address")
+        if "RAY" in [option.metavar for option in getattr(kind, "__metadata__", ())]:
             yield f"{prefix}{command.name or command.callback.__name__}"
     for group in tree.registered_groups:
         if group.typer_instance is not None:

@@ -13,7 +13,7 @@ import pytest
 import expo_ray
 from tests.docs.workbench import PORT, add_results, environment, make_workbench, serving
 from tests.head_node import free_port, head_node
-from tests.rating_judge import rating_judge
+from tests.rating_judge import Judge, PreferringJudge, rating_judge
 
 # These read and write files; the others put models behind Ray Serve.
 QUICK = {
@@ -32,7 +32,8 @@ QUICK = {
     "verify",
     "write_report",
 }
-NEED_A_PLACE_OF_THEIR_OWN = {"mt_bench_scores", "serve", "set_alpha", "submit"}
+JUDGED = {"alpaca_eval_judgements": PreferringJudge, "mt_bench_scores": Judge}
+NEED_A_PLACE_OF_THEIR_OWN = {*JUDGED, "serve", "set_alpha", "submit"}
 
 
 def test_every_public_function_shows_an_example() -> None:
@@ -64,9 +65,10 @@ def test_quick_example(name: str, bench: Path) -> None:
     _run(name)
 
 
-def test_example_of_a_judge(bench: Path) -> None:
-    with rating_judge() as port:
-        _run("mt_bench_scores", port=str(port))
+@pytest.mark.parametrize("name", sorted(JUDGED))
+def test_example_of_a_judge(name: str, bench: Path) -> None:
+    with rating_judge(JUDGED[name]) as port:
+        _run(name, port=str(port))
 
 
 @pytest.mark.slow

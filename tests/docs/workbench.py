@@ -96,6 +96,12 @@ def add_results(folder: Path) -> Path:
     pq.write_table(table, folder / "responses.parquet")
     judged = samples.annotations([1.9, 1.8, 1.1, 1.5])
     (folder / "annotations.json").write_text(json.dumps(judged))
+    for name, share in (("dpo", 0.5), ("gpt4", 1.0)):
+        outputs = [
+            {**row, "output": row["output"][: int(len(row["output"]) * share)], "generator": name}
+            for row in samples.outputs(4)
+        ]
+        (folder / f"alpaca-{name}.json").write_text(json.dumps(outputs))
     pairs = [
         {"prompt": question, "chosen": "Pear.", "rejected": "no " * (i + 1), "subset": "fruit"}
         for i, question in enumerate([*QUESTIONS, "Name two."])
