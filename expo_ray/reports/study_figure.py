@@ -45,9 +45,14 @@ def study_figure(found: Mapping[str, Any]) -> Drawing:
                 [x + shift for x in range(len(alphas))], [p["tokens"] for p in arm["curve"]],
                 color=colour, marker=marker, markersize=3.5, linewidth=1.3,
             )  # fmt: skip
-        axes[0].set_title("Hidden truth, mean over prompts and seeds (ring: alpha chosen)")
+        title = "Hidden truth (ring: alpha chosen"
+        if _cut_collapse(axes[0], arms):
+            title += "; what leaves the panel has collapsed"
+        axes[0].set_title(f"{title})")
         axes[0].legend(
-            loc="lower left", bbox_to_anchor=(0, 1.1), ncols=min(5, len(arms)), borderaxespad=0,
+            loc="lower left", bbox_to_anchor=(0, 1.1), borderaxespad=0,
+            # Names that do not fit on one line stand in three columns.
+            ncols=len(arms) if sum(len(arm["name"]) + 6 for arm in arms) < 90 else 3,
             handlelength=1.8, columnspacing=1.4,
         )  # fmt: skip
         axes[1].set_title("Tokens per answer")
@@ -88,6 +93,17 @@ def _truth_line(
         [x[index]], [points[index]["mean"]], marker="o", markersize=9, markerfacecolor=SURFACE,
         markeredgecolor=colour, markeredgewidth=1.5, zorder=1.9,
     )  # fmt: skip
+
+
+def _cut_collapse(axes: Axes, arms: Sequence[Mapping[str, Any]]) -> bool:
+    """Let lines that collapse leave the panel: what is gained would be flat above their fall."""
+    means = [point["mean"] for arm in arms for point in arm["curve"]]
+    low = min(point["mean"] for arm in arms for point in arm["curve"] if point["alpha"] <= 0)
+    floor = low - 0.5 * (max(means) - low)
+    if min(means) >= floor:
+        return False
+    axes.set_ylim(bottom=floor)
+    return True
 
 
 def _alt(arms: Sequence[Mapping[str, Any]]) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import shutil
 import struct
 import subprocess
@@ -11,6 +13,7 @@ import pytest
 
 from expo_ray.reports import write_report
 from tests.reports.run_directory import RunDirectory
+from tests.reports.study_file import study
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 FLAGS = [
@@ -80,3 +83,14 @@ def test_prints(report: Path, tmp_path: Path) -> None:
     content = target.read_bytes()
     assert content.startswith(b"%PDF-")
     assert 3 <= content.count(b"/Type /Page\n") + content.count(b"/Type /Page ") <= 12
+
+
+def test_a_controlled_experiment_prints_on_one_page(tmp_path: Path) -> None:
+    # The most settings that one has, and both intervals.
+    found = study(num_arms=6, others=12, name="two SFT, two bases")
+    found |= dict.fromkeys(("shows", "limits"), 30 * "words ")
+    (tmp_path / "study.json").write_text(json.dumps(found))
+    target = tmp_path / "page.pdf"
+    page = write_report(tmp_path)
+    browse(page, tmp_path / "profile", f"--print-to-pdf={target}", "--no-pdf-header-footer")
+    assert len(re.findall(rb"/Type\s*/Page[^s]", target.read_bytes())) == 1

@@ -89,7 +89,7 @@ class Study:
     """The arm whose aligned model, as it is, all are compared with; None takes the first arm."""
 
 
-def _seeds(text: str) -> tuple[int, ...]:
+def parse_seeds(text: str) -> tuple[int, ...]:
     """Read whole numbers between commas.
 
     Raises:
@@ -111,13 +111,13 @@ class StudySettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
-    seeds: Annotated[tuple[int, ...], Flag(panel=LAB_PANEL, metavar="N[,N...]", parse=_seeds)] = (
-        Field(
-            (2, 3, 4),
-            min_length=1,
-            description="Each draws data, models and answers anew, and takes minutes; 0 and 1 "
-            "chose the laboratory's defaults. Fewer than three give no interval over seeds.",
-        )
+    seeds: Annotated[
+        tuple[int, ...], Flag(panel=LAB_PANEL, metavar="N[,N...]", parse=parse_seeds)
+    ] = Field(
+        (2, 3, 4),
+        min_length=1,
+        description="Each draws data, models and answers anew, and takes minutes; 0 and 1 "
+        "chose the laboratory's defaults. Fewer than three give no interval over seeds.",
     )
     num_prompts: Annotated[int, Flag(panel=LAB_PANEL)] = Field(
         300, ge=4, le=720, description="Evaluation prompts of each seed."

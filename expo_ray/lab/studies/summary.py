@@ -201,7 +201,7 @@ def shows(arms: Sequence[Mapping[str, Any]], num_seeds: int) -> str:
     """Return in one sentence what the numbers say."""
     gained = [arm for arm in arms if bounds(arm["gain"])[0] > 0]
     rest = [arm["name"] for arm in arms if arm not in gained]
-    over = "over seeds" if num_seeds >= MIN_SEEDS else f"on {num_seeds} seeds, over prompts alone"
+    over = "over seeds" if num_seeds >= MIN_SEEDS else "these very models, over prompts alone"
     if gained:
         names = ", ".join(
             f"{arm['name']} (alpha {alpha_range(arm['best_alphas'])}, {arm['gain']['mean']:+.2f})"

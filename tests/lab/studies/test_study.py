@@ -10,7 +10,7 @@ from expo_ray.errors import ConfigError
 from expo_ray.lab.settings import LabSettings
 from expo_ray.lab.studies.records import BASELINES, MODEL_CHOICES, STUDIES
 from expo_ray.lab.studies.running import cells_of, models_of, run_study
-from expo_ray.lab.studies.study import Model, Study, StudySettings, _seeds
+from expo_ray.lab.studies.study import Model, Study, StudySettings, parse_seeds
 
 LAB = LabSettings(seed=2)
 
@@ -73,9 +73,9 @@ def test_parents_are_made_first() -> None:
 
 
 def test_seeds_are_read_from_text_with_commas() -> None:
-    assert _seeds("2,5") == (2, 5)
+    assert parse_seeds("2,5") == (2, 5)
     with pytest.raises(ConfigError, match="seeds are whole numbers"):
-        _seeds("2,x")
+        parse_seeds("2,x")
 
 
 def test_settings_make_the_laboratory_of_a_seed() -> None:
