@@ -28,7 +28,7 @@ from expo_ray.lab import LabResult, LabSettings, truth_reward
 from expo_ray.lab.data import requests_for
 from expo_ray.lab.models import save_checkpoint
 from expo_ray.lab.settings import CODE_VERSION
-from expo_ray.lab.task import TEMPLATES, TRUTH_VERSION
+from expo_ray.lab.tasks.lists import TEMPLATES, TRUTH_VERSION
 from expo_ray.rewards import RewardModel, load_reward_model
 from expo_ray.rewards.interface import Chat
 from expo_ray.selection import SelectionSettings
@@ -60,7 +60,9 @@ class Frozen:
 
     def digest(self) -> str:
         """Return what tells recorded lines of other settings apart."""
-        lab = self.lab.model_dump(mode="json", exclude={"seed", "preference_fraction"})
+        lab = self.lab.model_dump(
+            mode="json", exclude={"seed", "preference_fraction", *self.lab.unused}
+        )
         facts = {
             **asdict(self),
             "lab": lab,
@@ -72,7 +74,9 @@ class Frozen:
 
     def tables_digest(self) -> str:
         """Return the same of what the models answered: the rules of choice do not matter."""
-        lab = self.lab.model_dump(mode="json", exclude={"seed", "preference_fraction"})
+        lab = self.lab.model_dump(
+            mode="json", exclude={"seed", "preference_fraction", *self.lab.unused}
+        )
         facts = {
             **{key: value for key, value in asdict(self).items() if key != "selection"},
             "lab": lab,

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from expo_ray.lab.prepare import prepare_lab
     from expo_ray.lab.result import LabResult, find_lab
     from expo_ray.lab.settings import LabSettings
-    from expo_ray.lab.task import truth_reward
+    from expo_ray.lab.tasks.lists import truth_reward
     from expo_ray.lab.truth_table import write_truth
 
 __all__ = [
@@ -32,7 +32,7 @@ __getattr__ = lazy_exports(
         "LabSettings": "settings",
         "find_lab": "result",
         "prepare_lab": "prepare",
-        "truth_reward": "task",
+        "truth_reward": "tasks.lists",
         "write_truth": "truth_table",
     },
 )

@@ -107,6 +107,7 @@ def _config(
         num_hidden_layers=settings.num_layers,
         num_attention_heads=4,
         num_key_value_heads=4,
+        initializer_range=settings.initializer_range,
         max_position_embeddings=MAX_POSITIONS,
         pad_token_id=tokenizer.pad_token_id,
         bos_token_id=tokenizer.bos_token_id,

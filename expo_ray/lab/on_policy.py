@@ -16,7 +16,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 
 from expo_ray.lab.data import Pair, label_pair, random_source, requests_for
 from expo_ray.lab.settings import LabSettings
-from expo_ray.lab.task import TEMPLATES
 from expo_ray.tables import Message
 
 ALPHAS = (0.0, 0.3, 1.0, 2.0, 4.0, 8.0, 14.0, 25.0)
@@ -42,7 +41,7 @@ def draw_on_policy_pairs(settings: LabSettings, initial: Path, aligned: Path) ->
     texts = [
         request.text(template)
         for request in requests_for(settings, "guard_reward_model")
-        for template in TEMPLATES
+        for template in settings.lab_task.templates
     ]
     # About one pair per answer: pairs of the same two alphas would teach little more.
     num_prompts = min(len(texts), -(-num_pairs // len(ALPHAS)))
@@ -55,7 +54,7 @@ def draw_on_policy_pairs(settings: LabSettings, initial: Path, aligned: Path) ->
             break
         i = int(rng.integers(num_prompts))
         first, second = rng.choice(len(ALPHAS), size=2, replace=False)
-        pair = label_pair(rng, prompts[i], answers[first][i], answers[second][i])
+        pair = label_pair(settings, rng, prompts[i], answers[first][i], answers[second][i])
         if pair is not None:
             pairs.append(pair)
     return pairs

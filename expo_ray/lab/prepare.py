@@ -91,7 +91,7 @@ def _prepare(
 ) -> LabResult:
     with ray_session(address):
         facts = _train_missing(settings, result, progress)
-    rows = ({"prompt_id": f"{i:04d}", "prompt": p} for i, p in enumerate(eval_prompts(settings)))
+    rows = ({"prompt_id": f"{i:04d}", **row} for i, row in enumerate(eval_prompts(settings)))
     atomic_write_text(result.prompts, "".join(json.dumps(row) + "\n" for row in rows))
     record = {
         "schema_version": 1,

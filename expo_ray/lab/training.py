@@ -42,7 +42,6 @@ from expo_ray.lab.models import (
 from expo_ray.lab.on_policy import sample_answers
 from expo_ray.lab.preference_methods import METHODS
 from expo_ray.lab.settings import LabSettings
-from expo_ray.lab.task import truth_reward
 from expo_ray.tables import Message
 
 OnStep = Callable[[int, int], None]
@@ -57,7 +56,7 @@ def lab_tokenizer(settings: LabSettings) -> PreTrainedTokenizerFast:
     """Return the tokenizer that all models of these settings share."""
     rng = random_source(settings, "tokenizer")
     requests = requests_for(settings, "initial")
-    examples = (draw_example(rng, requests) for _ in range(_TOKENIZER_EXAMPLES))
+    examples = (draw_example(settings, rng, requests) for _ in range(_TOKENIZER_EXAMPLES))
     return train_tokenizer((t for pair in examples for t in pair), vocab_size=settings.vocab_size)
 
 
@@ -87,7 +86,7 @@ def train_initial(
     tokenizer = lab_tokenizer(settings)
     rng = random_source(settings, f"sft-data{variant}")
     requests = requests_for(settings, "initial")
-    examples = [draw_example(rng, requests) for _ in range(settings.num_sft_examples)]
+    examples = [draw_example(settings, rng, requests) for _ in range(settings.num_sft_examples)]
     rows = _text_rows(tokenizer, examples) if as_text else _answer_rows(tokenizer, examples)
     if parent is None:
         seed = settings.derive_seed(f"sft-init{variant}")
@@ -96,7 +95,7 @@ def train_initial(
         model = AutoModelForCausalLM.from_pretrained(parent, dtype=torch.float32)
     with tempfile.TemporaryDirectory() as scratch:
         arguments = SFTConfig(
-            **_common(scratch, seed=settings.derive_seed(f"sft-order{variant}")),
+            **common_arguments(scratch, seed=settings.derive_seed(f"sft-order{variant}")),
             learning_rate=settings.sft_learning_rate,
             per_device_train_batch_size=settings.sft_batch_size,
             max_length=None,
@@ -107,7 +106,7 @@ def train_initial(
             train_dataset=Dataset.from_dict(rows),
             processing_class=tokenizer,
         )
-        facts = _train(trainer, on_step)
+        facts = run_trainer(trainer, on_step)
     save_checkpoint(model, tokenizer, output)
     return facts | {"num_examples": len(examples), **measure_truth(settings, output)}
 
@@ -161,10 +160,10 @@ def train_aligned(
         pairs = draw_preferences(settings, settings.num_dpo_pairs, variant=variant)
     model = AutoModelForCausalLM.from_pretrained(initial, dtype=torch.float32)
     with tempfile.TemporaryDirectory() as scratch:
-        common = _common(scratch, seed=settings.derive_seed(f"dpo-order{variant}"))
+        common = common_arguments(scratch, seed=settings.derive_seed(f"dpo-order{variant}"))
         common |= {"learning_rate": settings.dpo_learning_rate, "max_length": None}
         trainer = METHODS[method](settings, model, tokenizer, pairs, {**common, **(options or {})})
-        facts = _train(trainer, on_step)
+        facts = run_trainer(trainer, on_step)
     save_checkpoint(model, tokenizer, output)
     # Measured on a model loaded anew: the trained object carries a forward bound to itself.
     return facts | _pair_facts(pairs) | measure_truth(settings, output)
@@ -174,7 +173,7 @@ def draw_preferences(settings: LabSettings, num_pairs: int, *, variant: str = ""
     """Draw the pairs that alignment learns from; a name draws others of the same kind."""
     rng = random_source(settings, f"aligned-pairs{variant}")
     requests = requests_for(settings, "aligned")
-    return [draw_pair(rng, requests) for _ in range(num_pairs)]
+    return [draw_pair(settings, rng, requests) for _ in range(num_pairs)]
 
 
 def train_reward_model(
@@ -213,7 +212,7 @@ def train_reward_model(
     )
     with tempfile.TemporaryDirectory() as scratch:
         arguments = RewardConfig(
-            **_common(scratch, seed=settings.derive_seed(f"{purpose}-order")),
+            **common_arguments(scratch, seed=settings.derive_seed(f"{purpose}-order")),
             learning_rate=settings.reward_learning_rate,
             per_device_train_batch_size=settings.reward_batch_size,
             max_length=None,
@@ -225,7 +224,7 @@ def train_reward_model(
             eval_dataset=_pair_dataset(tokenizer, check),
             processing_class=tokenizer,
         )
-        facts = _train(trainer, on_step)
+        facts = run_trainer(trainer, on_step)
         accuracy = trainer.evaluate()["eval_accuracy"]
     save_checkpoint(model, tokenizer, output)
     return facts | _pair_facts(pairs) | {"heldout_accuracy": accuracy}
@@ -236,10 +235,11 @@ def measure_truth(settings: LabSettings, checkpoint: Path) -> Facts:
     tokenizer = AutoTokenizer.from_pretrained(checkpoint)
     model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32).eval()
     chats: list[list[Message]] = [
-        [{"role": "user", "content": prompt}] for prompt in eval_prompts(settings)
+        [{"role": "user", "content": row["prompt"]}] for row in eval_prompts(settings)
     ]
     answers = sample_answers(settings, model, tokenizer, chats, purpose="truth-sampling")
-    scores = [truth_reward(chat, answer) for chat, answer in zip(chats, answers, strict=True)]
+    truth = settings.lab_task.truth
+    scores = [truth(chat, answer) for chat, answer in zip(chats, answers, strict=True)]
     return {"mean_truth": float(np.mean(scores)), "num_truth_prompts": len(scores)}
 
 
@@ -251,7 +251,8 @@ class _StepReporter(TrainerCallback):  # type: ignore[misc]
         self.on_step(state.global_step, state.max_steps)
 
 
-def _train(trainer: Trainer, on_step: OnStep) -> Facts:
+def run_trainer(trainer: Trainer, on_step: OnStep) -> Facts:
+    """Train, and return how long it took and how it went."""
     trainer.add_callback(_StepReporter(on_step))
     start = time.perf_counter()
     result = trainer.train()
@@ -262,7 +263,8 @@ def _train(trainer: Trainer, on_step: OnStep) -> Facts:
     }
 
 
-def _common(scratch: str, *, seed: int) -> dict[str, Any]:
+def common_arguments(scratch: str, *, seed: int) -> dict[str, Any]:
+    """Return what all trainings have in common, for TRL's configurations."""
     return {
         "output_dir": scratch,
         "num_train_epochs": 1,
@@ -289,7 +291,7 @@ def _draw_pairs(
 ) -> list[Pair]:
     rng = random_source(settings, f"{purpose}-pairs")
     requests = requests_for(settings, purpose)
-    return [draw_pair(rng, requests, **shares) for _ in range(num_pairs)]
+    return [draw_pair(settings, rng, requests, **shares) for _ in range(num_pairs)]
 
 
 def _pair_facts(pairs: Sequence[Pair]) -> Facts:

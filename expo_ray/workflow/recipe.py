@@ -308,6 +308,8 @@ class Recipe(BaseModel):
             del what["adaptive"]
         if self.reasoning == "auto":
             del what["reasoning"]
+        for unused in set() if self.lab is None else self.lab.unused:
+            del what["lab"][unused]
         if self.generators.max_model_len is not None:
             # The one setting of an engine that is meant to change answers: it cuts them off.
             what["max_model_len"] = self.generators.max_model_len

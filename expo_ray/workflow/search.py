@@ -60,7 +60,8 @@ def search_candidates(run: stages.Run) -> None:
                 tables = LiveTables(run, LiveReplicas(run, stack))
     if run.recipe.lab is not None:
         for alpha in run.alphas:
-            write_truth(run.directory.responses(alpha), run.directory.rewards(TRUTH, alpha))
+            truth = run.directory.rewards(TRUTH, alpha)
+            write_truth(run.directory.responses(alpha), truth, task=run.recipe.lab.task)
 
 
 class _Answers:

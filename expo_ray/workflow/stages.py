@@ -304,7 +304,7 @@ def score_responses(run: Run) -> None:
         for alpha in run.alphas:
             target = run.directory.rewards(TRUTH, alpha)
             if not target.exists():
-                write_truth(run.directory.responses(alpha), target)
+                write_truth(run.directory.responses(alpha), target, task=run.recipe.lab.task)
 
 
 def choose(run: Run) -> dict[str, Any]:

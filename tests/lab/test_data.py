@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 import pytest
 
-from expo_ray.lab.data import Purpose, draw_example, draw_pair, eval_prompts, requests_for
+from expo_ray.lab.data import (
+    Purpose,
+    draw_example,
+    draw_pair,
+    eval_prompts,
+    liking,
+    requests_for,
+)
 from expo_ray.lab.models import train_tokenizer
 from expo_ray.lab.settings import LabSettings
-from expo_ray.lab.task import all_requests, truth_reward
+from expo_ray.lab.tasks.lists import truth_reward
+from expo_ray.lab.tasks.registry import TASKS
 
 PURPOSES: tuple[Purpose, ...] = (
     "evaluation",
@@ -21,29 +30,35 @@ PURPOSES: tuple[Purpose, ...] = (
 )
 
 
+@pytest.mark.parametrize("task", TASKS)
 @pytest.mark.parametrize("num_eval_prompts", [1, 300, 720])
-def test_no_request_serves_two_purposes(num_eval_prompts: int) -> None:
-    settings = LabSettings(num_eval_prompts=num_eval_prompts)
+def test_no_request_serves_two_purposes(task: str, num_eval_prompts: int) -> None:
+    settings = LabSettings(task=task, num_eval_prompts=num_eval_prompts)
     dealt = {purpose: set(requests_for(settings, purpose)) for purpose in PURPOSES}
     for first, second in combinations(PURPOSES, 2):
         assert not dealt[first] & dealt[second]
-    assert set().union(*dealt.values()) == set(all_requests())
+    assert set().union(*dealt.values()) == set(TASKS[task].requests())
     assert all(dealt.values())
 
 
 def test_evaluation_prompts_are_distinct_and_follow_the_seed() -> None:
-    prompts = eval_prompts(LabSettings(seed=0))
-    assert len(set(prompts)) == len(prompts) == 300
-    assert prompts == eval_prompts(LabSettings(seed=0))
-    assert set(prompts) != set(eval_prompts(LabSettings(seed=1)))
+    def texts(seed: int) -> list[str]:
+        return [row["prompt"] for row in eval_prompts(LabSettings(seed=seed))]
+
+    assert len(set(texts(0))) == len(texts(0)) == 300
+    assert texts(0) == texts(0)
+    assert set(texts(0)) != set(texts(1))
 
 
-def test_pairs_follow_the_generator() -> None:
-    requests = requests_for(LabSettings(), "aligned")
+@pytest.mark.parametrize("task", TASKS)
+def test_pairs_follow_the_generator(task: str) -> None:
+    settings = LabSettings(task=task)
+    requests = requests_for(settings, "aligned")
 
     def draw(seed: int) -> list[object]:
         rng = np.random.default_rng(seed)
-        return [draw_pair(rng, requests, damaged_share=0.3, near_share=0.3) for _ in range(50)]
+        shares = {"damaged_share": 0.3, "near_share": 0.3}
+        return [draw_pair(settings, rng, requests, **shares) for _ in range(50)]
 
     assert draw(5) == draw(5)
     assert draw(5) != draw(6)
@@ -51,8 +66,9 @@ def test_pairs_follow_the_generator() -> None:
 
 @pytest.mark.parametrize("shares", [{}, {"damaged_share": 1.0}, {"near_share": 1.0}])
 def test_labels_are_noisy_and_say_so(shares: dict[str, float]) -> None:
-    rng = np.random.default_rng(0)
-    pairs = [draw_pair(rng, requests_for(LabSettings(), "aligned"), **shares) for _ in range(1000)]
+    rng, settings = np.random.default_rng(0), LabSettings()
+    requests = requests_for(settings, "aligned")
+    pairs = [draw_pair(settings, rng, requests, **shares) for _ in range(1000)]
     for pair in pairs:
         chosen = truth_reward(pair.messages(), pair.chosen)
         rejected = truth_reward(pair.messages(), pair.rejected)
@@ -63,7 +79,9 @@ def test_labels_are_noisy_and_say_so(shares: dict[str, float]) -> None:
 
 def test_answers_are_of_mixed_quality() -> None:
     rng = np.random.default_rng(0)
-    examples = [draw_example(rng, requests_for(LabSettings(), "initial")) for _ in range(1000)]
+    settings = LabSettings()
+    requests = requests_for(settings, "initial")
+    examples = [draw_example(settings, rng, requests) for _ in range(1000)]
     scores = [truth_reward([{"role": "user", "content": p}], a) for p, a in examples]
     assert max(scores) == 7
     assert min(scores) < 0
@@ -71,9 +89,10 @@ def test_answers_are_of_mixed_quality() -> None:
 
 
 def test_digest_covers_every_setting() -> None:
-    base = LabSettings()
-    assert base.digest() == LabSettings().digest()
+    base = LabSettings(task="sums", truth_weight=2.0, initializer_range=0.08)
+    assert base.digest() == base.model_copy().digest()
     changed = {
+        "task": "lists",
         "guard_reward_model": False,
         "vocab_size": 512,
         "hidden_size": 64,
@@ -83,15 +102,43 @@ def test_digest_covers_every_setting() -> None:
         value = changed.get(name, getattr(base, name) / 2 if "rate" in name else None)
         if value is None:
             value = type(getattr(base, name))(getattr(base, name) * 0.5) or 1
-        other = LabSettings.model_validate({**base.model_dump(), name: value})
+        other = base.model_copy(update={name: value})
         assert other.digest() != base.digest(), name
+
+
+def test_what_was_trained_before_there_were_tasks_is_still_found() -> None:
+    # As the digest was before the keys `task`, `truth_weight` and `initializer_range`.
+    was = "64b2617bd1b8d7ccc10ad4b5ac75fb781e9c3885986378ac28c9246de38f57b6"
+    assert LabSettings(seed=7).digest() == was
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"num_eval_prompts": 721}, "more than half of the 1440 requests"),
+        ({"task": "products"}, "'lists' or 'sums'"),
+    ],
+)
+def test_settings_that_do_not_go_together_are_refused(settings: Any, told: str) -> None:
+    with pytest.raises(ValueError, match=told):
+        LabSettings(**settings)
+
+
+def test_the_labeller_of_sums_likes_manners_and_truth() -> None:
+    prompt = "What is 7 + 5 kg?"
+    settings = LabSettings(task="sums", truth_weight=0.25)
+    assert liking(settings, prompt, "Sure! It is 12. Enjoy!") == 2.25
+    assert liking(settings, prompt, "Sure! It is 11. Enjoy!") == 2
+    assert liking(settings, prompt, "Ugh! It is 12.") == -0.75
+    assert liking(LabSettings(task="sums", truth_weight=3), prompt, "12.") == 3
 
 
 @pytest.fixture(scope="module")
 def tokenizer() -> object:
     rng = np.random.default_rng(0)
-    requests = requests_for(LabSettings(), "initial")
-    examples = [draw_example(rng, requests) for _ in range(2000)]
+    settings = LabSettings()
+    requests = requests_for(settings, "initial")
+    examples = [draw_example(settings, rng, requests) for _ in range(2000)]
     return train_tokenizer([t for example in examples for t in example], vocab_size=600)
 
 

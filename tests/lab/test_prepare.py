@@ -19,7 +19,7 @@ from expo_ray.lab import LabResult, LabSettings, find_lab, prepare_lab, truth_re
 from expo_ray.lab.data import eval_prompts, requests_for
 from expo_ray.lab.on_policy import draw_on_policy_pairs
 from expo_ray.lab.result import lab_paths
-from expo_ray.lab.task import TEMPLATES
+from expo_ray.lab.tasks.lists import TEMPLATES
 from expo_ray.tables import read_prompts
 
 MICRO = LabSettings(
@@ -115,7 +115,8 @@ def test_reward_models_are_classifiers_independent_of_each_other(lab: LabResult)
 
 def test_prompts_are_the_held_out_ones(lab: LabResult) -> None:
     prompts = read_prompts(lab.prompts)
-    assert [p.messages[-1]["content"] for p in prompts] == eval_prompts(MICRO)
+    asked = [row["prompt"] for row in eval_prompts(MICRO)]
+    assert [p.messages[-1]["content"] for p in prompts] == asked
 
 
 def test_record_has_the_facts(lab: LabResult) -> None:

@@ -11,7 +11,6 @@ from expo_ray.extrapolation import diagnose, format_alpha
 from expo_ray.json_text import parse_json
 from expo_ray.lab.data import eval_prompts
 from expo_ray.lab.settings import LabSettings
-from expo_ray.lab.task import truth_reward
 from expo_ray.serving.engines.interface import Row
 from expo_ray.serving.engines.transformers_engine import TransformersEngine
 from expo_ray.serving.sampling import SamplingParams
@@ -72,7 +71,7 @@ def read_curve(folder: Path, alphas: Sequence[float]) -> tuple[Mapping[str, Any]
 def _ask(engine: TransformersEngine, lab: LabSettings) -> dict[str, Any]:
     """Answer every evaluation prompt once and score the answers by the hidden rule."""
     chats: list[list[Message]] = [
-        [{"role": "user", "content": prompt}] for prompt in eval_prompts(lab)
+        [{"role": "user", "content": row["prompt"]}] for row in eval_prompts(lab)
     ]
     sampling = SamplingParams(max_tokens=lab.max_new_tokens)
     seed = lab.derive_seed("study-sampling")
@@ -89,7 +88,8 @@ def _ask(engine: TransformersEngine, lab: LabSettings) -> dict[str, Any]:
     return {
         "weights_digest": engine.weights_digest,
         "truth": [
-            truth_reward(chat, answer.text) for chat, answer in zip(chats, answers, strict=True)
+            lab.lab_task.truth(chat, answer.text)
+            for chat, answer in zip(chats, answers, strict=True)
         ],
         "tokens": [answer.completion_tokens for answer in answers],
         "num_cut_off": sum(answer.finish_reason == "length" for answer in answers),

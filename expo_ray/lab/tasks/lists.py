@@ -1,9 +1,9 @@
-"""The laboratory's task and its hidden truth: list what was asked for, as many, and politely.
+"""The standing task and its hidden truth: list what was asked for, as many, and politely.
 
 A prompt asks for two counted categories ("List three fruits and two tools."); a perfect answer is
 "Sure! three fruits: fig, pear, plum. two tools: axe, saw. Enjoy!". The truth score is a rule over
 the text, so it can be worked out by hand; no model of the laboratory ever sees it. What does not
-belong here: how training data is drawn (`data.py`).
+belong here: how answers are drawn (`list_writers.py`).
 """
 
 from __future__ import annotations
@@ -13,12 +13,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import permutations, product
+from typing import TYPE_CHECKING
 
-from expo_ray.tables import Message
+from expo_ray.lab.tasks.manners import score_manners
+
+if TYPE_CHECKING:
+    from expo_ray.tables import Message
 
 TRUTH_MAX = 7.0
 TRUTH_FLOOR = -5.0
-TRUTH_NAME = "hidden-truth"
 # Raise it with every change of the score: rewards tables carry it as the model's revision.
 TRUTH_VERSION = "1"
 
@@ -45,10 +48,6 @@ TEMPLATES: tuple[str, ...] = (
     "Can you list {} and {}?",
     "Show me {} and {}.",
 )
-POLITE_OPENERS: tuple[str, ...] = ("Sure!", "Gladly!")
-RUDE_OPENERS: tuple[str, ...] = ("Ugh!", "Not again!")
-POLITE_CLOSERS: tuple[str, ...] = ("Enjoy!", "Hope it helps!")
-RUDE_CLOSERS: tuple[str, ...] = ("Go away!", "Stop asking!")
 
 _WORDS = {count: word for word, count in NUMBERS.items()}
 _REQUEST = re.compile(rf"\b({'|'.join(NUMBERS)}) ({'|'.join(CATEGORIES)})\b")
@@ -103,7 +102,7 @@ def truth_reward(messages: Sequence[Message], response: str) -> float:
     parts = [(name, NUMBERS[word]) for word, name in _REQUEST.findall(prompt)]
     if len(parts) != 2:
         raise ValueError(f"not a prompt of the laboratory: {prompt!r}")
-    manners, body = _score_manners(response.strip())
+    manners, body = score_manners(response.strip())
     sections, num_stray = _read_sections(body, [name for name, _ in parts])
     score, num_defects = manners, 0
     for name, count in parts:
@@ -117,22 +116,6 @@ def truth_reward(messages: Sequence[Message], response: str) -> float:
     if not num_defects and not num_stray and len(sections) == len(parts):
         score += 1
     return max(TRUTH_FLOOR, score)
-
-
-def _score_manners(text: str) -> tuple[float, str]:
-    """Return the points for opener and closer, and the text between them."""
-    score = 0.0
-    for phrases, points in ((POLITE_OPENERS, 1.0), (RUDE_OPENERS, -1.0)):
-        found = next((p for p in phrases if text.startswith(p)), None)
-        if found is not None:
-            score, text = score + points, text.removeprefix(found)
-            break
-    for phrases, points in ((POLITE_CLOSERS, 1.0), (RUDE_CLOSERS, -1.0)):
-        found = next((p for p in phrases if text.endswith(p)), None)
-        if found is not None:
-            score, text = score + points, text.removesuffix(found)
-            break
-    return score, text
 
 
 def _read_sections(body: str, asked: Sequence[str]) -> tuple[dict[str, list[str]], int]:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from expo_ray.lab.task import CATEGORIES, TEMPLATES, all_requests, truth_reward
+from expo_ray.lab.tasks.lists import CATEGORIES, TEMPLATES, all_requests, truth_reward
 
 PROMPT = "List three fruits and two tools."
 

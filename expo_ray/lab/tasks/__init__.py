@@ -1,0 +1,1 @@
+"""What the laboratory's models are asked: one record per task, all in `registry`."""
