@@ -18,23 +18,24 @@ from typing import Any
 
 from expo_ray.lab.studies.records import STUDIES
 from expo_ray.lab.studies.running import cells_of, run_study
-from expo_ray.lab.studies.study import Study, StudySettings, parse_seeds
+from expo_ray.lab.studies.study import StudySettings, parse_seeds
 from expo_ray.lab.studies.summary import alpha_range, summarize
 from expo_ray.reports.study_page import warned_sentence
 
 RESULTS = Path(__file__).resolve().parent / "results" / "experiments"
 
 
-def markdown(study: Study, found: Mapping[str, Any], seconds: float) -> str:
+def markdown(found: Mapping[str, Any], seconds: float) -> str:
     """Return a study's result as a page of Markdown."""
     settings = found["settings"]
     seeds = ",".join(map(str, settings["seeds"]))
+    flags = f"--num-prompts {found['num_prompts']}{' --small' if settings['small'] else ''}"
     lines = [
         f"# {found['title']}",
         "",
-        f"Written by `python -m benchmarks.experiments {study.name} --seeds {seeds} --num-prompts "
-        f"{found['num_prompts']} --write`. Training its models took {seconds / 60:.0f} minutes of "
-        "CPU (models that several studies share are counted in each).",
+        f"Written by `python -m benchmarks.experiments {found['name']} --seeds {seeds} {flags} "
+        f"--write`. Training its models took {seconds / 60:.0f} minutes of CPU (models that "
+        "studies share are counted in each).",
         "",
         f"{found['question']} {found['shows']}",
         "",
@@ -47,7 +48,9 @@ def markdown(study: Study, found: Mapping[str, Any], seconds: float) -> str:
         f"What it does not show: {found['limits'][0].lower()}{found['limits'][1:]}",
     ]
     if len(settings["seeds"]) < 3:
-        lines += ["", f"**Partial**: {len(settings['seeds'])} seeds; no interval over seeds."]
+        many = len(settings["seeds"])
+        told = f"{many} seed{'s' if many > 1 else ''}"
+        lines += ["", f"**Partial**: {told}; no interval over seeds."]
     warned = warned_sentence(found)
     return "\n".join(lines + (["", warned] if warned else [])) + "\n"
 
@@ -78,6 +81,7 @@ def main() -> None:
     parser.add_argument("names", nargs="*", default=list(STUDIES), metavar="NAME")
     parser.add_argument("--seeds", type=parse_seeds, default=(2, 3, 4))
     parser.add_argument("--num-prompts", type=int, default=300)
+    parser.add_argument("--small", action="store_true")
     parser.add_argument("--cache", default="runs/studies")
     parser.add_argument("--mergekit", default="mergekit-yaml")
     parser.add_argument("--address", help="Ray cluster; none means a Ray of its own")
@@ -92,7 +96,7 @@ def main() -> None:
         folders = {folder for cell in cells for folder in (cell.initial, cell.aligned)}
         facts = [json.loads((folder / "training.json").read_text()) for folder in folders]
         seconds = sum(each["cpu_seconds"] for each in facts)
-        text = markdown(study, summarize(study, settings, cells), seconds)
+        text = markdown(summarize(study, settings, cells), seconds)
         print(text, flush=True)
         if write:
             RESULTS.mkdir(exist_ok=True)

@@ -72,8 +72,8 @@ LENGTH_BIAS = Study(
         _arm("40% biased", _aligned(0.4, longest_first=True), published="none: 4.90"),
     ),
     published="Trained on biased data the aligned models looked better and gained next to nothing.",
-    limits="In this task a longer answer is seldom a better one, as it is for judges of chat: the "
-    "truth here has no taste for length.",
+    limits="Here the preferred answer is longer in 46% of pairs, shorter in 38%, and the truth has "
+    "no taste for length, as judges of chat have: a model cannot look better by being longer.",
 )
 
 EPOCHS = Study(
@@ -86,7 +86,7 @@ EPOCHS = Study(
         _arm("3 epochs", _aligned(0.2, num_train_epochs=3), published="none: 4.47"),
     ),
     published="More epochs left less to gain, and no number of them reached one epoch with alpha.",
-    limits="Overfitting sets in late where 800 pairs come from one rule with 6% noise.",
+    limits="Overfitting sets in late where 800 pairs come from one rule and 2% are labelled wrong.",
 )
 
 LEARNING_RATE = Study(
