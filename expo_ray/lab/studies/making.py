@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from expo_ray.errors import EvaluationError
-from expo_ray.lab import training
+from expo_ray.lab import reinforcement, training
 from expo_ray.lab.settings import LabSettings
 from expo_ray.lab.studies.study import Model
 
@@ -54,10 +54,13 @@ def make_model(
             )
         case "preference":
             return _align(model, settings, parents[0], output, on_step)
+        case "grpo":
+            grpo = reinforcement.GrpoSettings.model_validate(model.options)
+            return reinforcement.train_reinforced(
+                settings, parents[0], output, on_step=on_step, grpo=grpo
+            )
         case "merge":
             return _merge(model, parents, output, mergekit, settings)
-        case _:
-            raise AssertionError(model.kind)
 
 
 def _align(

@@ -199,6 +199,38 @@ METHODS = Study(
     "not ranked by this.",
 )
 
+SUMS: Mapping[str, Any] = {"task": "sums"}
+SUMS_SFT = Model(kind="sft", settings=SUMS)
+
+
+def _reinforced(num_steps: int) -> Arm:
+    aligned = Model(
+        kind="grpo", parents=(SUMS_SFT,), settings=SUMS, options={"num_steps": num_steps}
+    )
+    return Arm(name=f"GRPO, {num_steps} steps", initial=SUMS_SFT, aligned=aligned)
+
+
+REINFORCEMENT = Study(
+    name="reinforcement",
+    title="Reinforcement learning on checked answers",
+    question="Does training by GRPO, rewarded by a check alone, leave something to extrapolate, as "
+    "training on preferences does?",
+    arms=(
+        _reinforced(25),
+        _reinforced(50),
+        _reinforced(100),
+        Arm(
+            name="DPO, 10%",
+            initial=SUMS_SFT,
+            aligned=Model(kind="preference", parents=(SUMS_SFT,), settings=SUMS),
+        ),
+    ),
+    published="The paper has no such pair; where others extrapolated models trained on checked "
+    "rewards, gains were near zero.",
+    limits="Sums of small numbers and a policy that was trained for minutes: the truth here is the "
+    "very check that was trained on.",
+)
+
 STUDIES: Mapping[str, Study] = {
     study.name: study
     for study in (
@@ -211,6 +243,7 @@ STUDIES: Mapping[str, Study] = {
         INTERPOLATION,
         BASELINES,
         METHODS,
+        REINFORCEMENT,
     )
 }
 """By name."""

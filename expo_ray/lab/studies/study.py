@@ -20,7 +20,7 @@ STUDY_VERSION = 1
 STUDY_NAME = "study.json"
 """What a study found, in its output folder."""
 
-Kind = Literal["base", "sft", "preference", "merge"]
+Kind = Literal["base", "sft", "preference", "grpo", "merge"]
 
 ALPHAS = (-0.5, 0.0, 0.25, 0.5, 1.0, 2.0, 3.0, 5.0, 8.0, 12.0, 20.0)
 """From half way back to the initial model to far beyond the useful range."""
@@ -48,11 +48,12 @@ class Model:
 
     def digest(self, lab: LabSettings) -> str:
         """Return its name in the cache: 16 hex digits over all that it is made from."""
+        settings = self.settings_in(lab)
         facts = {
             "versions": [CODE_VERSION, STUDY_VERSION],
             "kind": self.kind,
             "parents": [parent.digest(lab) for parent in self.parents],
-            "settings": self.settings_in(lab).model_dump(mode="json"),
+            "settings": settings.model_dump(mode="json", exclude=settings.unused),
             "options": dict(self.options),
             "variant": self.variant,
         }

@@ -121,6 +121,28 @@ def test_each_method_moves_the_model(
     assert any(not torch.equal(before[name], after[name]) for name in before)
 
 
+def test_grpo_starts_from_an_initial_model_of_its_task(settings: Micro, tmp_path: Path) -> None:
+    sums = {"task": "sums", "num_eval_prompts": 4}
+    initial = Model(kind="sft", settings=sums)
+    aligned = Model(
+        kind="grpo",
+        parents=(initial,),
+        settings=sums,
+        options={"num_steps": 2, "batch_size": 2, "num_samples": 2},
+    )
+    for model, parents in ((initial, []), (aligned, [tmp_path / "sft"])):
+        facts = make_model(
+            model,
+            settings.lab(5),
+            parents,
+            tmp_path / model.kind,
+            on_step=lambda *_: None,
+            mergekit="",
+        )
+    assert facts["num_steps"] == 2
+    assert facts["num_prompts"] == 4
+
+
 def test_what_training_told_stands_beside_the_model(cells: list[Cell]) -> None:
     facts = json.loads((cells[1].aligned / "training.json").read_text())
     assert facts["num_pairs"] == 32

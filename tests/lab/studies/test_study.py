@@ -35,6 +35,10 @@ def test_a_model_is_named_by_all_that_it_is_made_from() -> None:
     assert same.digest(LAB) == aligned.digest(LAB)
 
 
+def test_names_do_not_change_with_settings_that_came_later() -> None:
+    assert Model(kind="sft").digest(LAB) == "7780b022546b3fc7"
+
+
 def test_a_setting_at_its_default_makes_the_same_model() -> None:
     default = Model(kind="preference", parents=(Model(kind="sft"),))
     said = Model(
