@@ -78,7 +78,7 @@ def test_memory_grows_with_neither_checkpoints_nor_tensors(tmp_path: Path) -> No
             write(tmp_path / f"source-{number}", {"model.layers.0.w": values.bfloat16()})
         )
     added = {}
-    for num_checkpoints in (5, 100):
+    for num_checkpoints in (6, 100):
         run = linked(tmp_path / f"run-{num_checkpoints}", sources, num_checkpoints)
         out = tmp_path / f"out-{num_checkpoints}"
         done = subprocess.run(
