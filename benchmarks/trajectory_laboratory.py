@@ -1,185 +1,302 @@
-"""A DPO training of the laboratory, judged at its half: does the rest of it agree?
+"""Trainings of the laboratory, forecast from their first 15, 30 and 50%: hits and misses.
 
-    python -m benchmarks.trajectory_laboratory [--write] [--seeds N ...]
+    python -m benchmarks.trajectory_laboratory [--write] [--seeds N ...] [--trainings NAME ...]
 
-Each seed trains an initial model, then DPO on all preference data with 20 checkpoints, once with
-the laboratory's cosine schedule and once with a constant rate. The first half of the checkpoints is
-judged; the verdict's promise is compared with the rest of the run, in weights, and in the hidden
-truth of the answers of the last checkpoint known, of its forecast of the last step, and of the last
-checkpoint itself. Where the verdict is to keep, the forecast is that of `rank1 from last`.
+Each training keeps 40 checkpoints. From those of its first part alone the back-test gives its
+verdict and every fit its forecasts; the rest of the training is the truth, in weights and in the
+hidden truth of sampled answers. One line of JSON is kept per training: what is stopped goes on with
+the trainings that are missing, and `--write` makes the tables of all lines there are. Trainings on
+one initial model differ in their data, its order and their answers; the prompts that measure them
+are in no training data.
 
-Needs: two CPU cores. Takes: about two minutes a seed.
+Needs: a CPU core. Takes: a minute for each training.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import os
 import tempfile
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from expo_ray.extrapolation import extrapolate_trajectory
-from expo_ray.extrapolation.arithmetic.path_sums import PathSums
-from expo_ray.extrapolation.trajectories.backtest import back_tests, forecast_errors
-from expo_ray.extrapolation.trajectories.forecasts import FORECAST_KINDS, Forecast
-from expo_ray.extrapolation.trajectories.gram import measure_path_sums
+from benchmarks.trajectory_laboratory_tables import written
+from expo_ray.extrapolation.arithmetic.path_sums import PathSums, measure_path
+from expo_ray.extrapolation.trajectories.backtest import (
+    HORIZONS,
+    NEAR_HORIZON,
+    back_tests,
+    forecast_errors,
+)
+from expo_ray.extrapolation.trajectories.forecasts import (
+    FORECAST_KINDS,
+    Forecast,
+    can_forecast,
+    forecast_weights,
+)
 from expo_ray.extrapolation.trajectories.path_shape import (
     path_shape,
     squared_distance,
     total_of,
 )
-from expo_ray.extrapolation.trajectories.trajectory import open_trajectory
-from expo_ray.extrapolation.trajectories.verdict import Verdict, judge
+from expo_ray.extrapolation.trajectories.verdict import judge
+from expo_ray.lab.data import eval_prompts
+from expo_ray.lab.on_policy import sample_answers
 from expo_ray.lab.settings import LabSettings
-from expo_ray.lab.training import measure_truth, train_aligned, train_initial
+from expo_ray.lab.task import truth_reward
+from expo_ray.lab.training import train_aligned, train_initial
+from expo_ray.tables import Message
 
 RESULT = Path(__file__).resolve().parent / "results" / "trajectory_laboratory.md"
-NUM_CHECKPOINTS = 20
-SCHEDULES = ("cosine", "constant_with_warmup")
-IN_DOUBT = next(kind for kind in FORECAST_KINDS if kind.name == "rank1 from last")
-SMALL: Mapping[str, Any] = {"num_sft_examples": 6000, "preference_fraction": 1.0}
+NUM_CHECKPOINTS = 40
+NUM_STEPS = 80
+SHARES = (0.15, 0.3, 0.5)
+PER_INITIAL = 5
+MEASURED = ("pair", "line", "rank1 from last", "wsm from last")
+"""Forecasts whose answers are measured, besides that of the verdict; weights are of all."""
+BATCH = 8
+NUM_ANSWERS = 60
+SMALL: Mapping[str, Any] = {
+    "num_eval_prompts": 100,
+    "num_sft_examples": 6000,
+    "preference_fraction": 1.0,
+    "num_preference_pairs": NUM_STEPS * BATCH,
+    "dpo_batch_size": BATCH,
+}
+Weights = dict[str, torch.Tensor]
+Row = dict[str, Any]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Row:
-    """One training."""
+class BranchSettings(LabSettings):
+    """Settings of one training among several on one initial model."""
 
-    seed: int
-    schedule: str
-    straightness: float
-    r2_line: float
-    verdict: Verdict
-    errors: Mapping[str, float]
-    """By forecast, at the last step, relative to the last checkpoint known."""
-    truths: tuple[float, float, float]
-    """Of the last checkpoint known, of the forecast of the last step, of the last checkpoint."""
+    initial_seed: int
+
+    def derive_seed(self, label: str) -> int:
+        """Deal requests and evaluation prompts as the initial model's settings do."""
+        shared = label in ("split", "evaluation")
+        seed = self.initial_seed if shared else self.seed
+        return LabSettings(seed=seed).derive_seed(label)
 
 
-def saved(settings: LabSettings, initial: Path, folder: Path, schedule: str) -> Path:
-    """Train with checkpoints on the way; the model it starts from is step 0, in float32 too."""
-    num_steps = settings.num_dpo_pairs // settings.dpo_batch_size
-    training = folder / schedule
-    options = {
-        "output_dir": str(training),
-        "save_strategy": "steps",
-        "save_steps": max(1, num_steps // NUM_CHECKPOINTS),
-        "save_only_model": True,
-        "lr_scheduler_type": schedule,
-    }
-    train_aligned(
-        settings, initial, folder / f"{schedule}-last", on_step=lambda *_: None, options=options
-    )
-    first = training / "checkpoint-0"
-    AutoModelForCausalLM.from_pretrained(initial, dtype=torch.float32).save_pretrained(first)
-    AutoTokenizer.from_pretrained(initial).save_pretrained(first)
-    return training
+Train = Callable[[BranchSettings, Path, Path], None]
+"""Trains from an initial model; leaves `checkpoint-N` folders in the last argument."""
 
 
-def judged(settings: LabSettings, training: Path, schedule: str, folder: Path) -> Row:
-    """Judge the first half of a training and compare with the rest."""
-    opened = open_trajectory(training)
-    steps = opened.steps
-    num_known = (len(steps) + 1) // 2
-    sums = measure_path_sums(opened, address="inline")
-    total = total_of(sums.values())
-    assert total is not None
-    early = {name: first_part(one, num_known) for name, one in sums.items()}
-    verdict = judge(back_tests(early, steps[:num_known]), steps[:num_known])
-    last = len(steps) - 1
-    still = squared_distance(total, num_known - 1, last)
-    errors = {
-        kind.name: float(
-            np.sqrt(forecast_errors(kind, sums, total, steps, num_known, [last])[0][0] / still)
+def _dpo(schedule: str) -> Train:
+    def train(settings: BranchSettings, initial: Path, folder: Path) -> None:
+        options = {
+            "output_dir": str(folder),
+            "save_strategy": "steps",
+            "save_steps": NUM_STEPS // NUM_CHECKPOINTS,
+            "save_only_model": True,
+            "lr_scheduler_type": schedule,
+        }
+        train_aligned(settings, initial, folder / "last", on_step=_quiet, options=options)
+
+    return train
+
+
+TRAININGS: Mapping[str, Train] = {
+    "dpo, cosine rate": _dpo("cosine"),
+    "dpo, constant rate": _dpo("constant_with_warmup"),
+}
+
+
+def _quiet(done: int, total: int) -> None:
+    pass
+
+
+class Answers:
+    """Measures the hidden truth of weights by the answers that they sample."""
+
+    def __init__(self, settings: LabSettings, model: Path) -> None:
+        self._settings = settings
+        self._tokenizer = AutoTokenizer.from_pretrained(model)
+        self._model = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
+        self._chats: list[list[Message]] = [
+            [{"role": "user", "content": prompt}] for prompt in eval_prompts(settings)[:NUM_ANSWERS]
+        ]
+
+    def truth(self, weights: Weights) -> float:
+        """Return the mean hidden truth of one sampled answer per prompt."""
+        found = self._model.load_state_dict(weights, strict=False)
+        assert not found.unexpected_keys, found
+        answers = sample_answers(
+            self._settings, self._model, self._tokenizer, self._chats, purpose="truth-sampling"
         )
-        for kind in FORECAST_KINDS
-    }
-    shape = path_shape(total, steps)
-    forecast = verdict.forecast or IN_DOUBT
-    known = [p.model_dump() for p in opened.points[:num_known]]
-    ahead = folder / f"{schedule}-forecast"
-    write_forecast(forecast, known, steps[last], ahead)
-    places = (known[-1]["checkpoint"], ahead, opened.points[-1].checkpoint)
-    truths = [measure_truth(settings, Path(place))["mean_truth"] for place in places]
-    return Row(
-        seed=settings.seed,
-        schedule=schedule,
-        straightness=shape.straightness or 0.0,
-        r2_line=shape.r2_line or 0.0,
-        verdict=verdict,
-        errors=errors,
-        truths=(truths[0], truths[1], truths[2]),
-    )
+        scores = [truth_reward(c, a) for c, a in zip(self._chats, answers, strict=True)]
+        return float(np.mean(scores))
 
 
-def first_part(sums: PathSums, num_known: int) -> PathSums:
-    """Return the sums over the first checkpoints."""
-    found = PathSums(num_known)
-    found.num_elements = sums.num_elements
-    found.gram = sums.gram[:num_known, :num_known].copy()
-    found.rounding = sums.rounding[:num_known].copy()
-    found.num_moved = sums.num_moved[: num_known - 1].copy()
+class Path1:
+    """The checkpoints of one training in memory, one matrix [N, values] per tensor."""
+
+    def __init__(self, initial: Path, training: Path) -> None:
+        places = {int(p.name.split("-")[1]): p for p in training.glob("checkpoint-*")}
+        self.steps = [0.0, *map(float, sorted(places))]
+        models = [_weights(initial), *(_weights(places[int(step)]) for step in self.steps[1:])]
+        self._shapes = {name: tensor.shape for name, tensor in models[0].items()}
+        self._rows = {name: torch.stack([m[name].flatten() for m in models]) for name in models[0]}
+
+    def sums(self, num_known: int | None = None) -> dict[str, PathSums]:
+        """Return the sums over the first checkpoints, or over all."""
+        return {name: measure_path(list(rows[:num_known])) for name, rows in self._rows.items()}
+
+    def checkpoint(self, index: int) -> Weights:
+        """Return one of the checkpoints."""
+        return {name: rows[index].view(self._shapes[name]) for name, rows in self._rows.items()}
+
+    def forecast(self, kind: Forecast, early: Mapping[str, PathSums], target: float) -> Weights:
+        """Return what a fit over the first checkpoints says of a step."""
+        num_known = len(next(iter(early.values())).gram)
+        found = {}
+        for name, rows in self._rows.items():
+            (weights,) = forecast_weights(kind, self.steps[:num_known], [target], early[name].gram)
+            # As `extrapolate`: changes from the first checkpoint, summed.
+            changes = rows[:num_known].double() - rows[0].double()
+            moved = torch.from_numpy(weights) @ changes
+            found[name] = (rows[0].double() + moved).float().view(self._shapes[name])
+        return found
+
+
+def _weights(folder: Path) -> Weights:
+    found: Weights = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        found.update(load_file(file))
     return found
 
 
-def write_forecast(forecast: Forecast, known: list[dict[str, Any]], step: float, out: Path) -> None:
-    """Write the forecast of a step; averages without a time axis as they are."""
-    points = [known[0], known[-1]] if forecast.takes_two else known
-    at = {} if forecast.is_average else {"at_step": step}
-    extrapolate_trajectory(
-        points, out, fit=forecast.fit.value, start=forecast.start.value, address="inline", **at
-    )
+def measured(settings: BranchSettings, name: str, initial: Path, training: Path) -> Row:
+    """Compare what the first parts of a training promise with the rest of it."""
+    path, answers = Path1(initial, training), Answers(settings, initial)
+    whole = path.sums()
+    total = total_of(whole.values())
+    assert total is not None
+    shape = path_shape(total, path.steps)
+    return {
+        "seed": settings.seed,
+        "initial_seed": settings.initial_seed,
+        "training": name,
+        "num_checkpoints": len(path.steps),
+        "straightness": shape.straightness,
+        "r2_line": shape.r2_line,
+        "truth_initial": answers.truth(path.checkpoint(0)),
+        "truth_last": answers.truth(path.checkpoint(-1)),
+        "parts": [_part(path, share, whole, total, answers) for share in SHARES],
+    }
 
 
-def line_of(row: Row) -> str:
-    """Return a row of the table."""
-    forecast = row.verdict.forecast
-    promise = "keep" if forecast is None else f"{forecast.name}, {row.verdict.horizon:g} times"
-    name = (forecast or IN_DOUBT).name
-    best = min(row.errors, key=lambda one: row.errors[one])
-    known, ahead, last = row.truths
-    return (
-        f"| {row.seed} | {row.schedule.split('_')[0]} | {row.straightness:.2f} | "
-        f"{row.r2_line:.2f} | {promise} | {name}: {row.errors[name]:.2f} | "
-        f"{best}: {row.errors[best]:.2f} | {row.errors['pair']:.2f} | "
-        f"{known:.2f} / {ahead:.2f} / {last:.2f} |"
-    )
+def _part(
+    path: Path1, share: float, whole: Mapping[str, PathSums], total: PathSums, answers: Answers
+) -> Row:
+    steps = path.steps
+    num_known = 1 + sum(step <= share * steps[-1] for step in steps[1:])
+    known = steps[:num_known]
+    early = path.sums(num_known)
+    verdict = judge(back_tests(early, known), known)
+    targets = targets_of(steps, num_known)
+    errors = {}
+    for kind in FORECAST_KINDS:
+        if can_forecast(kind, known):
+            at = list(targets.values())
+            squares, _ = forecast_errors(kind, whole, total, steps, num_known, at)
+            still = [squared_distance(total, num_known - 1, k) for k in at]
+            found = np.sqrt(squares / np.array(still)).tolist()
+            errors[kind.name] = dict(zip(targets, found, strict=True))
+    kinds = [kind for kind in FORECAST_KINDS if kind.name in MEASURED or kind == verdict.forecast]
+    truths = {k.name: answers.truth(path.forecast(k, early, steps[-1])) for k in kinds}
+    promised = None
+    if verdict.forecast is not None and verdict.at_step is not None:
+        promised = truths[verdict.forecast.name]
+        if verdict.at_step < steps[-1]:
+            promised = answers.truth(path.forecast(verdict.forecast, early, verdict.at_step))
+    return {
+        "share": share,
+        "num_known": num_known,
+        "last_step": known[-1],
+        "verdict": verdict.as_dict(),
+        "errors": errors,
+        "truth_known": answers.truth(path.checkpoint(num_known - 1)),
+        "truths": truths,
+        "truth_promised": promised,
+    }
 
 
-HEADING = """# A DPO training of the laboratory, judged at its half
+def targets_of(steps: Sequence[float], num_known: int) -> dict[str, int]:
+    """Return the checkpoint that stands for each horizon, and for the end of the training."""
+    found = {}
+    for horizon in HORIZONS:
+        misses = {
+            k: abs(np.log(steps[k] / steps[num_known - 1] / horizon))
+            for k in range(num_known, len(steps))
+        }
+        nearest = min(misses, key=lambda k: misses[k])
+        if misses[nearest] <= np.log(NEAR_HORIZON):
+            found[f"{horizon:g}"] = nearest
+    return {**found, "end": len(steps) - 1}
 
-Written by `python -m benchmarks.trajectory_laboratory --write`. Errors are distances in weights from \
-the last checkpoint, relative to that of the checkpoint at half time (below 1: nearer). Truth: hidden \
-score of 300 answers of the checkpoint at half time / of the forecast / of the last checkpoint.
 
-| seed | rate | straightness | R^2 | verdict at half time | its forecast | best in hindsight | pair | truth |
-|---|---|---|---|---|---|---|---|---|
-"""  # noqa: E501
+def initial_model(seed: int, folder: Path) -> Path:
+    """Return the initial model of a seed, trained once."""
+    place = folder / f"initial-{seed}"
+    if not place.exists():
+        partial = folder / f".initial-{seed}"
+        train_initial(LabSettings(seed=seed, **SMALL), partial, on_step=_quiet)
+        partial.rename(place)
+    return place
+
+
+def read_rows(file: Path) -> list[Row]:
+    """Return the lines of all trainings that are done."""
+    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+
+
+def asked(seeds: Sequence[int], names: Sequence[str]) -> Iterator[tuple[int, str]]:
+    """Yield seeds and trainings: each seed once, kinds in turn, before any has a second one."""
+    for turn in range(len(names)):
+        for number, seed in enumerate(seeds):
+            yield seed, names[(number + turn) % len(names)]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--write", action="store_true", help=f"write {RESULT.name}")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[2, 3, 4], help="of the trainings")
+    parser.add_argument("--seeds", type=int, nargs="*", default=range(100, 120))
+    parser.add_argument("--trainings", nargs="+", default=list(TRAININGS), choices=TRAININGS)
+    parser.add_argument("--folder", type=Path, default=Path("runs/trajectory_laboratory"))
     given = parser.parse_args()
     torch.set_num_threads(1)
-    lines = []
-    for seed in given.seeds:
-        settings = LabSettings(seed=seed, **SMALL)
-        with tempfile.TemporaryDirectory() as scratch:
-            folder = Path(scratch)
-            train_initial(settings, folder / "initial", on_step=lambda *_: None)
-            for schedule in SCHEDULES:
-                training = saved(settings, folder / "initial", folder, schedule)
-                lines.append(line_of(judged(settings, training, schedule, folder)))
-                print(lines[-1], flush=True)
-                if given.write:
-                    RESULT.write_text(HEADING + "\n".join(lines) + "\n")
+    given.folder.mkdir(parents=True, exist_ok=True)
+    file = given.folder / "rows.jsonl"
+    done = {(row["seed"], row["training"]) for row in read_rows(file)}
+    for seed, name in asked(given.seeds, given.trainings):
+        if (seed, name) in done:
+            continue
+        first = seed - seed % PER_INITIAL
+        initial = initial_model(first, given.folder)
+        settings = BranchSettings(seed=seed, initial_seed=first, **SMALL)
+        with tempfile.TemporaryDirectory(dir=given.folder) as scratch:
+            TRAININGS[name](settings, initial, Path(scratch))
+            row = measured(settings, name, initial, Path(scratch))
+        # One write: what is stopped leaves no half of a line.
+        with file.open("a") as lines:
+            lines.write(json.dumps(row) + "\n")
+            lines.flush()
+            os.fsync(lines.fileno())
+        print(f"{name}, seed {seed}: truth {row['truth_initial']:.2f} to {row['truth_last']:.2f}, "
+              f"{[part['verdict']['decision'] for part in row['parts']]}", flush=True)  # fmt: skip
+    text = written(read_rows(file))
+    print(text)
+    if given.write:
+        RESULT.write_text(text)
 
 
 if __name__ == "__main__":

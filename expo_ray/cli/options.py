@@ -18,13 +18,12 @@ from expo_ray.tables.checked_columns import CHECKED_COLUMNS
 from expo_ray.tables.thoughts import REASONING_MEANS
 
 _PROMPTS = "Prompts"
-Model = Annotated[
-    str,
-    typer.Argument(
-        help="A checkpoint: path, s3://, gs://, hf://, Hub id or LoRA adapter; with --initial, the "
-        "aligned one."
-    ),
-]
+_MODEL = typer.Argument(
+    help="A checkpoint: path, s3://, gs://, hf://, Hub id or LoRA adapter; with --initial, the "
+    "aligned one."
+)
+Model = Annotated[str, _MODEL]
+OptionalModel = Annotated[str | None, _MODEL]
 Prompts = Annotated[
     str,
     typer.Option(

@@ -37,6 +37,16 @@ from expo_ray.cli.session import (
     format_bytes,
     key_value_table,
 )
+from expo_ray.cli.trajectory_options import (
+    AtStepOption,
+    FitOption,
+    TrajectoryOption,
+    WeightsOption,
+    parse_weights,
+    refuse_beside,
+    refuse_pair,
+    require_places,
+)
 from expo_ray.errors import ConfigError, argument
 from expo_ray.selection.guard_settings import parse_guards, parse_margins
 from expo_ray.selection.settings import SEARCH_PANEL, SelectionSettings
@@ -44,8 +54,11 @@ from expo_ray.serving.sampling import SAMPLING_PANEL, SamplingParams
 
 
 def select(
-    initial: Annotated[str, typer.Argument(help="theta0, the SFT checkpoint.")],
-    aligned: Annotated[str, typer.Argument(help="theta1, the DPO or RLHF checkpoint.")],
+    initial: Annotated[str | None, typer.Argument(help="theta0, the SFT checkpoint.")] = None,
+    aligned: Annotated[
+        str | None, typer.Argument(help="theta1, the DPO or RLHF checkpoint.")
+    ] = None,
+    *,
     prompts: Prompts,
     output: Annotated[str, typer.Option(metavar="DIR", help="Run directory.")],
     reward_models: Annotated[
@@ -64,9 +77,12 @@ def select(
             help="Candidate, negative ones too; may repeat; by default 0.1 to 0.5.",
         ),
     ] = None,
+    trajectory: TrajectoryOption = None,
+    fit: FitOption = None,
+    at_step: AtStepOption = None,
+    weights: WeightsOption = None,
     dry_run: DryRunFlag = False,
     tokens_per_second: TokensPerSecond = None,
-    *,
     search: Annotated[Given, FlagsOf(SelectionSettings)],
     adaptive: Annotated[
         int | None,
@@ -158,7 +174,8 @@ def select(
 ) -> None:
     """Choose alpha by evidence; alpha 0 is always a candidate.
 
-    Tuning prompts choose, held-out prompts confirm. The verdict may be keep-aligned.
+    Tuning prompts choose, held-out prompts confirm. The verdict may be keep-aligned. Of the
+    checkpoints of one training, --trajectory FILE takes the place of INITIAL and ALIGNED.
 
     Examples: expo-ray select ./sft ./dpo --prompts p.jsonl --output run --reward-model ./rm;
     expo-ray select ./sft ./dpo --strategy expanding+racing --num-prompts 1000 --output run
@@ -167,6 +184,12 @@ def select(
     from expo_ray.workflow.run import select as run_select
 
     with Session(**shown) as session:
+        if trajectory is None:
+            of_path = {"fit": fit, "at_step": at_step, "weights": weights}
+            refuse_beside("trajectory", of_path, is_needed=True)
+            require_places("select", initial=initial, aligned=aligned)
+        else:
+            refuse_pair(initial, aligned)
         if not dry_run:
             refuse_rate_without_plan(tokens_per_second)
         sampling = {"max_tokens": 1024, "seed": seed} | preset_sampling(preset) | sampling
@@ -177,6 +200,10 @@ def select(
             aligned,
             prompts=prompts,
             output=output,
+            trajectory=trajectory,
+            fit=fit or "line",
+            weights=parse_weights(weights),
+            at_step=at_step or (),
             reward_models=reward_models or ("implicit:beta=0.1",),
             anchors=anchors,
             alphas=alphas,

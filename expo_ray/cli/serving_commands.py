@@ -18,8 +18,8 @@ from expo_ray.cli.options import (
     EngineOption,
     ExtraTensors,
     InitialOption,
-    Model,
     NumPrompts,
+    OptionalModel,
     Preset,
     PromptColumn,
     Prompts,
@@ -30,6 +30,13 @@ from expo_ray.cli.options import (
 )
 from expo_ray.cli.reward_commands import score
 from expo_ray.cli.session import AddressOption, OutputFlags, Session, key_value_table
+from expo_ray.cli.trajectory_options import (
+    FitOption,
+    TrajectoryOption,
+    WeightsOption,
+    parse_weights,
+    refuse_beside,
+)
 from expo_ray.serving.engines.options import ENGINE_PANEL, EngineOptions
 from expo_ray.serving.sampling import SamplingParams
 
@@ -45,11 +52,14 @@ def register(app: typer.Typer) -> None:
 
 
 def serve(
-    model: Model,
+    model: OptionalModel = None,
     initial: InitialOption = None,
     alpha: AlphaOption = None,
     alpha_rules: AlphaRulesOption = None,
     extra_tensors: ExtraTensors = None,
+    trajectory: TrajectoryOption = None,
+    fit: FitOption = None,
+    weights: WeightsOption = None,
     reward_model: Annotated[
         str | None,
         typer.Option(
@@ -103,7 +113,8 @@ def serve(
 ) -> None:
     """Serve a model through Ray Serve, with the OpenAI API, until interrupted.
 
-    Under --json every event is one line; {"event": "ready"} comes once requests are answered.
+    --trajectory FILE --alpha A goes on from the last checkpoint of a training, along a fit. Under
+    --json every event is one line; {"event": "ready"} comes once requests are answered.
 
     Example: expo-ray serve ./dpo --initial ./sft --alpha 0.3 --port 8000
     """
@@ -132,6 +143,7 @@ def serve(
             alpha=alpha,
             alpha_rules=alpha_rules,
             extra_tensors=extra_tensors or (),
+            **_path_of(trajectory, fit, weights),
             reward_model=reward_model,
             engine=engine,
             options=from_flags(EngineOptions, options),
@@ -147,6 +159,14 @@ def serve(
         )
 
 
+def _path_of(trajectory: str | None, fit: str | None, weights: str | None) -> dict[str, Any]:
+    """Return the arguments of a trajectory; none for a pair or a checkpoint."""
+    if trajectory is None:
+        refuse_beside("trajectory", {"fit": fit, "weights": weights}, is_needed=True)
+        return {}
+    return {"trajectory": trajectory, "fit": fit or "line", "weights": parse_weights(weights)}
+
+
 def _curl_example(event: dict[str, Any]) -> str:
     body = {"model": event["stable_model"], "messages": [{"role": "user", "content": "Hello"}]}
     return (
@@ -156,7 +176,8 @@ def _curl_example(event: dict[str, Any]) -> str:
 
 
 def generate(
-    model: Model,
+    model: OptionalModel = None,
+    *,
     prompts: Prompts,
     output: Annotated[
         str, typer.Option(metavar="FILE", help="Responses table to write (Parquet).")
@@ -165,11 +186,13 @@ def generate(
     alpha: AlphaOption = None,
     alpha_rules: AlphaRulesOption = None,
     extra_tensors: ExtraTensors = None,
+    trajectory: TrajectoryOption = None,
+    fit: FitOption = None,
+    weights: WeightsOption = None,
     columns: PromptColumn = None,
     checked_columns: CheckedColumns = None,
     num_prompts: NumPrompts = None,
     preset: Preset = None,
-    *,
     sampling: Annotated[Given, FlagsOf(SamplingParams)],
     reasoning: ReasoningOption = "auto",
     engine: EngineOption = "auto",
@@ -180,7 +203,8 @@ def generate(
 ) -> None:
     """Answer every prompt and write the responses table; a rerun continues.
 
-    The seed of a row depends on --seed, prompt and sample alone: models are compared under the
+    --trajectory FILE --alpha A goes on from the last checkpoint of a training, along a fit. The
+    seed of a row depends on --seed, prompt and sample alone: models are compared under the
     same noise.
 
     Example: expo-ray generate ./expo --prompts prompts.jsonl --output responses.parquet
@@ -198,6 +222,7 @@ def generate(
             alpha=alpha,
             alpha_rules=alpha_rules,
             extra_tensors=extra_tensors or (),
+            **_path_of(trajectory, fit, weights),
             sampling=from_flags(SamplingParams, preset_sampling(preset) | sampling),
             reasoning=reasoning,
             engine=engine,

@@ -14,7 +14,9 @@ import pyarrow.parquet as pq
 from expo_ray.checkpoints.storages.local_output import require_local, require_writable_file
 from expo_ray.cluster import LOCAL, ray_session, resolve_address
 from expo_ray.credentials import read_api_key
-from expo_ray.errors import ServingError, argument
+from expo_ray.errors import ConfigError, ServingError, argument
+from expo_ray.extrapolation.trajectories.fitted_change import FittedChange
+from expo_ray.extrapolation.trajectories.trajectory_file import TrajectorySource
 from expo_ray.progress import Progress
 from expo_ray.rewards import RewardModelSpec
 from expo_ray.rewards.anchors import read_anchors
@@ -41,7 +43,7 @@ _SCHEMA_VERSION = 1
 
 
 def generate(
-    model: str | Path,
+    model: str | Path | None = None,
     *,
     prompts: str | Path,
     output: str | Path,
@@ -49,6 +51,9 @@ def generate(
     alpha: float | None = None,
     alpha_rules: RulesLike | None = None,
     extra_tensors: Sequence[str] = (),
+    trajectory: TrajectorySource | None = None,
+    fit: str = "line",
+    weights: Sequence[float] = (),
     columns: Mapping[str, str] | None = None,
     num_prompts: int | None = None,
     sampling: SamplingParams = _DEFAULT_SAMPLING,
@@ -70,6 +75,10 @@ def generate(
         alpha: How far to extrapolate; beside rules, for tensors without a rule.
         alpha_rules: Alpha by part of the model: a YAML file as for `extrapolate`, or its table.
         extra_tensors: `copy:PATTERN`: tensors that one side may lack, as for `extrapolate`.
+        trajectory: Instead of a pair, as for `extrapolate_trajectory`: alpha goes on from its last
+            checkpoint along the fitted change.
+        fit: Through the trajectory.
+        weights: Of the fit `weights`.
         columns: The source's names of our columns (`{"prompt": "question"}`).
         num_prompts: Use so many prompts, drawn at random by the seed of the sampling.
         sampling: Sampling settings.
@@ -103,7 +112,8 @@ def generate(
     """
     # Checks what can be checked before a Ray is started; there auto may pick another engine.
     output = require_writable_file(output)
-    source = model_source(model, initial, alpha, alpha_rules, extra_tensors).pinned()
+    along = None if trajectory is None else FittedChange.of(trajectory, fit, weights)
+    source = model_source(model, initial, alpha, alpha_rules, extra_tensors, along).pinned()
     how: dict[str, Any] = {"options": options, "reasoning": Reasoning.parse(reasoning)}
     GeneratorReplicas(num_replicas, engine, **how)
     rows = read_prompts(prompts, columns=columns, num_prompts=num_prompts, seed=sampling.seed)
@@ -225,12 +235,15 @@ def _require_some(made: Mapping[str, Any], table: Path, rows: str) -> None:
 
 
 def serve(
-    model: str | Path,
+    model: str | Path | None = None,
     *,
     initial: str | Path | None = None,
     alpha: float | None = None,
     alpha_rules: RulesLike | None = None,
     extra_tensors: Sequence[str] = (),
+    trajectory: TrajectorySource | None = None,
+    fit: str = "line",
+    weights: Sequence[float] = (),
     reward_model: str | None = None,
     engine: str = "auto",
     options: EngineOptions = _NO_OPTIONS,
@@ -255,6 +268,10 @@ def serve(
         alpha: How far to extrapolate; beside rules, for tensors without a rule.
         alpha_rules: Alpha by part of the model: a YAML file as for `extrapolate`, or its table.
         extra_tensors: `copy:PATTERN`: tensors that one side may lack, as for `extrapolate`.
+        trajectory: Instead of a pair, as for `extrapolate_trajectory`: alpha goes on from its last
+            checkpoint along the fitted change.
+        fit: Through the trajectory.
+        weights: Of the fit `weights`.
         reward_model: Also serve this one at /v1/rewards.
         engine: `auto`, `transformers` or `vllm`.
         options: Settings of the engine.
@@ -288,7 +305,8 @@ def serve(
         ['dpo', 'dpo@alpha=0.3']
         ended
     """
-    source = model_source(model, initial, alpha, alpha_rules, extra_tensors)
+    along = None if trajectory is None else FittedChange.of(trajectory, fit, weights)
+    source = model_source(model, initial, alpha, alpha_rules, extra_tensors, along)
     settings: dict[str, Any] = {
         "num_replicas": num_replicas,
         "max_replicas": max_replicas,
@@ -337,24 +355,39 @@ def serve(
 
 
 def model_source(
-    model: str | Path,
+    model: str | Path | None,
     initial: str | Path | None,
     alpha: float | None,
     alpha_rules: RulesLike | None,
     extra_tensors: Sequence[str] = (),
+    along: FittedChange | None = None,
 ) -> ModelSource:
     """Return what a command was asked to serve; what does not fit together shows at once.
 
     Raises:
         RequestError: Only one of initial and alpha (or its rules) is given, it is malformed, or
-            the rules or the pair do not fit.
+            the rules or the pair do not fit; or models are given beside a trajectory.
     """
+    if along is not None:
+        if (model, initial) != (None, None):
+            raise ConfigError(
+                "a trajectory brings its models",
+                where=f"{argument('trajectory')} beside MODEL, {argument('initial')}",
+                got=" ".join(str(place) for place in (model, initial) if place is not None),
+                expected=argument("trajectory"),
+                hint=f"its last checkpoint is what {argument('alpha', 0)} serves",
+            )
+        model, initial = along.last, along.first
+    if model is None:
+        hint = f"give a model, or {argument('trajectory', 'FILE')}"
+        raise ConfigError("an argument is missing", where="MODEL", hint=hint)
     source = ModelSource(
         model=str(model),
         initial=None if initial is None else str(initial),
         alpha=alpha,
         alpha_rules=None if alpha_rules is None else read_rules(alpha_rules),
         extra_tensors=tuple(extra_tensors),
+        along=along,
     )
     source.check_pair()
     return source

@@ -10,7 +10,7 @@ compares each answer's with the one that the service told before (`expo_ray.load
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,17 +25,22 @@ from expo_ray.checkpoints.storages.storage import RECORD_NAME, split_address
 from expo_ray.errors import ConfigError, argument
 from expo_ray.extrapolation import round_alpha
 from expo_ray.extrapolation.planning.alpha_rules import AlphaRules, resolve
+from expo_ray.extrapolation.trajectories.fitted_change import FittedChange
 from expo_ray.serving.alpha_setting import AlphaSetting, parse_setting, setting_label
 
 if TYPE_CHECKING:
     import torch
 
+    from expo_ray.extrapolation.arithmetic.directions import Direction
+    from expo_ray.extrapolation.planning.plan import Plan
     from expo_ray.extrapolation.shards.streaming import PlaceOf
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelSource:
     """A checkpoint, or aligned + alpha * (aligned - initial) with nothing written to disk.
+
+    Along a trajectory its last checkpoint is aligned, and the fitted change stands for delta.
 
     Raises:
         ConfigError: Only one of `initial` and alpha (or its rules) is given, or it is malformed.
@@ -52,6 +57,8 @@ class ModelSource:
     """Alpha by part of the model. Its YAML file, or the table that it holds, is taken too."""
     extra_tensors: tuple[str, ...] = ()
     """`copy:PATTERN`: tensors that one side of a pair may lack, as for `extrapolate`."""
+    along: FittedChange | None = None
+    """Of a trajectory, whose first and last checkpoint are then initial and model."""
 
     def __post_init__(self) -> None:
         setting = parse_setting(self.alpha, self.alpha_rules)
@@ -73,6 +80,8 @@ class ModelSource:
             )
         rules = setting if isinstance(setting, AlphaRules) else None
         object.__setattr__(self, "alpha_rules", rules)
+        if isinstance(self.along, Mapping):
+            object.__setattr__(self, "along", FittedChange(**self.along))
         object.__setattr__(self, "alpha", setting if rules is None else None)
         # Replicas run in other working directories.
         for name in ("model", "initial"):
@@ -100,7 +109,7 @@ class ModelSource:
 
     def is_same_pair(self, other: ModelSource) -> bool:
         """Whether both are pairs that differ in alpha at most."""
-        names = ("model", "initial", "extra_tensors")
+        names = ("model", "initial", "extra_tensors", "along")
         return self.initial is not None and all(
             getattr(self, name) == getattr(other, name) for name in names
         )
@@ -142,6 +151,9 @@ class ModelSource:
         Raises:
             CheckpointError: A checkpoint is missing or malformed.
         """
+        if self.along is not None:
+            along = self.along.pinned()
+            return replace(self, model=along.last, initial=along.first, along=along)
         model = self.open().uri
         initial = None if self.initial is None else open_checkpoint(self.initial).uri
         return replace(self, model=model, initial=initial)
@@ -149,10 +161,15 @@ class ModelSource:
     def check(self) -> None:
         """Read the first tensor: a wrong pair or checkpoint shows before any replica starts.
 
+        Of a fit by tensor the headers alone: before the first one it reads all checkpoints.
+
         Raises:
             RequestError: The checkpoint or the pair is wrong.
             ShardError: Non-finite values.
         """
+        if self.along is not None and self.along.needs_gram:
+            self.check_pair()
+            return
         next(iter(self.iter_weights()), None)
 
     def check_pair(self) -> None:
@@ -161,10 +178,10 @@ class ModelSource:
         Raises:
             RequestError: A tensor has no rule, a rule has no tensor, or the pair is wrong.
         """
-        from expo_ray.extrapolation.planning.plan import build_plan
-
         if self.initial is not None:
-            plan = build_plan(self.initial, self.model, extra_tensors=self.extra_tensors)
+            plan = (
+                self._pair_plan() if self.along is None else self.along.plan(self.extra_tensors)[0]
+            )
             if self.alpha_rules is not None:
                 resolve(self.alpha_rules, plan.pair.tensors)
 
@@ -191,35 +208,40 @@ class ModelSource:
             RequestError: The checkpoint or the pair is wrong.
             ShardError: Non-finite values.
         """
-        from expo_ray.extrapolation.shards.streaming import fill_weights
+        from expo_ray.extrapolation.shards.streaming import fill_plan
 
-        if self.initial is None or not self.is_live:
+        if not self.is_live:
             for name, tensor in self.iter_weights(digest):
                 place_of(name, tensor.shape).copy_(tensor.flatten())
             return
-        fill_weights(
-            self.initial,
-            self.model,
+        plan, directions = self._plan(measured=True)
+        fill_plan(
+            plan,
             self.alpha,
             alpha_rules=self.alpha_rules,
-            extra_tensors=self.extra_tensors,
+            directions=directions,
             place_of=place_of,
             digest=digest,
         )
 
+    def _plan(self, *, measured: bool) -> tuple[Plan, tuple[Direction, ...]]:
+        """Return what is computed, and what takes the place of delta along a trajectory."""
+        from expo_ray.extrapolation.planning.plan import build_plan
+
+        if self.along is not None:
+            plan = self.along.measured if measured else self.along.plan
+            return plan(self.extra_tensors)
+        return build_plan(str(self.initial), self.model, extra_tensors=self.extra_tensors), ()
+
     def _tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
         from expo_ray.checkpoints import iter_tensors
         from expo_ray.checkpoints.tensors import TORCH_DTYPES
-        from expo_ray.extrapolation import stream_weights
+        from expo_ray.extrapolation.shards.streaming import stream_plan
 
-        if self.initial is not None and self.is_live:
-            yield from stream_weights(
-                self.initial,
-                self.model,
-                self.alpha,
-                alpha_rules=self.alpha_rules,
-                extra_tensors=self.extra_tensors,
-            )
+        if self.is_live:
+            plan, directions = self._plan(measured=True)
+            how: dict[str, Any] = {"alpha_rules": self.alpha_rules, "directions": directions}
+            yield from stream_plan(plan, self.alpha, **how)
             return
         checkpoint = self.open()
         for name, tensor in iter_tensors(checkpoint):

@@ -9,15 +9,14 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
-from expo_ray.checkpoints import atomic_write_json, open_checkpoint
-from expo_ray.checkpoints.opening import open_aligned
+from expo_ray.checkpoints import atomic_write_json
 from expo_ray.checkpoints.storages.local_output import require_writable_folder
 from expo_ray.cluster import LOCAL, require_cluster, resolve_address
-from expo_ray.errors import ConfigError
-from expo_ray.extrapolation.outputs.assembly import read_attachments
-from expo_ray.extrapolation.planning.plan import build_plan
+from expo_ray.errors import ConfigError, argument
+from expo_ray.extrapolation.planning.path import step_name
 from expo_ray.extras import require_extra
 from expo_ray.lab import LabSettings, find_lab, prepare_lab
 from expo_ray.rewards import RewardModelSpec, pin_reward_model
@@ -30,6 +29,7 @@ from expo_ray.serving.engines.registry import resolve_engine
 from expo_ray.tables import Prompt, assign_splits, read_prompts
 from expo_ray.tables.prompt_files import pin_prompts
 from expo_ray.versions import versions
+from expo_ray.workflow.candidates import Inputs, extrapolate_candidates
 from expo_ray.workflow.input_versions import refuse_other_versions, versions_of_inputs
 from expo_ray.workflow.pinning import pin_reward_models
 from expo_ray.workflow.prompt_sets import describe_sets, find_sets
@@ -115,7 +115,7 @@ def _prepare_lab(run: Run, settings: LabSettings) -> None:
     with run.stage("laboratory", done=run.directory.lab_file.exists()):
         folder = run.recipe.lab_folder
         lab = prepare_lab(folder, settings, address=run.address, progress=run.progress)
-        run.initial, run.aligned = str(lab.initial), str(lab.aligned)
+        run.inputs = Inputs((str(lab.initial), str(lab.aligned)))
         run.prompts_path = str(lab.prompts)
         guards = [] if lab.guard_reward_model is None else [str(lab.guard_reward_model)]
         _find_inputs(run, [str(lab.reward_model), *guards, *run.recipe.reward_models])
@@ -128,25 +128,24 @@ def _find_inputs(run: Run, rewards: Iterable[str]) -> None:
     if before.get("recipe_digest") != recipe.digest():
         before = {}
     if recipe.lab is None:
-        run.initial, run.aligned = str(recipe.initial), str(recipe.aligned)
+        run.inputs = Inputs.of(recipe)
         run.prompts_path = str(recipe.prompts.path)
-    run.pair_address = [run.initial, run.aligned]
+    run.pair_address = list(run.inputs.addresses)
     if before.get("pair_address") == run.pair_address:
-        run.initial, run.aligned = before["initial"]["uri"], before["aligned"]["uri"]
-    initial = open_checkpoint(run.initial)
-    aligned = open_aligned(run.aligned, initial)
-    run.initial, run.aligned = initial.uri, aligned.uri
-    run.sides = {"initial": initial, "aligned": aligned}
-    settings = recipe.extrapolation
-    plan = build_plan(
-        initial,
-        aligned,
-        output_dtype=settings.output_dtype,
-        max_shard_size=settings.max_shard_size,
-        vocab_policy=settings.vocab_policy,
-        extra_tensors=settings.extra_tensors,
+        pinned = tuple(before[name]["uri"] for name in run.inputs.names)
+        run.inputs = replace(run.inputs, addresses=pinned)
+    run.sides = run.inputs.open()
+    pinned = tuple(side.uri for side in run.sides.values())
+    run.inputs = replace(run.inputs, addresses=pinned)
+    run.initial, *_, run.aligned = pinned
+    # What could not be written at the end is refused now.
+    extrapolate_candidates(
+        recipe,
+        run.inputs,
+        str(run.directory.checkpoints / "planned"),
+        recipe.extrapolation.alphas,
+        dry_run=True,
     )
-    read_attachments(plan)  # what could not be written at the end is refused now
     run.reward_models = pin_reward_models(
         rewards, run.initial, run.aligned, addresses=before.get("reward_addresses")
     )
@@ -174,12 +173,22 @@ def _record_inputs(run: Run) -> None:
                 where=now["uri"],
                 hint="start again in another output folder",
             )
+    steps = list(run.inputs.steps)
+    if before.get("steps", steps) != steps:
+        raise ConfigError(
+            "the steps of the trajectory have changed since this run began",
+            where=argument("trajectory"),
+            got=", ".join(map(step_name, steps)),
+            expected=", ".join(map(step_name, before["steps"])),
+            hint="start again in another output folder",
+        )
     found = versions_of_inputs(run)
     refuse_other_versions(found, before.get("versions_of_inputs", {}))
     recipe, models = run.recipe, run.reward_models
     run.directory.update_resolved(
         {
             **inputs,
+            **({"steps": steps} if steps else {}),
             "pair_address": run.pair_address,
             "recipe": recipe.model_dump(mode="json"),
             "alphas": list(run.alphas),

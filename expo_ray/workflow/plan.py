@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from expo_ray.errors import spelled
-from expo_ray.extrapolation import extrapolate
 from expo_ray.extrapolation.planning.alpha import ALIGNED_ALPHA
 from expo_ray.lab import find_lab
 from expo_ray.selection.gates import MAIN
 from expo_ray.tables import read_prompts
+from expo_ray.workflow.candidates import Inputs, extrapolate_candidates
 from expo_ray.workflow.gate_names import labels_of, plan_gates
 from expo_ray.workflow.generation_time import GenerationRate, generation_rate
 from expo_ray.workflow.inputs import check_settings, find_prompts
@@ -50,7 +50,8 @@ def plan_recipe(parsed: Recipe, *, tokens_per_second: float | None = None) -> di
     """
     check_settings(parsed)
     stages: list[dict[str, Any]] = []
-    initial, aligned, prompts = parsed.initial, parsed.aligned, parsed.prompts.path
+    inputs = None if parsed.lab is not None else Inputs.of(parsed)
+    prompts = parsed.prompts.path
     num_rewards = len(parsed.reward_models)
     num_prompts: int | None = None
     if parsed.lab is not None:
@@ -66,15 +67,15 @@ def plan_recipe(parsed: Recipe, *, tokens_per_second: float | None = None) -> di
             }
         )
         if lab is not None:
-            initial, aligned, prompts = str(lab.initial), str(lab.aligned), str(lab.prompts)
+            inputs, prompts = Inputs((str(lab.initial), str(lab.aligned))), str(lab.prompts)
     if prompts is not None:
         num_prompts = len(find_prompts(parsed, prompts))
     elif num_prompts is not None:
         bounds = (parsed.prompts.limit, parsed.prompts.sample)
         num_prompts = min(n for n in (num_prompts, *bounds) if n is not None)
-    extrapolation = _extrapolation_stage(parsed, initial, aligned)
-    if initial is not None and aligned is not None:
-        pin_reward_models(parsed.reward_models, initial, aligned)
+    extrapolation = _extrapolation_stage(parsed, inputs)
+    if inputs is not None:
+        pin_reward_models(parsed.reward_models, inputs.addresses[0], inputs.addresses[-1])
     stages.append(
         {
             "stage": "diagnosis",
@@ -101,32 +102,20 @@ def plan_recipe(parsed: Recipe, *, tokens_per_second: float | None = None) -> di
     }
 
 
-def _extrapolation_stage(
-    recipe: Recipe, initial: str | None, aligned: str | None
-) -> dict[str, Any]:
+def _extrapolation_stage(recipe: Recipe, inputs: Inputs | None) -> dict[str, Any]:
     stage: dict[str, Any] = {
         "stage": "extrapolation",
         "unit": "shards",
         "num_alphas": len(recipe.extrapolation.alphas),
     }
-    if initial is None or aligned is None:
+    if inputs is None:
         return {**stage, "note": "sizes are known once the laboratory is trained"}
-    settings = recipe.extrapolation
-    alphas = settings.alphas
-    if settings.live:
+    alphas = recipe.extrapolation.alphas
+    if recipe.is_live:
         alphas = alphas[:1]
         stage["note"] = "inside the replicas; the chosen one is written at the end"
-    plan = extrapolate(
-        initial,
-        aligned,
-        str(Path(recipe.output) / "checkpoints"),
-        alpha=alphas,
-        output_dtype=settings.output_dtype,
-        max_shard_size=settings.max_shard_size,
-        vocab_policy=settings.vocab_policy,
-        extra_tensors=settings.extra_tensors,
-        dry_run=True,
-    ).as_dict()
+    output = str(Path(recipe.output) / "checkpoints")
+    plan = extrapolate_candidates(recipe, inputs, output, alphas, dry_run=True).as_dict()
     return {**stage, "tasks": plan["plan"]["num_shards"], **plan["plan"]}
 
 

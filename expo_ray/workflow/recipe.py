@@ -102,6 +102,24 @@ class ExtrapolationSettings(BaseModel):
         return size
 
 
+class TrajectorySettings(BaseModel):
+    """Many checkpoints of one training in the place of a pair."""
+
+    model_config = _STRICT
+
+    file: str = Field(
+        description="YAML list of `{step, checkpoint}`, or a folder of `checkpoint-100`, ..."
+    )
+    fit: str = Field(
+        "line",
+        description="Fit whose change over the whole span is delta: line, rank1, wsm, ema, bema or "
+        "weights, perhaps with options: `line:window=10`.",
+    )
+    weights: tuple[float, ...] = Field(
+        (), description="Of the fit `weights`: one number for each checkpoint, with sum 1."
+    )
+
+
 class ReplicaSettings(BaseModel):
     """How a model is served; does not change results, so it stays out of the digest."""
 
@@ -193,6 +211,11 @@ class Recipe(BaseModel):
     )
     initial: str | None = Field(None, description="theta0, the SFT checkpoint.")
     aligned: str | None = Field(None, description="theta1, the DPO or RLHF checkpoint.")
+    trajectory: TrajectorySettings | None = Field(
+        None,
+        description="Many checkpoints of one training, instead of initial and aligned: candidates "
+        "lie along a fit through them, from the last one, and are written before they are served.",
+    )
     reward_models: tuple[str, ...] = Field(
         (),
         description=f"The first scores, the others guard: {reward_forms()}.",
@@ -262,10 +285,11 @@ class Recipe(BaseModel):
 
     @model_validator(mode="after")
     def _parts_are_tried_live(self) -> Self:
-        if self.adaptive is not None and not self.extrapolation.live:
+        if self.adaptive is not None and not self.is_live:
             raise ValueError(
-                "adaptive tries its candidates inside the replicas, so extrapolation needs "
-                "`keep: chosen`, `output_dtype: auto`, `vocab_policy: refuse`, no `extra_tensors`"
+                "adaptive tries its candidates inside the replicas, so it needs initial and "
+                "aligned, and extrapolation with `keep: chosen`, `output_dtype: auto`, "
+                "`vocab_policy: refuse`, no `extra_tensors`"
             )
         return self
 
@@ -277,6 +301,16 @@ class Recipe(BaseModel):
             "reward_models": self.reward_models,
             "prompts.path": self.prompts.path,
         }
+        if self.trajectory is not None:
+            beside = {"initial": self.initial, "aligned": self.aligned, "lab": self.lab}
+            clash = [key for key, value in beside.items() if value]
+            if clash:
+                raise ValueError(f"trajectory brings its models; remove {', '.join(clash)}")
+            if self.extrapolation.vocab_policy != "refuse":
+                raise ValueError(
+                    "the checkpoints of a trajectory have one vocabulary: `vocab_policy: refuse`"
+                )
+            del given["initial"], given["aligned"]
         if self.lab is not None:
             clash = [key for key in ("initial", "aligned", "prompts.path") if given[key]]
             if clash:
@@ -288,6 +322,15 @@ class Recipe(BaseModel):
             if missing:
                 raise ValueError(f"without lab these are needed: {', '.join(missing)}")
         return self
+
+    @property
+    def is_live(self) -> bool:
+        """Whether candidates are served without being written.
+
+        Those of a trajectory all come from one read of its checkpoints, which replicas would have
+        to read again for each of them.
+        """
+        return self.extrapolation.live and self.trajectory is None
 
     @property
     def lab_folder(self) -> Path:
@@ -304,8 +347,9 @@ class Recipe(BaseModel):
         del what["extrapolation"]["allow_unfit"]
         if not self.selection.no_worse_than:
             del what["selection"]["no_worse_than"]
-        if self.adaptive is None:
-            del what["adaptive"]
+        for key in ("adaptive", "trajectory"):
+            if what[key] is None:
+                del what[key]
         if self.reasoning == "auto":
             del what["reasoning"]
         for unused in set() if self.lab is None else self.lab.unused:

@@ -18,6 +18,7 @@ from expo_ray.rewards.checks.preflight import require_checkable
 from expo_ray.rewards.sample_statistics import require_statistic
 from expo_ray.serving import GeneratorReplicas
 from expo_ray.tables import Prompt, read_prompts
+from expo_ray.workflow.candidates import Inputs, extrapolate_candidates
 from expo_ray.workflow.gate_names import gate_margins, labels_of
 from expo_ray.workflow.inputs import find_prompts, needed_extras
 from expo_ray.workflow.plan import plan_recipe
@@ -84,6 +85,11 @@ def _faults(recipe: Recipe) -> dict[str, ExpoError]:
             open_aligned(recipe.aligned, initial)
         elif recipe.aligned is not None:  # an adapter cannot be opened without its base
             open_storage(recipe.aligned)
+    with blaming("trajectory"):
+        if recipe.trajectory is not None:
+            output = str(Path(recipe.output) / "checkpoints" / "planned")
+            alphas = recipe.extrapolation.alphas
+            extrapolate_candidates(recipe, Inputs.of(recipe), output, alphas, dry_run=True)
     for number, text in enumerate(recipe.reward_models):
         with blaming(f"reward_models.{number}"):
             spec = RewardModelSpec.parse(text)

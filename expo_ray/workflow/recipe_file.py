@@ -264,6 +264,8 @@ def _resolve_paths(recipe: Recipe, folder: Path, *, in_job: bool) -> Recipe:
             "lab_cache": cache,
             "initial": resolve(recipe.initial),
             "aligned": resolve(recipe.aligned),
+            "trajectory": recipe.trajectory
+            and recipe.trajectory.model_copy(update={"file": resolve(recipe.trajectory.file)}),
             "reward_models": judges(recipe.reward_models),
             "prompts": recipe.prompts.model_copy(
                 update={

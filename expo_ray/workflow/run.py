@@ -13,6 +13,10 @@ import yaml
 from expo_ray.checkpoints.storages.local_output import require_writable_folder
 from expo_ray.errors import ConfigError, ExpoError, argument, spelled
 from expo_ray.extrapolation import parse_alpha
+from expo_ray.extrapolation.planning.path import LAST
+from expo_ray.extrapolation.trajectories.asked import parse_asked
+from expo_ray.extrapolation.trajectories.fit_text import parse_fit
+from expo_ray.extrapolation.trajectories.trajectory_file import read_trajectory
 from expo_ray.progress import NullProgress, Progress
 from expo_ray.reports.provenance import next_steps
 from expo_ray.reports.run_files import RunFiles
@@ -106,11 +110,15 @@ def _evaluate(this: stages.Run) -> dict[str, Any]:
 
 
 def select(
-    initial: str,
-    aligned: str,
+    initial: str | None = None,
+    aligned: str | None = None,
     *,
     prompts: str,
     output: str | Path,
+    trajectory: str | Path | None = None,
+    fit: str = "line",
+    weights: Sequence[float] = (),
+    at_step: Sequence[float] = (),
     reward_models: Sequence[str] = ("implicit:beta=0.1",),
     anchors: str | None = None,
     alphas: Sequence[float] | None = None,
@@ -142,6 +150,11 @@ def select(
     Args:
         initial: theta0, the SFT checkpoint.
         aligned: theta1, the DPO or RLHF checkpoint.
+        trajectory: Instead of both: a YAML list of `{step, checkpoint}`, or a folder of
+            `checkpoint-100` and its like. Candidates are then written before they are served.
+        fit: Through the trajectory, as for `extrapolate_trajectory`.
+        weights: Of the fit `weights`.
+        at_step: Candidate steps of the trajectory, in the place of alphas.
         prompts: JSONL, JSON, Parquet or CSV: a file, `s3://`, `gs://`, or
             `hf://datasets/OWNER/NAME[@REVISION][/FILE][#split=NAME]`.
         output: Run directory.
@@ -189,13 +202,19 @@ def select(
         >>> done["selection"]["verdict"], done["selection"]["best_alpha"]
         ('keep-aligned', 0.0)
     """
+    if trajectory is not None and at_step:
+        steps = [float(point.step) for point in read_trajectory(trajectory)]
+        named, _ = parse_fit(fit, weights)
+        alphas = parse_asked(
+            steps, named, start=LAST, alpha=alphas or (), at_step=at_step, rules=None
+        ).alphas
     for alpha in alphas or ():
         parse_alpha(alpha)
     document: dict[str, Any] = {
         "name": "select",
         "output": str(require_writable_folder(output).absolute()),
-        "initial": _absolute(initial),
-        "aligned": _absolute(aligned),
+        "initial": None if initial is None else _absolute(initial),
+        "aligned": None if aligned is None else _absolute(aligned),
         "reward_models": [_absolute(spec) for spec in reward_models],
         "prompts": {
             "path": _absolute(prompts),
@@ -219,6 +238,9 @@ def select(
         "loadtest": None,
         **(settings or {}),
     }
+    if trajectory is not None:
+        file = _absolute(str(trajectory))
+        document["trajectory"] = {"file": file, "fit": fit, "weights": list(weights)}
     if anchors is not None:
         document["rewarders"] = {**document.get("rewarders", {}), "anchors": _absolute(anchors)}
     if alphas:

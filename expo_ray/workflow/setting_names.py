@@ -16,6 +16,7 @@ _KEYS = {
     "columns": "prompts.columns",
     "num_prompts": "prompts.sample",
     "prompts": "prompts.path",
+    "trajectory": "trajectory.file",
     "use_cache": "rewarders.cache",
 }
 # A rule that takes in several keys is blamed on the one that most often breaks it.

@@ -27,7 +27,7 @@ from typing import Any
 from expo_ray.checkpoints import Checkpoint, atomic_write_json
 from expo_ray.cluster import ray_session
 from expo_ray.errors import VerifyError
-from expo_ray.extrapolation import diagnose, extrapolate
+from expo_ray.extrapolation import diagnose
 from expo_ray.extrapolation.planning.alpha import ALIGNED_ALPHA
 from expo_ray.extrapolation.planning.alpha_rules import AlphaRules
 from expo_ray.lab import write_truth
@@ -47,6 +47,7 @@ from expo_ray.serving.self_test_file import measured_spread
 from expo_ray.tables import Prompt, assign_splits, read_table
 from expo_ray.tables.seeds import Split
 from expo_ray.tables.thoughts import Reasoning
+from expo_ray.workflow.candidates import Inputs, extrapolate_candidates
 from expo_ray.workflow.recipe import Recipe
 from expo_ray.workflow.run_dir import TRUTH, RunDir, read_json
 from expo_ray.workflow.serve_config import write_serve_config
@@ -63,12 +64,16 @@ class Run:
     progress: Progress
     stack: ExitStack
     """Closed at the end of the run; holds the connection to Ray."""
+    inputs: Inputs = field(default_factory=Inputs)
+    """What candidates are made from, at addresses that mean the same later."""
     initial: str = ""
+    """The first of them."""
     aligned: str = ""
+    """The last of them."""
     pair_address: list[str] = field(default_factory=list)
-    """Initial and aligned as they were asked for, before they were pinned."""
+    """All of them as they were asked for, before they were pinned."""
     sides: dict[str, Checkpoint] = field(default_factory=dict)
-    """The headers of both."""
+    """The headers of both, and of a trajectory's checkpoints between them."""
     reward_models: dict[str, RewardModelSpec] = field(default_factory=dict)
     anchors: list[AnchorPair] | None = None
     """Pairs that every reward model must rank right before it scores."""
@@ -116,7 +121,7 @@ class Run:
             return ModelSource(model=self.aligned, initial=self.initial, alpha_rules=alpha)
         if alpha == ALIGNED_ALPHA:
             return ModelSource(model=self.aligned)
-        if self.recipe.extrapolation.live:
+        if self.recipe.is_live:
             return ModelSource(model=self.aligned, initial=self.initial, alpha=alpha)
         return ModelSource(model=str(self.directory.checkpoint(alpha)))
 
@@ -220,7 +225,7 @@ def keep_aligned(run: Run, reasons: Sequence[str]) -> dict[str, Any]:
 
 def write_candidates(run: Run) -> None:
     """Extrapolate every candidate alpha in one read of the pair, unless replicas do it live."""
-    if run.recipe.extrapolation.live:
+    if run.recipe.is_live:
         return
     # A finished sweep needs its checkpoints no more: those not kept may be gone by now.
     selection = read_json(run.directory.selection_file)
@@ -233,26 +238,21 @@ def write_candidates(run: Run) -> None:
 def write_missing_checkpoints(run: Run, alphas: Sequence[float]) -> None:
     """Write the checkpoints that candidates are served from, unless replicas compute them."""
     missing = [a for a in alphas if a and not run.directory.checkpoint(a).exists()]
-    if missing and not run.recipe.extrapolation.live:
+    if missing and not run.recipe.is_live:
         _extrapolate(run, missing)
 
 
 def _extrapolate(run: Run, alphas: Sequence[float]) -> None:
-    settings = run.recipe.extrapolation
     done = all((run.directory.checkpoint(alpha) / "expo_ray.json").exists() for alpha in alphas)
     with run.stage("extrapolation", done=done) as todo:
         if not todo:
             return
         one = run.directory.checkpoint(alphas[0])
-        extrapolate(
-            run.initial,
-            run.aligned,
+        extrapolate_candidates(
+            run.recipe,
+            run.inputs,
             str(run.directory.checkpoints if len(alphas) > 1 else one),
-            alpha=alphas,
-            output_dtype=settings.output_dtype,
-            max_shard_size=settings.max_shard_size,
-            vocab_policy=settings.vocab_policy,
-            extra_tensors=settings.extra_tensors,
+            alphas,
             address=run.address,
             progress=run.progress,
         )

@@ -15,6 +15,7 @@ import torch
 from expo_ray.checkpoints import ContentDigest, WeightsDigest
 from expo_ray.checkpoints.tensors import TORCH_DTYPES
 from expo_ray.errors import CheckpointError
+from expo_ray.extrapolation.arithmetic.directions import Direction
 from expo_ray.extrapolation.planning.alpha import parse_alphas
 from expo_ray.extrapolation.planning.alpha_rules import AlphaRules, resolve
 from expo_ray.extrapolation.planning.plan import OutputShard, Plan, build_plan
@@ -76,9 +77,40 @@ def stream_weights(
         extra_tensors=extra_tensors,
         transforms=transforms,
     )
-    task = _task(
-        plan, alpha, alpha_rules, allow_nonfinite=allow_nonfinite, allow_overflow=allow_overflow
+    yield from stream_plan(
+        plan,
+        alpha,
+        alpha_rules=alpha_rules,
+        allow_nonfinite=allow_nonfinite,
+        allow_overflow=allow_overflow,
     )
+
+
+def stream_plan(
+    plan: Plan,
+    alpha: float | None = None,
+    *,
+    alpha_rules: str | Path | AlphaRules | None = None,
+    directions: Sequence[Direction] = (),
+    **allowed: bool,
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield every tensor of a plan, with the bits of the written checkpoint.
+
+    Args:
+        plan: Of a pair, or of a trajectory.
+        alpha: As for `stream_weights`.
+        alpha_rules: As for `stream_weights`.
+        directions: What takes the place of delta along a trajectory; none for a pair.
+        allowed: `allow_nonfinite` and `allow_overflow`.
+
+    Yields:
+        As `stream_weights`.
+
+    Raises:
+        CheckpointError: FP8 blocks would have to be made.
+        ShardError: As for `stream_weights`.
+    """
+    task = _task(plan, alpha, alpha_rules, directions=directions, **allowed)
     with _Computation(task) as computation:
         for index, pair in enumerate(task.shard.tensors):
             tensor = torch.empty(pair.aligned.shape, dtype=TORCH_DTYPES[pair.output_dtype])
@@ -86,36 +118,33 @@ def stream_weights(
             yield pair.name, tensor
 
 
-def fill_weights(
-    initial: str | Path,
-    aligned: str | Path,
+def fill_plan(
+    plan: Plan,
     alpha: float | None,
     *,
-    alpha_rules: str | Path | AlphaRules | None,
-    extra_tensors: Sequence[str] = (),
+    alpha_rules: str | Path | AlphaRules | None = None,
+    directions: Sequence[Direction] = (),
     place_of: PlaceOf,
     digest: WeightsDigest,
 ) -> None:
-    """Put the weights that `stream_weights` yields into tensors that are there already.
+    """Put the weights that `stream_plan` yields into tensors that are there already.
 
     Tensors are computed side by side, in pieces that are digested and put in place while they are
     in the processor's cache.
 
     Args:
-        initial: As for `stream_weights`.
-        aligned: As for `stream_weights`.
-        alpha: As for `stream_weights`.
-        alpha_rules: As for `stream_weights`.
-        extra_tensors: As for `stream_weights`.
+        plan: As for `stream_plan`.
+        alpha: As for `stream_plan`.
+        alpha_rules: As for `stream_plan`.
+        directions: As for `stream_plan`.
         place_of: Called once for each tensor, from several threads.
         digest: Takes every tensor, before it is converted to the dtype of its place.
 
     Raises:
-        RequestError: The pair does not fit, or FP8 blocks would have to be made.
+        CheckpointError: FP8 blocks would have to be made.
         ShardError: Non-finite values or overflow.
     """
-    plan = build_plan(initial, aligned, extra_tensors=extra_tensors)
-    task = _task(plan, alpha, alpha_rules)
+    task = _task(plan, alpha, alpha_rules, directions=directions)
     tensors = task.shard.tensors
     # The largest first: the threads then end at about the same time.
     order = sorted(range(len(tensors)), key=lambda i: tensors[i].output_bytes, reverse=True)
@@ -206,7 +235,7 @@ class _Sink(ShardFile):
 
 
 def _task(
-    plan: Plan, alpha: float | None, alpha_rules: str | Path | AlphaRules | None, **allowed: bool
+    plan: Plan, alpha: float | None, alpha_rules: str | Path | AlphaRules | None, **how: Any
 ) -> ShardTask:
     if plan.is_requantized:
         raise CheckpointError(
@@ -217,8 +246,7 @@ def _task(
         )
     shard = OutputShard(name="stream", tensors=plan.pair.tensors)
     output = _output(plan, alpha, alpha_rules)
-    options: dict[str, Any] = {"needs_statistics": False, **allowed}
-    return shard_task(plan, shard, WRITE, (output,), **options)
+    return shard_task(plan, shard, WRITE, (output,), needs_statistics=False, **how)
 
 
 def _output(

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from expo_ray.checkpoints.opening import open_checkpoint, without_block_scales
-from expo_ray.errors import ConfigError, argument, first_names
+from expo_ray.errors import ConfigError, argument
 from expo_ray.extrapolation.arithmetic.directions import Direction
 from expo_ray.extrapolation.arithmetic.transforms import parse_transforms
 from expo_ray.extrapolation.nodes.fanout import one_session
@@ -19,26 +19,19 @@ from expo_ray.extrapolation.outputs.summaries import described_cluster, dry_resu
 from expo_ray.extrapolation.outputs.targets import Target, find_targets
 from expo_ray.extrapolation.pairing.extra_tensors import parse_extra_tensors
 from expo_ray.extrapolation.pairing.onto import add_onto
-from expo_ray.extrapolation.pairing.tensor_pair import Pair
 from expo_ray.extrapolation.planning.alpha_rules import AlphaRules, read_alpha_rules, resolve
-from expo_ray.extrapolation.planning.path import FITTED, LAST, FittedPath, step_name
-from expo_ray.extrapolation.planning.plan import DEFAULT_SHARD_SIZE, Plan, lay_out, parse_size
+from expo_ray.extrapolation.planning.path import FITTED, LAST
+from expo_ray.extrapolation.planning.plan import DEFAULT_SHARD_SIZE, Plan, parse_size
 from expo_ray.extrapolation.trajectories.asked import Alphas, Asked, Steps, alpha_of, parse_asked
 from expo_ray.extrapolation.trajectories.diagnosis_file import (
     beyond_horizon,
     identity_of,
     read_diagnosis,
 )
-from expo_ray.extrapolation.trajectories.directions import (
-    Fitting,
-    by_tensor,
-    narrowed,
-    narrowed_direction,
-    same_for_all,
-    used,
-)
+from expo_ray.extrapolation.trajectories.directions import Fitting, by_tensor
 from expo_ray.extrapolation.trajectories.fit_text import parse_fit, require_fit
 from expo_ray.extrapolation.trajectories.fits import DEFAULT_OPTIONS, needs_gram
+from expo_ray.extrapolation.trajectories.path_plan import known_directions, plan_path
 from expo_ray.extrapolation.trajectories.trajectory import (
     Trajectory,
     open_trajectory,
@@ -161,9 +154,9 @@ def extrapolate_trajectory(
         base = without_block_scales(open_checkpoint(onto))
         patterns = parse_extra_tensors(extra_tensors)
         pair = add_onto(pair, base, output_dtype=output_dtype, extra_tensors=patterns)
-    directions = _directions(fitting, asked)
+    directions = known_directions(fitting, asked)
     copied = tuple(tensor.name for tensor in opened.pair.tensors if tensor.initial is None)
-    plan = _plan(pair, fitting, asked, directions, copied, parse_size(max_shard_size))
+    plan = plan_path(pair, fitting, asked, directions, copied, parse_size(max_shard_size))
     plan = replace(
         plan,
         output_dtype=output_dtype,
@@ -247,52 +240,8 @@ def _beyond_horizon(
     )
 
 
-def _directions(fitting: Fitting, asked: Asked) -> dict[float | None, Direction]:
-    """Return what is known before the weights are read, by the step of fitted models."""
-    if fitting.needs_gram or fitting.is_pair(asked.start):
-        return {}
-    keys = asked.at_steps if asked.start == FITTED else (None,)
-    return {key: same_for_all(fitting, key) for key in keys}
-
-
 def _key(target: Target, asked: Asked) -> float | None:
     return target.at_step if asked.start == FITTED else None
-
-
-def _plan(
-    pair: Pair,
-    fitting: Fitting,
-    asked: Asked,
-    directions: dict[float | None, Direction],
-    copied: tuple[str, ...],
-    max_shard_bytes: int,
-) -> Plan:
-    """Return the plan; `directions` lose the weights of checkpoints that are not read."""
-    steps = fitting.steps
-    kept = used(list(directions.values()), len(steps))
-    unread = [step_name(step) for i, step in enumerate(steps) if i not in kept]
-    notes = (*pair.notes, *asked.notes)
-    if unread:
-        notes += (f"not read, as their weight is 0: the checkpoints of step {first_names(unread)}",)
-    for key, direction in directions.items():
-        directions[key] = narrowed_direction(direction, kept)
-    pair = replace(narrowed(pair, kept), notes=notes)
-    return Plan(
-        pair=pair,
-        shards=lay_out(pair.tensors, max_shard_bytes),
-        output_dtype="auto",
-        max_shard_bytes=max_shard_bytes,
-        vocab_policy="refuse",
-        path=FittedPath(
-            fit=fitting.fit.value,
-            steps=steps,
-            read=tuple(steps[i] for i in kept),
-            start=asked.start,
-            options=fitting.options.model_dump(mode="json", exclude_defaults=True),
-            copied=copied,
-            has_gram_pass=fitting.needs_gram,
-        ),
-    )
 
 
 def _fit_tensors(

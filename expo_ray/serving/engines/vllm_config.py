@@ -22,7 +22,8 @@ def source_fields(source: ModelSource) -> dict[str, Any]:
     """Return a source as plain values, which cross to vLLM's processes."""
     fields = {field.name: getattr(source, field.name) for field in dataclasses.fields(source)}
     rules = source.alpha_rules
-    return {**fields, "alpha_rules": None if rules is None else rules.as_dict()}
+    along = None if source.along is None else dataclasses.asdict(source.along)
+    return {**fields, "alpha_rules": None if rules is None else rules.as_dict(), "along": along}
 
 
 def llm_config(

@@ -17,7 +17,7 @@ from expo_ray.extrapolation.arithmetic.formula import BLOCK_ELEMENTS
 from expo_ray.extrapolation.planning.plan import build_plan
 from expo_ray.extrapolation.shards import streaming, tasks
 from expo_ray.extrapolation.shards.chunks import split_chunks
-from expo_ray.extrapolation.shards.streaming import fill_weights
+from expo_ray.extrapolation.shards.streaming import fill_plan
 from expo_ray.extrapolation.shards.tasks import WRITE, shard_task
 from tests.extrapolation.synthetic import change_tasks, closed_form, load, noise, same_bits, write
 
@@ -172,7 +172,8 @@ def test_weights_are_put_into_tensors_that_are_there(
         return places[name].view(-1)
 
     digest = WeightsDigest()
-    fill_weights(initial, aligned, 0.3, alpha_rules=None, place_of=place_of, digest=digest)
+    plan = build_plan(initial, aligned)
+    fill_plan(plan, 0.3, place_of=place_of, digest=digest)
     assert digest.written() == weights_digest(open_checkpoint(tmp_path / "out"))
     for name, tensor in written.items():
         assert torch.equal(places[name], tensor.to(places[name].dtype)), name
@@ -181,9 +182,7 @@ def test_weights_are_put_into_tensors_that_are_there(
         raise ShardError("no place", where=name)
 
     with pytest.raises(ShardError, match="no place"):
-        fill_weights(
-            initial, aligned, 0.3, alpha_rules=None, place_of=refuse, digest=WeightsDigest()
-        )
+        fill_plan(plan, 0.3, place_of=refuse, digest=WeightsDigest())
 
 
 def test_chunks_cover_every_element_once(tmp_path: Path) -> None:

@@ -1,0 +1,5 @@
+"""Tables."""
+
+
+def written(rows):
+    return ""
