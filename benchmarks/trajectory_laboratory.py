@@ -185,6 +185,7 @@ def measured(settings: BranchSettings, name: str, initial: Path, training: Path)
         "seed": settings.seed,
         "initial_seed": settings.initial_seed,
         "training": name,
+        "num_steps": NUM_STEPS,
         "num_checkpoints": len(path.steps),
         "straightness": shape.straightness,
         "r2_line": shape.r2_line,
@@ -293,7 +294,7 @@ def main() -> None:
             os.fsync(lines.fileno())
         print(f"{name}, seed {seed}: truth {row['truth_initial']:.2f} to {row['truth_last']:.2f}, "
               f"{[part['verdict']['decision'] for part in row['parts']]}", flush=True)  # fmt: skip
-    text = written(read_rows(file))
+    text = written([{"num_steps": NUM_STEPS, **row} for row in read_rows(file)])
     print(text)
     if given.write:
         RESULT.write_text(text)

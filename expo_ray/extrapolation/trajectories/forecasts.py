@@ -74,6 +74,31 @@ def can_forecast(kind: Forecast, steps: Sequence[float]) -> bool:
     return len(steps) >= needed and (kind.fit is not Fit.BEMA or steps[0] >= 0)
 
 
+def leverage(
+    kind: Forecast, steps: Sequence[float], *, options: FitOptions = DEFAULT_OPTIONS
+) -> float:
+    """Return how far a forecast goes along a straight path, as a share of the true change.
+
+    Lines go all the way. An average that is carried on from the last checkpoint does not, and how
+    far it goes depends on how many checkpoints it has.
+
+    Args:
+        kind: The forecast.
+        steps: Of the checkpoints that it may know.
+        options: Of the fit.
+
+    Example:
+        >>> ema = next(kind for kind in FORECAST_KINDS if kind.name == "ema from last")
+        >>> [round(leverage(ema, range(number)), 2) for number in (3, 20)]
+        [0.28, 0.79]
+    """
+    if kind.start is Start.FITTED or kind.fit in FORECASTS:
+        return 1.0
+    axis = np.asarray(steps, dtype=np.float64)
+    moved = direction_weights(kind.fit, steps, options=options) @ (axis - axis[0])
+    return float(moved / (axis[-1] - axis[0]))
+
+
 def forecast_weights(
     kind: Forecast,
     steps: Sequence[float],

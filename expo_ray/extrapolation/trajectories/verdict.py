@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from expo_ray.extrapolation.trajectories.backtest import HORIZONS, BackTest
-from expo_ray.extrapolation.trajectories.forecasts import FORECAST_KINDS, Forecast
+from expo_ray.extrapolation.trajectories.forecasts import FORECAST_KINDS, Forecast, leverage
 from expo_ray.extrapolation.trajectories.trajectory_file import step_name
 
 BEATS = 0.95
@@ -132,7 +132,7 @@ def scores(tests: Sequence[BackTest], steps: Sequence[float]) -> tuple[Score, ..
                     mean_error=float(np.exp(np.log(np.maximum(errors, 1e-3)).mean())),
                     worst_error=float(errors.max()),
                     latest_error=float(errors[np.argmax([t.num_known for t in here])]),
-                    expected_error=_expected_error(here, kind.name, steps[-1]),
+                    expected_error=_expected_error(here, kind, steps),
                     num_tests=len(here),
                 )
             )
@@ -167,23 +167,26 @@ def judge(tests: Sequence[BackTest], steps: Sequence[float]) -> Verdict:
     )
 
 
-def _expected_error(tests: Sequence[BackTest], name: str, now: float) -> float:
+def _expected_error(tests: Sequence[BackTest], kind: Forecast, steps: Sequence[float]) -> float:
     """Return the error of a forecast from all checkpoints, where its trend goes on.
 
     What a forecast misses is along the true change, where it goes too far or not far enough, and
-    across it. The first part follows its trend, the second stays as it was last.
+    across it. The first part follows its trend, beside what more checkpoints do to the fit itself;
+    the second stays as it was last.
     """
     ordered = sorted(tests, key=lambda test: test.num_known)
     places = np.array([test.last_step for test in ordered])
-    reaches = np.log(np.maximum([test.reaches[name] for test in ordered], _LEAST_REACH))
+    levers = np.array([leverage(kind, steps[: test.num_known]) for test in ordered])
+    reached = np.array([test.reaches[kind.name] for test in ordered]) / levers
+    reaches = np.log(np.maximum(reached, _LEAST_REACH))
     last = ordered[-1]
     slope = 0.0
     if len(ordered) > 1:
         centred = places - places.mean()
         slope = float(centred @ reaches / (centred @ centred))
-    grown = min(slope * (now - last.last_step), _MOST_GROWTH)
-    reach = last.reaches[name] * np.exp(grown)
-    across = max(0.0, last.errors[name] ** 2 - (1.0 - last.reaches[name]) ** 2)
+    grown = min(slope * (steps[-1] - last.last_step), _MOST_GROWTH)
+    reach = reached[-1] * leverage(kind, steps) * np.exp(grown)
+    across = max(0.0, last.errors[kind.name] ** 2 - (1.0 - last.reaches[kind.name]) ** 2)
     return float(np.hypot(1.0 - reach, np.sqrt(across)))
 
 

@@ -21,7 +21,7 @@ from expo_ray.extrapolation.trajectories.forecasts import (
     Forecast,
     can_forecast,
 )
-from expo_ray.extrapolation.trajectories.path_shape import total_of
+from expo_ray.extrapolation.trajectories.path_shape import squared_distance, total_of
 from expo_ray.extrapolation.trajectories.verdict import EXTRAPOLATE, KEEP, UNKNOWN, judge, scores
 from tests.extrapolation.trajectories.paths import measured, synthetic_path
 
@@ -150,6 +150,26 @@ def test_a_forecast_that_reaches_farther_each_time_goes_too_far_in_the_end() -> 
     verdict = judge(tests, steps)
     assert verdict.reach is not None
     assert verdict.reach.get("wsm from last", 1) < 4
+
+
+def test_what_more_checkpoints_do_to_an_average_is_not_taken_for_the_training() -> None:
+    """Slowing like a root looks the same at every scale; bema over 20 goes farther than over 5."""
+    known = np.linspace(0.0, 100.0, 20)
+    steps = tuple(np.append(known, 100 * np.array(HORIZONS)).tolist())
+    random = np.random.default_rng(0)
+    base, direction = random.normal(size=(2, 2000)) * [[20.0], [1.0]]
+    path = base + np.outer(np.sqrt(steps), direction)
+    early, whole = measured(path[:20]), measured(path)
+    verdict = judge(back_tests(early, steps[:20]), steps[:20])
+    assert verdict.decision == EXTRAPOLATE
+    assert verdict.reach is not None
+    total = total_of(whole.values())
+    assert total is not None
+    for kind in FORECAST_KINDS:
+        if kind.name in verdict.reach:
+            target = 20 + HORIZONS.index(verdict.reach[kind.name])
+            (square,), _ = forecast_errors(kind, whole, total, steps, 20, [target])
+            assert square < squared_distance(total, 19, target), kind.name
 
 
 def test_a_horizon_counts_only_where_all_shorter_ones_hold() -> None:
