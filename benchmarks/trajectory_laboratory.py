@@ -199,7 +199,7 @@ def _part(
     path: Path1, share: float, whole: Mapping[str, PathSums], total: PathSums, answers: Answers
 ) -> Row:
     steps = path.steps
-    num_known = 1 + sum(step <= share * steps[-1] for step in steps[1:])
+    num_known = known_steps(steps, share)
     known = steps[:num_known]
     early = path.sums(num_known)
     verdict = judge(back_tests(early, known), known)
@@ -245,6 +245,16 @@ def targets_of(steps: Sequence[float], num_known: int) -> dict[str, int]:
     return {**found, "end": len(steps) - 1}
 
 
+def known_steps(steps: Sequence[float], share: float) -> int:
+    """Return how many checkpoints lie in the first share of a training, step 0 among them."""
+    return 1 + sum(step <= share * steps[-1] for step in steps[1:])
+
+
+def first_seed(seed: int) -> int:
+    """Return the seed of the initial model that a training starts from."""
+    return seed - seed % PER_INITIAL
+
+
 def initial_model(seed: int, folder: Path) -> Path:
     """Return the initial model of a seed, trained once."""
     place = folder / f"initial-{seed}"
@@ -281,7 +291,7 @@ def main() -> None:
     for seed, name in asked(given.seeds, given.trainings):
         if (seed, name) in done:
             continue
-        first = seed - seed % PER_INITIAL
+        first = first_seed(seed)
         initial = initial_model(first, given.folder)
         settings = BranchSettings(seed=seed, initial_seed=first, **SMALL)
         with tempfile.TemporaryDirectory(dir=given.folder) as scratch:
