@@ -101,11 +101,8 @@ def call(arguments: list[str]) -> int | None:
 _HABITS = {
     ("extrapolate", "--output"): "OUTPUT is the third argument, after INITIAL and ALIGNED",
     ("serve", "extra argument"): "the model before alignment goes to --initial",
-    **dict.fromkeys(
-        ((name, "--trajectory") for name in ("select", "serve", "generate", "loadtest")),
-        "the direction of a trajectory takes the place of INITIAL's: `expo-ray extrapolate "
-        "--trajectory FILE FITTED --alpha -1 --output-dtype float32`, then FITTED as INITIAL",
-    ),
+    ("loadtest", "--trajectory"): "`expo-ray serve --trajectory FILE --alpha A`, then its URL as "
+    "TARGET",
     ("run", "--alpha"): "a recipe's keys are set by --set extrapolation.alphas=[0.3]",
     ("submit", "--alpha"): "a recipe's keys are set by --set extrapolation.alphas=[0.3]",
 }

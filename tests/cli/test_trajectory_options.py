@@ -76,7 +76,25 @@ def test_what_does_not_go_together_is_refused_by_name(
     assert not (tmp_path / "out").exists()
 
 
-def test_other_commands_tell_how_they_take_a_fit(capsys: pytest.CaptureFixture[str]) -> None:
-    code, told = run(capsys, "serve", "m", "--trajectory", "t.yaml")
+@pytest.mark.parametrize("command", ["serve", "generate", "select"])
+def test_a_fit_needs_a_trajectory_and_a_trajectory_brings_its_models(
+    command: str, trajectory: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    outputs = (
+        [] if command == "serve" else ["--prompts", "p.jsonl", "--output", str(tmp_path / "o")]
+    )
+    code, told = run(capsys, command, *outputs, "--fit", "rank1")
+    assert (code, told["error"]["where"]) == (2, "--fit")
+    code, told = run(capsys, command, *outputs)
+    assert (code, told["error"]["message"]) == (2, "an argument is missing")
+    along = ["--trajectory", str(trajectory), *([] if command == "select" else ["--alpha", "0.3"])]
+    code, told = run(capsys, command, "m", *outputs, *along)
     assert code == 2
-    assert "--alpha -1 --output-dtype float32" in told["error"]["hint"]
+    assert told["error"]["message"].startswith("a trajectory")
+    assert told["error"]["got"] == "m"
+
+
+def test_a_load_test_tells_how_it_takes_a_fit(capsys: pytest.CaptureFixture[str]) -> None:
+    code, told = run(capsys, "loadtest", "m", "--trajectory", "t.yaml")
+    assert code == 2
+    assert "serve --trajectory FILE" in told["error"]["hint"]
