@@ -24,7 +24,7 @@ from expo_ray.extrapolation import extrapolate
 from expo_ray.progress import NullProgress
 from expo_ray.serving import generator_replicas
 from expo_ray.serving.launching import application
-from expo_ray.workflow import stages
+from expo_ray.workflow import candidates, stages
 from expo_ray.workflow.inputs import prepare_models
 from expo_ray.workflow.recipe_file import load_recipe
 from expo_ray.workflow.run import run
@@ -210,12 +210,13 @@ def test_candidates_served_live_leave_only_the_chosen_checkpoint(
         return application(app, label=label, route=route)
 
     def write(initial: Any, aligned: Any, output: str, **more: Any) -> Any:
-        written.append(output)
+        if not more.get("dry_run"):
+            written.append(output)
         return extrapolate(initial, aligned, output, **more)
 
     with monkeypatch.context() as patch:
         patch.setattr(generator_replicas, "application", start)
-        patch.setattr(stages, "extrapolate", write)
+        patch.setattr(candidates, "extrapolate", write)
         directory = RunDir(run(path, address=ray_cluster)["output"])
     # Three candidates, the aligned model among them, on replicas that were started once.
     assert started == ["generator"]
