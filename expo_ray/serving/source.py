@@ -179,9 +179,7 @@ class ModelSource:
             RequestError: A tensor has no rule, a rule has no tensor, or the pair is wrong.
         """
         if self.initial is not None:
-            plan = (
-                self._pair_plan() if self.along is None else self.along.plan(self.extra_tensors)[0]
-            )
+            plan, _ = self._plan(measured=False)
             if self.alpha_rules is not None:
                 resolve(self.alpha_rules, plan.pair.tensors)
 
