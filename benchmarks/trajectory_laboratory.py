@@ -50,7 +50,6 @@ from expo_ray.extrapolation.trajectories.verdict import judge
 from expo_ray.lab.data import eval_prompts
 from expo_ray.lab.on_policy import sample_answers
 from expo_ray.lab.settings import LabSettings
-from expo_ray.lab.task import truth_reward
 from expo_ray.lab.training import train_aligned, train_initial
 from expo_ray.tables import Message
 
@@ -122,7 +121,8 @@ class Answers:
         self._tokenizer = AutoTokenizer.from_pretrained(model)
         self._model = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
         self._chats: list[list[Message]] = [
-            [{"role": "user", "content": prompt}] for prompt in eval_prompts(settings)[:NUM_ANSWERS]
+            [{"role": "user", "content": row["prompt"]}]
+            for row in eval_prompts(settings)[:NUM_ANSWERS]
         ]
 
     def truth(self, weights: Weights) -> float:
@@ -132,7 +132,8 @@ class Answers:
         answers = sample_answers(
             self._settings, self._model, self._tokenizer, self._chats, purpose="truth-sampling"
         )
-        scores = [truth_reward(c, a) for c, a in zip(self._chats, answers, strict=True)]
+        truth = self._settings.lab_task.truth
+        scores = [truth(chat, one) for chat, one in zip(self._chats, answers, strict=True)]
         return float(np.mean(scores))
 
 

@@ -35,7 +35,6 @@ from expo_ray.extrapolation.trajectories.backtest import back_tests
 from expo_ray.extrapolation.trajectories.verdict import judge
 from expo_ray.lab.data import eval_prompts
 from expo_ray.lab.settings import LabSettings
-from expo_ray.lab.task import truth_reward
 from expo_ray.lab.training import train_reward_model
 from expo_ray.tables import read_table
 from expo_ray.workflow.run import select
@@ -82,8 +81,7 @@ def chosen(seed: int, folder: Path) -> str:
         file = Path(scratch) / "trajectory.json"
         file.write_text(json.dumps(points))
         prompts = Path(scratch) / "prompts.jsonl"
-        texts = eval_prompts(settings)
-        prompts.write_text("\n".join(json.dumps({"prompt": text}) for text in texts))
+        prompts.write_text("\n".join(map(json.dumps, eval_prompts(settings))))
         run = Path(scratch) / "run"
         result = select(
             trajectory=file,
@@ -103,9 +101,10 @@ def _truths(run: Path) -> dict[float, float]:
     """Return the mean hidden truth of the answers by alpha."""
     files = sorted((run / "responses").glob("*.parquet"))
     rows = [row for file in files for row in read_table(file).to_pylist()]
+    truth = LabSettings().lab_task.truth
     scores: dict[float, list[float]] = {}
     for row in rows:
-        scores.setdefault(row["alpha"], []).append(truth_reward(row["messages"], row["response"]))
+        scores.setdefault(row["alpha"], []).append(truth(row["messages"], row["response"]))
     return {alpha: float(np.mean(found)) for alpha, found in scores.items()}
 
 
