@@ -42,7 +42,12 @@ from expo_ray.extrapolation.nodes.node_check import (
     remove_tokens,
     unseen_outputs,
 )
-from expo_ray.extrapolation.nodes.trial_load import LoadingCheck, LoadingRequest, check_loading
+from expo_ray.extrapolation.nodes.trial_load import (
+    LoadingCheck,
+    LoadingRequest,
+    check_loading,
+    imported_meanwhile,
+)
 from expo_ray.extrapolation.shards.tasks import ShardReport, ShardTask
 from expo_ray.lazy import quick_imports
 from expo_ray.remote_errors import brought_home
@@ -111,9 +116,10 @@ def run_tasks(
         done = Advance(advance)
         reports = []
         base = 0
-        for task in tasks:
-            reports.append(_run_here(task, done, base))
-            base += task.shard.input_bytes
+        with imported_meanwhile(loading):
+            for task in tasks:
+                reports.append(_run_here(task, done, base))
+                base += task.shard.input_bytes
         return reports, check_loading(loading) if loading else None
     if not tasks and not loading:
         return [], None

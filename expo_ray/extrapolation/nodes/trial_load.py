@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Mapping
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -85,7 +87,39 @@ def check_loading(request: LoadingRequest) -> LoadingCheck:
         return LoadingCheck(status="fails", note=text[:500])
 
 
+@contextmanager
+def imported_meanwhile(request: LoadingRequest | None) -> Iterator[None]:
+    """Import what a trial load needs, which takes seconds, beside other work of this process.
+
+    The load itself comes after it: what transformers sets meanwhile, such as torch's default dtype,
+    holds for all threads.
+
+    Args:
+        request: The trial load; None imports nothing.
+    """
+    if request is None:
+        yield
+        return
+    thread = threading.Thread(target=_import, args=(request,), name="trial-load")
+    thread.start()
+    try:
+        yield
+    finally:
+        thread.join()
+
+
+def _import(request: LoadingRequest) -> None:
+    with suppress(Exception):  # the trial load meets it again, and tells
+        _model_class(request)
+
+
 def _check(request: LoadingRequest) -> LoadingCheck:
+    found = _model_class(request)
+    return found if isinstance(found, LoadingCheck) else _load(found, request)
+
+
+def _model_class(request: LoadingRequest) -> Any:
+    """Return the class that a config names, or why there is none to try."""
     import transformers  # seconds to import: only here
 
     model_type = request.config.get("model_type")
@@ -98,11 +132,12 @@ def _check(request: LoadingRequest) -> LoadingCheck:
         model_class = getattr(transformers, str(names[0]), None) if names else None
     if model_class is None:
         return LoadingCheck(status="skipped", note=f"transformers has no class {names}")
-    return _load(transformers, model_class, request)
+    return model_class
 
 
-def _load(transformers: Any, model_class: Any, request: LoadingRequest) -> LoadingCheck:
+def _load(model_class: Any, request: LoadingRequest) -> LoadingCheck:
     import torch
+    import transformers
 
     from expo_ray.checkpoints.tensors import TORCH_DTYPES
 

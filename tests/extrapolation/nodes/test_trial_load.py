@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -68,3 +70,29 @@ def test_no_config_is_so_strange_that_the_work_ends(
     pico_pair: tuple[Path, Path], config: dict[str, object]
 ) -> None:
     assert check_folder(pico_pair[1], **config).status in {"fails", "skipped", "loads"}
+
+
+MEANWHILE_SCRIPT = """
+import sys, threading
+from expo_ray.extrapolation import extrapolate, job
+from expo_ray.extrapolation.nodes import fanout
+run_here = fanout._run_here
+def after_the_imports(*arguments):
+    assert "transformers" not in before
+    for thread in threading.enumerate():
+        if thread.name == "trial-load":
+            thread.join(timeout=150)
+    assert "transformers.models.llama.modeling_llama" in sys.modules
+    return run_here(*arguments)
+fanout._run_here = after_the_imports
+before = set(sys.modules)
+print(extrapolate(*sys.argv[1:], alpha=0.3, address="inline").loading.status)
+"""
+
+
+def test_inline_imports_what_the_trial_load_needs_beside_the_shards(
+    pico_pair: tuple[Path, Path], tmp_path: Path
+) -> None:
+    command = [sys.executable, "-c", MEANWHILE_SCRIPT, *map(str, pico_pair), str(tmp_path / "out")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=170)
+    assert done.stdout == "loads\n", done.stderr[-3000:]
