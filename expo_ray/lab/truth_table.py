@@ -50,4 +50,5 @@ def _score(row: dict[str, Any], task: LabTask) -> dict[str, Any]:
         "tokens": row["completion_tokens"],
         "truncated": False,
         "error": row["error"],
+        "unreadable": None,
     }

@@ -31,4 +31,10 @@ def _sentence(gate: Mapping[str, Any]) -> str:
         text += f", margin {gate['margin']:g}"
     if gate["verdict"] == "cannot-tell" and gate["num_needed"] is not None:
         text += f"; about {gate['num_needed']:,} would tell"
+    unreadable = gate.get("candidate_unreadable")
+    if unreadable:
+        text += (
+            f"; {unreadable:,} answers could not be read, {gate['aligned_unreadable']:,} of the "
+            "aligned model"
+        )
     return text

@@ -28,6 +28,8 @@ class RewardScore:
     reward, read without its beginning, because that was asked for."""
     error: str | None = None
     """Why there is no reward."""
+    unreadable: str | None = None
+    """Of a check's wrong answer: what it lacks that could be checked at all."""
 
     @classmethod
     def failed(cls, error: str, *, tokens: int = 0) -> Self:

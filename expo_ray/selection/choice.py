@@ -48,6 +48,7 @@ from expo_ray.selection.sample_results import samples_by_alpha
 from expo_ray.selection.samples import SplitSamples, join_tables, reward_model
 from expo_ray.selection.search import SearchResult
 from expo_ray.selection.settings import SelectionSettings
+from expo_ray.selection.unreadable_answers import unreadable_answers, warn_of_unreadable
 
 SCHEMA_VERSION = 1
 
@@ -90,6 +91,7 @@ def choose_alpha(
     dropped = {} if search is None else search.dropped
     tables = {"": rewards, **(guard_rewards or {})}
     told = samples_by_alpha(tables, responses, settings)
+    unreadable = unreadable_answers(tables)
     rewards = ranked_by(settings.sample_statistic, rewards, responses)
     splits = join_tables(responses, rewards, guard_rewards or {}, signs_file=signs_file)
     tuning, heldout = splits["tuning"], splits["heldout"]
@@ -136,7 +138,9 @@ def choose_alpha(
         "first_order": check_first_order(tuning, settings, dropped),
         "search": None if search is None else search.as_dict(),
         "measurement_spread": measurement_spread,
+        "unreadable": unreadable,
         "warnings": [
+            *warn_of_unreadable(unreadable),
             *_warn_of_circle(rewards, guard_rewards or {}),
             *warn_of_cut_off(next(c for c in candidates if c.alpha == ALIGNED_ALPHA), settings),
             *warn_of_edge(candidates, tried if _peers(tuning, settings) else None),

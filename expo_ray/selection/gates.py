@@ -58,6 +58,8 @@ class Scores:
     aligned: FloatArray
     """One score per prompt; not-a-number where there is none."""
     candidate: FloatArray
+    unreadable: tuple[int, int] | None = None
+    """Wrong answers that a check could not read, of both; None where nobody counted."""
 
 
 MeasureSets = Callable[[float], Sequence[Scores]]
@@ -84,6 +86,10 @@ class Gate:
     num_prompts: int
     """Scored on both sides."""
     num_missing: int
+    aligned_unreadable: int | None
+    """Wrong answers of the aligned model that its check could not read; None where nobody counted:
+    of the main prompts, which `unreadable` of selection.json tells of."""
+    candidate_unreadable: int | None
     num_needed: int | None
     """Prompts that would tell an equal model from one that loses the margin, by what was seen."""
     verdict: Verdict | None
@@ -172,6 +178,8 @@ def check_gate(
         ci_high=None if found is None else found.ci_high,
         num_prompts=int(aligned.size),
         num_missing=num_missing,
+        aligned_unreadable=None if scores.unreadable is None else scores.unreadable[0],
+        candidate_unreadable=None if scores.unreadable is None else scores.unreadable[1],
         num_needed=needed,
         verdict=None if guard is None else _VERDICTS[guard.state],
         reason="reported only" if guard is None else guard.reason,

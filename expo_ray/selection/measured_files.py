@@ -9,9 +9,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from expo_ray.selection.samples import RESPONSE_COLUMNS, REWARD_COLUMNS
+from expo_ray.selection.unreadable_answers import UNREADABLE
 from expo_ray.tables.schemas import read_table
 
-_REPEATING = ("split", "weights_digest", "finish_reason", "error", "reward_model")
+_REPEATING = ("split", "weights_digest", "finish_reason", "error", "reward_model", UNREADABLE)
 """Few different texts in very many rows: each is held once per file."""
 _LATER = ("messages", "thought", "thought_tokens")
 
@@ -43,7 +44,8 @@ def read_rewards(files: Iterable[Path]) -> pa.Table:
         TableError: A file is missing or not Parquet.
     """
     return _laid_together(
-        read_table(file, columns=REWARD_COLUMNS, repeating=_REPEATING) for file in files
+        read_table(file, columns=(*REWARD_COLUMNS, UNREADABLE), repeating=_REPEATING)
+        for file in files
     )
 
 

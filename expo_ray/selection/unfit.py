@@ -58,6 +58,7 @@ def keep_unfit(reasons: Sequence[str], settings: SelectionSettings) -> dict[str,
         "first_order": None,
         "search": None,
         "measurement_spread": None,
+        "unreadable": [],
         "warnings": [],
         "settings": settings.model_dump(),
     }

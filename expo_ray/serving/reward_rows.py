@@ -118,6 +118,7 @@ def reward_rows(
             "tokens": score.tokens,
             "truncated": score.truncated,
             "error": score.error,
+            "unreadable": score.unreadable,
             "reward_model": name,
             "reward_model_revision": revision,
         }

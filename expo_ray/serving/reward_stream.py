@@ -128,17 +128,21 @@ def _settings() -> Iterator[None]:
 
 def count_rewards(path: Path) -> dict[str, Any]:
     """Return counts and mean reward of a rewards table, read in batches."""
-    num_rows, num_fine, num_truncated, total = 0, 0, 0, 0.0
-    for batch in iter_batches([path], ["reward", "truncated"]):
+    num_rows, num_fine, num_truncated, num_unreadable, total = 0, 0, 0, 0, 0.0
+    later = {"unreadable"} & {*pq.read_schema(path).names}
+    for batch in iter_batches([path], ["reward", "truncated", *later]):
         column = batch.column("reward")
         num_rows += batch.num_rows
         num_fine += batch.num_rows - column.null_count
         num_truncated += pc.sum(batch.column("truncated")).as_py() or 0
         total += pc.sum(column).as_py() or 0.0
+        for name in later:
+            num_unreadable += batch.num_rows - batch.column(name).null_count
     return {
         "num_rows": num_rows,
         "num_errors": num_rows - num_fine,
         "num_truncated": num_truncated,
+        "num_unreadable": num_unreadable,
         "mean_reward": total / num_fine if num_fine else None,
     }
 

@@ -38,7 +38,7 @@ RESPONSES_SCHEMA: pa.Schema = pa.schema(
 wrote nothing. `completion_tokens` counts both, `thought_tokens` those of the thought and its tags.
 Where the prompts say what answers are checked against, those columns follow: `responses_schema`.
 """
-_LATER_COLUMNS = frozenset({"thought", "thought_tokens"})
+_LATER_COLUMNS = frozenset({"thought", "thought_tokens", "unreadable"})
 """Tables from before these columns stay readable: they are null there."""
 
 REWARDS_SCHEMA: pa.Schema = pa.schema(
@@ -55,9 +55,13 @@ REWARDS_SCHEMA: pa.Schema = pa.schema(
         ("tokens", pa.int64()),
         ("truncated", pa.bool_()),
         ("error", pa.string()),
+        ("unreadable", pa.string()),
     ]
 )
-"""One row per scored response; the response's key plus the reward model. Null reward = error."""
+"""One row per scored response; the response's key plus the reward model. Null reward = error.
+
+`unreadable` tells of a wrong answer that a check could not even read what it lacks; else null.
+"""
 
 
 def responses_schema(checked: Collection[str] = ()) -> pa.Schema:

@@ -20,6 +20,7 @@ import pyarrow.compute as pc
 from expo_ray.extrapolation.planning.alpha import ALIGNED_ALPHA
 from expo_ray.rewards.checks.preflight import require_checkable
 from expo_ray.selection.gates import MAIN, Scores
+from expo_ray.selection.unreadable_answers import UNREADABLE
 from expo_ray.tables import read_prompts, read_table
 from expo_ray.tables.prompt_files import pin_prompts
 from expo_ray.workflow import stages
@@ -112,9 +113,18 @@ class _Measure:
                         reward_model=label,
                         aligned=_means(inner, label, ALIGNED_ALPHA, ids),
                         candidate=_means(inner, label, alpha, ids),
+                        unreadable=(
+                            _num_unreadable(inner, label, ALIGNED_ALPHA),
+                            _num_unreadable(inner, label, alpha),
+                        ),
                     )
                 )
         return found
+
+
+def _num_unreadable(run: stages.Run, label: str, alpha: float) -> int:
+    table = read_table(run.directory.rewards(label, alpha), columns=[UNREADABLE])
+    return sum(column.length() - column.null_count for column in table.columns)
 
 
 def _means(

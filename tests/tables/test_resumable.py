@@ -24,6 +24,7 @@ def row(prompt_id: str, reward: float | None = 1.0, error: str | None = None) ->
         "tokens": 3,
         "truncated": False,
         "error": error,
+        "unreadable": None,
     }
 
 

@@ -71,6 +71,11 @@ class CodeCheck(Check):
                 return 0.0
         return 1.0
 
+    def unreadable(self, checked: Checked) -> str | None:
+        """Return that the response holds no Python."""
+        program = _program(checked.response)
+        return None if program.strip() and _is_python(program) else "no Python program"
+
     def target_fault(self, target: str) -> str | None:
         """Return why tests cannot be run."""
         try:

@@ -47,6 +47,10 @@ class ConstraintsCheck(Check):
         kept = [any(text.strip() and rule(text) for text in variants) for rule in rules]
         return sum(kept) / len(kept) if self._shares else float(all(kept))
 
+    def unreadable(self, checked: Checked) -> str | None:
+        """Return that the response is empty."""
+        return None if checked.response.strip() else "no answer: the response is empty"
+
     def target_fault(self, target: str) -> str | None:
         """Return why constraints cannot be checked."""
         try:

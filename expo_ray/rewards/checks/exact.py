@@ -14,6 +14,10 @@ class ExactCheck(Check):
         said = _plain(checked.response)
         return float(any(said == _plain(answer) for answer in _answers(checked.columns["answer"])))
 
+    def unreadable(self, checked: Checked) -> str | None:
+        """Return that the response is empty."""
+        return None if _plain(checked.response) else "no answer: the response is empty"
+
     def target_fault(self, target: str) -> str | None:
         """Return why nothing can be the answer: an empty one would reward silence."""
         if all(_plain(answer) for answer in _answers(target)):

@@ -37,16 +37,27 @@ class JsonSchemaCheck(Check):
         """Return whether the response keeps to the schema."""
         from referencing.exceptions import Unresolvable
 
-        fenced = _FENCED.match(checked.response)
         try:
-            text = fenced[1] if fenced else checked.response
-            document = parse_json(text, parse_constant=_refuse_constant)
+            document = _document(checked.response)
         except ValueError:
             return 0.0
         try:
             return float(self._validator.is_valid(document))
         except Unresolvable as error:
             raise BrokenCheckError(f"the schema lacks what it refers to: {error}") from error
+
+    def unreadable(self, checked: Checked) -> str | None:
+        """Return that the response is no JSON."""
+        try:
+            _document(checked.response)
+        except ValueError:
+            return "no JSON"
+        return None
+
+
+def _document(response: str) -> Any:
+    fenced = _FENCED.match(response)
+    return parse_json(fenced[1] if fenced else response, parse_constant=_refuse_constant)
 
 
 def _refuse_constant(name: str) -> None:

@@ -43,6 +43,10 @@ class Check(ABC):
             BrokenCheckError: It cannot be said.
         """
 
+    def unreadable(self, checked: Checked) -> str | None:
+        """Return what a wrong answer lacks that could be checked at all; None where it has it."""
+        return None
+
     def target_fault(self, target: str) -> str | None:
         """Return why nothing can be checked against a value of the column; None where it can."""
         return None

@@ -64,6 +64,14 @@ class NumberCheck(Check):
             return _verify(target, number)
         return float(right.equals(number))
 
+    def unreadable(self, checked: Checked) -> str | None:
+        """Return that the response holds no number, or no formula where that is the answer."""
+        said = _final(checked.response[-_MAX_CHARS:])
+        if only_number(_target_text(checked.columns["answer"])) is not None:
+            return None if said.number() is not None else "no number"
+        text = said.text if said.is_alone else _last_formula(said.text)
+        return None if text.strip() and _parse(f"\\boxed{{{text}}}") else "no formula"
+
     def target_fault(self, target: str) -> str | None:
         """Return why an answer is neither a number nor a formula."""
         target = _target_text(target)

@@ -52,6 +52,14 @@ class OwnProcess(Check):
         """
         return float(self._ask({"checked": asdict(checked)}))
 
+    def unreadable(self, checked: Checked) -> str | None:
+        """Return what a wrong answer lacks that could be checked at all; None where it has it."""
+        try:
+            lacks = self._ask({"wrong": asdict(checked)})
+        except BrokenCheckError:  # it was told from wrong once: that stands
+            return None
+        return None if lacks is None else str(lacks)
+
     def target_fault(self, target: str) -> str | None:
         """Return why nothing can be checked against a value; None where it can."""
         try:
@@ -157,6 +165,8 @@ def serve_check() -> None:
         request = json.loads(line)
         if "target" in request:
             _answered(answers, lambda: check.target_fault(request["target"]))  # noqa: B023
+        elif "wrong" in request:
+            _answered(answers, lambda: check.unreadable(Checked(**request["wrong"])))  # noqa: B023
         else:
             _answered(answers, lambda: check.reward(Checked(**request["checked"])))  # noqa: B023
 

@@ -98,7 +98,9 @@ class CheckRewardModel:
             columns=columns,
         )
         try:
-            return RewardScore(reward=self._check.reward(checked), tokens=0)
+            reward = self._check.reward(checked)
+            lacks = self._check.unreadable(checked) if reward == 0 else None
+            return RewardScore(reward=reward, tokens=0, unreadable=lacks)
         except BrokenCheckError as error:
             return RewardScore.failed(f"the check is broken here: {error}")
 

@@ -82,6 +82,35 @@ def test_exact_and_regex_and_json_schema(tmp_path: Path) -> None:
     assert rewards(f"check:json-schema={schema}", responses) == [1, 1, 0, 0, 0]
 
 
+@pytest.mark.parametrize(("check", "target", "responses", "told"), [
+    ("check:exact", "yes", ["yes", "no", " \n"], [None, None, "no answer: the response is empty"]),
+    ("check:number", "4", ["4", "5", "four"], [None, None, "no number"]),
+    ("check:number", r"\sqrt{2}", [r"\boxed{\sqrt{2}}", r"\boxed{\sqrt{3}}", ""],
+     [None, None, "no formula"]),
+    ("check:json-schema=schema.json", None, ["{}", "[]", "sure!"], [None, None, "no JSON"]),
+    ("check:code", "assert f() == 1", ["def f():\n    return 1", "def f():\n    return 2",
+     "I cannot help with that."], [None, None, "no Python program"]),
+    ("check:constraints", '[{"id": "punctuation:no_comma"}]', ["a", "a,", " "],
+     [None, None, "no answer: the response is empty"]),
+    ("check:regex=a", None, ["a", "b", ""], [None, None, None]),
+])  # fmt: skip
+def test_what_cannot_be_read_is_told_from_what_is_wrong(
+    check: str,
+    target: str | None,
+    responses: list[str],
+    told: list[str | None],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    if "sqrt" in str(target):
+        pytest.importorskip("math_verify")
+    monkeypatch.chdir(tmp_path)
+    Path("schema.json").write_text('{"type": "object"}')
+    scores = load_reward_model(check).score(chats(*responses), [target] * 3)
+    assert [score.reward for score in scores] == [1, 0, 0]
+    assert [score.unreadable for score in scores] == told
+
+
 def test_a_schema_that_points_elsewhere_fetches_nothing(tmp_path: Path) -> None:
     schema = tmp_path / "schema.json"
     schema.write_text(json.dumps({"$ref": "http://127.0.0.1:9/schema.json"}))
