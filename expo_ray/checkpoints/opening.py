@@ -174,6 +174,15 @@ def address_from(folder: Path, address: str) -> str:
     return os.path.normpath(local)
 
 
+def is_same_address(one: str, other: str) -> bool:
+    """Return whether two addresses name one checkpoint, in whatever spelling of a local path."""
+    spelled = [
+        [part if "://" in part else os.path.realpath(part) for part in split_address(address)]
+        for address in (one, other)
+    ]
+    return spelled[0] == spelled[1]
+
+
 def base_address_of(storage: Storage) -> str:
     """Return the base that an adapter's config names.
 

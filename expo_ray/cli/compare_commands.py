@@ -223,3 +223,5 @@ def _render_plan(console: Console, found: dict[str, Any]) -> None:
         name = f"spread of {spread['task']}" if spread["task"] else "spread"
         facts[name] = f"variance {spread['variance']:.3g} per prompt: {spread['source']}"
     console.print(key_value_table(facts))
+    for warning in found["warnings"]:
+        console.print(f"warning: {warning}", markup=False)

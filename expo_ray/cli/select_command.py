@@ -143,13 +143,7 @@ def select(
         ),
     ] = 0.5,
     preset: Preset = None,
-    sampling: Annotated[Given, FlagsOf(SamplingParams, exclude=("max_tokens", "seed"))],
-    max_tokens: Annotated[
-        int | None,
-        typer.Option(
-            min=1, help="Longest response; by default 1024.", rich_help_panel=SAMPLING_PANEL
-        ),
-    ] = None,
+    sampling: Annotated[Given, FlagsOf(SamplingParams, exclude=("seed",))],
     seed: Annotated[
         int,
         typer.Option(min=0, help="Seed of the whole run.", rich_help_panel=SAMPLING_PANEL),
@@ -192,9 +186,7 @@ def select(
             refuse_pair(initial, aligned)
         if not dry_run:
             refuse_rate_without_plan(tokens_per_second)
-        sampling = {"max_tokens": 1024, "seed": seed} | preset_sampling(preset) | sampling
-        if max_tokens is not None:
-            sampling["max_tokens"] = max_tokens
+        sampling = {"seed": seed} | preset_sampling(preset) | sampling
         result = run_select(
             initial,
             aligned,
@@ -294,6 +286,8 @@ def render_plan(console: Console, plan: dict[str, Any]) -> None:
     notes = {stage["stage"]: stage.get("note") for stage in plan["stages"]}
     notes |= {f"gate {gate['name']}": gate["note"] for gate in plan["gates"]}
     console.print(key_value_table({**notes, "results": plan["output"]}))
+    for warning in plan["warnings"]:
+        console.print(f"warning: {warning}", markup=False)
 
 
 def refuse_rate_without_plan(tokens_per_second: float | None) -> None:

@@ -24,8 +24,10 @@ from expo_ray.evaluation.pairs import (
     by_cluster,
     cluster_numbers,
     is_same_file,
+    require_metric_used,
     require_same,
     require_share,
+    warn_of_skipped,
 )
 from expo_ray.evaluation.result_files import read_results
 from expo_ray.evaluation.results import Results, TaskResults
@@ -131,11 +133,12 @@ def compare_results(
         `TaskComparison`.
 
     Raises:
-        ConfigError: A setting is out of range.
+        ConfigError: A setting is out of range, or a metric has no effect.
         TableError: A file is malformed, or the two do not hold the same items, tasks and scores.
     """
     require_share("confidence", confidence)
     require_share("power", power)
+    require_metric_used(metric, (a, b))
     same_file = is_same_file(a, b)
     both = [
         read_results(x, metric=metric, item=item, cluster=cluster, rows_are_items=same_file)
@@ -153,7 +156,10 @@ def compare_results(
         "a": _about(both[0]),
         "b": _about(both[1]),
         "tasks": [asdict(task) for task in tasks],
-        "warnings": [text for task in tasks for text in _warnings(task)],
+        "warnings": [
+            *warn_of_skipped(both),
+            *(text for task in tasks for text in _warnings(task)),
+        ],
         "settings": {
             "confidence": confidence,
             "power": power,

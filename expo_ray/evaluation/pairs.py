@@ -27,6 +27,31 @@ def require_share(name: str, value: float) -> None:
         )
 
 
+def require_metric_used(metric: str | None, addresses: Sequence[str | Path]) -> None:
+    """Check that a metric is not asked for where every address names its own.
+
+    Raises:
+        ConfigError: It is.
+    """
+    if metric is not None and all("#" in str(address) for address in addresses):
+        raise ConfigError(
+            "every address names its score already",
+            where=argument("metric", metric),
+            got=" and ".join(map(str, addresses)),
+            expected="a score in one place",
+            hint=f"leave out {argument('metric')}, or what stands behind #",
+        )
+
+
+def warn_of_skipped(results: Sequence[Results]) -> list[str]:
+    """Return a sentence for each folder in which files were left that look like results."""
+    return [
+        f"{one.where}: {first_names(one.skipped)} not read: no log of {one.kind}"
+        for one in results
+        if one.skipped
+    ]
+
+
 def is_same_file(a: str | Path, b: str | Path) -> bool:
     """Return whether two addresses name scores of one file, whose rows are paired as they stand."""
     heads = [str(x).rpartition("#")[0] or str(x) for x in (a, b)]

@@ -23,8 +23,10 @@ from expo_ray.evaluation.pairs import (
     by_cluster,
     cluster_numbers,
     is_same_file,
+    require_metric_used,
     require_same,
     require_share,
+    warn_of_skipped,
 )
 from expo_ray.evaluation.result_files import read_results
 from expo_ray.evaluation.results import Results, TaskResults
@@ -101,7 +103,7 @@ def plan_prompts(
         confidence: Two-sided, of the interval that decides.
 
     Returns:
-        `{"schema_version", "question", "spreads", "sizes"}`; a size has `task`,
+        `{"schema_version", "question", "spreads", "sizes", "warnings"}`; a size has `task`,
         `samples_per_prompt`, `num_prompts`, `num_answers` (of one model).
 
     Raises:
@@ -116,11 +118,14 @@ def plan_prompts(
     _require_question(gain, margin)
     require_share("power", power)
     require_share("confidence", confidence)
+    warnings: list[str] = []
     if pilot is None:
         _require_unused(other=other, metric=metric, item=item, cluster=cluster)
         spreads = [_assumed(accuracy, correlation)]
     else:
+        require_metric_used(metric, [path for path in (pilot, other) if path is not None])
         results = _read(pilot, other, metric=metric, item=item, cluster=cluster)
+        warnings = warn_of_skipped(results)
         spreads = _measured(results, accuracy, correlation)
     asked = {"power": power, "confidence": confidence}
     sizes = []
@@ -151,6 +156,7 @@ def plan_prompts(
         "question": {"gain": gain, "margin": margin, **asked},
         "spreads": [asdict(spread) for spread in spreads],
         "sizes": sizes,
+        "warnings": warnings,
     }
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -98,11 +99,14 @@ def _read_folder(folder: Path, where: str, *, metric: str | None, cluster: str |
     samples = sorted({*folder.glob("samples_*.jsonl"), *folder.glob("*/samples_*.jsonl")})
     if samples:
         files = [(path, _read_rows(path)) for path in samples]
-        return read_harness(files, where, metric=metric, cluster=cluster)
+        read = read_harness(files, where, metric=metric, cluster=cluster)
+        return replace(read, skipped=_others(folder, (".jsonl", ".eval"), samples))
     logs = [(path, read_json_file(path)) for path in sorted(folder.glob("*.json"))]
     found = [(path, log) for path, log in logs if is_inspect_log(log)]
     if found:
-        return read_inspect(found, where, metric=metric, cluster=cluster)
+        read = read_inspect(found, where, metric=metric, cluster=cluster)
+        others = _others(folder, (".json", ".jsonl", ".eval"), [path for path, _ in found])
+        return replace(read, skipped=others)
     raise TableError(
         "the folder holds no logs of a harness",
         where=folder,
@@ -110,6 +114,11 @@ def _read_folder(folder: Path, where: str, *, metric: str | None, cluster: str |
         expected="samples_*.jsonl of lm-evaluation-harness, or logs of inspect in JSON",
         hint="name one file",
     )
+
+
+def _others(folder: Path, suffixes: Sequence[str], read: Sequence[Path]) -> tuple[str, ...]:
+    found = (path for path in folder.iterdir() if path.suffix in suffixes and path not in read)
+    return tuple(sorted(path.name for path in found))
 
 
 def _read_rows(path: Path) -> Lines:

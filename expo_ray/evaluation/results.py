@@ -65,6 +65,8 @@ class Results:
     tasks: Mapping[str, TaskResults]
     revision: str | None = None
     """Of the judge, as far as the file says."""
+    skipped: tuple[str, ...] = ()
+    """Files of a folder that look like results and were not read."""
 
 
 def collect(

@@ -12,7 +12,7 @@ from expo_ray.extrapolation.outputs.publishing import push_targets
 from expo_ray.extrapolation.outputs.results import ExtrapolationResult
 from expo_ray.extrapolation.outputs.summaries import described_cluster, dry_result
 from expo_ray.extrapolation.outputs.targets import find_targets
-from expo_ray.extrapolation.pairing.pair import refuse_equal_weights
+from expo_ray.extrapolation.pairing.pair import refuse_equal_weights, refuse_same_checkpoint
 from expo_ray.extrapolation.planning.alpha import parse_alphas
 from expo_ray.extrapolation.planning.alpha_rules import (
     AlphaRules,
@@ -115,6 +115,7 @@ def extrapolate(
         onto=onto,
         extra_tensors=extra_tensors,
     )
+    refuse_same_checkpoint(plan.pair.initial, plan.pair.aligned)
     if plan.transforms and allow_nonfinite:
         raise ConfigError(
             "transforms need finite inputs",

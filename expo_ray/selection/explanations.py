@@ -106,13 +106,22 @@ def explain_none(
 
 
 def warn_of_circle(judges: Sequence[str]) -> list[str]:
-    """Return a warning when nobody but the pair itself says that a candidate is better.
+    """Return a warning when nobody but the pair itself says that a candidate is better, or guards.
 
     Args:
         judges: The scoring reward model, then the guards, as `--reward-model` or a table of rewards
             names them.
     """
-    if not all(made_from_pair(name) for name in judges):
+    scoring, *guards = judges
+    if not made_from_pair(scoring):
+        if not guards or not all(map(made_from_pair, guards)):
+            return []
+        return [
+            f"the only guard reward model is the log-ratio of the pair itself ({guards[0]}), which "
+            "rises along the very step that is extrapolated, and hardly guards; give one that was "
+            "not made from this pair"
+        ]
+    if not all(map(made_from_pair, guards)):
         return []
     return [
         f"the reward is the log-ratio of the pair itself ({judges[0]}), which rises along the very "

@@ -178,8 +178,12 @@ class ModelSource:
         Raises:
             RequestError: A tensor has no rule, a rule has no tensor, or the pair is wrong.
         """
+        from expo_ray.extrapolation.pairing.pair import refuse_same_checkpoint
+
         if self.initial is not None:
             plan, _ = self._plan(measured=False)
+            if self.along is None:
+                refuse_same_checkpoint(plan.pair.initial, plan.pair.aligned)
             if self.alpha_rules is not None:
                 resolve(self.alpha_rules, plan.pair.tensors)
 

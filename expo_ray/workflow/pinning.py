@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
+from expo_ray.checkpoints.opening import is_same_address
+from expo_ray.errors import ConfigError, argument
 from expo_ray.rewards import RewardModelSpec, pin_reward_model
 from expo_ray.workflow.run_dir import reward_label
 
@@ -21,13 +23,28 @@ def pin_reward_models(
         addresses: What specs were pinned to when the run began.
 
     Raises:
-        RequestError: One cannot be parsed, is missing, or is no reward model.
+        RequestError: One cannot be parsed, is missing, no reward model, or there twice.
     """
-    pinned = {}
+    pinned: dict[str, RewardModelSpec] = {}
     for index, text in enumerate(specs):
         spec = RewardModelSpec.parse(text)
         spec = replace(spec, model=(addresses or {}).get(text, spec.model))
-        pinned[reward_label(index, text)] = pin_reward_model(
-            spec, initial=initial, aligned=aligned
-        )[0]
+        spec = pin_reward_model(spec, initial=initial, aligned=aligned)[0]
+        for other in pinned.values():
+            if _are_one(spec, other):
+                raise ConfigError(
+                    "a reward model is given twice",
+                    where=argument("reward_models"),
+                    got=f"{other.text} and {text}",
+                    expected="each once: a second opinion guards, the same one does not",
+                )
+        pinned[reward_label(index, text)] = spec
     return pinned
+
+
+def _are_one(a: RewardModelSpec, b: RewardModelSpec) -> bool:
+    return (
+        a.kind.name == b.kind.name
+        and dict(a.arguments) == dict(b.arguments)
+        and is_same_address(a.model, b.model)
+    )

@@ -10,6 +10,7 @@ from typing import Any
 from expo_ray.errors import spelled
 from expo_ray.extrapolation.planning.alpha import ALIGNED_ALPHA
 from expo_ray.lab import find_lab
+from expo_ray.selection.explanations import warn_of_circle
 from expo_ray.selection.gates import MAIN
 from expo_ray.tables import read_prompts
 from expo_ray.workflow.candidates import Inputs, extrapolate_candidates
@@ -75,7 +76,11 @@ def plan_recipe(parsed: Recipe, *, tokens_per_second: float | None = None) -> di
         num_prompts = min(n for n in (num_prompts, *bounds) if n is not None)
     extrapolation = _extrapolation_stage(parsed, inputs)
     if inputs is not None:
-        pin_reward_models(parsed.reward_models, inputs.addresses[0], inputs.addresses[-1])
+        for specs in (
+            parsed.reward_models,
+            *(s.reward_models for s in parsed.prompts.sets.values()),
+        ):
+            pin_reward_models(specs, inputs.addresses[0], inputs.addresses[-1])
     stages.append(
         {
             "stage": "diagnosis",
@@ -99,6 +104,7 @@ def plan_recipe(parsed: Recipe, *, tokens_per_second: float | None = None) -> di
         "num_prompts": num_prompts,
         "stages": stages,
         "gates": gates,
+        "warnings": warn_of_circle(parsed.reward_models) if parsed.lab is None else [],
     }
 
 

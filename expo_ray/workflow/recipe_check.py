@@ -11,6 +11,7 @@ from expo_ray.checkpoints import Checkpoint, open_checkpoint
 from expo_ray.checkpoints.opening import open_aligned, open_storage
 from expo_ray.checkpoints.storages.local_output import require_writable_folder
 from expo_ray.errors import ExpoError, RequestError, spelled
+from expo_ray.extrapolation.pairing.pair import refuse_same_checkpoint
 from expo_ray.extras import require_extra
 from expo_ray.rewards import RewardModelSpec, pin_reward_model
 from expo_ray.rewards.anchors import read_anchors
@@ -82,7 +83,7 @@ def _faults(recipe: Recipe) -> dict[str, ExpoError]:
         initial = None if recipe.initial is None else open_checkpoint(recipe.initial)
     with blaming("aligned"):
         if recipe.aligned is not None and initial is not None:
-            open_aligned(recipe.aligned, initial)
+            refuse_same_checkpoint(initial, open_aligned(recipe.aligned, initial))
         elif recipe.aligned is not None:  # an adapter cannot be opened without its base
             open_storage(recipe.aligned)
     with blaming("trajectory"):

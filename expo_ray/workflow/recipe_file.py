@@ -229,6 +229,13 @@ def _is_uri(location: str) -> bool:
     return "://" in location
 
 
+def _against(reward_model: str, folder: Path) -> str:
+    """Make the paths of a reward model absolute; a bare `implicit` is no folder."""
+    kind = kind_of(reward_model)
+    is_path = not kind.prefix
+    return kind.against(address_from(folder, reward_model) if is_path else reward_model, folder)
+
+
 def _resolve_paths(recipe: Recipe, folder: Path, *, in_job: bool) -> Recipe:
     """Make local paths absolute, against the folder of the recipe file."""
     if in_job and not _is_uri(recipe.output) and not Path(recipe.output).is_absolute():
@@ -244,7 +251,7 @@ def _resolve_paths(recipe: Recipe, folder: Path, *, in_job: bool) -> Recipe:
         return None if path is None else address_from(folder, path)
 
     def judges(texts: Sequence[str]) -> tuple[str, ...]:
-        return tuple(kind_of(text).against(str(resolve(text)), folder) for text in texts)
+        return tuple(_against(text, folder) for text in texts)
 
     def resolve_set(one: PromptSet) -> PromptSet:
         changes = {"path": resolve(one.path), "reward_models": judges(one.reward_models)}

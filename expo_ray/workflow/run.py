@@ -20,6 +20,7 @@ from expo_ray.extrapolation.trajectories.trajectory_file import read_trajectory
 from expo_ray.progress import NullProgress, Progress
 from expo_ray.reports.provenance import next_steps
 from expo_ray.reports.run_files import RunFiles
+from expo_ray.rewards.kinds.registry import kind_of
 from expo_ray.selection.guard_settings import guard_of_field
 from expo_ray.workflow import stages
 from expo_ray.workflow.adaptive import search_parts
@@ -215,7 +216,9 @@ def select(
         "output": str(require_writable_folder(output).absolute()),
         "initial": None if initial is None else _absolute(initial),
         "aligned": None if aligned is None else _absolute(aligned),
-        "reward_models": [_absolute(spec) for spec in reward_models],
+        "reward_models": [
+            spec if kind_of(spec).prefix else _absolute(spec) for spec in reward_models
+        ],
         "prompts": {
             "path": _absolute(prompts),
             "heldout_fraction": heldout_fraction,

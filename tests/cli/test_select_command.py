@@ -86,7 +86,7 @@ def test_how_answers_are_made_reaches_the_recipe(
         max_model_len=512, tensor_parallel_size=2, engine_args=wanted
     )
     assert paper.sampling == PAPER_SAMPLING.model_copy(update={"top_k": 0})
-    assert plain.sampling == SamplingParams(max_tokens=1024)
+    assert plain.sampling == SamplingParams() == Recipe.model_fields["sampling"].default
     assert plain.generators.options == EngineOptions()
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from scipy import stats
 
 from expo_ray.errors import ConfigError, TableError
 from expo_ray.evaluation.comparison import compare_results
+from expo_ray.evaluation.prompt_plan import plan_prompts
 from tests.evaluation.result_logs import harness_log, inspect_log, rewards_table
 
 # Pairs right on both sides, on one alone, on none: every table of 220 items with the p-values that
@@ -169,6 +171,34 @@ def test_what_cannot_be_paired_is_refused(tmp_path: Path) -> None:
     code = rewards_table(tmp_path / "3.parquet", {"p": [1.0], "q": [2.0]}, revision="checks-1-f")
     refused(what="results of different revisions of the judge cannot be paired",
             got="blake3:rm and checks-1-f", a=other, b=code)  # fmt: skip
+
+
+def test_what_has_no_effect_or_was_not_read_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "r.csv"
+    path.write_text("id,a,b\n1,0,1\n2,1,1\n3,0,1\n")
+    sides = (f"{path}#a", f"{path}#b")
+    for ask in (compare_results, partial(plan_prompts, gain=0.1)):
+        with pytest.raises(ConfigError, match="names its score already"):
+            ask(*sides, metric="a")
+    assert compare_results(f"{path}#a", path, metric="b")["tasks"][0]["gained"] == 2
+    for name in ("one", "two"):
+        folder = tmp_path / name
+        folder.mkdir()
+        inspect_log(folder / "log.json", [1, 0] if name == "one" else [1, 1])
+    (tmp_path / "two" / "other.json").write_text('{"status": "success"}')
+    (tmp_path / "two" / "binary.eval").write_bytes(b"")
+    found = compare_results(tmp_path / "one", tmp_path / "two")
+    assert found["warnings"][0] == (
+        f"{tmp_path / 'two'}: binary.eval, other.json not read: no log of inspect"
+    )
+    samples = tmp_path / "samples"
+    samples.mkdir()
+    harness_log(samples / "samples_x.jsonl", [1, 0, 1])
+    harness_log(samples / "copied.jsonl", [1, 0, 1])
+    plan = plan_prompts(samples, gain=0.1)
+    assert plan["warnings"] == [
+        f"{samples}: copied.jsonl not read: no log of lm-evaluation-harness"
+    ]
 
 
 def test_settings_out_of_range_are_refused(tmp_path: Path) -> None:

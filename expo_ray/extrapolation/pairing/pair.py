@@ -8,6 +8,7 @@ from typing import Any
 
 from expo_ray.checkpoints.checkpoint import Checkpoint
 from expo_ray.checkpoints.formats.header import FLOAT_DTYPES, INTEGER_DTYPES, TensorRef
+from expo_ray.checkpoints.opening import is_same_address
 from expo_ray.checkpoints.quantization import refuse_quantized
 from expo_ray.checkpoints.storages.storage import split_address
 from expo_ray.errors import CheckpointError, ConfigError, PairError, argument
@@ -163,6 +164,20 @@ def mark_ties(
                     hint=_PARENT_HINT,
                 )
     return tuple(replace(pair, tied_to=ties.get(pair.name)) for pair in tensors)
+
+
+def refuse_same_checkpoint(initial: Checkpoint, aligned: Checkpoint) -> None:
+    """Let two checkpoints pass that do not lie at one address; nothing is read.
+
+    Raises:
+        PairError: They are one.
+    """
+    if is_same_address(initial.uri, aligned.uri):
+        raise PairError(
+            "initial and aligned are the same checkpoint: there is nothing to extrapolate",
+            where=f"{initial.uri} and {aligned.uri}",
+            hint="check that both paths are the ones you meant",
+        )
 
 
 def refuse_equal_weights(pair: Pair) -> None:

@@ -179,7 +179,7 @@ def _open(how: dict[str, Any]) -> Check:
 
 def _answered(answers: IO[bytes], work: Any, *, shows: bool = True) -> Any:
     """Do what was asked and write what came of it; return it."""
-    value, answer = None, {}
+    value, answer, asked = None, {}, os.getpid()
     try:
         value = work()
         answer = {"value": value if shows else None}
@@ -189,6 +189,8 @@ def _answered(answers: IO[bytes], work: Any, *, shows: bool = True) -> Any:
         answer = {"broken": "the check takes too much memory", "ends": True}
     except Exception as error:  # noqa: BLE001 - a parser may raise anything over such texts
         answer = {"broken": f"the check fails: {type(error).__name__}: {error}"[:_MAX_TOLD]}
+    if os.getpid() != asked:  # a function forked: its child was asked nothing
+        os._exit(0)
     answers.write(json.dumps(answer).encode() + b"\n")
     answers.flush()
     return value

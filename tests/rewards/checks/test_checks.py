@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -43,6 +45,11 @@ def grows(response, row):
     return len(bytearray(2**34)) > 0
 def ends(response, row):
     os._exit(3)
+def forks(response, row):
+    if os.fork() == 0:
+        time.sleep(3600 if response == "stays" else 0)
+        return False  # an answer that nobody asked for
+    return True
 def texts(response, row):
     return "good"
 def nan(response, row):
@@ -241,6 +248,25 @@ def test_what_hangs_is_ended_and_the_next_row_is_checked(functions: None) -> Non
     assert "takes more than 0.5 s" in str(found[0].error)
     pattern = of_kind(replace(REGEX, max_row_seconds=0.5), {"pattern": "^(a+)+$"})
     assert [s.reward for s in pattern.score(chats("a" * 60 + "b", "aa"))] == [None, 1]
+
+
+def test_what_forks_answers_once_and_leaves_nobody(functions: None) -> None:
+    check = OwnProcess(PYTHON, PYTHON.pin({"module": "own_checks", "function": "forks"}))
+    answers = [
+        check.reward(Checked(messages=[], response=text))
+        for text in ("returns", "stays", "returns", "returns")
+    ]
+    assert answers == [1, 1, 1, 1]
+    pid = check._process.pid  # type: ignore[union-attr]
+    check.close()
+    for _ in range(100):  # what was killed is gone once its new parent has looked
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(pid, 0)
+            time.sleep(0.1)
+            continue
+        break
+    with pytest.raises(ProcessLookupError):
+        os.killpg(pid, 0)
 
 
 def test_a_formula_that_fills_hours_is_a_fault_of_its_row() -> None:
