@@ -8,9 +8,11 @@ from pydantic import BaseModel, Field
 
 from expo_ray.cli.model_options import COMMON, FIRST, FlagsOf, Given
 from expo_ray.cli.options import (
+    PAIR_PANEL,
     AlphaOption,
     AlphaRulesOption,
     EngineOption,
+    ExtraTensors,
     InitialOption,
     Replicas,
 )
@@ -33,6 +35,9 @@ class _Answering(BaseModel):
     alpha_rules: Annotated[str | None, Flag(panel=FIRST, metavar="FILE")] = Field(
         None, description=_text(AlphaRulesOption)
     )
+    extra_tensors: Annotated[
+        tuple[str, ...], Flag(panel=PAIR_PANEL, metavar="copy:GLOB", repeats=True)
+    ] = Field((), description=_text(ExtraTensors))
     max_tokens: Annotated[int | None, Flag(panel=SAMPLING_PANEL)] = Field(
         None, ge=1, description="Longest answer; by default 2048 (AlpacaEval) or 1024 (MT-Bench)."
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ def alpaca_eval_outputs(
     initial: str | None = None,
     alpha: float | None = None,
     alpha_rules: RulesLike | None = None,
+    extra_tensors: Sequence[str] = (),
     engine: str = "auto",
     sampling: SamplingParams | None = None,
     num_replicas: int = 1,
@@ -50,6 +52,7 @@ def alpaca_eval_outputs(
         initial: theta0.
         alpha: How far to extrapolate; beside rules, for tensors without a rule.
         alpha_rules: Alpha by part of the model: a YAML file as for `extrapolate`, or its table.
+        extra_tensors: `copy:PATTERN`: tensors that one side may lack, as for `extrapolate`.
         engine: `auto`, `transformers` or `vllm`.
         sampling: The paper's settings where None.
         num_replicas: Replicas that answer.
@@ -83,7 +86,7 @@ def alpaca_eval_outputs(
     rows = read_prompts(prompts)
     instructions = [_instruction(prompt) for prompt in rows]
     datasets = _datasets(prompts)
-    source = model_source(model, initial, alpha, alpha_rules)
+    source = model_source(model, initial, alpha, alpha_rules, extra_tensors)
     sampling = (sampling or PAPER_SAMPLING).model_copy(update={"num_samples": 1})
     table_path = output.with_suffix(".responses.parquet")
     made = generate(
@@ -93,6 +96,7 @@ def alpaca_eval_outputs(
         initial=initial,
         alpha=alpha,
         alpha_rules=alpha_rules,
+        extra_tensors=extra_tensors,
         engine=engine,
         sampling=sampling,
         num_replicas=num_replicas,

@@ -36,6 +36,7 @@ def mt_bench_answers(
     initial: str | None = None,
     alpha: float | None = None,
     alpha_rules: RulesLike | None = None,
+    extra_tensors: Sequence[str] = (),
     max_tokens: int = MAX_TOKENS,
     seed: int = 42,
     engine: str = "auto",
@@ -55,6 +56,7 @@ def mt_bench_answers(
         initial: theta0.
         alpha: How far to extrapolate; beside rules, for tensors without a rule.
         alpha_rules: Alpha by part of the model: a YAML file as for `extrapolate`, or its table.
+        extra_tensors: `copy:PATTERN`: tensors that one side may lack, as for `extrapolate`.
         max_tokens: Longest answer.
         seed: Of the run; every answer derives its own.
         engine: `auto`, `transformers` or `vllm`.
@@ -83,7 +85,7 @@ def mt_bench_answers(
 
     output = require_writable_file(output)
     rows = read_questions(questions)
-    source = model_source(model, initial, alpha, alpha_rules).pinned()
+    source = model_source(model, initial, alpha, alpha_rules, extra_tensors).pinned()
     folder = output.with_name(f"{output.name}.turns")
     turns: dict[int, list[str]] = {question.question_id: [] for question in rows}
     with ray_session(address), GeneratorReplicas(num_replicas, engine) as replicas:

@@ -213,6 +213,7 @@ def test_a_plan_is_whole_at_80_columns() -> None:
         "name": "a-name",
         "output": "runs/a",
         "gates": [{"name": "gsm", "note": "250 prompts can tell"}],
+        "warnings": ["the only guard reward model is none at all, which is said in a long line"],
         "stages": [
             {
                 "stage": "extrapolation",

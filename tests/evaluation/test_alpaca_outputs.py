@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from expo_ray import evaluation
 from expo_ray.cli.main import app
-from expo_ray.errors import TableError
+from expo_ray.errors import ConfigError, TableError
 from expo_ray.evaluation import alpaca_eval_outputs, alpaca_outputs
 from expo_ray.serving import PAPER_SAMPLING, SamplingParams
 from tests.checkpoints.hub_server import hub_server
@@ -97,6 +97,20 @@ def test_the_flags_of_the_command_arrive(monkeypatch: pytest.MonkeyPatch) -> Non
     assert seen["sampling"] == PAPER_SAMPLING.model_copy(update={"max_tokens": 9, "seed": 7})
     names = ("prompts", "alpha_rules", "engine", "num_replicas")
     assert [seen[n] for n in names] == ["s3://b/p.jsonl", "rules.yaml", "transformers", 2]
+
+
+def test_tensors_that_one_side_may_lack_are_those_of_a_pair(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("p.jsonl").write_text('{"instruction": "a"}\n')
+    question = {"question_id": 1, "category": "math", "turns": ["a", "b"]}
+    Path("question.jsonl").write_text(json.dumps(question) + "\n")
+    for words in (("alpaca-eval", "m", "--prompts", "p.jsonl"), ("mt-bench", "m")):
+        flags = ("--output", "o.json", "--extra-tensors", "copy:score.*")
+        with pytest.raises(ConfigError, match="extra tensors are those of a pair") as caught:
+            CliRunner().invoke(app, ["evaluate", *words, *flags], catch_exceptions=False)
+        assert caught.value.got == "copy:score.*"
 
 
 def test_wrong_prompts_write_nothing(pico_pair: tuple[Path, Path], tmp_path: Path) -> None:

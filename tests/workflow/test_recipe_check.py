@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -38,8 +39,8 @@ def own_models(tmp_path: Path, pico_pair: tuple[Path, Path], pico_reward_model: 
     """A folder with what the templates name."""
     for name, model in zip(("sft", "dpo"), pico_pair, strict=True):
         (tmp_path / name).symlink_to(model)
-    for name in ("reward-model", "second-reward-model"):
-        (tmp_path / name).symlink_to(pico_reward_model)
+    (tmp_path / "reward-model").symlink_to(pico_reward_model)
+    shutil.copytree(pico_reward_model, tmp_path / "second-reward-model")
     rows = [json.dumps({"prompt": f"Question {number}?"}) for number in range(40)]
     (tmp_path / "prompts.jsonl").write_text("\n".join(rows))
     return tmp_path
