@@ -124,12 +124,13 @@ def read_table(
     except (pa.ArrowException, OSError) as error:
         raise _unreadable(path, error) from error
     if schema is not None:
-        table = _with_later_columns(table, schema)
+        table = with_later_columns(table, schema)
         _require_equal(path, table.schema, schema)
     return table
 
 
-def _with_later_columns(table: pa.Table, schema: pa.Schema) -> pa.Table:
+def with_later_columns(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """Return a table with columns that are newer than it is, null throughout."""
     for index, field in enumerate(schema):
         if field.name in _LATER_COLUMNS and field.name not in table.column_names:
             place = min(index, table.num_columns)
@@ -149,7 +150,7 @@ def require_schema(path: str | Path, schema: pa.Schema) -> pa.Schema:
         found = pq.read_schema(path)
     except (pa.ArrowException, OSError) as error:
         raise _unreadable(path, error) from error
-    whole = _with_later_columns(found.empty_table(), schema)
+    whole = with_later_columns(found.empty_table(), schema)
     _require_equal(path, whole.schema, schema)
     return found
 

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 
 from expo_ray.errors import TableError
 from expo_ray.tables.resumable import TableLayout
-from expo_ray.tables.schemas import require_schema
+from expo_ray.tables.schemas import require_schema, with_later_columns
 
 Digests = npt.NDArray[np.uint64]
 _BATCH_ROWS = 8192
@@ -129,7 +129,8 @@ class StreamedTable:
         keep[len(backwards) - 1 - np.unique(backwards, return_index=True)[1]] = True
         start = 0
         for batch in iter_batches(sources):
-            yield batch.filter(pa.array(keep[start : start + batch.num_rows]))
+            whole = with_later_columns(pa.Table.from_batches([batch]), self._schema)
+            yield from whole.filter(pa.array(keep[start : start + batch.num_rows])).to_batches()
             start += batch.num_rows
 
     def _write(self, path: Path, batches: Iterable[pa.RecordBatch]) -> None:

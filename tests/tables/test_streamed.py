@@ -52,6 +52,17 @@ def test_a_killed_table_continues_and_the_last_row_of_a_key_stands(tmp_path: Pat
     assert pq.read_table(path).num_rows == 5
 
 
+def test_a_table_from_before_a_column_is_continued(tmp_path: Path) -> None:
+    path, now = tmp_path / "t.parquet", pa.schema([*SCHEMA, ("unreadable", pa.string())])
+    old = open_table(path)
+    old.append(rows("a"))
+    old.finish()
+    again = StreamedTable(path, now, key=["id"], identity={"made_by": "x"})
+    again.append(pa.Table.from_pylist([{"id": "b", "unreadable": "no number"}], schema=now))
+    again.finish()
+    assert pq.read_table(path)["unreadable"].to_pylist() == [None, "no number"]
+
+
 def test_the_pieces_are_those_of_a_resumable_table(tmp_path: Path) -> None:
     path = tmp_path / "t.parquet"
     open_table(path).append(rows("b"))
