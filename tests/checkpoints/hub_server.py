@@ -42,7 +42,7 @@ class HubServer:
         self.url = f"http://127.0.0.1:{self._hub.server_port}"
         self.cdn_url = f"http://127.0.0.1:{self._cdn.server_port}"
         for server in (self._hub, self._cdn):
-            threading.Thread(target=server.serve_forever, daemon=True).start()
+            threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
 
     def add(self, repo_id: str, folder: Path) -> str:
         """Offer a folder; returns its commit."""
@@ -68,6 +68,7 @@ class HubServer:
 def _handler(hub: HubServer, *, is_cdn: bool) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+        disable_nagle_algorithm = True  # head and body go out as two writes
 
         def do_GET(self) -> None:
             self._answer()

@@ -40,7 +40,7 @@ class Service(BaseHTTPRequestHandler):
 @pytest.fixture
 def service_url() -> Iterator[str]:
     server = ThreadingHTTPServer(("127.0.0.1", 0), Service)
-    Thread(target=server.serve_forever, daemon=True).start()
+    Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     yield f"http://127.0.0.1:{server.server_port}/v1"
     server.shutdown()
     server.server_close()
@@ -111,7 +111,7 @@ def test_one_malformed_answer_is_one_null(kind: str) -> None:
             self.wfile.write(MALFORMED[kind])
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Malformed) as server:
-        Thread(target=server.serve_forever, daemon=True).start()
+        Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         judge = load_reward_model(f"judge:http://127.0.0.1:{server.server_port}/v1#m")
         [score] = judge.score([chat("useful")])
         server.shutdown()

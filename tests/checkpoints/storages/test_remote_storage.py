@@ -76,11 +76,11 @@ def test_many_threads_share_a_reader(pico_pair: Pair, s3: str) -> None:
             reader.read_into(len(data) - 10, memoryview(bytearray(11)))
 
 
-def test_a_server_that_fails_every_third_request_is_read_all_the_same(
+def test_a_server_that_fails_every_seventh_request_is_read_all_the_same(
     pico_pair: Pair, s3_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     uri = upload(s3_url, pico_pair[1], "runs/failing")
-    proxy = FailingProxy(s3_url, every=3)
+    proxy = FailingProxy(s3_url, every=7)
     try:
         use(monkeypatch, proxy.url)
         assert weights_digest(open_checkpoint(uri)) == weights_digest(open_checkpoint(pico_pair[1]))

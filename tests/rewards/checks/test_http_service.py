@@ -48,7 +48,7 @@ def service() -> Iterator[tuple[str, list[tuple[str | None, Any]]]]:
     asked: list[tuple[str | None, Any]] = []
     handler = type("Here", (Service,), {"asked": asked})
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    Thread(target=server.serve_forever, daemon=True).start()
+    Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     yield f"http://127.0.0.1:{server.server_port}/check", asked
     server.shutdown()
     server.server_close()
