@@ -15,6 +15,7 @@ from expo_ray.extrapolation.planning.alpha_rules import AlphaRules
 from expo_ray.extrapolation.trajectories.fitted_change import FittedChange
 from expo_ray.serving import ModelSource, ServedModel
 from expo_ray.serving.commands import model_source
+from expo_ray.serving.engines.loading import load_model, refill
 from expo_ray.serving.engines.vllm_config import source_fields
 from tests.bent_path import bent_path
 from tests.pico import save_pair
@@ -110,6 +111,26 @@ def test_wrong_requests_show_before_anything_is_served(
     listed = [{"step": step, "checkpoint": place} for step, place in points]
     with pytest.raises(PairError, match="another shape"):
         model_source(None, None, 0.5, None, along=FittedChange.of(listed))
+
+
+@pytest.mark.parametrize("fit", ["line", "rank1"])
+def test_an_engine_goes_to_another_alpha_in_place(training: Path, tmp_path: Path, fit: str) -> None:
+    written = extrapolate_trajectory(
+        training, tmp_path / "out", fit=fit, alpha=[0.5, 2.0], address="inline"
+    )
+    digests = [output.weights_digest for output in written.outputs]
+    source = source_along(training, fit, 0.5)
+    loaded = load_model(source, device="cpu")
+    assert loaded.weights_digest == digests[0]
+    assert refill(loaded, source.at(2.0)).weights_digest == digests[1]
+    (parameter, expected) = (
+        dict(model.named_parameters())["model.layers.0.mlp.up_proj.weight"]
+        for model in (
+            loaded.model,
+            load_model(ModelSource(model=written.outputs[1].path), device="cpu").model,
+        )
+    )
+    assert torch.equal(parameter, expected)
 
 
 def test_a_service_changes_alpha_along_the_fit(
