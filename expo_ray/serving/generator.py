@@ -8,18 +8,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
 
 from ray import serve
 
 from expo_ray.errors import ExpoError
 from expo_ray.serving.engines.interface import Engine, Generated, Row
 from expo_ray.serving.loaded import NOTHING_LOADED, Answered, ChatRow, Loaded
+from expo_ray.serving.own_thread import OwnThread
 from expo_ray.serving.row_fitting import fit_rows
 from expo_ray.serving.source import ModelSource
 
-Result = TypeVar("Result")
 MAX_BATCH_ROWS = 64
 _BATCH_WAIT_SECONDS = 0.01
 
@@ -30,14 +28,16 @@ class Generator:
     Args:
         make_engine: Returns a new engine.
         source: Weights to load at the start; None waits for the first chunk of rows.
+        num_threads: Of its arithmetic on a CPU, see `replica_threads`.
     """
 
     def __init__(
         self,
         make_engine: Callable[[], Engine],
         source: ModelSource | None = None,
+        num_threads: int | None = None,
     ) -> None:
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="engine")
+        self._thread = OwnThread("engine", num_threads)
         self._engine = make_engine()
         self._source: ModelSource | None = None
         self._loaded = NOTHING_LOADED
@@ -46,7 +46,7 @@ class Generator:
 
     async def load(self, source: ModelSource) -> Loaded:
         """Load other weights in place, unless they are loaded already."""
-        return await self._in_thread(self._switch, source)
+        return await self._thread.run(self._switch, source)
 
     async def describe(self) -> Loaded:
         """Return what is loaded."""
@@ -57,10 +57,7 @@ class Generator:
 
         So every replica serves the right weights, whenever it was started.
         """
-        return await self._in_thread(self._answer, source, rows)
-
-    async def _in_thread(self, function: Callable[..., Result], *args: object) -> Result:
-        return await asyncio.get_running_loop().run_in_executor(self._thread, function, *args)
+        return await self._thread.run(self._answer, source, rows)
 
     def _switch(self, source: ModelSource) -> Loaded:
         if source == self._source:
@@ -98,7 +95,7 @@ class Generator:
         max_batch_size=MAX_BATCH_ROWS, batch_wait_timeout_s=_BATCH_WAIT_SECONDS
     )
     async def _run_batch(self, rows: list[Row]) -> list[None]:
-        await self._in_thread(self._engine.generate, rows)
+        await self._thread.run(self._engine.generate, rows)
         return [None] * len(rows)
 
     async def stream(self, row: Row) -> AsyncIterator[str | Generated]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 import socket
 import sys
 from collections.abc import Iterator, Mapping
@@ -15,6 +16,7 @@ from ray import serve
 from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 
+from expo_ray.cluster import worker_nodes
 from expo_ray.errors import ConfigError, ServingError, argument
 from expo_ray.ray_internals import look_often, serve_endpoint, start_deleting
 from expo_ray.remote_errors import brought_home
@@ -191,6 +193,23 @@ def replica_options(num_replicas: int) -> dict[str, Any]:
         "ray_actor_options": {"num_cpus": 1, "num_gpus": num_gpus},
         **_SHUTDOWN,
     }
+
+
+def replica_threads(deployment: Mapping[str, Any]) -> int:
+    """Return how many threads a replica without a GPU computes with: its share of the cores.
+
+    Of the CPU that keeps its place Ray would make a single thread. `OMP_NUM_THREADS` counts, where
+    it is set.
+
+    Args:
+        deployment: Options of its deployment.
+    """
+    if told := os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip():
+        return max(1, int(told)) if told.isdigit() else 1
+    scaled = deployment.get("autoscaling_config") or {}
+    num_replicas = int(deployment.get("num_replicas") or scaled.get("max_replicas") or 1)
+    cores = [int(node["Resources"]["CPU"]) for node in worker_nodes()]
+    return max(1, min(max(cores, default=1), sum(cores) // num_replicas))
 
 
 def worker_options(num_replicas: int, *, num_workers: int) -> dict[str, Any]:

@@ -17,7 +17,12 @@ from expo_ray.rewards import RewardModelSpec, RewardScore, SelfTest, pin_reward_
 from expo_ray.rewards.anchors import AnchorPair
 from expo_ray.rewards.interface import Chat, References
 from expo_ray.serving.chunked_calls import call_in_chunks, split
-from expo_ray.serving.launching import application, ensure_serve, replica_options
+from expo_ray.serving.launching import (
+    application,
+    ensure_serve,
+    replica_options,
+    replica_threads,
+)
 from expo_ray.serving.reward_job import RewardJob
 from expo_ray.serving.reward_rows import CHUNK_ROWS, num_chars
 from expo_ray.serving.rewarder import Rewarder, Scored
@@ -181,10 +186,10 @@ class RewardReplicas:
         if self._handle is None:
             progress.message(f"starting {self._num_replicas} reward replica(s)")
             ensure_serve()
-            deployment = serve.deployment(Rewarder).options(
-                max_ongoing_requests=8, **replica_options(self._num_replicas)
-            )
-            bound = deployment.bind(*self._pinned, **self._how)
+            options = replica_options(self._num_replicas)
+            deployment = serve.deployment(Rewarder).options(max_ongoing_requests=8, **options)
+            num_threads = replica_threads(options)
+            bound = deployment.bind(*self._pinned, **self._how, num_threads=num_threads)
             self._handle, _ = self._stack.enter_context(application(bound, label="rewarder"))
         [(_, scorer)] = call_in_chunks(self._handle.score.remote, [[]], num_in_flight=1)
         if scorer.error is not None:

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeVar
 
 from expo_ray.errors import ExpoError
 from expo_ray.lazy import quick_imports
@@ -22,8 +19,7 @@ from expo_ray.rewards import (
 from expo_ray.rewards.anchors import AnchorPair
 from expo_ray.rewards.interface import Chat, References
 from expo_ray.rewards.score_cache import ScoreCache
-
-Result = TypeVar("Result")
+from expo_ray.serving.own_thread import OwnThread
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -51,6 +47,7 @@ class Rewarder:
         aligned: For an implicit reward: the aligned one.
         use_cache: Whether scores are remembered on this machine, and looked up there.
         truncate: Whether chats that are too long are cut instead of refused.
+        num_threads: Of its arithmetic on a CPU, see `replica_threads`.
     """
 
     def __init__(
@@ -61,9 +58,10 @@ class Rewarder:
         *,
         use_cache: bool = False,
         truncate: bool = False,
+        num_threads: int | None = None,
     ) -> None:
         self._is_general = spec.kind.is_general
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="reward-model")
+        self._thread = OwnThread("reward-model", num_threads if spec.kind.has_dtypes else None)
         self._plain: RewardModel | None = None
         self._error: ExpoError | None = None
         self._cached: CachedRewardModel | None = None
@@ -82,7 +80,7 @@ class Rewarder:
 
     async def score(self, chats: Sequence[Chat], references: References | None = None) -> Scored:
         """Score chats; an empty list asks only who scores."""
-        return await self._alone(lambda: self._score(chats, references))
+        return await self._thread.run(lambda: self._score(chats, references))
 
     async def self_test(
         self,
@@ -106,7 +104,7 @@ class Rewarder:
             except ExpoError as error:
                 return error
 
-        return await self._alone(run)
+        return await self._thread.run(run)
 
     def _score(self, chats: Sequence[Chat], references: References | None) -> Scored:
         model = self._cached or self._plain
@@ -122,9 +120,6 @@ class Rewarder:
             needs_reference=model.needs_reference,
             num_cached=self._cached.num_cached - before if self._cached else 0,
         )
-
-    async def _alone(self, work: Callable[[], Result]) -> Result:
-        return await asyncio.get_running_loop().run_in_executor(self._thread, work)
 
 
 def _device() -> str:

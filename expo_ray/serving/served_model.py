@@ -29,6 +29,7 @@ from expo_ray.serving.launching import (
     application,
     ensure_serve,
     replica_options,
+    replica_threads,
 )
 from expo_ray.serving.rewarder import Rewarder
 from expo_ray.serving.source import ModelSource
@@ -186,7 +187,8 @@ class ServedModel:
         rewarder: Any = None
         if self._rewarder is not None:
             one = replica_options(1)
-            rewarder = serve.deployment(Rewarder).options(**one).bind(*self._rewarder)
+            rewarder = serve.deployment(Rewarder).options(**one)
+            rewarder = rewarder.bind(*self._rewarder, num_threads=replica_threads(one))
         return self._engine.server_app(
             self._source,
             self._options,

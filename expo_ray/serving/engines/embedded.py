@@ -43,9 +43,11 @@ class EmbeddedEngine(EngineKind):
         from ray import serve
 
         from expo_ray.serving.generator import Generator
+        from expo_ray.serving.launching import replica_threads
 
         replica = serve.deployment(Generator).options(**deployment)
-        return replica.bind(partial(self.make, options))
+        make_engine = partial(self.make, options)
+        return replica.bind(make_engine, num_threads=replica_threads(deployment))
 
     def server_app(
         self,
@@ -57,10 +59,15 @@ class EmbeddedEngine(EngineKind):
         deployment: dict[str, Any],
     ) -> serve.Application:
         """Return the application that answers HTTP requests, see `EngineKind`."""
+        from expo_ray.serving.launching import replica_threads
         from expo_ray.serving.openai_app import OpenAIServer
 
         server: Any = OpenAIServer
         app: serve.Application = server.options(**deployment).bind(
-            partial(self.make, options), source, settings, rewarder
+            partial(self.make, options),
+            source,
+            settings,
+            rewarder,
+            num_threads=replica_threads(deployment),
         )
         return app

@@ -106,7 +106,10 @@ def _engine_args(source: ModelSource, options: EngineOptions, *, with_gpu: bool)
 
 
 def _cpu_environment(deployment: Mapping[str, Any]) -> dict[str, str]:
-    num_threads = max(1, (os.cpu_count() or 1) // int(deployment.get("num_replicas") or 1))
+    from expo_ray.serving.launching import replica_threads
+
+    # Ray may have been told of more CPUs than there are.
+    num_threads = min(replica_threads(deployment), os.cpu_count() or 1)
     defaults = {
         "VLLM_CPU_KVCACHE_SPACE": _KV_CACHE_GIB,
         # vLLM pins threads to cores by default: replicas would all sit on the same ones.
