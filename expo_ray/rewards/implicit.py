@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM
 
 from expo_ray.checkpoints import iter_tensors, open_checkpoint, weights_digest
 from expo_ray.checkpoints.opening import open_aligned
@@ -20,6 +19,7 @@ from expo_ray.rewards.batching import TokenRow, pad_right
 from expo_ray.rewards.chat_model import ChatRewardModel
 from expo_ray.rewards.interface import Chat
 from expo_ray.rewards.pretrained import (
+    WRITERS,
     ChatTokenizer,
     config_digest,
     load_pretrained,
@@ -72,7 +72,7 @@ class ImplicitRewardModel(ChatRewardModel):
         self._chats.require_template()
         self._aligned, self._initial = (
             load_pretrained(
-                AutoModelForCausalLM,
+                WRITERS,
                 side,
                 iter_tensors(side),
                 device=device,

@@ -15,7 +15,12 @@ from typing import Any
 
 import torch
 from jinja2 import TemplateError, meta
-from transformers import AutoConfig, AutoTokenizer
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoTokenizer,
+)
 
 from expo_ray.checkpoints import Checkpoint
 from expo_ray.checkpoints.local_files import local_folder
@@ -23,6 +28,9 @@ from expo_ray.errors import CheckpointError, TableError
 from expo_ray.rewards.template_limits import limit_templates, require_bounded
 from expo_ray.rewards.token_bound import max_chars_per_token, require_room
 from expo_ray.tables.prompts import Message
+
+WRITERS = (AutoModelForCausalLM, AutoModelForImageTextToText)
+"""Auto classes of what writes text; of models that see images too, text alone is asked."""
 
 
 def load_tokenizer(checkpoint: Checkpoint) -> Any:
@@ -63,7 +71,7 @@ def load_pretrained(
     """Load a model with every tensor given.
 
     Args:
-        auto_class: A transformers auto class.
+        auto_class: A transformers auto class, or several: the first that knows the model.
         checkpoint: Whose config says which model it is.
         weights: (name, tensor); a checkpoint's own, or computed ones of the same names.
         device: "cpu" or "cuda".
@@ -80,8 +88,10 @@ def load_pretrained(
     try:
         config = AutoConfig.from_pretrained(local_folder(checkpoint), trust_remote_code=False)
         # The auto class wants a folder; the class that it picks also takes tensors in memory.
+        classes = auto_class if isinstance(auto_class, tuple) else (auto_class,)
+        chosen = next((c for c in classes if type(config) in c._model_mapping), classes[0])
         with torch.device("meta"):
-            model_class = type(auto_class.from_config(config, trust_remote_code=False))
+            model_class = type(chosen.from_config(config, trust_remote_code=False))
         model, info = model_class.from_pretrained(
             None,
             config=config,

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, GenerationConfig
+from transformers import GenerationConfig
 
 from expo_ray.checkpoints import WeightsDigest
 from expo_ray.checkpoints.local_files import local_folder
 from expo_ray.errors import CheckpointError
-from expo_ray.rewards.pretrained import load_pretrained, load_tokenizer
+from expo_ray.rewards.pretrained import WRITERS, load_pretrained, load_tokenizer
 from expo_ray.serving.source import ModelSource
 from expo_ray.serving.text_stream import special_ids
 
@@ -52,7 +52,7 @@ def load_model(source: ModelSource, *, device: str) -> LoadedModel:
     digest = WeightsDigest()
     probes: dict[str, torch.Tensor] = {}
     weights = _probed(source.iter_weights(digest), probes)
-    model = load_pretrained(AutoModelForCausalLM, checkpoint, weights, device=device)
+    model = load_pretrained(WRITERS, checkpoint, weights, device=device)
     eos_ids = _eos_ids(local_folder(checkpoint), model.config, tokenizer)
     # What a checkpoint wishes for (its own temperature, penalties, ...) would change results
     # behind the sampling settings of the run.
