@@ -31,7 +31,7 @@ if TYPE_CHECKING:
         verify,
     )
     from expo_ray.loadtests import loadtest
-    from expo_ray.reports import compare, write_report
+    from expo_ray.reports import compare, compare_pair, write_report
     from expo_ray.serving import generate, score, serve, set_alpha
     from expo_ray.workflow.recipe_check import check_recipe
     from expo_ray.workflow.recipe_templates import new_recipe
@@ -46,6 +46,7 @@ __all__ = [
     "alpaca_eval_outputs",
     "check_recipe",
     "compare",
+    "compare_pair",
     "diagnose",
     "diagnose_trajectory",
     "doctor",
@@ -79,6 +80,7 @@ __getattr__ = lazy_exports(
         "alpaca_eval_outputs": "evaluation",
         "check_recipe": "workflow.recipe_check",
         "compare": "reports",
+        "compare_pair": "reports",
         "diagnose": "extrapolation",
         "diagnose_trajectory": "extrapolation",
         "doctor": "extrapolation",

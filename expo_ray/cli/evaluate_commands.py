@@ -14,7 +14,6 @@ import typer
 from expo_ray.cli.answer_flags import AnswerFlags
 from expo_ray.cli.evaluate_tables import (
     render_accuracies,
-    render_changes,
     render_ratings,
     render_self_tests,
 )
@@ -27,6 +26,7 @@ from expo_ray.cli.options import (
     RewardModelOption,
     SelfTestFlag,
 )
+from expo_ray.cli.pair_commands import open_llm, pair
 from expo_ray.cli.reward_commands import Replicas as RewardReplicas
 from expo_ray.cli.session import AddressOption, OutputFlags, Session, key_value_table
 from expo_ray.errors import ConfigError, argument
@@ -274,27 +274,6 @@ def mt_bench(
             )
 
 
-def open_llm(
-    before: Annotated[Path, typer.Argument(help="Results of the aligned model: file or folder.")],
-    after: Annotated[Path, typer.Argument(help="Results of the extrapolated model.")],
-    *,
-    shown: OutputFlags,
-) -> None:
-    """What extrapolating changes on the Open LLM Leaderboard and any other task, task by task.
-
-    Reads the result files of lm-evaluation-harness, of before version 0.4 and since. The six tasks
-    of each leaderboard are named, those of version 1 averaged. Both models must have been measured
-    in one way: examples in the prompt, questions, score, version.
-
-    Example: expo-ray evaluate open-llm results/dpo results/expo
-    """
-    from expo_ray.evaluation import open_llm_changes
-
-    with Session(**shown) as session:
-        result = open_llm_changes(before, after)
-        session.emit(result, lambda console: render_changes(console, result))
-
-
 def reward_self_test(
     reward_model: RewardModelOption,
     initial: PairInitial = None,
@@ -330,6 +309,7 @@ BENCHMARKS: Final[Mapping[str, Callable[..., None]]] = {
     "reward-bench": reward_bench,
     "mt-bench": mt_bench,
     "open-llm": open_llm,
+    "pair": pair,
     "self-test": reward_self_test,
 }
 """By the name of the command."""

@@ -62,6 +62,19 @@ def render_changes(console: Console, result: dict[str, Any]) -> None:
         console.print(note, markup=False)
 
 
+def render_pair(console: Console, result: dict[str, Any]) -> None:
+    """Print every score of a pair."""
+    from expo_ray.reports.pair_page import COLUMNS, pair_headline, pair_rows
+
+    table = new_table(*COLUMNS)
+    for row in pair_rows(result):
+        table.add_row(*row)
+    console.print(table)
+    console.print(pair_headline(result), markup=False)
+    for note in result["notes"]:
+        console.print(note, markup=False)
+
+
 def render_self_tests(console: Console, result: dict[str, Any]) -> None:
     """Print how far batching moves a reward model's scores, by dtype."""
     headings = ("dtype", "spread in batches", "spread with padding", "anchors right")

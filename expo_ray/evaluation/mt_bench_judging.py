@@ -92,8 +92,8 @@ def mt_bench_scores(
 
     Returns:
         `{"schema_version", "benchmark", "model", "weights_digest", "sampling", "chat_template",
-        "judge", "average", "first_turn", "second_turn", "categories", "num_judged",
-        "num_unrated"}`; a score has `mean`, `ci_low`, `ci_high` (95%, bootstrap over
+        "judge", "judge_prompts" (SHA-256), "average", "first_turn", "second_turn", "categories",
+        "num_judged", "num_unrated"}`; a score has `mean`, `ci_low`, `ci_high` (95%, bootstrap over
         questions) and `num_questions`.
 
     Raises:
@@ -145,6 +145,7 @@ def mt_bench_scores(
         "model": model.model,
         **model.identity,
         "judge": service.model,
+        "judge_prompts": hashlib.sha256(repr(sorted(prompts.items())).encode()).hexdigest(),
         **summarize(rows, where=output),
     }
 

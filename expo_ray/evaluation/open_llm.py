@@ -31,6 +31,12 @@ _HINT = "measure both models by the same version and settings of lm-evaluation-h
 _USUAL = ("acc_norm", "acc", "exact_match,strict-match", "exact_match", "mc2", "pass@1", "em", "f1")
 
 
+UNPAIRED = (
+    "both models answered the same questions, which two standard errors cannot see: with samples "
+    "(--log_samples) `expo-ray compare` tells more from as many questions"
+)
+
+
 class LeaderboardTask(NamedTuple):
     """One column of a leaderboard."""
 
@@ -249,11 +255,12 @@ def _change(title: str, before: Measured, after: Measured) -> TaskChange:
         change=change,
         ci_low=low,
         ci_high=high,
-        verdict=_verdict(low, high),
+        verdict=verdict_of(low, high),
     )
 
 
-def _verdict(low: float | None, high: float | None) -> str:
+def verdict_of(low: float | None, high: float | None) -> str:
+    """Return what an interval of a change says of it."""
     if low is None or high is None:
         return CANNOT_TELL
     return RISES if low > 0 else FALLS if high < 0 else CANNOT_TELL
@@ -276,7 +283,7 @@ def _mean(changes: Sequence[TaskChange]) -> TaskChange:
         change=change,
         ci_low=low,
         ci_high=high,
-        verdict=_verdict(low, high),
+        verdict=verdict_of(low, high),
     )
 
 
@@ -294,8 +301,4 @@ def _notes(sides: Sequence[Mapping[str, HarnessTask]]) -> list[str]:
     limits = [task.limit for task in tasks if task.limit is not None]
     if limits:
         notes.append(f"only the first {max(limits):g} questions of a task were asked")
-    notes.append(
-        "both models answered the same questions, which two standard errors cannot see: with "
-        "samples (--log_samples) `expo-ray compare` tells more from as many questions"
-    )
-    return notes
+    return [*notes, UNPAIRED]

@@ -65,7 +65,7 @@ def compare(
         >>> task["gained"], task["lost"], task["verdict"]
         (8, 1, 'better')
     """
-    pages = [_require_page(path) for path in output]
+    pages = [require_page(path) for path in output]
     found = compare_results(
         a,
         b,
@@ -83,14 +83,19 @@ def compare(
     return found
 
 
-def _require_page(path: str | Path) -> Path:
+def require_page(path: str | Path, suffixes: Sequence[str] = SUFFIXES) -> Path:
+    """Return where a page goes.
+
+    Raises:
+        ConfigError: It cannot be written, or its name tells no format.
+    """
     page = require_writable_file(path, where="output")
-    if page.suffix not in SUFFIXES:
+    if page.suffix not in suffixes:
         raise ConfigError(
-            "a page is HTML or Markdown",
+            "the name of a page does not tell its format",
             where=argument("output"),
             got=str(path),
-            expected="a name that ends in .html or .md",
+            expected=f"a name that ends in {' or '.join(suffixes)}",
         )
     return page
 

@@ -17,8 +17,6 @@ from expo_ray.extrapolation.outputs.record import digest_algorithm, is_as_sealed
 from expo_ray.json_text import parse_json
 from expo_ray.reports import wording
 
-BEGIN, END = "<!-- expo_ray evidence: begin -->", "<!-- expo_ray evidence: end -->"
-
 
 def render_model_card(checkpoint_dir: str | Path, selection: Mapping[str, Any]) -> Path:
     """Write the "Evidence" section of a checkpoint's README.md, in place of an earlier one.
@@ -35,14 +33,32 @@ def render_model_card(checkpoint_dir: str | Path, selection: Mapping[str, Any]) 
     Raises:
         ConfigError: The folder has no README.md.
     """
+    return put_section(checkpoint_dir, "evidence", _section(selection))
+
+
+def put_section(checkpoint_dir: str | Path, name: str, content: str) -> Path:
+    """Write a section of a checkpoint's README.md, in place of an earlier one of that name.
+
+    Args:
+        checkpoint_dir: A local checkpoint folder with the README.md that extrapolation wrote.
+        name: Of the section, in the comments around it.
+        content: Markdown.
+
+    Returns:
+        The path of README.md.
+
+    Raises:
+        ConfigError: The folder has no README.md.
+    """
     card = Path(checkpoint_dir) / "README.md"
     if not card.is_file():
         raise ConfigError("the checkpoint has no model card", where=card)
-    section = f"{BEGIN}\n{_section(selection)}\n{END}\n"
+    begin, end = (f"<!-- expo_ray {name}: {mark} -->" for mark in ("begin", "end"))
+    section = f"{begin}\n{content}\n{end}\n"
     text = card.read_text(encoding="utf-8")
-    before, found, rest = text.partition(BEGIN)
+    before, found, rest = text.partition(begin)
     if found:
-        after = rest.partition(END)[2].removeprefix("\n")
+        after = rest.partition(end)[2].removeprefix("\n")
         text = before + section + after
     else:
         text = f"{text.rstrip()}\n\n{section}"

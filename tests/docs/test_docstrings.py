@@ -20,6 +20,7 @@ QUICK = {
     "alpaca_eval_metrics",
     "check_recipe",
     "compare",
+    "compare_pair",
     "diagnose",
     "diagnose_trajectory",
     "doctor",

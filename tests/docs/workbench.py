@@ -21,6 +21,7 @@ from tests import samples
 from tests.docs.blocks import ROOT
 from tests.extrapolation.synthetic import load
 from tests.head_node import free_port
+from tests.pair_folders import write_pair_folders
 from tests.pico import save_pair, save_reward_model
 from tests.reports.run_directory import RunDirectory
 
@@ -111,6 +112,7 @@ def add_results(folder: Path) -> Path:
     right = [(0, 1)] * 8 + [(1, 0)] + [(1, 1)] * 20 + [(0, 0)] * 11
     lines = ["aligned,candidate", *(f"{one},{other}" for one, other in right)]
     write_mt_bench(folder)
+    write_pair_folders(folder)
     for name, share in (("dpo", 0.67), ("expo", 0.6)):
         row = {"exact_match,strict-match": share, "exact_match_stderr,strict-match": 0.013}
         found = {"results": {"gsm8k": row}, "n-shot": {"gsm8k": 5}}

@@ -47,7 +47,7 @@ def test_foreign_names_are_shown_not_obeyed(tmp_path: Path) -> None:
 
 
 def test_a_page_of_another_kind_is_refused_before_anything_is_read(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="HTML or Markdown"):
+    with pytest.raises(ConfigError, match="does not tell its format"):
         expo_ray.compare("gone", "gone", output=[tmp_path / "page.pdf"])
 
 
