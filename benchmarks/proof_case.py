@@ -30,7 +30,6 @@ from expo_ray.lab.models import save_checkpoint
 from expo_ray.lab.settings import CODE_VERSION
 from expo_ray.lab.tasks.lists import TEMPLATES, TRUTH_VERSION
 from expo_ray.rewards import RewardModel, load_reward_model
-from expo_ray.rewards.interface import Chat
 from expo_ray.selection import SelectionSettings
 from expo_ray.serving.engines.interface import Generated, Row
 from expo_ray.serving.engines.transformers_engine import TransformersEngine
@@ -249,26 +248,10 @@ class _Bench:
             }
             for prompt in prompts
         ]
-        self.responses += [
-            {
-                **key,
-                "messages": list(prompt.messages),
-                "response": answer.text,
-                "model": "laboratory",
-                "finish_reason": answer.finish_reason,
-                "prompt_tokens": answer.prompt_tokens,
-                "completion_tokens": answer.completion_tokens,
-                "error": answer.error,
-            }
-            for key, prompt, answer in zip(keys, prompts, answers, strict=True)
-        ]
+        self.responses += response_rows(keys, prompts, answers)
         self.curves[alpha] = {"tokens": float(np.mean([a.completion_tokens for a in answers]))}
-        chats = [
-            [*prompt.messages, Message(role="assistant", content=answer.text)]
-            for prompt, answer in zip(prompts, answers, strict=True)
-        ]
         for name, judge in self.judges.items():
-            scored = self._score(judge, chats, keys)
+            scored = reward_rows(judge, keys, prompts, answers)
             self.rewards.setdefault(name, []).extend(scored)
             self.curves[alpha][name] = float(np.mean([row["reward"] for row in scored]))
 
@@ -290,39 +273,77 @@ class _Bench:
 
     def generate(self, prompts: Sequence[Prompt]) -> list[Generated]:
         """Answer prompts; the noise of a prompt is the same under every alpha."""
-        sampling = self.frozen.sampling
-        rows = [
-            Row(
-                prompt_ids=self.engine.encode_chat(prompt.messages),
-                params=sampling,
-                seed=self.seed_of(prompt),
-                max_tokens=sampling.max_tokens,
-            )
-            for prompt in prompts
-        ]
-        size = self.frozen.batch_size
-        batches = (rows[start : start + size] for start in range(0, len(rows), size))
-        return [answer for batch in batches for answer in self.engine.generate(batch)]
+        frozen, seed = self.frozen, self.settings.derive_seed("proof")
+        return generate(self.engine, prompts, frozen.sampling, seed, frozen.batch_size)
 
     def seed_of(self, prompt: Prompt) -> int:
         """Return the seed of a prompt's answers."""
         return row_seed(self.settings.derive_seed("proof"), prompt.prompt_id, 0)
 
-    def _score(
-        self, judge: RewardModel, chats: Sequence[Chat], keys: Sequence[dict[str, Any]]
-    ) -> list[dict[str, Any]]:
-        return [
-            {
-                **key,
-                "reward": score.reward,
-                "reward_model": judge.name,
-                "reward_model_revision": judge.revision,
-                "tokens": score.tokens,
-                "truncated": score.truncated,
-                "error": score.error,
-            }
-            for key, score in zip(keys, judge.score(chats), strict=True)
-        ]
+
+def generate(
+    engine: TransformersEngine,
+    prompts: Sequence[Prompt],
+    sampling: SamplingParams,
+    seed: int,
+    batch_size: int,
+) -> list[Generated]:
+    """Answer prompts; the noise of a prompt follows the seed alone, whatever the weights."""
+    rows = [
+        Row(
+            prompt_ids=engine.encode_chat(prompt.messages),
+            params=sampling,
+            seed=row_seed(seed, prompt.prompt_id, 0),
+            max_tokens=sampling.max_tokens,
+        )
+        for prompt in prompts
+    ]
+    batches = (rows[start : start + batch_size] for start in range(0, len(rows), batch_size))
+    return [answer for batch in batches for answer in engine.generate(batch)]
+
+
+def response_rows(
+    keys: Sequence[dict[str, Any]], prompts: Sequence[Prompt], answers: Sequence[Generated]
+) -> list[dict[str, Any]]:
+    """Return the rows of a responses table."""
+    return [
+        {
+            **key,
+            "messages": list(prompt.messages),
+            "response": answer.text,
+            "model": "laboratory",
+            "finish_reason": answer.finish_reason,
+            "prompt_tokens": answer.prompt_tokens,
+            "completion_tokens": answer.completion_tokens,
+            "error": answer.error,
+        }
+        for key, prompt, answer in zip(keys, prompts, answers, strict=True)
+    ]
+
+
+def reward_rows(
+    judge: RewardModel,
+    keys: Sequence[dict[str, Any]],
+    prompts: Sequence[Prompt],
+    answers: Sequence[Generated],
+) -> list[dict[str, Any]]:
+    """Score answers and return the rows of a rewards table."""
+    chats = [
+        [*prompt.messages, Message(role="assistant", content=answer.text)]
+        for prompt, answer in zip(prompts, answers, strict=True)
+    ]
+    return [
+        {
+            **key,
+            "reward": score.reward,
+            "reward_model": judge.name,
+            "reward_model_revision": judge.revision,
+            "tokens": score.tokens,
+            "truncated": score.truncated,
+            "error": score.error,
+        }
+        for key, score in zip(keys, judge.score(chats), strict=True)
+    ]
 
 
 def _write_control(case: Case, lab: LabResult, other: LabResult | None, folder: Path) -> None:
