@@ -122,6 +122,7 @@ def _page(run: RunFiles) -> tuple[dict[str, Any], list[Drawing]]:
         "inputs": provenance.input_files(run),
         "checkpoints": provenance.written_checkpoints(run),
         "steps": provenance.next_steps(run),
+        "along": provenance.along(run),
         "costs": costs.count_costs(run),
         "search_sentence": costs.search_sentence(selection),
         "parts": parts_page(selection),

@@ -13,9 +13,17 @@ from expo_ray.reports.wording import format_alpha
 _SHOWN_APART = {"schema_version", "initial", "aligned", "recipe", "versions_of_inputs"}
 
 
+# Of a trajectory, what lies between its first and its last checkpoint: `step 200`.
+_STEP = "step "
+
+
 def facts(run: RunFiles) -> list[tuple[str, str]]:
     """Return what resolved.json says, as flat (name, value) rows."""
-    rest = {key: value for key, value in run.resolved.items() if key not in _SHOWN_APART}
+    rest = {
+        key: value
+        for key, value in run.resolved.items()
+        if key not in _SHOWN_APART and not key.startswith(_STEP)
+    }
     return list(_flatten("", rest))
 
 
@@ -25,9 +33,10 @@ def training_facts(run: RunFiles) -> list[tuple[str, str]]:
 
 
 def input_files(run: RunFiles) -> list[tuple[str, str, list[Mapping[str, Any]]]]:
-    """Return (role, location, files with their identities) of the two parents."""
+    """Return (role, location, files with their identities) of all parents."""
     inputs = []
-    for role in ("initial", "aligned"):
+    between = [name for name in run.resolved if name.startswith(_STEP)]
+    for role in ("initial", *between, "aligned"):
         recorded = run.resolved.get(role)
         if isinstance(recorded, dict):
             inputs.append((role, str(recorded.get("uri", "")), list(recorded.get("files", ()))))
@@ -48,7 +57,7 @@ def written_checkpoints(run: RunFiles) -> list[tuple[str, str, int]]:
 
 def next_steps(run: RunFiles) -> list[Step]:
     """Return the commands that a reader of this verdict wants next."""
-    initial, aligned = _location(run, "initial"), _location(run, "aligned")
+    aligned = _location(run, "aligned")
     if run.selection["verdict"] != "extrapolate":
         return [
             Step(what="Serve the aligned model", command=f"expo-ray serve {aligned}"),
@@ -69,14 +78,14 @@ def next_steps(run: RunFiles) -> list[Step]:
         *steps,
         Step(
             what="Write the chosen checkpoint" + (" somewhere else" if steps else ""),
-            command=f"expo-ray extrapolate {initial} {aligned} OUTPUT --alpha {number}{flags}",
+            command=f"expo-ray extrapolate {_pair(run)} OUTPUT --alpha {number}{flags}",
         ),
         *_deploy(run),
         Step(
             what="Or serve it without writing it",
-            command=f"expo-ray serve {aligned} --initial {initial} --alpha {number}",
+            command=f"expo-ray serve {_live_pair(run)} --alpha {number}",
         ),
-        *_by_part(run, initial, aligned),
+        *_by_part(run),
         *further_tries(run),
     ]
 
@@ -91,7 +100,28 @@ def _another_try(run: RunFiles) -> list[Step]:
     return further_tries(run)
 
 
-def _by_part(run: RunFiles, initial: str, aligned: str) -> list[Step]:
+def _pair(run: RunFiles) -> str:
+    """Return what the candidates were made from, as `extrapolate` takes it."""
+    return along(run) or f"{_location(run, 'initial')} {_location(run, 'aligned')}"
+
+
+def _live_pair(run: RunFiles) -> str:
+    """Return the same as `serve` takes it."""
+    return along(run) or f"{_location(run, 'aligned')} --initial {_location(run, 'initial')}"
+
+
+def along(run: RunFiles) -> str | None:
+    """Return the flags of a trajectory; None for a pair."""
+    path = run.resolved.get("recipe", {}).get("trajectory")
+    if not path:
+        return None
+    flags = f"--trajectory {shlex.quote(path['file'])} --fit {shlex.quote(path['fit'])}"
+    if path["weights"]:
+        flags += f" --weights {','.join(map(str, path['weights']))}"
+    return flags
+
+
+def _by_part(run: RunFiles) -> list[Step]:
     rules = run.path / "alpha_rules.yaml"
     if not (run.selection.get("adaptive") or {}).get("is_better") or not rules.is_file():
         return []
@@ -99,11 +129,11 @@ def _by_part(run: RunFiles, initial: str, aligned: str) -> list[Step]:
     return [
         Step(
             what="Write the model with an alpha for each part, which was better still",
-            command=f"expo-ray extrapolate {initial} {aligned} OUTPUT {flag}",
+            command=f"expo-ray extrapolate {_pair(run)} OUTPUT {flag}",
         ),
         Step(
             what="Or serve it without writing it, too",
-            command=f"expo-ray serve {aligned} --initial {initial} {flag}",
+            command=f"expo-ray serve {_live_pair(run)} {flag}",
         ),
     ]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 
 from expo_ray.reports import write_report
 from expo_ray.reports.figures import reward_curve
-from expo_ray.reports.provenance import next_steps
+from expo_ray.reports.provenance import facts, input_files, next_steps
 from expo_ray.reports.run_files import RunFiles
 from expo_ray.reports.tries import step_back
 from expo_ray.reports.wording import standing
@@ -48,6 +49,26 @@ def test_after_a_stopped_alpha_the_smaller_ones_are_tried(tmp_path: Path) -> Non
 def test_a_gain_that_may_be_chance_asks_for_more_prompts(tmp_path: Path) -> None:
     [again] = [text for text in commands(tmp_path) if "--set" in text]
     assert "more prompts" in again and "alphas=[" in again
+
+
+def test_commands_along_a_trajectory_name_it_and_no_pair(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path / "run")
+    run.write_all()
+    run.write_selection(verdict="extrapolate", best_alpha=3.0)
+    file = run.path / "resolved.json"
+    resolved = json.loads(file.read_text())
+    along = {"file": "/runs/t.yaml", "fit": "weights", "weights": [0.25, 0.75]}
+    recipe = {**resolved.get("recipe", {}), "trajectory": along}
+    between = {"uri": "/runs/step-100", "files": []}
+    file.write_text(json.dumps({**resolved, "recipe": recipe, "step 100": between}))
+    read = RunFiles.read(run.path, tables=False)
+    told = [step.command for step in next_steps(read)]
+    flags = "--trajectory /runs/t.yaml --fit weights --weights 0.25,0.75"
+    assert any(text.startswith(f"expo-ray extrapolate {flags} OUTPUT --alpha 3") for text in told)
+    assert f"expo-ray serve {flags} --alpha 3" in told
+    assert not any("--initial" in text for text in told)
+    assert [role for role, *_ in input_files(read)] == ["initial", "step 100", "aligned"]
+    assert not any(name.startswith("step 100") for name, _ in facts(read))
 
 
 def losing(run: RunDirectory) -> list[dict[str, Any]]:

@@ -58,6 +58,10 @@ def test_candidates_lie_along_the_fit_and_the_run_goes_on_as_ever(
     resolved = json.loads((directory / "resolved.json").read_text())
     assert resolved["steps"] == list(STEPS)
     assert resolved["step 100"]["uri"] == str(training.parent / "step-100")
+    page = (directory / "report.html").read_text()
+    assert "the fitted change over the checkpoints" in page
+    assert f"--trajectory {training} --fit line:window=3" in page
+    assert "step-100" in page
     kept = sorted(path.name for path in (directory / "checkpoints").glob("*"))
     assert kept == [f"alpha-{selection['best_alpha']:g}"] * bool(selection["best_alpha"])
     answers = snapshot(directory / "responses")
