@@ -176,15 +176,16 @@ def _make_one(
     model: Model, lab: LabSettings, folder: Path, parents: list[Path], mergekit: str, *_: object
 ) -> None:
     """Make one model in a worker, unless it is there; the last arguments only order the tasks."""
-    import torch
-
-    from expo_ray.lab.studies.making import make_model
-
-    # One thread: the task asked for one CPU, and the order of sums must not hang on the machine.
-    torch.set_num_threads(1)
     with owned_lock(folder.with_suffix(".lock"), wait=True):
         if folder.exists():
             return
+        import torch
+
+        from expo_ray.lab.studies.making import make_model
+
+        # One thread: the task asked for one CPU, and the order of sums must not hang on the
+        # machine.
+        torch.set_num_threads(1)
         partial = folder.with_suffix(".partial")
         shutil.rmtree(partial, ignore_errors=True)
         start, cpu_start = time.monotonic(), time.process_time()

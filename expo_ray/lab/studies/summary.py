@@ -77,9 +77,14 @@ class _Pair:
         self.best = tuple(self._choose(slice(half, None, 2)) for half in (0, 1))
 
     def _choose(self, half: slice) -> float:
-        """Return the alpha with the highest truth on one half; of equal ones the smallest step."""
-        means = {alpha: float(truth[half].mean()) for alpha, truth in self.truth.items()}
-        return min(means, key=lambda alpha: (-means[alpha], abs(alpha)))
+        """Return the alpha with the highest truth on one half; of equal ones the smallest step.
+
+        Never one below 0: a step back towards the initial model is no extrapolation.
+        """
+        means = {
+            alpha: float(truth[half].mean()) for alpha, truth in self.truth.items() if alpha >= 0
+        }
+        return min(means, key=lambda alpha: (-means[alpha], alpha))
 
     @property
     def after(self) -> FloatArray:

@@ -102,6 +102,17 @@ def test_a_tie_keeps_the_aligned_model(tmp_path: Path) -> None:
     assert found["shows"].startswith("In no setting did extrapolation raise the truth")
 
 
+def test_a_step_back_is_no_extrapolation(tmp_path: Path) -> None:
+    study = study_of("spoiled")
+    settings = StudySettings(seeds=(2,), cache=str(tmp_path))
+    cell = Cell(arm=study.arms[0], seed=2, lab=settings.lab(2), cache=tmp_path)
+    write_curve(cell, {-0.5: [2.0] * 8, 0.0: [1.0] * 8, 1.0: [0.0] * 8, 2.0: [0.0] * 8}, [])
+    [arm] = summarize(study, settings, [cell])["arms"]
+    assert arm["best_alphas"] == [0.0, 0.0]
+    assert arm["gain"]["mean"] == 0.0
+    assert arm["worse_from"] == 1.0
+
+
 def test_a_study_says_what_gained_what_fell_and_who_was_warned_of(tmp_path: Path) -> None:
     study = study_of("strong", "weak", yardstick="weak")
     settings, cells = cells_with(study, tmp_path, (2, 3, 4), {"strong": 0.5, "weak": 0.1})
