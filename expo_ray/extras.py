@@ -32,6 +32,7 @@ EXTRAS: Mapping[str, Extra] = {
         purpose="the laboratory of a real language model",
         modules=("accelerate", "datasets", "gguf", "trl"),
     ),
+    "lm-eval": Extra(purpose="measuring by lm-evaluation-harness", modules=("lm_eval",)),
     "math": Extra(purpose="comparing formulas", modules=("math_verify", "latex2sympy2_extended")),
     "mlflow": Extra(purpose="logging to MLflow", modules=("mlflow", "alembic", "sqlalchemy")),
     "s3": Extra(purpose="copying large files within S3", modules=("boto3",)),

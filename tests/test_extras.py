@@ -14,7 +14,7 @@ import torch
 
 from expo_ray.checkpoints.storages import s3_client
 from expo_ray.errors import MissingExtraError
-from expo_ray.evaluation import alpaca_eval_judgements
+from expo_ray.evaluation import alpaca_eval_judgements, lm_eval_results
 from expo_ray.extrapolation.arithmetic import fused_kernel
 from expo_ray.extras import EXTRAS, Extra, install_command, missing_modules, require_extra
 from expo_ray.lab import LabSettings, prepare_lab
@@ -30,6 +30,7 @@ NEEDS: dict[str, Callable[[Path], object]] = {
         "a.json", baseline="b.json", judge="judge:http://127.0.0.1:1/v1#m", output=folder / "o.json"
     ),
     "mlflow": lambda folder: _run_tracked(folder, "mlflow"),
+    "lm-eval": lambda folder: lm_eval_results("m", output=folder / "results"),
     "lab": lambda folder: prepare_lab(folder / "lab", LabSettings(), address="inline"),
     "language": lambda folder: smollm2(folder / "lab"),
     "vllm": lambda folder: resolve_engine("vllm"),

@@ -26,7 +26,7 @@ from expo_ray.cli.options import (
     RewardModelOption,
     SelfTestFlag,
 )
-from expo_ray.cli.pair_commands import open_llm, pair
+from expo_ray.cli.pair_commands import lm_eval, open_llm, pair
 from expo_ray.cli.reward_commands import Replicas as RewardReplicas
 from expo_ray.cli.session import AddressOption, OutputFlags, Session, key_value_table
 from expo_ray.errors import ConfigError, argument
@@ -308,6 +308,7 @@ BENCHMARKS: Final[Mapping[str, Callable[..., None]]] = {
     "alpaca-eval": alpaca_eval,
     "reward-bench": reward_bench,
     "mt-bench": mt_bench,
+    "lm-eval": lm_eval,
     "open-llm": open_llm,
     "pair": pair,
     "self-test": reward_self_test,

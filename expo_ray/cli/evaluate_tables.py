@@ -75,6 +75,22 @@ def render_pair(console: Console, result: dict[str, Any]) -> None:
         console.print(note, markup=False)
 
 
+def render_scores(console: Console, result: dict[str, Any]) -> None:
+    """Print the scores of lm-evaluation-harness's tasks."""
+    table = new_table("task", "score", "shots", "value", "standard error")
+    for task in result["tasks"]:
+        for name, score in task["scores"].items():
+            error = score["standard_error"]
+            table.add_row(
+                task["name"],
+                name,
+                "-" if task["num_shots"] is None else str(task["num_shots"]),
+                f"{score['value']:.4f}",
+                "-" if error is None else f"{error:.4f}",
+            )
+    console.print(table)
+
+
 def render_self_tests(console: Console, result: dict[str, Any]) -> None:
     """Print how far batching moves a reward model's scores, by dtype."""
     headings = ("dtype", "spread in batches", "spread with padding", "anchors right")

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from expo_ray.evaluation.alpaca_eval import alpaca_eval_metrics
     from expo_ray.evaluation.alpaca_judging import alpaca_eval_judgements
     from expo_ray.evaluation.alpaca_outputs import alpaca_eval_outputs
+    from expo_ray.evaluation.lm_eval_run import lm_eval_results
     from expo_ray.evaluation.mt_bench import mt_bench_answers
     from expo_ray.evaluation.mt_bench_judging import mt_bench_scores
     from expo_ray.evaluation.open_llm import open_llm_changes
@@ -21,6 +22,7 @@ __all__ = [
     "alpaca_eval_judgements",
     "alpaca_eval_metrics",
     "alpaca_eval_outputs",
+    "lm_eval_results",
     "mt_bench_answers",
     "mt_bench_scores",
     "open_llm_changes",
@@ -35,6 +37,7 @@ __getattr__ = lazy_exports(
         "alpaca_eval_judgements": "alpaca_judging",
         "alpaca_eval_metrics": "alpaca_eval",
         "alpaca_eval_outputs": "alpaca_outputs",
+        "lm_eval_results": "lm_eval_run",
         "mt_bench_answers": "mt_bench",
         "mt_bench_scores": "mt_bench_judging",
         "open_llm_changes": "open_llm",

@@ -61,7 +61,7 @@ def open_target(
                 got=target,
                 hint="give a model instead of a URL to serve it extrapolated",
             )
-        yield _resolve(
+        yield resolve_endpoint(
             Endpoint(
                 url=target, model=options.model or "", api_key=read_api_key(options.api_key_env)
             )
@@ -104,8 +104,13 @@ def _reachable(url: str) -> str:
     return parts._replace(netloc=f"{ray.util.get_node_ip_address()}:{parts.port}").geturl()
 
 
-def _resolve(endpoint: Endpoint) -> Endpoint:
-    """Ask a service for its models: that it answers, the name, the weights and their alpha."""
+def resolve_endpoint(endpoint: Endpoint) -> Endpoint:
+    """Ask a service for its models: that it answers, the name, the weights and their alpha.
+
+    Raises:
+        ConfigError: It has several models, and none is named.
+        ServingError: It does not answer.
+    """
     url = f"{endpoint.api_url}/models"
     try:
         with http_client(url, headers=endpoint.headers, timeout=_TIMEOUT_SECONDS) as client:

@@ -18,7 +18,7 @@ from expo_ray import extrapolate
 from expo_ray.cli.main import app
 from expo_ray.lab.studies import STUDIES
 from tests.cli.test_main import EXPO_RAY
-from tests.docs.workbench import write_mt_bench
+from tests.docs.workbench import write_harness_task, write_mt_bench
 from tests.serving.test_reward_replicas import response_rows, write
 from tests.workflow.test_run import write_recipe
 
@@ -77,6 +77,7 @@ COMMANDS = {
     "evaluate reward-bench": ["preferences.jsonl", *REWARD, "--no-cache"],
     "evaluate alpaca-eval": ["aligned", *PROMPTS, "--output", "o.json"],
     "evaluate mt-bench": ["aligned", "--output", "m.jsonl", "--max-tokens", "2"],
+    "evaluate lm-eval": ["aligned", "--output", "h", "--task", "fruit", "--include-path", "tasks"],
     "loadtest": ["aligned", *PROMPTS, *LOAD],
     "select": [*PAIR, *PROMPTS, "--output", "run", "--alpha", "0.5", *REWARD],
     "run": ["recipe.yaml", "--set", "output=whole"],
@@ -109,6 +110,7 @@ def foreign(
     preference = {"prompt": "Say", "chosen": "more of it", "rejected": "less"}
     (folder / "preferences.jsonl").write_text(json.dumps(preference))
     write_mt_bench(folder)
+    write_harness_task(folder / "tasks")
     for name in NAMES:
         (folder / f"{name}.py").write_text(MARKED.format(mark=str(folder / "mark")))
     return folder

@@ -112,12 +112,37 @@ def add_results(folder: Path) -> Path:
     right = [(0, 1)] * 8 + [(1, 0)] + [(1, 1)] * 20 + [(0, 0)] * 11
     lines = ["aligned,candidate", *(f"{one},{other}" for one, other in right)]
     write_mt_bench(folder)
+    write_harness_task(folder / "tasks")
     write_pair_folders(folder)
     for name, share in (("dpo", 0.67), ("expo", 0.6)):
         row = {"exact_match,strict-match": share, "exact_match_stderr,strict-match": 0.013}
         found = {"results": {"gsm8k": row}, "n-shot": {"gsm8k": 5}}
         (folder / f"results-{name}.json").write_text(json.dumps(found))
     (folder / "results.csv").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+def write_harness_task(folder: Path) -> Path:
+    """Write a task of lm-evaluation-harness, `fruit`, with six questions of two choices."""
+    folder.mkdir()
+    rows = [
+        {"question": f"Which is a fruit ({i})?", "choices": ["pear", "stone"], "answer": i % 2}
+        for i in range(6)
+    ]
+    samples.write_lines(folder / "fruit.jsonl", rows)
+    task = {
+        "task": "fruit",
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": {"test": str((folder / "fruit.jsonl").absolute())}},
+        "test_split": "test",
+        "output_type": "multiple_choice",
+        "doc_to_text": "Question: {{question}}\nAnswer:",
+        "doc_to_target": "{{answer}}",
+        "doc_to_choice": "{{choices}}",
+        "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
+        "metadata": {"version": 1},
+    }
+    (folder / "fruit.yaml").write_text(json.dumps(task))  # JSON is YAML
     return folder
 
 
