@@ -269,6 +269,7 @@ def test_a_run_keeps_the_commits_that_it_began_with(
         begun = hub.add("owner/sft", pico_pair[0]), hub.add("owner/dpo", pico_pair[1])
         pinned = tuple(f"hf://owner/{n}@{c}" for n, c in zip(("sft", "dpo"), begun, strict=True))
         assert pair() == pinned
+        (directory.path / "diagnosis.json").write_text("{}")  # from now on something was made
         hub.past_commits.update(begun)
         hub.commits = {"owner/sft": "e" * 40, "owner/dpo": "f" * 40}
         assert pair() == pinned
