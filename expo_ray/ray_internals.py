@@ -8,16 +8,19 @@ with them. What belongs here: the call alone. What it is good for stands with it
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import logging
 import os
-from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from pathlib import Path
 from typing import Any
 
 _JOB_CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 _UV_SWITCH = "RAY_ENABLE_UV_RUN_RUNTIME_ENV"
 _SERVE_POLL_SECONDS = 0.2
+_MAKING_CONFIGS = threading.Lock()
 _CLUSTER_SWITCH = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"  # asked on Linux, too
 
 
@@ -313,6 +316,32 @@ def look_often() -> None:
     from ray.serve._private import client
 
     client.CLIENT_POLLING_INTERVAL_S = _SERVE_POLL_SECONDS
+
+
+def make_configs_in_turns() -> None:
+    """Have threads take turns at making the configurations of Serve's deployments.
+
+    Each makes a module of Ray known to cloudpickle for a moment, and so takes it from under another
+    thread that does the same: "not registered for pickle by value". Ray has no lock for it.
+    """
+    from ray.serve import config
+
+    for owner, name in (
+        (config.RequestRouterConfig, "_serialize_request_router_cls"),
+        (config.AutoscalingPolicy, "serialize_policy"),
+    ):
+        method = getattr(owner, name)
+        if not hasattr(method, "__wrapped__"):
+            setattr(owner, name, _in_turns(method))
+
+
+def _in_turns(method: Callable[[Any], None]) -> Callable[[Any], None]:
+    @functools.wraps(method)
+    def one_at_a_time(config: Any) -> None:
+        with _MAKING_CONFIGS:
+            method(config)
+
+    return one_at_a_time
 
 
 def start_deleting(app_names: Sequence[str], *, timeout_seconds: float) -> None:

@@ -9,6 +9,7 @@ import sys
 import time
 import tomllib
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
 
@@ -322,3 +323,17 @@ def test_what_is_uploaded_is_known_before(tmp_path: Path) -> None:
     found = ray_internals.uploaded_files(tmp_path, ["/runs/", ".?*"], most_bytes=100)
     assert found == {"recipe.yaml": 4}
     assert len(ray_internals.uploaded_files(tmp_path, [], most_bytes=3)) == 1
+
+
+def test_threads_make_configurations_in_turns() -> None:
+    ray_internals.make_configs_in_turns()
+    from ray.serve import config
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(4) as threads:
+            list(threads.map(lambda _: config.RequestRouterConfig(), range(200)))
+            list(threads.map(lambda _: config.AutoscalingConfig(), range(200)))
+    finally:
+        sys.setswitchinterval(interval)

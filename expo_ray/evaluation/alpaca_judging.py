@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +26,7 @@ from expo_ray.evaluation.alpaca_eval import (
 )
 from expo_ray.evaluation.identity import IDENTITY
 from expo_ray.evaluation.judging import Judge, ask_all
+from expo_ray.evaluation.length_control import calm_logs
 from expo_ray.extras import require_extra
 from expo_ray.progress import Progress
 from expo_ray.tables import ResumableTable
@@ -108,7 +107,7 @@ def alpaca_eval_judgements(
     name = annotator
     if asked.model != single.completions_kwargs["model_name"]:
         name += f" by {asked.model}"
-    with _calm_logs():
+    with calm_logs():
         found = pairwise.annotate_head2head(
             *([{k: row.get(k) for k in _SENT} for row in some] for some in (others, rows)),
             is_ordered=True,
@@ -164,7 +163,7 @@ def _official(name: str) -> Any:
     Raises:
         ConfigError: There is none of that name, or it does not ask a chat model about one pair.
     """
-    with _calm_logs():
+    with calm_logs():
         from alpaca_eval.annotators import PairwiseAnnotator
         from alpaca_eval.constants import EVALUATORS_CONFIG_DIR
 
@@ -239,14 +238,3 @@ def _choice(row: Mapping[str, Any]) -> dict[str, Any]:
     calls = message.get("tool_calls") or [{"function": message.get("function_call")}]
     called = (calls[0].get("function") or {}).get("arguments")
     return {**choice, "text": called or message.get("content") or " "}
-
-
-@contextmanager
-def _calm_logs() -> Iterator[None]:
-    """Keep the level of the root logger, which importing the package sets to INFO."""
-    root = logging.getLogger()
-    level = root.level
-    try:
-        yield
-    finally:
-        root.setLevel(level)

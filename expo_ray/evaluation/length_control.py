@@ -8,7 +8,9 @@ does not ship and fetches from the Hub. Here it is read from a folder.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -57,7 +59,9 @@ def length_controlled(
         raise TableError(f"there is no {GAMED}", where=folder, hint=_NEEDED)
 
     import pandas as pd
-    from alpaca_eval.metrics import glm_winrate
+
+    with calm_logs():
+        from alpaca_eval.metrics import glm_winrate
 
     gamed = pd.read_csv(file)
     if lacking := sorted({*_COLUMNS, "instruction_difficulty"} - set(gamed.columns)):
@@ -84,3 +88,14 @@ def length_controlled(
     return LengthControlled(
         float(found["length_controlled_winrate"]), float(found["lc_standard_error"]), None, digest
     )
+
+
+@contextmanager
+def calm_logs() -> Iterator[None]:
+    """Keep the level of the root logger, which importing `alpaca_eval` sets to INFO."""
+    root = logging.getLogger()
+    level = root.level
+    try:
+        yield
+    finally:
+        root.setLevel(level)

@@ -18,7 +18,12 @@ from ray.serve.exceptions import RayServeException
 
 from expo_ray.cluster import worker_nodes
 from expo_ray.errors import ConfigError, ServingError, argument
-from expo_ray.ray_internals import look_often, serve_endpoint, start_deleting
+from expo_ray.ray_internals import (
+    look_often,
+    make_configs_in_turns,
+    serve_endpoint,
+    start_deleting,
+)
 from expo_ray.remote_errors import brought_home
 from expo_ray.serving.engines.devices import has_gpu
 from expo_ray.serving.keeper import application_name, hire_keeper, serve_was_started
@@ -50,6 +55,7 @@ def ensure_serve(*, host: str = LOCALHOST, port: int | None = None) -> str:
     """
     quiet_logs()
     look_often()
+    make_configs_in_turns()
     hire_keeper()
     running = serve_endpoint()
     if running is None:

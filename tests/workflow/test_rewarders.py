@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -127,7 +128,7 @@ def test_a_laboratory_brings_its_own_before_those_of_the_recipe(
     origins = (*pico_pair, pico_reward_model, pico_reward_model)
     for model, origin in zip(models, origins, strict=True):
         assert model is not None
-        model.symlink_to(origin)
+        shutil.copytree(origin, model)
     lab.prompts.write_text('{"prompt": "one"}\n{"prompt": "two"}\n')
     lab.record.write_text("{}")
     directory = RunDir(recipe.output)
