@@ -1,6 +1,7 @@
-"""The tiny laboratory: a task with a hidden truth, and the models trained on it.
+"""Laboratories, in which the truth of an answer is known, and the models trained there.
 
-Training needs the extra `lab`; settings and truth do not.
+The tiny one has a made-up task; the other is a real language model. Training needs the extra `lab`
+or `language`; settings and truth do not.
 """
 
 from __future__ import annotations
@@ -10,6 +11,9 @@ from typing import TYPE_CHECKING
 from expo_ray.lazy import lazy_exports
 
 if TYPE_CHECKING:
+    from expo_ray.lab.language.prepare import prepare_language
+    from expo_ray.lab.language.result import LanguageResult, find_language
+    from expo_ray.lab.language.settings import LanguageSettings
     from expo_ray.lab.prepare import prepare_lab
     from expo_ray.lab.result import LabResult, find_lab
     from expo_ray.lab.settings import LabSettings
@@ -19,8 +23,12 @@ if TYPE_CHECKING:
 __all__ = [
     "LabResult",
     "LabSettings",
+    "LanguageResult",
+    "LanguageSettings",
     "find_lab",
+    "find_language",
     "prepare_lab",
+    "prepare_language",
     "truth_reward",
     "write_truth",
 ]
@@ -30,8 +38,12 @@ __getattr__ = lazy_exports(
     {
         "LabResult": "result",
         "LabSettings": "settings",
+        "LanguageResult": "language.result",
+        "LanguageSettings": "language.settings",
         "find_lab": "result",
+        "find_language": "language.result",
         "prepare_lab": "prepare",
+        "prepare_language": "language.prepare",
         "truth_reward": "tasks.lists",
         "write_truth": "truth_table",
     },

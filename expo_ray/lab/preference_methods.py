@@ -38,7 +38,7 @@ def _dpo(
     return DPOTrainer(
         model=model,
         args=DPOConfig(**{**own, **arguments}),
-        train_dataset=Dataset.from_list([_preference(pair) for pair in pairs]),
+        train_dataset=Dataset.from_list([preference_row(pair) for pair in pairs]),
         processing_class=tokenizer,
     )
 
@@ -74,7 +74,7 @@ def _simpo(
     return CPOTrainer(
         model=model,
         args=CPOConfig(**{**own, **arguments}),
-        train_dataset=Dataset.from_list([_preference(pair) for pair in pairs]),
+        train_dataset=Dataset.from_list([preference_row(pair) for pair in pairs]),
         processing_class=tokenizer,
     )
 
@@ -114,7 +114,8 @@ def _kto(
     )
 
 
-def _preference(pair: Pair) -> dict[str, Any]:
+def preference_row(pair: Pair) -> dict[str, Any]:
+    """Return a pair as TRL's trainers take it."""
     return {
         "prompt": pair.messages(),
         "chosen": [{"role": "assistant", "content": pair.chosen}],

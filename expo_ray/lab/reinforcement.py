@@ -18,7 +18,8 @@ from expo_ray.errors import ConfigError, EvaluationError
 from expo_ray.lab.data import draw_prompts, random_source, requests_for
 from expo_ray.lab.models import save_checkpoint
 from expo_ray.lab.settings import LabSettings
-from expo_ray.lab.training import Facts, OnStep, common_arguments, measure_truth, run_trainer
+from expo_ray.lab.steps import Facts, OnStep
+from expo_ray.lab.training import common_arguments, measure_truth, run_trainer
 from expo_ray.rewards.checks.reward_model import CheckRewardModel
 from expo_ray.tables import Message
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,12 +42,9 @@ from expo_ray.lab.models import (
 from expo_ray.lab.on_policy import sample_answers
 from expo_ray.lab.preference_methods import METHODS
 from expo_ray.lab.settings import LabSettings
+from expo_ray.lab.steps import Facts, OnStep
 from expo_ray.tables import Message
 
-OnStep = Callable[[int, int], None]
-"""Called with (optimizer steps done, steps in all)."""
-
-Facts = dict[str, Any]
 _NUM_CHECK_PAIRS = 1000
 _TOKENIZER_EXAMPLES = 3000
 
@@ -220,8 +217,8 @@ def train_reward_model(
         trainer = RewardTrainer(
             model=model,
             args=arguments,
-            train_dataset=_pair_dataset(tokenizer, pairs),
-            eval_dataset=_pair_dataset(tokenizer, check),
+            train_dataset=pair_dataset(tokenizer, pairs),
+            eval_dataset=pair_dataset(tokenizer, check),
             processing_class=tokenizer,
         )
         facts = run_trainer(trainer, on_step)
@@ -299,7 +296,8 @@ def _pair_facts(pairs: Sequence[Pair]) -> Facts:
     return {"num_pairs": len(pairs), "label_agreement": agreement}
 
 
-def _pair_dataset(tokenizer: PreTrainedTokenizerFast, pairs: Sequence[Pair]) -> Dataset:
+def pair_dataset(tokenizer: PreTrainedTokenizerFast, pairs: Sequence[Pair]) -> Dataset:
+    """Return pairs as TRL's reward trainer takes them, tokenized."""
     prompts = [pair.prompt for pair in pairs]
     chosen_ids = _encode(tokenizer, prompts, [pair.chosen for pair in pairs])
     rejected_ids = _encode(tokenizer, prompts, [pair.rejected for pair in pairs])

