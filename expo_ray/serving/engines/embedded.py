@@ -59,7 +59,6 @@ class EmbeddedEngine(EngineKind):
         deployment: dict[str, Any],
     ) -> serve.Application:
         """Return the application that answers HTTP requests, see `EngineKind`."""
-        from expo_ray.serving.launching import replica_threads
         from expo_ray.serving.openai_app import OpenAIServer
 
         server: Any = OpenAIServer
@@ -67,7 +66,6 @@ class EmbeddedEngine(EngineKind):
             partial(self.make, options),
             source,
             settings,
-            rewarder,
-            num_threads=replica_threads(deployment),
+            rewarder,  # one thread: other services and who loads them want the cores, too
         )
         return app
