@@ -12,11 +12,10 @@ from expo_ray.lab.data import Pair, random_source
 from expo_ray.lab.settings import LabSettings
 
 if TYPE_CHECKING:
+    from datasets import Dataset
     from transformers import PreTrainedModel, PreTrainedTokenizerFast, Trainer
 
 Arguments = Mapping[str, Any]
-
-
 MakeTrainer = Callable[
     [LabSettings, "PreTrainedModel", "PreTrainedTokenizerFast", Sequence[Pair], Arguments],
     "Trainer",
@@ -31,16 +30,8 @@ def _dpo(
     pairs: Sequence[Pair],
     arguments: Arguments,
 ) -> Trainer:
-    from datasets import Dataset
-    from trl import DPOConfig, DPOTrainer
-
     own = {"beta": settings.dpo_beta, "per_device_train_batch_size": settings.dpo_batch_size}
-    return DPOTrainer(
-        model=model,
-        args=DPOConfig(**{**own, **arguments}),
-        train_dataset=Dataset.from_list([preference_row(pair) for pair in pairs]),
-        processing_class=tokenizer,
-    )
+    return dpo_trainer(model, tokenizer, pairs, {**own, **arguments})
 
 
 def _ipo(
@@ -60,7 +51,6 @@ def _simpo(
     pairs: Sequence[Pair],
     arguments: Arguments,
 ) -> Trainer:
-    from datasets import Dataset
     from trl.experimental.cpo import CPOConfig, CPOTrainer
 
     own = {
@@ -74,7 +64,7 @@ def _simpo(
     return CPOTrainer(
         model=model,
         args=CPOConfig(**{**own, **arguments}),
-        train_dataset=Dataset.from_list([preference_row(pair) for pair in pairs]),
+        train_dataset=_preferences(pairs),
         processing_class=tokenizer,
     )
 
@@ -114,13 +104,42 @@ def _kto(
     )
 
 
-def preference_row(pair: Pair) -> dict[str, Any]:
-    """Return a pair as TRL's trainers take it."""
-    return {
-        "prompt": pair.messages(),
-        "chosen": [{"role": "assistant", "content": pair.chosen}],
-        "rejected": [{"role": "assistant", "content": pair.rejected}],
-    }
+def dpo_trainer(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    pairs: Sequence[Pair],
+    arguments: Arguments,
+) -> Trainer:
+    """Return TRL's trainer for DPO, or a loss of its family.
+
+    Args:
+        model: Where training starts.
+        tokenizer: Its tokenizer.
+        pairs: The preferences.
+        arguments: Of `DPOConfig`.
+    """
+    from trl import DPOConfig, DPOTrainer
+
+    return DPOTrainer(
+        model=model,
+        args=DPOConfig(**arguments),
+        train_dataset=_preferences(pairs),
+        processing_class=tokenizer,
+    )
+
+
+def _preferences(pairs: Sequence[Pair]) -> Dataset:
+    from datasets import Dataset
+
+    rows = [
+        {
+            "prompt": pair.messages(),
+            "chosen": [{"role": "assistant", "content": pair.chosen}],
+            "rejected": [{"role": "assistant", "content": pair.rejected}],
+        }
+        for pair in pairs
+    ]
+    return Dataset.from_list(rows)
 
 
 METHODS: Mapping[str, MakeTrainer] = {

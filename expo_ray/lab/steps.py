@@ -104,6 +104,28 @@ def train_missing(steps: Sequence[Step], progress: Progress) -> dict[str, Facts]
     return {name: found for name, found in facts.items() if found is not None}
 
 
+def train_into(partial: Path, train: Callable[[], Facts]) -> Facts:
+    """Train in a worker, with what an attempt before left out of the way.
+
+    Args:
+        partial: The folder that the training writes; it does not exist when it begins.
+        train: Writes it.
+
+    Returns:
+        The facts, with `seconds` and `cpu_seconds`.
+    """
+    import torch
+
+    # One thread: the task asked for one CPU, and the order of sums must not hang on the machine.
+    torch.set_num_threads(1)
+    shutil.rmtree(partial, ignore_errors=True)
+    start, cpu_start = time.monotonic(), time.process_time()
+    facts = train()
+    facts["seconds"] = time.monotonic() - start
+    facts["cpu_seconds"] = time.process_time() - cpu_start
+    return facts
+
+
 def _get_facts(task: Any, name: str) -> Facts:
     try:
         what = f"the record of {name}, which is trained"
@@ -169,13 +191,8 @@ def _train_one(
     train: Callable[[Path, OnStep], Facts], output: str, board: Any, waits_for: object
 ) -> Facts:
     """Train one model in a worker; `waits_for` is only there to order the tasks."""
-    import torch
-
-    # One thread: the task asked for one CPU, and the order of sums must not hang on the machine.
-    torch.set_num_threads(1)
     model = Path(output)
     partial = model.with_name(f".{model.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
     last_report = 0.0
 
     def on_step(num_done: int, total: int) -> None:
@@ -184,10 +201,7 @@ def _train_one(
             last_report = time.monotonic()
             board.report.remote(model.name, num_done, total)
 
-    start, cpu_start = time.monotonic(), time.process_time()
-    facts = train(partial, on_step)
-    facts["seconds"] = time.monotonic() - start
-    facts["cpu_seconds"] = time.process_time() - cpu_start
+    facts = train_into(partial, lambda: train(partial, on_step))
     # The facts say that a model is finished: gone before it is replaced, back after it.
     _facts_path(model).unlink(missing_ok=True)
     shutil.rmtree(model, ignore_errors=True)

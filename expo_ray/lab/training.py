@@ -18,6 +18,7 @@ from datasets import Dataset
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
+    PreTrainedModel,
     PreTrainedTokenizerFast,
     Trainer,
     TrainerCallback,
@@ -208,23 +209,47 @@ def train_reward_model(
         hidden_size=settings.guard_hidden_size if is_guard else None,
     )
     with tempfile.TemporaryDirectory() as scratch:
-        arguments = RewardConfig(
-            **common_arguments(scratch, seed=settings.derive_seed(f"{purpose}-order")),
-            learning_rate=settings.reward_learning_rate,
-            per_device_train_batch_size=settings.reward_batch_size,
-            max_length=None,
-        )
-        trainer = RewardTrainer(
-            model=model,
-            args=arguments,
-            train_dataset=pair_dataset(tokenizer, pairs),
-            eval_dataset=pair_dataset(tokenizer, check),
-            processing_class=tokenizer,
-        )
-        facts = run_trainer(trainer, on_step)
-        accuracy = trainer.evaluate()["eval_accuracy"]
+        order = settings.derive_seed(f"{purpose}-order")
+        arguments = common_arguments(scratch, seed=order) | {
+            "learning_rate": settings.reward_learning_rate,
+            "per_device_train_batch_size": settings.reward_batch_size,
+            "max_length": None,
+        }
+        facts = fit_reward_model(model, tokenizer, pairs, check, arguments, on_step)
     save_checkpoint(model, tokenizer, output)
-    return facts | _pair_facts(pairs) | {"heldout_accuracy": accuracy}
+    return facts | _pair_facts(pairs)
+
+
+def fit_reward_model(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    pairs: Sequence[Pair],
+    check: Sequence[Pair],
+    arguments: Mapping[str, Any],
+    on_step: OnStep,
+) -> Facts:
+    """Train a reward model by TRL.
+
+    Args:
+        model: A classifier with one label.
+        tokenizer: Its tokenizer.
+        pairs: The preferences.
+        check: Others, to measure its accuracy.
+        arguments: Of `RewardConfig`.
+        on_step: Told of every optimizer step.
+
+    Returns:
+        Facts of the training, with the accuracy on `check` (`heldout_accuracy`).
+    """
+    trainer = RewardTrainer(
+        model=model,
+        args=RewardConfig(**arguments),
+        train_dataset=_pair_dataset(tokenizer, pairs),
+        eval_dataset=_pair_dataset(tokenizer, check),
+        processing_class=tokenizer,
+    )
+    facts = run_trainer(trainer, on_step)
+    return facts | {"heldout_accuracy": trainer.evaluate()["eval_accuracy"]}
 
 
 def measure_truth(settings: LabSettings, checkpoint: Path) -> Facts:
@@ -296,8 +321,7 @@ def _pair_facts(pairs: Sequence[Pair]) -> Facts:
     return {"num_pairs": len(pairs), "label_agreement": agreement}
 
 
-def pair_dataset(tokenizer: PreTrainedTokenizerFast, pairs: Sequence[Pair]) -> Dataset:
-    """Return pairs as TRL's reward trainer takes them, tokenized."""
+def _pair_dataset(tokenizer: PreTrainedTokenizerFast, pairs: Sequence[Pair]) -> Dataset:
     prompts = [pair.prompt for pair in pairs]
     chosen_ids = _encode(tokenizer, prompts, [pair.chosen for pair in pairs])
     rejected_ids = _encode(tokenizer, prompts, [pair.rejected for pair in pairs])

@@ -11,19 +11,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import Dataset
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
 )
-from trl import DPOConfig, DPOTrainer, RewardConfig, RewardTrainer
 
 from expo_ray.lab.data import Pair
 from expo_ray.lab.language.settings import LanguageSettings
-from expo_ray.lab.preference_methods import preference_row
+from expo_ray.lab.preference_methods import dpo_trainer
 from expo_ray.lab.steps import Facts, OnStep
-from expo_ray.lab.training import common_arguments, pair_dataset, run_trainer
+from expo_ray.lab.training import common_arguments, fit_reward_model, run_trainer
 
 
 def train_aligned(
@@ -48,20 +46,13 @@ def train_aligned(
     tokenizer = AutoTokenizer.from_pretrained(initial)
     model = AutoModelForCausalLM.from_pretrained(initial, dtype=torch.float32)
     with tempfile.TemporaryDirectory() as scratch:
-        arguments = DPOConfig(
-            **_arguments(settings, settings.dpo_batch_size, scratch, seed="dpo-order"),
-            learning_rate=settings.dpo_learning_rate,
-            beta=settings.dpo_beta,
+        arguments = _arguments(settings, settings.dpo_batch_size, scratch, seed="dpo-order") | {
+            "learning_rate": settings.dpo_learning_rate,
+            "beta": settings.dpo_beta,
             # By the model itself before it is trained: a second one would take as much memory.
-            precompute_ref_log_probs=True,
-        )
-        trainer = DPOTrainer(
-            model=model,
-            args=arguments,
-            train_dataset=Dataset.from_list([preference_row(pair) for pair in pairs]),
-            processing_class=tokenizer,
-        )
-        facts = run_trainer(trainer, on_step)
+            "precompute_ref_log_probs": True,
+        }
+        facts = run_trainer(dpo_trainer(model, tokenizer, pairs, arguments), on_step)
     model.save_pretrained(output)
     tokenizer.save_pretrained(output)
     return facts | {"num_pairs": len(pairs)}
@@ -95,22 +86,13 @@ def train_reward_model(
     )
     with tempfile.TemporaryDirectory() as scratch:
         batch_size, order = settings.reward_batch_size, f"{output.name}-order"
-        arguments = RewardConfig(
-            **_arguments(settings, batch_size, scratch, seed=order),
-            learning_rate=settings.reward_learning_rate,
-        )
-        trainer = RewardTrainer(
-            model=model,
-            args=arguments,
-            train_dataset=pair_dataset(tokenizer, pairs),
-            eval_dataset=pair_dataset(tokenizer, check),
-            processing_class=tokenizer,
-        )
-        facts = run_trainer(trainer, on_step)
-        accuracy = trainer.evaluate()["eval_accuracy"]
+        arguments = _arguments(settings, batch_size, scratch, seed=order) | {
+            "learning_rate": settings.reward_learning_rate
+        }
+        facts = fit_reward_model(model, tokenizer, pairs, check, arguments, on_step)
     model.save_pretrained(output)
     tokenizer.save_pretrained(output)
-    return facts | {"num_pairs": len(pairs), "heldout_accuracy": accuracy}
+    return facts | {"num_pairs": len(pairs)}
 
 
 def _arguments(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,8 @@ import yaml
 from expo_ray.errors import EvaluationError
 from expo_ray.lab import reinforcement, training
 from expo_ray.lab.settings import LabSettings
+from expo_ray.lab.steps import Facts, OnStep
 from expo_ray.lab.studies.study import Model
-
-Facts = dict[str, Any]
-OnStep = Callable[[int, int], None]
 
 
 def make_model(

@@ -8,7 +8,6 @@ nodes. A study that was stopped goes on where it was.
 from __future__ import annotations
 
 import shutil
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from expo_ray.cluster import cancel_unfinished, get_within, ray_session
 from expo_ray.errors import ConfigError, EvaluationError, argument
 from expo_ray.extras import require_extra
 from expo_ray.lab.settings import LabSettings
+from expo_ray.lab.steps import train_into
 from expo_ray.lab.studies.study import Arm, Model, Study, StudySettings, digest_of
 from expo_ray.progress import NullProgress, Progress
 from expo_ray.remote_errors import brought_home
@@ -179,19 +179,11 @@ def _make_one(
     with owned_lock(folder.with_suffix(".lock"), wait=True):
         if folder.exists():
             return
-        import torch
-
         from expo_ray.lab.studies.making import make_model
 
-        # One thread: the task asked for one CPU, and the order of sums must not hang on the
-        # machine.
-        torch.set_num_threads(1)
         partial = folder.with_suffix(".partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        start, cpu_start = time.monotonic(), time.process_time()
-        facts = make_model(model, lab, parents, partial, on_step=lambda *_: None, mergekit=mergekit)
-        facts["seconds"] = time.monotonic() - start
-        facts["cpu_seconds"] = time.process_time() - cpu_start
+        how: dict[str, Any] = {"on_step": lambda *_: None, "mergekit": mergekit}
+        facts = train_into(partial, lambda: make_model(model, lab, parents, partial, **how))
         atomic_write_json(partial / "training.json", facts)
         partial.rename(folder)
 
