@@ -174,6 +174,13 @@ def address_from(folder: Path, address: str) -> str:
     return os.path.normpath(local)
 
 
+def absolute_address(address: str) -> str:
+    """Return an existing local path absolute, as other processes need it; all else as it is."""
+    if "://" in address or not Path(address).exists():
+        return address
+    return str(Path(address).absolute())
+
+
 def is_same_address(one: str, other: str) -> bool:
     """Return whether two addresses name one checkpoint, in whatever spelling of a local path."""
     spelled = [

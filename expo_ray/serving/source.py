@@ -12,13 +12,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from expo_ray.checkpoints import Checkpoint, WeightsDigest, open_checkpoint
 from expo_ray.checkpoints.digests import ALGORITHM
 from expo_ray.checkpoints.formats.header import parse_config
-from expo_ray.checkpoints.opening import open_aligned
+from expo_ray.checkpoints.opening import absolute_address, open_aligned
 from expo_ray.checkpoints.read_ahead import read_ahead
 from expo_ray.checkpoints.storages.hub_storage import is_hub_address
 from expo_ray.checkpoints.storages.storage import RECORD_NAME, split_address
@@ -86,8 +85,8 @@ class ModelSource:
         # Replicas run in other working directories.
         for name in ("model", "initial"):
             path = getattr(self, name)
-            if path is not None and "://" not in path and Path(path).exists():
-                object.__setattr__(self, name, str(Path(path).absolute()))
+            if path is not None:
+                object.__setattr__(self, name, absolute_address(path))
 
     @property
     def is_live(self) -> bool:

@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from expo_ray.checkpoints.opening import absolute_address
 from expo_ray.checkpoints.storages.local_output import require_writable_folder
 from expo_ray.errors import ConfigError, ExpoError, argument, spelled
 from expo_ray.extrapolation import parse_alpha
@@ -214,13 +215,13 @@ def select(
     document: dict[str, Any] = {
         "name": "select",
         "output": str(require_writable_folder(output).absolute()),
-        "initial": None if initial is None else _absolute(initial),
-        "aligned": None if aligned is None else _absolute(aligned),
+        "initial": None if initial is None else absolute_address(initial),
+        "aligned": None if aligned is None else absolute_address(aligned),
         "reward_models": [
-            spec if kind_of(spec).prefix else _absolute(spec) for spec in reward_models
+            spec if kind_of(spec).prefix else absolute_address(spec) for spec in reward_models
         ],
         "prompts": {
-            "path": _absolute(prompts),
+            "path": absolute_address(prompts),
             "heldout_fraction": heldout_fraction,
             "columns": dict(columns or {}),
             "sample": num_prompts,
@@ -242,10 +243,13 @@ def select(
         **(settings or {}),
     }
     if trajectory is not None:
-        file = _absolute(str(trajectory))
+        file = absolute_address(str(trajectory))
         document["trajectory"] = {"file": file, "fit": fit, "weights": list(weights)}
     if anchors is not None:
-        document["rewarders"] = {**document.get("rewarders", {}), "anchors": _absolute(anchors)}
+        document["rewarders"] = {
+            **document.get("rewarders", {}),
+            "anchors": absolute_address(anchors),
+        }
     if alphas:
         document["extrapolation"]["alphas"] = list(alphas)
     if adaptive is not None:
@@ -278,8 +282,3 @@ def _by_arguments(error: RecipeError) -> RecipeError:
     if len(faults) > 1:
         wrong.tell("message", f"{len(faults)} settings are wrong")
     return wrong
-
-
-def _absolute(location: str) -> str:
-    """Make an existing local path absolute; leave URIs, Hub ids and specs as they are."""
-    return str(Path(location).absolute()) if Path(location).exists() else location

@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from pathlib import Path
 
+from expo_ray.checkpoints.opening import absolute_address
 from expo_ray.extrapolation.arithmetic.directions import Direction
 from expo_ray.extrapolation.planning.path import LAST
 from expo_ray.extrapolation.planning.plan import DEFAULT_SHARD_SIZE, Plan, parse_size
@@ -59,7 +59,7 @@ class FittedChange:
             ConfigError: The trajectory cannot be read, or the fit cannot use its steps.
         """
         points = tuple(
-            (float(p.step), _absolute(p.checkpoint)) for p in read_trajectory(trajectory)
+            (float(p.step), absolute_address(p.checkpoint)) for p in read_trajectory(trajectory)
         )
         found = cls(points=points, fit=fit, weights=tuple(weights))
         fitting = found._fitting()
@@ -102,7 +102,10 @@ class FittedChange:
         Raises:
             RequestError: As for `pinned`.
         """
-        opened, fitting = self._open(extra_tensors), self._fitting()
+        return self._planned(self._open(extra_tensors))
+
+    def _planned(self, opened: Trajectory) -> tuple[Plan, tuple[Direction, ...]]:
+        fitting = self._fitting()
         asked = Asked(start=LAST, alphas=(), at_steps=(), notes=())
         directions = known_directions(fitting, asked)
         copied = tuple(tensor.name for tensor in opened.pair.tensors if tensor.initial is None)
@@ -122,9 +125,9 @@ class FittedChange:
             RequestError: As for `pinned`.
             ShardError: A checkpoint is not finite.
         """
-        plan, directions = self.plan(extra_tensors)
+        opened = self._open(extra_tensors)
+        plan, directions = self._planned(opened)
         if self.needs_gram:
-            opened = self._open(extra_tensors)
             identity = tuple(map(identity_of, opened.checkpoints))
             grams = _grams(self, tuple(extra_tensors), identity)
             directions = (by_tensor(self._fitting(), None, grams),)
@@ -147,8 +150,3 @@ def _grams(
     from expo_ray.extrapolation.trajectories.gram import measure_gram
 
     return measure_gram(change._open(extra_tensors), address="inline")
-
-
-def _absolute(place: str) -> str:
-    # Replicas run in other working directories.
-    return str(Path(place).absolute()) if "://" not in place and Path(place).exists() else place
