@@ -35,6 +35,7 @@ ANNOTATOR = "weighted_alpaca_eval_gpt4_turbo"
 """AlpacaEval 2.0's: a preference weighted by the judge's log probabilities."""
 _CLIENT_SETTINGS = frozenset({"model_name", "is_strip", "num_procs", "batch_size"})
 """Of the package's own client; everything else is sent to the judge."""
+_SENT = ("instruction", "output", "generator", "dataset")
 _SCHEMA = pa.schema([(name, pa.string()) for name in ("prompt", "choice", "error")])
 
 
@@ -114,15 +115,10 @@ def alpaca_eval_judgements(
             chunksize=None,
         )
     for row in found:
-        preference = row["preference"]
         row |= {"annotator": name, **{k: v for k, v in identity.items() if v is not None}}
-        row["preference"] = None if preference is None or preference != preference else preference
     text = json.dumps([_plain(row) for row in found], ensure_ascii=False, indent=2)
     atomic_write_text(output, text + "\n")
     return alpaca_eval_metrics(output, length_control=length_control)
-
-
-_SENT = ("instruction", "output", "generator", "dataset")
 
 
 def _plain(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -203,13 +203,19 @@ def _require_same_settings(
         )
 
 
-def _row(benchmark: str, score: str, unit: str, values: Sequence[float], **more: Any) -> PairRow:
+def _row(
+    benchmark: str,
+    score: str,
+    unit: str,
+    values: Sequence[float],
+    spreads: Sequence[float | None] = (None, None),
+) -> PairRow:
     """Return a row from both values; `spreads` are their standard errors."""
     change = values[1] - values[0]
     low = high = None
-    spreads = more.get("spreads", (None, None))
-    if None not in spreads:
-        reach = _Z * math.hypot(*spreads)
+    known = [spread for spread in spreads if spread is not None]
+    if len(known) == len(spreads):
+        reach = _Z * math.hypot(*known)
         low, high = change - reach, change + reach
     return PairRow(
         benchmark=benchmark,

@@ -45,7 +45,6 @@ class OpenAIServer(OpenAIService, Generator):
         source: Weights to serve.
         settings: Settings of the service.
         rewarder: Handle of a reward deployment; None answers /v1/rewards with 404.
-        num_threads: Of its arithmetic on a CPU, see `replica_threads`.
     """
 
     async def __init__(  # type: ignore[misc]  # Serve awaits it
@@ -54,9 +53,8 @@ class OpenAIServer(OpenAIService, Generator):
         source: ModelSource,
         settings: ServiceSettings,
         rewarder: Any = None,
-        num_threads: int | None = None,
     ) -> None:
-        Generator.__init__(self, make_engine, num_threads=num_threads)
+        Generator.__init__(self, make_engine)
         self._gate = WeightsGate()
         await self.start_service(source, settings, rewarder)
 
