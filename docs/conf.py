@@ -69,12 +69,11 @@ def _leave_out_constructors(
 
 
 def _draw_floors(app: Sphinx) -> None:
-    """Write the picture and the table of each storey, for the page about the architecture."""
+    """Draw the picture of each storey, for the page about the architecture."""
     folder = app.srcdir / "_build" / "floors"
     folder.mkdir(parents=True, exist_ok=True)
     for storey in FLOORS:
         (folder / f"{storey}.svg").write_text(floors_picture.draw(storey), "utf-8")
-        (folder / f"{storey}.md").write_text(floors_picture.table(storey), "utf-8")
 
 
 def _check_public_names(app: Sphinx, env: BuildEnvironment) -> None:

@@ -4,17 +4,22 @@ Both come from the code: the picture from the imports that are really there, the
 each box says of itself. The picture is a building with the ground at the bottom; beside it stands,
 for every box, how many imports it takes from which box below. Nothing can stand right of the
 stairs: no import runs up.
+
+`python -m tests.floors_picture` writes the tables into `docs/architecture.md` again.
 """
 
 from __future__ import annotations
 
 import ast
+import re
 from html import escape
 
 from tests.floors import FLOORS, ROOT, arrows
 
 _ROW, _LABEL, _CELL, _GAP = 26, 150, 26, 10
 _FILLS = ("#e8eef7", "#f6efe3")
+PAGE = ROOT / "docs" / "architecture.md"
+_PLACE = re.compile(r"(?s)<!-- table: (\S+) -->\n(.*?)(?=<!-- end of table -->)")
 _INK, _DOT, _LINE = "#1f2933", "#2f6db3", "#d5dbe3"
 
 
@@ -61,6 +66,11 @@ def table(storey: str) -> str:
     return "\n".join(["| box | what lives there |", "|---|---|", *rows, ""])
 
 
+def with_tables(page: str) -> str:
+    """Return a page with the table of each storey in its place."""
+    return _PLACE.sub(lambda found: f"<!-- table: {found[1]} -->\n{table(found[1])}", page)
+
+
 def _rect(x: float, y: float, width: float, height: float, fill: str) -> str:
     return f'<rect x="{x}" y="{y}" width="{width}" height="{height}" rx="3" fill="{fill}"/>'
 
@@ -70,3 +80,7 @@ def _text(
 ) -> str:
     place = f'x="{x}" y="{y}" text-anchor="{anchor}" font-size="{size}" fill="{fill}"'
     return f"<text {place}>{escape(text)}</text>"
+
+
+if __name__ == "__main__":
+    PAGE.write_text(with_tables(PAGE.read_text("utf-8")), "utf-8")

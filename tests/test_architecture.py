@@ -21,6 +21,7 @@ from tests.floors import (
     imports_of,
     module_of,
 )
+from tests.floors_picture import PAGE, with_tables
 
 WITHOUT_RAY = {
     "redaction",
@@ -55,6 +56,12 @@ def test_a_box_imports_only_from_boxes_below_it(storey: str) -> None:
     for (source, target), found in arrows(storey).items():
         one = found[0]
         assert floor_of[target] < floor_of[source], f"{one.path}:{one.line} imports {one.target}"
+
+
+def test_the_page_about_the_architecture_has_the_tables_of_today() -> None:
+    page = PAGE.read_text(encoding="utf-8")
+    assert all(f"<!-- table: {storey} -->" in page for storey in FLOORS)
+    assert with_tables(page) == page, "python -m tests.floors_picture"
 
 
 def test_no_modules_import_each_other_in_a_circle() -> None:

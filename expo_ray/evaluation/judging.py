@@ -10,7 +10,7 @@ from typing import Any, Self, TypeVar
 from expo_ray.errors import ConfigError, argument
 from expo_ray.progress import NullProgress, Progress
 from expo_ray.rewards.judge_service import JudgeService
-from expo_ray.rewards.kinds.judge import judge_api_key
+from expo_ray.rewards.kinds.judge import JUDGE, judge_api_key
 from expo_ray.rewards.spec import RewardModelSpec
 from expo_ray.tables import ResumableTable
 
@@ -36,7 +36,7 @@ class Judge:
             ConfigError: It names none.
         """
         spec = RewardModelSpec.parse(text)
-        if spec.kind.name != "judge":
+        if spec.kind is not JUDGE:
             raise ConfigError(
                 "no judge", where=argument("judge"), got=text, expected="judge:URL#model"
             )

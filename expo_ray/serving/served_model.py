@@ -69,6 +69,8 @@ class ServedModel:
     model: str
     """The name of the weights that are served, alpha included; requests may give it."""
     weights_digest: str
+    """Of the tensors that the replicas hold, taken while they were loaded (`engines/loading.py`;
+    vLLM: `vllm_worker.py`). Every answer carries it as `system_fingerprint`."""
     engine: str
     """The one that `auto` stands for."""
     app_name: str

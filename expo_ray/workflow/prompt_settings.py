@@ -78,8 +78,8 @@ class PromptSet(PromptSource):
 class PromptSettings(PromptSource):
     """Which prompts are answered: those that choose alpha, and perhaps further sets by their names.
 
-    `prompts: {path: ...}` has one set. `prompts: {main: {path: ...}, NAME: {path: ...,
-    reward_models: [...], role: gate}}` has more.
+    `prompts: {path: ...}` has one set, `prompts: {main: {path: ...}, NAME: {path: ...}}` has more;
+    a further one may have `reward_models` and `role: gate`.
     """
 
     model_config = ConfigDict(extra="allow", frozen=True)

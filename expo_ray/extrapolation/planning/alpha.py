@@ -12,8 +12,9 @@ from expo_ray.errors import ConfigError, argument
 
 ALIGNED_ALPHA: Final = 0.0
 """Alpha 0: the aligned model itself. It is a candidate of every choice of alpha, all others are
-compared with it, and it is what is kept where none is better. Nothing is written for it: ALIGNED
-is there already."""
+compared with it, and it is what is kept where none is better. A choice (`workflow/stages.py`)
+writes nothing for it: ALIGNED is there already. `extrapolate --alpha 0` writes it by the
+formula, as any other: equal to ALIGNED, but that -0.0 becomes +0.0."""
 
 
 def parse_alpha(value: str | float) -> float:
