@@ -143,6 +143,9 @@ UNTRAINED: Mapping[str, _Kind] = {
     ),
 }
 """What no preference is about: evaluation alone asks for them."""
+# One rule reads lines that begin with *, the other an answer that begins with a quotation mark, or
+# full stops: only odd answers keep to both.
+_APART = ({"bullets", "quotation"}, {"bullets", "sentences"})
 # Of the topics that evaluation leaves, the share of each kind of training.
 _SHARES: Mapping[Purpose, float] = {
     "aligned": 0.5,
@@ -183,7 +186,7 @@ def draw_prompts(
     prompts: list[LanguagePrompt] = []
     while len(prompts) < num_prompts:
         for i in rng.permutation(len(requests)):
-            names = [list(kinds)[k] for k in rng.permutation(len(kinds))[:NUM_KINDS]]
+            names = _together([list(kinds)[k] for k in rng.permutation(len(kinds))])
             drawn = [kinds[name].draw(rng) for name in names]
             prompts.append(
                 LanguagePrompt(
@@ -193,6 +196,15 @@ def draw_prompts(
                 )
             )
     return prompts[:num_prompts]
+
+
+def _together(names: Sequence[str]) -> list[str]:
+    """Return the first kinds that one answer can keep to in any natural form."""
+    chosen: list[str] = []
+    for name in names:
+        if not any({name, other} in _APART for other in chosen):
+            chosen.append(name)
+    return chosen[:NUM_KINDS]
 
 
 def _topics(settings: LanguageSettings, purpose: Purpose) -> list[str]:

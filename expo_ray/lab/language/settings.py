@@ -12,7 +12,7 @@ from expo_ray.lab.experiments.kind import LAB_PANEL
 from expo_ray.serving.sampling import SamplingParams
 
 # Part of the cache key: raise it whenever the same settings would give other models or prompts.
-CODE_VERSION = 1
+CODE_VERSION = 2
 Share = Annotated[float, Field(gt=0, le=1)]
 
 

@@ -7,7 +7,9 @@ file is read: none of its code runs, and what it depends on is not needed.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import io
 import shutil
 import subprocess
 import sys
@@ -110,8 +112,10 @@ def _convert(quantized: Path, output: Path) -> None:
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # we show our own
+    quiet = contextlib.redirect_stderr(io.StringIO())  # a bar that nothing else switches off
     how: dict[str, Any] = {"gguf_file": quantized.name, "local_files_only": True}
-    read = AutoModelForCausalLM.from_pretrained(quantized.parent, dtype=torch.float32, **how)
+    with quiet:
+        read = AutoModelForCausalLM.from_pretrained(quantized.parent, dtype=torch.float32, **how)
     tokenizer = AutoTokenizer.from_pretrained(quantized.parent, **how)
     config = read.config
     # Else transformers takes what it has dequantized for quantized, and saves nothing.

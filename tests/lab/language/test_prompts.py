@@ -54,6 +54,13 @@ def test_topics_belong_to_one_purpose_alone() -> None:
     assert topics_of(other) == owned[-1]
 
 
+def test_no_prompt_asks_for_what_only_odd_answers_keep_to() -> None:
+    asked = [{*prompt.kinds} for prompt in draw_prompts(SETTINGS, "aligned", 2000)]
+    assert all(len(kinds) == NUM_KINDS for kinds in asked)
+    assert {"bullets", "quotation"} not in asked and {"bullets", "sentences"} not in asked
+    assert {"bullets", "keyword"} in asked and {"quotation", "sentences"} in asked
+
+
 def test_more_prompts_begin_with_those_of_fewer() -> None:
     assert draw_prompts(SETTINGS, "aligned", 30) == draw_prompts(SETTINGS, "aligned", 300)[:30]
     small = SETTINGS.model_copy(update={"fractions": (0.05,)})

@@ -52,13 +52,20 @@ def pair(folder: Path) -> dict[str, str]:
     return {"model": str(folder / "aligned"), "initial": str(folder / "smollm2-135m-instruct")}
 
 
-def test_the_pair_is_fit(pair: dict[str, str]) -> None:
-    found = expo_ray.diagnose(pair["initial"], pair["model"], address="inline")
-    assert found.fit
-    planned = expo_ray.extrapolate(
-        pair["initial"], pair["model"], "unused", alpha=0.5, dry_run=True, address="inline"
+def test_the_pair_is_fit_and_its_work_can_be_planned(folder: Path, pair: dict[str, str]) -> None:
+    models = (pair["initial"], pair["model"])
+    assert expo_ray.diagnose(*models, address="inline").fit
+    planned = expo_ray.extrapolate(*models, "unused", alpha=0.5, dry_run=True, address="inline")
+    chosen = expo_ray.select(
+        *models,
+        prompts=str(folder / "prompts.jsonl"),
+        reward_models=[CHECK],
+        output=folder / "unused",
+        dry_run=True,
     )
-    assert planned
+    assert chosen["alphas"] == [0.0, 0.1, 0.2, 0.3, 0.4, 0.5] and chosen["num_prompts"] == 4
+    (extrapolation,) = [s for s in chosen["stages"] if s["stage"] == "extrapolation"]
+    assert extrapolation["bytes_in"] == planned.as_dict()["plan"]["bytes_in"] > 0
 
 
 def test_it_answers_in_sentences_which_a_check_scores(
