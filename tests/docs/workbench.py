@@ -58,6 +58,7 @@ def make_workbench(folder: Path) -> Path:
     rows = [{"prompt": f"{question} ({i})"} for i in range(4) for question in QUESTIONS]
     samples.write_lines(folder / "p.jsonl", rows)
     shutil.copytree(ROOT / "pipelines", folder / "pipelines")
+    write_pair_folders(folder)  # a judge made them
     return folder
 
 
@@ -113,7 +114,6 @@ def add_results(folder: Path) -> Path:
     lines = ["aligned,candidate", *(f"{one},{other}" for one, other in right)]
     write_mt_bench(folder)
     write_harness_task(folder / "tasks")
-    write_pair_folders(folder)
     for name, share in (("dpo", 0.67), ("expo", 0.6)):
         row = {"exact_match,strict-match": share, "exact_match_stderr,strict-match": 0.013}
         found = {"results": {"gsm8k": row}, "n-shot": {"gsm8k": 5}}
