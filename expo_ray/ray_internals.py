@@ -220,10 +220,22 @@ def living_actors() -> list[Any]:
 
     `ray.util.list_named_actors` leaves the resources out. Not for a `ray://` driver.
     """
+    return _actors("ALIVE")
+
+
+def starting_actors() -> list[Any]:
+    """Return the actors that do not run yet; one that has its room on a node has a `pid`.
+
+    Not for a `ray://` driver.
+    """
+    return _actors("PENDING_CREATION")
+
+
+def _actors(state_name: str) -> list[Any]:
     from ray._private.state import state
     from ray.core.generated.gcs_pb2 import ActorTableData
 
-    rows = state._connect_and_get_accessor().get_actor_table(None, "ALIVE")
+    rows = state._connect_and_get_accessor().get_actor_table(None, state_name)
     return [ActorTableData.FromString(row) for row in rows]
 
 

@@ -201,6 +201,24 @@ def test_jobs_and_actors_are_told_with_what_they_hold(ray_cluster: str) -> None:
     wait_until(lambda: "a-holder" not in {a.name for a in ray_internals.living_actors()})
 
 
+def test_an_actor_that_starts_has_a_process_only_where_it_has_its_room(ray_cluster: str) -> None:
+    class Slow:
+        def __init__(self) -> None:
+            time.sleep(60)
+
+    slow = ray.remote(Slow).options(name="slow", num_cpus=0).remote()
+    homeless = ray.remote(Slow).options(name="homeless", num_cpus=1000).remote()
+
+    def placed() -> dict[str, bool]:
+        return {actor.name: actor.pid > 0 for actor in ray_internals.starting_actors()}
+
+    try:
+        wait_until(lambda: placed() == {"slow": True, "homeless": False})
+    finally:
+        ray.kill(slow)
+        ray.kill(homeless)
+
+
 @pytest.fixture
 def autoscaled(ray_cluster: str) -> Iterator[None]:
     """The session's cluster says of itself what an autoscaled one would."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import threading
 import time
@@ -13,14 +14,15 @@ from ray import serve
 from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 
-from expo_ray.ray_internals import job_table, living_actors
+from expo_ray.ray_internals import job_table, living_actors, starting_actors
 from expo_ray.serving.keeper import on_cluster
 
 POLL_SECONDS = 5.0
 REPEAT_SECONDS = 60.0
 _MAX_LISTED = 8
 _KINDS = ("CPU", "GPU")
-# Serve's words, after 30 s, for replicas without a node; slow ones on a node are told otherwise.
+_REPLICA = "SERVE_REPLICA::"
+# Serve's words, after 30 s, for replicas without a node, and for some that have one and are slow.
 _UNPLACED = "to be scheduled"
 
 logger = logging.getLogger(__name__)
@@ -55,11 +57,21 @@ def _unplaced(app_name: str) -> int:
     status = serve.status().applications.get(app_name)
     if status is None:
         return 0
-    return sum(
+    waiting = sum(
         deployment.replica_states.get("STARTING", 0)
         for deployment in status.deployments.values()
         if _UNPLACED in deployment.message
     )
+    return waiting and waiting - on_cluster(functools.partial(num_placed, app_name))
+
+
+def num_placed(app_name: str) -> int:
+    """Return how many starting replicas of an application have their room, and are only slow.
+
+    Not for a `ray://` driver, see `on_cluster`.
+    """
+    prefix = f"{_REPLICA}{app_name}#"
+    return sum(a.name.startswith(prefix) and a.pid > 0 for a in starting_actors())
 
 
 def explain(num_waiting: int, held: Mapping[str, Mapping[str, float]], totals: str) -> str:
@@ -97,8 +109,8 @@ def holders() -> dict[str, dict[str, float]]:
 
 def _holder(actor: object, jobs: Mapping[str, Mapping[str, object]]) -> str:
     name, class_name = getattr(actor, "name", ""), getattr(actor, "class_name", "")
-    if name.startswith("SERVE_REPLICA::"):
-        return "Serve application " + name.removeprefix("SERVE_REPLICA::").split("#")[0]
+    if name.startswith(_REPLICA):
+        return "Serve application " + name.removeprefix(_REPLICA).split("#")[0]
     job = getattr(actor, "job_id", b"").hex()
     facts = jobs.get(job, {})
     driver = f"{facts.get('DriverIPAddress', '?')} pid {facts.get('DriverPid', '?')}"
