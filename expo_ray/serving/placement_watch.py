@@ -57,12 +57,15 @@ def _unplaced(app_name: str) -> int:
     status = serve.status().applications.get(app_name)
     if status is None:
         return 0
-    waiting = sum(
+    waiting: int = sum(
         deployment.replica_states.get("STARTING", 0)
         for deployment in status.deployments.values()
         if _UNPLACED in deployment.message
     )
-    return waiting and waiting - on_cluster(functools.partial(num_placed, app_name))
+    if not waiting:
+        return 0
+    placed: int = on_cluster(functools.partial(num_placed, app_name))
+    return max(0, waiting - placed)
 
 
 def num_placed(app_name: str) -> int:
