@@ -8,6 +8,7 @@ import typer
 from rich.console import Console
 
 from expo_ray.cli.model_options import add_command
+from expo_ray.cli.narrow_tables import print_table
 from expo_ray.cli.session import OutputFlags, Session, key_value_table, new_table
 from expo_ray.errors import ConfigError
 
@@ -184,11 +185,8 @@ def _render(console: Console, found: dict[str, Any]) -> None:
         task_sentence,
     )
 
-    table = new_table(*COLUMNS)
-    table.columns[-1].justify = "left"
-    for row in comparison_rows(found):
-        table.add_row(*row)
-    console.print(table)
+    droppable = ("items", "A", "B")
+    print_table(console, COLUMNS, comparison_rows(found), droppable=droppable, names_fold=True)
     console.print()
     console.print(headline(found), markup=False)
     for task in found["tasks"]:
