@@ -98,7 +98,10 @@ def choose_alpha(
     for split, samples in splits.items():
         _require_baseline(samples, split, settings)
     candidates, guards = measure_candidates(tuning, settings, dropped)
-    tried = pick(candidates, tuning, settings)
+    if search is not None and search.first is not None:
+        tried = next((c for c in candidates if c.alpha == search.first), None)
+    else:
+        tried = pick(candidates, tuning, settings)
     # Without one to try, the held-out figures of the nearest candidate are shown, not judged.
     order = [_nearest(candidates)] if tried is None else in_sequence(candidates, tried)
     sequence, heldout_guards, gates = _confirm(

@@ -86,6 +86,12 @@ class SearchResult:
     dropped: Mapping[float, str]
     """Why, by alpha."""
     looks: tuple[Look, ...]
+    spared: frozenset[float] = frozenset()
+    """Dropped because others were ahead, and by no guard: see `recall`."""
+    recalled: tuple[float, ...] = ()
+    """Dropped once, and asked to the end after all, in their order."""
+    first: float | None = None
+    """What went to the held-out prompts first, where any were recalled."""
 
     @property
     def alphas(self) -> tuple[float, ...]:
@@ -108,6 +114,7 @@ class SearchResult:
             ],
             "tuning_answers": sum(self.num_answered.values()),
             "tuning_answers_full": self.num_tuning * len(self.num_answered),
+            "recalled": list(self.recalled),
         }
 
 
@@ -175,6 +182,7 @@ class _Search:
         self._suspected: dict[float, tuple[str, ...]] = {}
         self._certain: dict[float, tuple[str, ...]] = {}
         self._dropped: dict[float, str] = {}
+        self._spared: set[float] = set()
         self._looks: list[Look] = []
         self._num_rounds = 0
         self._error_left = 0.0
@@ -186,6 +194,7 @@ class _Search:
             num_answered=dict(self.num_answered),
             dropped=dict(self._dropped),
             looks=tuple(self._looks),
+            spared=frozenset(self._spared),
         )
 
     def tried(self) -> list[Tried]:
@@ -252,7 +261,8 @@ class _Search:
         # it goes where it would not be chosen either way.
         for suspect in (a for a in left if a not in rivals and a not in why):
             others = [a for a in rivals if a not in why]
-            why |= self._expendable(sorted([*others, suspect], key=_caution), [suspect], size)
+            why |= self._expendable(sorted([*others, suspect], key=caution), [suspect], size)
+        self._spared.update(a for a in why if not self._certain.get(a))
         return why
 
     def _expendable(
@@ -294,7 +304,7 @@ class _Search:
         ]
         return sorted(
             (a for a in standing if not (self._stopped.get(a) or self._suspected.get(a))),
-            key=_caution,
+            key=caution,
         )
 
     def _differences(self, alpha: float, size: int) -> FloatArray:
@@ -303,5 +313,6 @@ class _Search:
         return difference
 
 
-def _caution(alpha: float) -> tuple[float, bool]:
+def caution(alpha: float) -> tuple[float, bool]:
+    """Sort key: the shorter way from aligned first, forward before backward."""
     return abs(alpha), alpha < 0

@@ -13,6 +13,7 @@ from expo_ray.extrapolation.planning.alpha import ALIGNED_ALPHA
 from expo_ray.lab import write_truth
 from expo_ray.selection import SelectionSettings
 from expo_ray.selection.measured_tables import measure_tables
+from expo_ray.selection.recall import recall, to_recall
 from expo_ray.selection.search import Measured, search_alphas
 from expo_ray.serving.self_test_file import measured_spread
 from expo_ray.tables.seeds import shuffled
@@ -26,7 +27,7 @@ def search_candidates(run: stages.Run) -> None:
     """Try candidates on the tuning prompts as the strategy says, then confirm one.
 
     Only alpha 0 and the candidate that the tuning prompts speak for answer the held-out prompts,
-    and the next smaller one where guards stop it there.
+    and the next smaller one where guards or gates stop it there, even if a race had dropped it.
     """
     tuning, heldout = (
         shuffled(
@@ -50,7 +51,16 @@ def search_candidates(run: stages.Run) -> None:
         )
         run.directory.update_resolved({"alphas": list(run.alphas)})
         confirmed: set[float] = set()
-        while (tried := stages.decide(run)["tried_alpha"]) not in {None, *confirmed}:
+        while True:
+            found = stages.decide(run)
+            dropped = to_recall(run.search, found)
+            if dropped is not None:
+                run.progress.message(f"alpha {dropped:g}, dropped before, is the next smaller one")
+                tables.fill((ALIGNED_ALPHA, dropped), tuning)
+                run.search = recall(run.search, dropped, found)
+                continue
+            if (tried := found["tried_alpha"]) in {None, *confirmed}:
+                break
             run.progress.message(f"confirming alpha {tried:g} on {len(heldout)} held-out prompts")
             tables.fill((ALIGNED_ALPHA, tried), (*tuning, *heldout))
             confirmed.add(tried)
