@@ -30,7 +30,9 @@ def _sentence(gate: Mapping[str, Any]) -> str:
     if gate["margin"] is not None:
         text += f", margin {gate['margin']:g}"
     if gate["verdict"] == "cannot-tell" and gate["num_needed"] is not None:
-        text += f"; about {gate['num_needed']:,} would tell"
+        needed = gate["num_needed"]
+        is_more = needed > gate["num_prompts"]
+        text += f"; about {needed:,} would tell" if is_more else "; an equal model would be told"
     unreadable = gate.get("candidate_unreadable")
     if unreadable:
         text += (

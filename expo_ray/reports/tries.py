@@ -19,6 +19,10 @@ from expo_ray.reports.wording import (
 Selection = Mapping[str, Any]
 SMALLER = (0.25, 0.5, 0.75)
 """Of the smallest alpha that does not do: what to try below it."""
+GATE_PREFIX = "no-worse-than "
+"""What the guard is called that a gate becomes where it stops a candidate."""
+MAIN = "main"
+"""The prompts that choose and confirm, as gates name them."""
 BACK = (-0.5, -0.25, -0.1)
 """Ways back to the initial model, which is -1."""
 CUT_OFF_OFTEN = 0.1
@@ -34,7 +38,12 @@ class Step:
 
 def further_tries(run: RunFiles) -> list[Step]:
     """Return what to try in another run, the likeliest first."""
-    return [*_longer_answers(run), *_step_back(run), *_other_candidates(run)]
+    return [
+        *_longer_answers(run),
+        *_step_back(run),
+        *_more_for_a_gate(run),
+        *_other_candidates(run),
+    ]
 
 
 def _other_candidates(run: RunFiles) -> Iterator[Step]:
@@ -47,8 +56,8 @@ def _other_candidates(run: RunFiles) -> Iterator[Step]:
         lowest = min(stopped)
         yield _run_again(
             run,
-            f"Guards stopped alpha {_list(stopped)} on held-out prompts, where it gained: try "
-            "smaller ones on other prompts, in a new directory (`select` again, or)",
+            f"{_who_stopped(selection)} stopped alpha {_list(stopped)} on held-out prompts, where "
+            "it gained: try smaller ones on other prompts, in a new directory (`select` again, or)",
             [alpha for alpha in tried if alpha < lowest] or _below(lowest),
         )
         return
@@ -75,6 +84,15 @@ def stopped_heldout(selection: Selection) -> list[float]:
     """Return the alphas that gained on held-out prompts and were stopped there by guards."""
     sequence = selection.get("heldout_sequence") or ()
     return [one["alpha"] for one in sequence if one["outcome"] == "stopped"]
+
+
+def _who_stopped(selection: Selection) -> str:
+    sequence = selection.get("heldout_sequence") or ()
+    names = [n for one in sequence for n in one["stopped_by"]]
+    gates = [name for name in names if name.startswith(GATE_PREFIX)]
+    if not gates:
+        return "Guards"
+    return "Gates" if len(gates) == len(names) else "Guards and gates"
 
 
 def _is_near(candidate: Mapping[str, Any]) -> bool:
@@ -106,6 +124,25 @@ def _longer_answers(run: RunFiles) -> Iterator[Step]:
         "longer ones, in a new directory (`select`: --max-tokens)",
         command=f"{_again(run)} --set sampling.max_tokens={wanted}",
     )
+
+
+def _more_for_a_gate(run: RunFiles) -> Iterator[Step]:
+    """Where a gate could not tell of the last candidate, ask how many prompts would."""
+    stopped = stopped_heldout(run.selection)
+    if run.selection["verdict"] == "extrapolate" or not stopped:
+        return
+    for gate in run.selection.get("gates") or ():
+        if (gate["alpha"], gate["verdict"]) != (stopped[-1], "cannot-tell"):
+            continue
+        name, alpha = gate["name"], format_alpha(gate["alpha"])
+        folder = run.path if gate["prompts"] == MAIN else run.path / "prompt_sets" / gate["prompts"]
+        rewards = folder / "rewards" / gate["reward_model"]
+        tables = (shlex.quote(str(rewards / f"alpha-{a}.parquet")) for a in ("0", alpha))
+        yield Step(
+            what=f"So many prompts cannot tell whether alpha {alpha} keeps the gate {name}: how "
+            "many would",
+            command=f"expo-ray plan-prompts {' '.join(tables)} --margin {gate['margin']:g}",
+        )
 
 
 def _step_back(run: RunFiles) -> Iterator[Step]:

@@ -252,6 +252,12 @@ def _reason(guard: Guard, num_prompts: int, num_missing: int, needed: int | None
         )
     if guard.state == "cannot-tell" and needed is None:
         return f"{guard.reason}; scores that do not scatter cannot be told from rare failures"
+    if guard.state == "cannot-tell" and needed is not None and needed <= num_prompts:
+        return (
+            f"{guard.reason}; from {num_prompts} prompts it cannot be told, although they would "
+            f"show with {POWER:.0%} power that an equal model keeps the margin: this one may lose "
+            "something, and more prompts say how much"
+        )
     if guard.state == "cannot-tell":
         return (
             f"{guard.reason}; from {num_prompts} prompts it cannot be told, about {needed:,} would "

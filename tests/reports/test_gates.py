@@ -20,6 +20,8 @@ def test_gates_stand_in_the_report_and_on_the_terminal(tmp_path: Path) -> None:
     file = tmp_path / "run" / "selection.json"
     selection = json.loads(file.read_text())
     assert gate_sentences(selection) == []
+    enough = gate_sentences({"gates": [{**GATE, "num_needed": 1000}]})
+    assert enough[0].endswith("margin 0.02; an equal model would be told")
     unread = {**GATE, "candidate_unreadable": 40, "aligned_unreadable": 2}
     assert gate_sentences({"gates": [unread]})[0].endswith(
         "40 answers could not be read, 2 of the aligned model"

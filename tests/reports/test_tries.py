@@ -16,7 +16,10 @@ from expo_ray.reports.tries import step_back
 from expo_ray.reports.wording import standing
 from tests.reports.page import Page
 from tests.reports.run_directory import RunDirectory
+from tests.reports.test_gates import GATE
 from tests.reports.test_search_page import LINE
+
+LOST = {"verdict": "worse"}
 
 
 def one(alpha: float, outcome: str) -> dict[str, Any]:
@@ -44,6 +47,25 @@ def test_after_a_stopped_alpha_the_smaller_ones_are_tried(tmp_path: Path) -> Non
     assert "alphas=[0.1, 0.3, 0.5, 1]" in again
     below = commands(tmp_path, heldout_sequence=[one(0.1, "stopped")])
     assert "alphas=[0.025, 0.05, 0.075]" in below[-1]
+
+
+def test_a_gate_that_cannot_tell_is_asked_how_many_would(tmp_path: Path) -> None:
+    untold = {**GATE, "alpha": 1.0, "verdict": "cannot-tell", "margin": 0.05}
+    worse = {**untold, "alpha": 2.0, "verdict": "worse"}
+    sequence = [one(a, "stopped") | {"stopped_by": ["no-worse-than gsm"]} for a in (2.0, 1.0)]
+    found = commands(tmp_path, heldout_sequence=sequence, gates=[worse, untold])
+    plan, again = found[-2:]
+    assert "cannot tell whether alpha 1 keeps the gate gsm" in plan
+    rewards = tmp_path / "run" / "prompt_sets" / "gsm" / "rewards" / "0-check-number"
+    assert f"plan-prompts {rewards}/alpha-0.parquet {rewards}/alpha-1.parquet --margin 0.05" in plan
+    assert "Gates stopped alpha 2, 1 on held-out prompts" in again
+    main = {**untold, "prompts": "main", "name": "1-check"}
+    found = commands(tmp_path, heldout_sequence=sequence, gates=[main])
+    assert f"{tmp_path}/run/rewards/0-check-number/alpha-1.parquet" in found[-2]
+    lost = commands(tmp_path, heldout_sequence=sequence, gates=[worse, {**untold, **LOST}])
+    assert not any("plan-prompts" in text for text in lost)
+    both = [{**sequence[0], "stopped_by": ["prompt-echo"]}, sequence[1]]
+    assert "Guards and gates stopped" in commands(tmp_path, heldout_sequence=both)[-1]
 
 
 def test_a_gain_that_may_be_chance_asks_for_more_prompts(tmp_path: Path) -> None:
