@@ -62,10 +62,12 @@ class Frozen:
         lab = self.lab.model_dump(
             mode="json", exclude={"seed", "preference_fraction", *self.lab.unused}
         )
+        # A rule that came later, where it changes nothing: lines from before stay valid.
+        unused = set() if self.selection.report_only else {"report_only"}
         facts = {
             **asdict(self),
             "lab": lab,
-            "selection": self.selection.model_dump(mode="json"),
+            "selection": self.selection.model_dump(mode="json", exclude=unused),
             "sampling": self.sampling.model_dump(mode="json"),
             "versions": [CODE_VERSION, TRUTH_VERSION],
         }

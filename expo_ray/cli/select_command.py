@@ -130,6 +130,16 @@ def select(
             rich_help_panel=SEARCH_PANEL,
         ),
     ] = None,
+    report_only: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--report-only",
+            metavar="NAME",
+            help="Reward model NAME, besides the first, decides nothing: what it says is told; may "
+            "repeat.",
+            rich_help_panel=SEARCH_PANEL,
+        ),
+    ] = None,
     columns: PromptColumn = None,
     checked_columns: CheckedColumns = None,
     num_prompts: NumPrompts = None,
@@ -206,6 +216,7 @@ def select(
             allow_unfit=allow_unfit,
             guards=parse_guards(guards or ()),
             no_worse_than=parse_margins(no_worse_than or ()),
+            report_only=report_only or (),
             columns=named_columns(columns, checked_columns),
             num_prompts=num_prompts,
             settings={

@@ -22,7 +22,7 @@ from expo_ray.reports.pairing import gain_curve, prompt_means
 from expo_ray.reports.parts import parts_page
 from expo_ray.reports.proof import proof_page
 from expo_ray.reports.run_files import RunFiles, in_our_form
-from expo_ray.reports.sample_tables import sample_tables
+from expo_ray.reports.sample_tables import reported_rows, sample_tables
 from expo_ray.reports.study_page import is_study, study_page
 from expo_ray.reports.throughput import Throughput, compare_throughput
 from expo_ray.reports.trajectory_page import is_trajectory, trajectory_page
@@ -128,6 +128,7 @@ def _page(run: RunFiles) -> tuple[dict[str, Any], list[Drawing]]:
         "parts": parts_page(selection),
         "gate_result": gate_result,
         "sample_tables": sample_tables(selection),
+        "reported_rows": reported_rows(selection),
         "first_order": wording.first_order(selection),
         "batching_spread": wording.batching_spread(selection),
         "recipe": run.recipe,

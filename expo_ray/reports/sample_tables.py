@@ -1,4 +1,4 @@
-"""What several answers to a prompt say of the candidates, a table for each check."""
+"""What is told of the candidates beside the choice: several answers, further reward models."""
 
 from __future__ import annotations
 
@@ -37,3 +37,13 @@ def sample_tables(selection: Mapping[str, Any]) -> list[SampleTable]:
             cells = [told.get(statistic) for statistic in table.statistics]
             table.rows.append((float(candidate["alpha"]), cells))
     return list(tables.values())
+
+
+def reported_rows(selection: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the gains under reward models that are only reported, in order of model and alpha."""
+    rows = [
+        {"alpha": float(candidate["alpha"]), **row}
+        for candidate in selection["candidates"]
+        for row in candidate.get("reported") or ()
+    ]
+    return sorted(rows, key=lambda row: (row["reward_model"], row["alpha"]))

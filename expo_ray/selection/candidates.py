@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -58,10 +58,12 @@ class Candidate:
     """Tokens of what was thought before an answer; None where the tables do not tell."""
     samples: tuple[dict[str, object], ...] = ()
     """What several samples of a prompt say under each check: see `sample_results`."""
+    reported: tuple[dict[str, object], ...] = ()
+    """The gain under each reward model that is only reported."""
 
     def as_dict(self) -> dict[str, object]:
         """Return the entry of selection.json."""
-        lists = {"stopped_by": list(self.stopped_by), "samples": list(self.samples)}
+        lists = {name: list(getattr(self, name)) for name in ("stopped_by", "samples", "reported")}
         return {**asdict(self), **lists}
 
 
@@ -176,7 +178,24 @@ def _candidate(
         stopped_by=stopped_by,
         dropped=dropped,
         mean_thought_tokens=_mean(samples.thought_tokens[row]),
+        reported=tuple(_reported(samples, alpha, settings)) if gain is not None else (),
     )
+
+
+def _reported(
+    samples: SplitSamples, alpha: float, settings: SelectionSettings
+) -> Iterator[dict[str, object]]:
+    """Yield the gain under each reward model that is only reported."""
+    for model in sorted(samples.guard_rewards.keys() & set(settings.report_only)):
+        estimate = estimate_mean(samples.differences(alpha, judge=model), settings)
+        low, high = estimate.interval(settings.confidence)
+        yield {
+            "reward_model": model,
+            "gain": estimate.mean,
+            "ci_low": low,
+            "ci_high": high,
+            "num_prompts": estimate.num_values,
+        }
 
 
 def _mean(values: FloatArray) -> float | None:

@@ -93,7 +93,13 @@ def choose_alpha(
     told = samples_by_alpha(tables, responses, settings)
     unreadable = unreadable_answers(tables)
     rewards = ranked_by(settings.sample_statistic, rewards, responses)
-    splits = join_tables(responses, rewards, guard_rewards or {}, signs_file=signs_file)
+    splits = join_tables(
+        responses,
+        rewards,
+        guard_rewards or {},
+        signs_file=signs_file,
+        report_only=settings.report_only,
+    )
     tuning, heldout = splits["tuning"], splits["heldout"]
     for split, samples in splits.items():
         _require_baseline(samples, split, settings)
@@ -144,7 +150,7 @@ def choose_alpha(
         "unreadable": unreadable,
         "warnings": [
             *warn_of_unreadable(unreadable),
-            *_warn_of_circle(rewards, guard_rewards or {}),
+            *_warn_of_circle(rewards, guard_rewards or {}, settings),
             *warn_of_cut_off(next(c for c in candidates if c.alpha == ALIGNED_ALPHA), settings),
             *warn_of_edge(candidates, tried if _peers(tuning, settings) else None),
         ],
@@ -152,8 +158,11 @@ def choose_alpha(
     }
 
 
-def _warn_of_circle(rewards: pa.Table, guard_rewards: Mapping[str, pa.Table]) -> list[str]:
-    tables = (rewards, *guard_rewards.values())
+def _warn_of_circle(
+    rewards: pa.Table, guard_rewards: Mapping[str, pa.Table], settings: SelectionSettings
+) -> list[str]:
+    guards = (t for name, t in guard_rewards.items() if name not in settings.report_only)
+    tables = (rewards, *guards)
     return warn_of_circle([reward_model(table) for table in tables if table.num_rows])
 
 

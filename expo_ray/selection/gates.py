@@ -102,7 +102,10 @@ class Gate:
 
 
 def main_scores(heldout: SplitSamples, alpha: float, settings: SelectionSettings) -> list[Scores]:
-    """Return what gates on the main prompts ask for: one of each reward model that has a margin."""
+    """Return what gates on the main prompts ask for: one of each reward model that has a margin.
+
+    And one of each that is only reported.
+    """
     return [
         Scores(
             name=model,
@@ -112,7 +115,7 @@ def main_scores(heldout: SplitSamples, alpha: float, settings: SelectionSettings
             candidate=heldout.prompt_means(rewards[heldout.row(alpha)]),
         )
         for model, rewards in sorted(heldout.guard_rewards.items())
-        if model in settings.no_worse_than
+        if model in settings.no_worse_than or model in settings.report_only
     ]
 
 

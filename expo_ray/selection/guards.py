@@ -57,7 +57,7 @@ def check_guards(
         *case.signs(),
         *case.length_controlled(),
     ]
-    for judge_name in sorted(samples.guard_rewards):
+    for judge_name in sorted(samples.guard_rewards.keys() - set(settings.report_only)):
         guards.append(case.null_rewards(judge_name))
         # An equal model gains nothing in half of all cases: a gate asks for less than a guard.
         if judge_name not in settings.no_worse_than:

@@ -6,7 +6,7 @@ is missing. Everything is sorted, so that nothing depends on the order of the ta
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -50,7 +50,8 @@ class SplitSamples:
     rewards: FloatArray
     guard_rewards: Mapping[str, FloatArray]
     peers: tuple[str, ...]
-    """The guards that were not made from the pair: their order of the candidates counts."""
+    """The guards that were not made from the pair: their order of the candidates counts, unless
+    they are only reported."""
     tokens: FloatArray
     """Of the answers; what was thought before is no part of them."""
     thought_tokens: FloatArray
@@ -147,6 +148,7 @@ def join_tables(
     guard_rewards: Mapping[str, pa.Table],
     *,
     signs_file: Path | None = None,
+    report_only: Collection[str] = (),
 ) -> dict[str, SplitSamples]:
     """Join responses with rewards and return the samples of both splits.
 
@@ -155,6 +157,7 @@ def join_tables(
         rewards: Their rewards under the scoring reward model.
         guard_rewards: Rewards under further reward models, by name.
         signs_file: Where the signs of the texts stand, and are kept for the next time.
+        report_only: Reward models that are no peers, whatever they were made from.
 
     Raises:
         TableError: A column is missing, a key is duplicated or unknown, an alpha is null or has
@@ -170,7 +173,13 @@ def join_tables(
     }
     measured = _measured(responses, keys, signs_file)
     judges = {name: reward_model(table) for name, table in guard_rewards.items()}
-    peers = tuple(sorted(name for name, judge in judges.items() if not made_from_pair(judge)))
+    peers = tuple(
+        sorted(
+            name
+            for name, judge in judges.items()
+            if name not in report_only and not made_from_pair(judge)
+        )
+    )
     return {
         split: _split_samples(
             np.asarray(pc.equal(responses["split"], split)), keys, scores, guards, measured, peers

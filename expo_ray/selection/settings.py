@@ -151,6 +151,12 @@ class SelectionSettings(GuardThresholds):
         "prompts with `role: gate`, or a reward model besides the first, which then is no guard.",
     )
 
+    report_only: list[str] = Field(
+        default_factory=list,
+        description="Reward models besides the first that neither guard nor order the candidates: "
+        "what they say is told beside the choice and decides nothing. Named as gates are.",
+    )
+
     min_pairs: int = Field(
         default=10,
         ge=2,

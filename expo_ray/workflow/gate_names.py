@@ -99,7 +99,40 @@ def gate_margins(recipe: Recipe, reward_models: Mapping[str, str]) -> dict[str, 
     return margins
 
 
-def _meant(name: str, sets: Collection[str], others: Mapping[str, str]) -> str:
+def reported_models(recipe: Recipe, reward_models: Mapping[str, str]) -> list[str]:
+    """Return the folder names of the reward models that are only reported.
+
+    Args:
+        recipe: With their names, as gates have them.
+        reward_models: As for `gate_margins`.
+
+    Raises:
+        ConfigError: A name is no reward model besides the first, may mean several, or is a gate.
+    """
+    others = dict(list(reward_models.items())[1:])
+    found: list[str] = []
+    margins = gate_margins(recipe, reward_models) if recipe.selection.report_only else {}
+    for name in recipe.selection.report_only:
+        key = _meant(name, (), others, setting="report_only")
+        if key in margins or key in found:
+            raise ConfigError(
+                "a reward model that is only reported is named twice"
+                if key in found
+                else "a reward model cannot be a gate and only be reported",
+                where=argument("report_only"),
+                got=name,
+                hint="leave it out once",
+            )
+        found.append(key)
+    return found
+
+
+def _meant(
+    name: str,
+    sets: Collection[str],
+    others: Mapping[str, str],
+    setting: str = "no_worse_than",
+) -> str:
     """Return the set, or the folder of the reward model, that a name means and nothing else."""
     exact = [label for label, text in others.items() if name in (label, text)]
     # `rm` and `models/rm` name /data/models/rm, too.
@@ -114,8 +147,10 @@ def _meant(name: str, sets: Collection[str], others: Mapping[str, str]) -> str:
         return found[0]
     if found:
         raise ConfigError(
-            "a gate's name may mean several things",
-            where=argument("no_worse_than"),
+            "a gate's name may mean several things"
+            if setting == "no_worse_than"
+            else "the name of a reward model may mean several",
+            where=argument(setting),
             got=name,
             expected=" or ".join(
                 f"{key} ({others[key]})" if key in others else f"the set of prompts {key}"
@@ -127,8 +162,10 @@ def _meant(name: str, sets: Collection[str], others: Mapping[str, str]) -> str:
     known = [*sets, *others.values(), *(label.partition("-")[2] for label in others)]
     close = difflib.get_close_matches(name, [*known, *others], n=1)
     raise ConfigError(
-        "a gate names neither a set of prompts nor a reward model besides the first",
-        where=argument("no_worse_than"),
+        "a gate names neither a set of prompts nor a reward model besides the first"
+        if setting == "no_worse_than"
+        else "no reward model besides the first has this name",
+        where=argument(setting),
         got=name,
         expected=", ".join([*sets, *others.values()]) or "no other reward model is given",
         hint=f"did you mean {close[0]}?" if close else None,

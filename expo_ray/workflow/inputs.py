@@ -105,7 +105,8 @@ def prepare_models(run: Run) -> None:
         _prepare_lab(run, run.recipe.lab)
     elif not run.prompts:  # a check of the request has found them otherwise
         _find_inputs(run, run.recipe.reward_models)
-    specs = [spec.text for spec in run.reward_models.values()]
+    judges = {k: spec.text for k, spec in run.reward_models.items() if k not in run.report_only}
+    specs = list(judges.values())
     for warning in warn_of_circle(specs):
         run.progress.message(f"warning: {warning}")
     _record_inputs(run)

@@ -14,7 +14,7 @@ from expo_ray.selection.explanations import warn_of_circle
 from expo_ray.selection.gates import MAIN
 from expo_ray.tables import read_prompts
 from expo_ray.workflow.candidates import Inputs, extrapolate_candidates
-from expo_ray.workflow.gate_names import labels_of, plan_gates
+from expo_ray.workflow.gate_names import labels_of, plan_gates, reported_models
 from expo_ray.workflow.generation_time import GenerationRate, generation_rate
 from expo_ray.workflow.inputs import check_settings, find_prompts
 from expo_ray.workflow.pinning import pin_reward_models
@@ -104,8 +104,16 @@ def plan_recipe(parsed: Recipe, *, tokens_per_second: float | None = None) -> di
         "num_prompts": num_prompts,
         "stages": stages,
         "gates": gates,
-        "warnings": warn_of_circle(parsed.reward_models) if parsed.lab is None else [],
+        "warnings": _warnings(parsed),
     }
+
+
+def _warnings(recipe: Recipe) -> list[str]:
+    if recipe.lab is not None:
+        return []
+    named = labels_of(recipe.reward_models)
+    reported = reported_models(recipe, named)
+    return warn_of_circle([text for label, text in named.items() if label not in reported])
 
 
 def _extrapolation_stage(recipe: Recipe, inputs: Inputs | None) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from expo_ray.selection.unreadable_answers import UNREADABLE
 from expo_ray.tables import read_prompts, read_table
 from expo_ray.tables.prompt_files import pin_prompts
 from expo_ray.workflow import stages
-from expo_ray.workflow.gate_names import gate_margins, plan_gates
+from expo_ray.workflow.gate_names import gate_margins, plan_gates, reported_models
 from expo_ray.workflow.live_replicas import LiveReplicas
 from expo_ray.workflow.live_tables import LiveTables
 from expo_ray.workflow.pinning import pin_reward_models
@@ -62,7 +62,9 @@ def find_sets(run: stages.Run, before: Mapping[str, Any]) -> None:
         for spec in inner.reward_models.values():
             require_checkable(spec, inner.prompts, where=path)
         run.sets[name] = inner
-    run.margins = gate_margins(run.recipe, {k: spec.text for k, spec in run.reward_models.items()})
+    texts = {label: spec.text for label, spec in run.reward_models.items()}
+    run.margins = gate_margins(run.recipe, texts)
+    run.report_only = reported_models(run.recipe, texts)
     run.measure_sets = _Measure(run) if run.sets else None
 
 
@@ -95,8 +97,14 @@ class _Measure:
 
     def __init__(self, run: stages.Run) -> None:
         self._run = run
+        self._known: dict[float, Sequence[Scores]] = {}
 
     def __call__(self, alpha: float) -> Sequence[Scores]:
+        if alpha not in self._known:
+            self._known[alpha] = self._measure(alpha)
+        return self._known[alpha]
+
+    def _measure(self, alpha: float) -> Sequence[Scores]:
         found = []
         for name, inner in self._run.sets.items():
             ids = sorted(prompt.prompt_id for prompt in inner.prompts)

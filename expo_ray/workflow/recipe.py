@@ -345,8 +345,9 @@ class Recipe(BaseModel):
         )
         # Directories of recipes from before these keys stay valid.
         del what["extrapolation"]["allow_unfit"]
-        if not self.selection.no_worse_than:
-            del what["selection"]["no_worse_than"]
+        for key in ("no_worse_than", "report_only"):
+            if not what["selection"][key]:
+                del what["selection"][key]
         for key in ("adaptive", "trajectory"):
             if what[key] is None:
                 del what[key]

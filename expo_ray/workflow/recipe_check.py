@@ -20,7 +20,7 @@ from expo_ray.rewards.sample_statistics import require_statistic
 from expo_ray.serving import GeneratorReplicas
 from expo_ray.tables import Prompt, read_prompts
 from expo_ray.workflow.candidates import Inputs, extrapolate_candidates
-from expo_ray.workflow.gate_names import gate_margins, labels_of
+from expo_ray.workflow.gate_names import gate_margins, labels_of, reported_models
 from expo_ray.workflow.inputs import find_prompts, needed_extras
 from expo_ray.workflow.plan import plan_recipe
 from expo_ray.workflow.prompt_settings import PromptSet
@@ -114,6 +114,9 @@ def _faults(recipe: Recipe) -> dict[str, ExpoError]:
     if recipe.lab is None:
         with blaming("selection.no_worse_than"):
             gate_margins(recipe, labels_of(recipe.reward_models))
+        with blaming("selection.report_only"):
+            if "selection.no_worse_than" not in faults:
+                reported_models(recipe, labels_of(recipe.reward_models))
     with blaming("rewarders.anchors"):
         if recipe.rewarders.anchors is not None:
             read_anchors(recipe.rewarders.anchors)

@@ -115,7 +115,7 @@ def _takes(field: Mapping[str, Any]) -> str:
 def _default(field: Mapping[str, Any]) -> str:
     """Return a default as YAML has it."""
     if "default" not in field:  # made anew each time: empty, or by other keys
-        return "`{}`" if field["type"] == "object" else "depends"
+        return {"object": "`{}`", "array": "`[]`"}.get(field["type"], "depends")
     value = field["default"]
     return f"`{value if isinstance(value, str) else json.dumps(value)}`"
 

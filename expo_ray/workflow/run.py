@@ -135,6 +135,7 @@ def select(
     allow_unfit: bool = False,
     guards: Mapping[str, float | str | None] | None = None,
     no_worse_than: Mapping[str, float] | None = None,
+    report_only: Sequence[str] = (),
     columns: Mapping[str, str] | None = None,
     num_prompts: int | None = None,
     settings: dict[str, Any] | None = None,
@@ -179,6 +180,7 @@ def select(
         guards: Thresholds, by their names in `SelectionSettings`.
         no_worse_than: Gates: how much of the score of a reward model besides the first may be lost
             on held-out prompts, by its name (`{"check:number": 0.02}`). It is no guard then.
+        report_only: Reward models besides the first that decide nothing: what they say is told.
         columns: The source's names of our columns (`{"prompt": "question"}`).
         num_prompts: Use so many prompts, drawn at random by the seed.
         settings: Further recipe keys (`sampling`, `generators`, `seed`, ...).
@@ -238,6 +240,7 @@ def select(
             "sample_statistic": sample_statistic,
             **(guards or {}),
             "no_worse_than": dict(no_worse_than or {}),
+            "report_only": list(report_only),
         },
         "loadtest": None,
         **(settings or {}),

@@ -85,6 +85,8 @@ class Run:
     """Further sets of prompts, each as a run on the same models, by name."""
     margins: dict[str, float] = field(default_factory=dict)
     """What gates allow to be lost, by set of prompts or folder of a reward model."""
+    report_only: list[str] = field(default_factory=list)
+    """Folders of the reward models that decide nothing."""
     measure_sets: MeasureSets | None = None
     """Measures a candidate on the further sets; None without any."""
     is_held_out: bool = False
@@ -112,8 +114,9 @@ class Run:
 
     @property
     def selection(self) -> SelectionSettings:
-        """The rules of the recipe, with gates by their names in the run directory."""
-        return self.recipe.selection.model_copy(update={"no_worse_than": self.margins})
+        """The rules of the recipe, with reward models by their names in the run directory."""
+        named = {"no_worse_than": self.margins, "report_only": self.report_only}
+        return self.recipe.selection.model_copy(update=named)
 
     def source(self, alpha: AlphaSetting) -> ModelSource:
         """Return what is served for a candidate: a checkpoint, or the pair and its alpha."""

@@ -75,10 +75,13 @@ def test_how_answers_are_made_reaches_the_recipe(
     RUNNER.invoke(app, select("--output", tmp_path / "c"))
     columns = ["--prompt-column", "question", "--checked-column", "answer=gold"]
     several = ["--sample-statistic", "pass@2", "--num-samples", 2]
+    several += ["--report-only", "check:number", "--report-only", "rm", "--reasoning", "<plan>"]
     RUNNER.invoke(app, select("--output", tmp_path / "d", *columns, *several))
     full, paper, plain, checked = seen
     assert checked.prompts.columns == {"prompt": "question", "answer": "gold"}
     assert checked.selection.sample_statistic == "pass@2"
+    assert checked.selection.report_only == ["check:number", "rm"]
+    assert (checked.reasoning, plain.reasoning) == ("<plan>", "auto")
     made = full.sampling
     assert (made.temperature, made.top_p, made.top_k, made.stop) == (0.2, 0.8, 7, ("END", "Q:"))
     wanted = {"dtype": "float32", "max_num_seqs": 8}

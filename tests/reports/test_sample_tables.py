@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from expo_ray.reports import write_report
-from expo_ray.reports.sample_tables import sample_tables
+from expo_ray.reports.sample_tables import reported_rows, sample_tables
 from tests.reports.run_directory import RunDirectory
 
 
@@ -47,3 +47,19 @@ def test_each_check_has_a_table(tmp_path: Path) -> None:
     text = re.sub("<[^>]+>", "", section)
     assert "0.438" in text and "0.375 to 0.500" in text and "1.000" in text
     assert "check:regex=&lt;b&gt;" in section and "<b>" not in section
+
+
+def test_what_is_only_reported_has_a_table(tmp_path: Path) -> None:
+    RunDirectory(tmp_path / "run").write_all()
+    file = tmp_path / "run" / "selection.json"
+    selection = json.loads(file.read_text())
+    assert reported_rows(selection) == []
+    assert "What is only reported" not in write_report(tmp_path / "run").read_text("utf-8")
+    gain = {"gain": -0.25, "ci_low": -0.375, "ci_high": -0.125, "num_prompts": 40}
+    *_, last = sorted(selection["candidates"], key=lambda one: one["alpha"])
+    last["reported"] = [{"reward_model": "1-<b>", **gain}]
+    file.write_text(json.dumps(selection))
+    html = write_report(tmp_path / "run").read_text("utf-8")
+    section = html.partition("What is only reported")[2].partition("</section>")[0]
+    assert "1-&lt;b&gt;" in section and "<b>" not in section
+    assert "0.250" in section and "0.375" in section

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -141,7 +142,8 @@ def choice(
     *,
     right: Sequence[float] | None = None,
     margins: dict[str, float] | None = None,
-) -> tuple[dict[str, object], list[float]]:
+    report_only: Sequence[str] = (),
+) -> tuple[dict[str, Any], list[float]]:
     """Choose among alpha 0.3 and 0.6, which both gain; the sets say what `answers` holds."""
     rng = np.random.default_rng(0)
     noise = rng.normal(0, 0.2, 80)
@@ -166,7 +168,9 @@ def choice(
     found = choose_alpha(
         tables.responses_of(rows),
         tables.rewards_of(rows),
-        settings=SelectionSettings(num_resamples=1000, no_worse_than=margins or {}),
+        settings=SelectionSettings(
+            num_resamples=1000, no_worse_than=margins or {}, report_only=list(report_only)
+        ),
         guard_rewards=guards,
         prompt_sets=None if answers is None else measure,
     )
@@ -178,12 +182,10 @@ def test_the_gate_stops_the_best_candidate_and_the_next_one_has_its_turn() -> No
     found, asked = choice(answers, margins={"gsm": 0.02})
     assert asked == [0.6, 0.3]
     assert found["best_alpha"] == 0.3
-    gates = found["gates"]
-    assert isinstance(gates, list)
-    assert [(gate["alpha"], gate["verdict"]) for gate in gates] == [
+    assert [(gate["alpha"], gate["verdict"]) for gate in found["gates"]] == [
         (0.6, "worse"), (0.3, "no-worse"),
     ]  # fmt: skip
-    [first, _] = found["heldout_sequence"]  # type: ignore[misc]
+    [first, _] = found["heldout_sequence"]
     assert first["stopped_by"] == ["no-worse-than gsm"]
 
 
@@ -203,14 +205,48 @@ def test_what_cannot_be_told_keeps_the_aligned_model() -> None:
     assert "from 42 prompts it cannot be told" in str(found["reason"])
 
 
+def test_prompts_enough_for_an_equal_model_may_not_tell_of_one_that_loses_a_little() -> None:
+    gate, _ = check_gate(scores(40, 60, 400, 500), 0.3, SETTINGS)
+    assert gate.verdict == "cannot-tell"
+    assert gate.num_needed is not None and gate.num_needed > gate.num_prompts
+    assert f"about {gate.num_needed:,} would show" in gate.reason
+    wide = SETTINGS.model_copy(update={"no_worse_than": {"gsm": 0.04}})
+    gate, _ = check_gate(scores(40, 60, 400, 500), 0.3, wide)
+    assert gate.verdict == "cannot-tell"
+    assert gate.num_needed is not None and gate.num_needed <= gate.num_prompts
+    assert "this one may lose something" in gate.reason and "about" not in gate.reason
+
+
 def test_a_gate_on_the_main_prompts_asks_for_less_than_a_guard() -> None:
     equal = [1.0] * 80
     guarded, _ = choice(None, right=equal)
     assert guarded["verdict"] == "keep-aligned"  # nothing gained by the second reward model
     gated, _ = choice(None, right=equal, margins={"1-check-number": 0.15})
     assert gated["best_alpha"] == 0.6
-    [gate] = gated["gates"]  # type: ignore[misc]
+    [gate] = gated["gates"]
     assert (gate["prompts"], gate["num_prompts"], gate["verdict"]) == ("main", 40, "no-worse")
+
+
+def test_what_is_only_reported_stops_nobody_and_is_told() -> None:
+    wrong = [0.0] * 80
+    stopped, _ = choice(None, right=wrong)
+    assert stopped["verdict"] == "keep-aligned"
+    found, _ = choice(None, right=wrong, report_only=("1-check-number",))
+    assert found["best_alpha"] == 0.6
+    assert not any("1-check-number" in guard["name"] for guard in found["guards"])
+    aligned, *others = found["candidates"]
+    assert aligned["reported"] == []
+    for candidate in others:
+        [row] = candidate["reported"]
+        assert (row["reward_model"], row["gain"], row["num_prompts"]) == ("1-check-number", -1, 40)
+    [told] = found["gates"]
+    assert (told["verdict"], told["margin"], told["difference"]) == (None, None, -1)
+
+
+def test_what_is_only_reported_orders_nobody() -> None:
+    # As a second judge it would put 0.3 first: there is no order in what decides nothing.
+    found, _ = choice(None, right=[1.0] * 80, report_only=("1-check-number",))
+    assert "reward models" not in found["reason"] and found["best_alpha"] == 0.6
 
 
 def test_a_gate_that_names_nothing_is_refused() -> None:

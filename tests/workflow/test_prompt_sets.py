@@ -14,10 +14,10 @@ import pytest
 from expo_ray.errors import ConfigError
 from expo_ray.progress import NullProgress
 from expo_ray.workflow import stages
-from expo_ray.workflow.gate_names import gate_margins, plan_gates
+from expo_ray.workflow.gate_names import gate_margins, plan_gates, reported_models
 from expo_ray.workflow.inputs import prepare_models
 from expo_ray.workflow.plan import plan_recipe
-from expo_ray.workflow.prompt_sets import announce_gates
+from expo_ray.workflow.prompt_sets import announce_gates, find_sets
 from expo_ray.workflow.recipe import Recipe
 from expo_ray.workflow.recipe_check import check_recipe
 from expo_ray.workflow.recipe_file import RecipeError, load_recipe, validate_recipe
@@ -151,6 +151,36 @@ def test_scores_without_bounds_have_any_margin() -> None:
     }  # fmt: skip
 
 
+def reported(*names: str, **margins: float) -> list[str]:
+    rules = {"report_only": list(names), "no_worse_than": margins}
+    return reported_models(recipe({"path": "p"}, selection=rules), MODELS)
+
+
+def test_what_is_only_reported_is_named_like_a_gate() -> None:
+    assert reported("check:number", "a/rm") == ["3-check-number", "1-rm"]
+    assert reported() == []
+
+
+@pytest.mark.parametrize(("names", "margins", "message"), [
+    (("0-rm",), {}, "no reward model besides the first"),
+    (("rm",), {}, "may mean several"),
+    (("1-rm", "/a/rm"), {}, "named twice"),
+    (("check:number",), {"check:number": 0.1}, "cannot be a gate and only be reported"),
+])  # fmt: skip
+def test_what_cannot_be_reported_is_refused(
+    names: tuple[str, ...], margins: dict[str, float], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        reported(*names, **margins)
+    assert "report" in str(caught.value.where)
+
+
+def test_recipes_that_report_nothing_only_keep_their_digest() -> None:
+    plain = recipe({"path": "p"})
+    assert plain.digest() == recipe({"path": "p"}, selection={"report_only": []}).digest()
+    assert plain.digest() != recipe({"path": "p"}, selection={"report_only": ["rm2"]}).digest()
+
+
 def test_how_many_prompts_a_gate_needs_is_said_before() -> None:
     models = {"0-rm": "./rm", "1-rm2": "./rm2"}
     [few] = plan_gates(with_gate(), models, {"main": 50, "gsm": 1319})
@@ -220,6 +250,10 @@ def test_a_candidate_answers_a_set_once(gated: Path, ray_cluster: str) -> None:
         assert list(second.candidate) == [by_prompt[name] for name in sorted(by_prompt)]
         before = {path: path.stat().st_mtime_ns for path in folder.rglob("*.parquet")}
         assert len(before) == 6
+        num_told = len(told.texts)
+        this.measure_sets(0.5)
+        assert len(told.texts) == num_told  # a search asks at every step
+        find_sets(this, {})
         this.measure_sets(0.5)
         assert before == {path: path.stat().st_mtime_ns for path in folder.rglob("*.parquet")}
         recorded = directory.read_resolved()["prompt_sets"]["gsm"]
