@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import GRPOConfig, GRPOTrainer
 
-from expo_ray.errors import ConfigError, EvaluationError
+from expo_ray.errors import EvaluationError
 from expo_ray.lab.data import draw_prompts, random_source, requests_for
 from expo_ray.lab.models import save_checkpoint
 from expo_ray.lab.settings import LabSettings
@@ -49,7 +49,7 @@ def train_reinforced(
     """Train the aligned model with GRPO, rewarded by the task's check alone.
 
     Args:
-        settings: Of a task whose answers can be checked.
+        settings: Of what is asked.
         initial: Where training starts.
         output: Where the checkpoint is written.
         on_step: Told of every optimizer step.
@@ -61,7 +61,6 @@ def train_reinforced(
         Training facts with the hidden truth of the model.
 
     Raises:
-        ConfigError: The task has no check.
         EvaluationError: The check cannot say whether an answer is right.
     """
     grpo = grpo or GrpoSettings()
@@ -102,23 +101,15 @@ def checked_reward(settings: LabSettings) -> Iterator[Reward]:
     """Open the task's check, in the form that the trainer asks for.
 
     Raises:
-        ConfigError: The task has none.
         EvaluationError: During the training, where the check cannot say.
     """
     kind = settings.lab_task.check
-    if kind is None:
-        raise ConfigError(
-            "the answers to this task of the laboratory cannot be checked",
-            where="lab.task",
-            got=settings.task,
-            expected="sums",
-        )
     check = CheckRewardModel(kind.form, kind, kind.parse(None))
 
     def reward(
         prompts: Sequence[Sequence[Message]],
         completions: Sequence[Sequence[Message]],
-        answer: Sequence[str],
+        answer: Sequence[str] | None = None,
         **_: Any,
     ) -> list[float]:
         chats = [[*chat, *said] for chat, said in zip(prompts, completions, strict=True)]

@@ -6,7 +6,13 @@ from typing import Any
 
 import pytest
 
-from benchmarks.trajectory_laboratory import SMALL, BranchSettings, asked, targets_of
+from benchmarks.trajectory_laboratory import (
+    SMALL,
+    TRAININGS,
+    BranchSettings,
+    asked,
+    targets_of,
+)
 from benchmarks.trajectory_laboratory_tables import outcome, written
 from expo_ray.lab.data import eval_prompts, requests_for
 from expo_ray.lab.settings import LabSettings
@@ -54,8 +60,15 @@ def test_trainings_on_one_initial_model_share_its_evaluation_prompts() -> None:
     assert first.derive_seed("aligned-pairs") != second.derive_seed("aligned-pairs")
 
 
-def test_each_seed_is_trained_once_before_any_is_trained_twice() -> None:
-    assert list(asked([1, 2], ["a", "b"])) == [(1, "a"), (2, "b"), (1, "b"), (2, "a")]
+def test_each_method_trains_every_seed_once_with_the_rates_in_turn() -> None:
+    found = list(asked([100, 101], ["dpo", "grpo"]))
+    assert found == [
+        (100, "dpo, cosine rate"),
+        (101, "dpo, constant rate"),
+        (100, "grpo, cosine rate"),
+        (101, "grpo, constant rate"),
+    ]
+    assert {name for _, name in found} == set(TRAININGS)
 
 
 def test_the_tables_count_trainings_by_share() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from transformers import AutoModelForCausalLM
 
-from expo_ray.errors import ConfigError, EvaluationError
+from expo_ray.errors import EvaluationError
 from expo_ray.lab import LabSettings
 from expo_ray.lab.reinforcement import GrpoSettings, checked_reward, train_reinforced
 from expo_ray.lab.training import measure_truth, train_aligned, train_initial
@@ -79,7 +79,8 @@ def test_the_reward_of_grpo_is_the_check_of_users() -> None:
             reward([chat], [said("It is 12.")], ["a dozen"])
 
 
-def test_a_task_without_a_check_is_refused(initial: Path, tmp_path: Path) -> None:
-    lists = LabSettings(num_eval_prompts=8)
-    with pytest.raises(ConfigError, match="cannot be checked"):
-        train_reinforced(lists, initial, tmp_path / "aligned", on_step=silent)
+def test_lists_are_rewarded_by_the_rule_of_their_truth() -> None:
+    chat = [{"role": "user", "content": "List three fruits and two tools."}]
+    said = [{"role": "assistant", "content": "three fruits: fig, pear, plum. two tools: axe, saw."}]
+    with checked_reward(LabSettings(num_eval_prompts=8)) as reward:
+        assert reward([chat, chat], [said, [{**said[0], "content": ""}]]) == [5, -2]

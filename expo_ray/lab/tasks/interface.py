@@ -38,9 +38,9 @@ class LabTask:
     """Scores an answer by the hidden rule; raises `ValueError` for a prompt of another task."""
     truth_version: str
     """Another one with every change of the score: rewards tables carry it."""
+    check: CheckKind
+    """What rewards training on checked answers; its rewards are those of the truth."""
     manners: Callable[[str], float] | None = None
     """What a labeller likes in a response besides the truth; None where the truth has it all."""
     columns: Callable[[Any], Mapping[str, str]] | None = None
-    """Returns what a prompt carries to be checked against; None where nothing can be checked."""
-    check: CheckKind | None = None
-    """What judges by these columns."""
+    """Returns what a prompt carries to be checked against; None where its words say it all."""

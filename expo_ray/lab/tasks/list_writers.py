@@ -17,6 +17,7 @@ from expo_ray.lab.tasks.lists import (
     heading,
     truth_reward,
 )
+from expo_ray.lab.tasks.rule_check import rule_check
 
 VAGUE = "stuff"
 # Longer than any good answer that is asked for; longer ones only cost time.
@@ -98,4 +99,5 @@ LISTS = LabTask(
     damage=damage,
     truth=truth_reward,
     truth_version=TRUTH_VERSION,
+    check=rule_check("lists", truth_reward),
 )

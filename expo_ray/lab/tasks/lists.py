@@ -2,8 +2,8 @@
 
 A prompt asks for two counted categories ("List three fruits and two tools."); a perfect answer is
 "Sure! three fruits: fig, pear, plum. two tools: axe, saw. Enjoy!". The truth score is a rule over
-the text, so it can be worked out by hand; no model of the laboratory ever sees it. What does not
-belong here: how answers are drawn (`list_writers.py`).
+the text, so it can be worked out by hand; no model of the laboratory sees it but those that GRPO
+trains, whose reward it is. What does not belong here: how answers are drawn (`list_writers.py`).
 """
 
 from __future__ import annotations
