@@ -90,6 +90,7 @@ def run_tasks(
     begin: Callable[[], None] = lambda: None,
     advance: Callable[[float], None] = lambda _: None,
     running_bytes: Callable[[], int] = lambda: 0,
+    finished: Callable[[int, ShardReport], None] = lambda *_: None,
 ) -> tuple[list[ShardReport], LoadingCheck | None]:
     """Run all tasks and wait for them.
 
@@ -101,6 +102,7 @@ def run_tasks(
         begin: Called when the nodes passed the check, before the first task.
         advance: Called with numbers of input bytes that are done.
         running_bytes: Returns the input bytes that unfinished tasks have done so far.
+        finished: Called in this process with the place and the report of each task that is done.
 
     Returns:
         The reports and the loading check.
@@ -117,8 +119,9 @@ def run_tasks(
         reports = []
         base = 0
         with imported_meanwhile(loading):
-            for task in tasks:
+            for index, task in enumerate(tasks):
                 reports.append(_run_here(task, done, base))
+                finished(index, reports[-1])
                 base += task.shard.input_bytes
         return reports, check_loading(loading) if loading else None
     if not tasks and not loading:
@@ -128,7 +131,7 @@ def run_tasks(
         if check is not None and not is_one_node():
             _require_fit_nodes(check)
         begin()
-        return _run_on_ray(tasks, loading, Advance(advance), running_bytes)
+        return _run_on_ray(tasks, loading, Advance(advance), running_bytes, finished)
 
 
 def check_nodes(check: NodeCheck) -> tuple[dict[str, list[str]], dict[str, str]]:
@@ -224,6 +227,7 @@ def _run_on_ray(
     loading: LoadingRequest | None,
     done: Advance,
     running_bytes: Callable[[], int],
+    finished: Callable[[int, ShardReport], None],
 ) -> tuple[list[ShardReport], LoadingCheck | None]:
     import ray
     from ray.exceptions import RayError
@@ -260,7 +264,9 @@ def _run_on_ray(
                     continue
                 if isinstance(outcome, ExpoError):
                     raise outcome
-                reports.update(zip(batch.indices, outcome, strict=True))
+                for index, report in zip(batch.indices, outcome, strict=True):
+                    reports[index] = report
+                    finished(index, report)
                 finished_bytes += sum(sizes[i] for i in batch.indices)
             for ref, has_begun in watch.lost().items():
                 if ref is trial:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from expo_ray.extrapolation.arithmetic.path_sums import PathSums
 from expo_ray.extrapolation.nodes.fanout import run_tasks
 from expo_ray.extrapolation.planning.plan import Plan, lay_out
-from expo_ray.extrapolation.shards.tasks import MEASURE_PATHS, shard_task
+from expo_ray.extrapolation.shards.tasks import MEASURE_PATHS, ShardReport, shard_task
 from expo_ray.extrapolation.trajectories.fits import Weights
+from expo_ray.extrapolation.trajectories.kept_sums import KeptSums
 from expo_ray.extrapolation.trajectories.trajectory import Trajectory
 from expo_ray.progress import NullProgress, Progress
 
@@ -32,7 +33,11 @@ def measure_gram(
 
 
 def measure_path_sums(
-    trajectory: Trajectory, *, address: str | None = None, progress: Progress | None = None
+    trajectory: Trajectory,
+    *,
+    address: str | None = None,
+    progress: Progress | None = None,
+    kept: KeptSums | None = None,
 ) -> dict[str, PathSums]:
     """Return all sums over the path of every tensor that a fit covers, by name.
 
@@ -40,6 +45,7 @@ def measure_path_sums(
         trajectory: As for `measure_gram`.
         address: As for `measure_gram`.
         progress: As for `measure_gram`.
+        kept: What an earlier run has measured already, and where this one keeps what it does.
 
     Raises:
         ShardError: As for `measure_gram`.
@@ -54,13 +60,26 @@ def measure_path_sums(
         vocab_policy="refuse",
     )
     tasks = [shard_task(plan, shard, MEASURE_PATHS, ()) for shard in plan.shards]
+    found: dict[str, PathSums] = {}
+    missing = []
+    for task in tasks:
+        sums = None if kept is None else kept.read(task)
+        if sums is None:
+            missing.append(task)
+        else:
+            found |= sums
+
+    def finished(index: int, report: ShardReport) -> None:
+        if kept is not None:
+            kept.write(missing[index], report.statistics)
+        for name, table in report.statistics.items():
+            found[name] = PathSums.unpacked(table)
+
     bar = (progress or NullProgress()).start("Measuring the path", plan.input_bytes, "B")
     try:
-        reports, _ = run_tasks(tasks, address=address, advance=bar.advance)
+        bar.advance(plan.input_bytes - sum(task.shard.input_bytes for task in missing))
+        if missing:
+            run_tasks(missing, address=address, advance=bar.advance, finished=finished)
     finally:
         bar.close()
-    return {
-        name: PathSums.unpacked(table)
-        for report in reports
-        for name, table in report.statistics.items()
-    }
+    return {pair.name: found[pair.name] for shard in plan.shards for pair in shard.tensors}

@@ -16,6 +16,7 @@ from expo_ray.extrapolation.trajectories.backtest import BackTest, back_tests
 from expo_ray.extrapolation.trajectories.diagnosis_file import identity_of, write_diagnosis
 from expo_ray.extrapolation.trajectories.fits import DEFAULT_OPTIONS, FitOptions
 from expo_ray.extrapolation.trajectories.gram import measure_path_sums
+from expo_ray.extrapolation.trajectories.kept_sums import KeptSums
 from expo_ray.extrapolation.trajectories.path_shape import (
     PathShape,
     Step,
@@ -94,7 +95,8 @@ def diagnose_trajectory(
     Args:
         trajectory: A YAML list of `{step: 100, checkpoint: ./step_100}`, the output folder of a
             trainer, or the points themselves.
-        output: Folder to write the diagnosis into; `write_report` makes a page of it.
+        output: Folder to write the diagnosis into; `write_report` makes a page of it. What was
+            measured is kept there until then: a run that was stopped goes on.
         extra_tensors: As for `extrapolate`.
         address: Ray cluster, `local`, or `inline` for this process.
         progress: Where to report.
@@ -113,7 +115,8 @@ def diagnose_trajectory(
     """
     folder = None if output is None else require_writable_folder(output)
     opened = open_trajectory(trajectory, extra_tensors=extra_tensors)
-    sums = measure_path_sums(opened, address=address, progress=progress)
+    kept = None if folder is None else KeptSums(folder, opened)
+    sums = measure_path_sums(opened, address=address, progress=progress, kept=kept)
     # One matrix that is stored under two names counts once.
     tied = {p.name for p in opened.pair.tensors if p.tied_to not in (None, p.name)}
     found = judge_path(
@@ -123,8 +126,9 @@ def diagnose_trajectory(
         identities=[identity_of(checkpoint) for checkpoint in opened.checkpoints],
         notes=opened.pair.notes,
     )
-    if folder is not None:
+    if folder is not None and kept is not None:
         write_diagnosis(folder, found.as_dict())
+        kept.remove()
     return found
 
 

@@ -1,0 +1,75 @@
+"""Sums over a path that are measured already, kept on a disk until what they are for is written.
+
+One file per task, named by the versions of all checkpoints and by the task's tensors: what was
+measured of other weights, or in other parts, is never found. A file that was damaged is measured
+again.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from expo_ray.checkpoints.digests import digest_of
+from expo_ray.checkpoints.storages.atomic_io import atomic_write_bytes
+from expo_ray.extrapolation.arithmetic.path_sums import PathSums
+from expo_ray.extrapolation.shards.tasks import ShardTask
+from expo_ray.extrapolation.trajectories.diagnosis_file import identity_of
+from expo_ray.extrapolation.trajectories.trajectory import Trajectory
+
+FOLDER_NAME = "measured"
+# Raise it with every change of what is summed.
+_VERSION = 1
+_FIELDS = ("num_elements", "gram", "rounding", "num_moved")
+
+
+class KeptSums:
+    """The sums of finished tasks, in a folder of its own.
+
+    Args:
+        folder: Where the result will be written.
+        trajectory: The checkpoints that are measured.
+    """
+
+    def __init__(self, folder: Path, trajectory: Trajectory) -> None:
+        self._folder = folder / FOLDER_NAME
+        versions = [identity_of(checkpoint) for checkpoint in trajectory.checkpoints]
+        self._key = json.dumps([_VERSION, versions])
+
+    def read(self, task: ShardTask) -> dict[str, PathSums] | None:
+        """Return the sums of a task by tensor; None where they have to be measured."""
+        try:
+            with np.load(io.BytesIO(self._place(task).read_bytes())) as arrays:
+                fields = [arrays[name] for name in _FIELDS]
+            rows = [dict(zip(_FIELDS, row, strict=True)) for row in zip(*fields, strict=True)]
+            found = [PathSums.unpacked({**row, "num_elements": int(row["num_elements"])})
+                     for row in rows]  # fmt: skip
+            return dict(zip(_names(task), found, strict=True))
+        except (OSError, ValueError, LookupError, EOFError, zipfile.BadZipFile):
+            return None
+
+    def write(self, task: ShardTask, statistics: dict[str, dict[str, Any]]) -> None:
+        """Keep the sums of a task, packed, as its report has them."""
+        rows = [statistics[name] for name in _names(task)]
+        buffer = io.BytesIO()
+        np.savez(buffer, **{name: np.array([row[name] for row in rows]) for name in _FIELDS})
+        self._folder.mkdir(parents=True, exist_ok=True)
+        atomic_write_bytes(self._place(task), buffer.getvalue())
+
+    def remove(self) -> None:
+        """Remove what was kept, of these checkpoints and of others."""
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _place(self, task: ShardTask) -> Path:
+        text = json.dumps([self._key, *_names(task)])
+        return self._folder / f"{digest_of(text.encode()).partition(':')[2]}.npz"
+
+
+def _names(task: ShardTask) -> list[str]:
+    return [pair.name for pair in task.shard.tensors if pair.path]
