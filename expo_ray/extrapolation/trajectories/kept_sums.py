@@ -58,7 +58,8 @@ class KeptSums:
         """Keep the sums of a task, packed, as its report has them."""
         rows = [statistics[name] for name in _names(task)]
         buffer = io.BytesIO()
-        np.savez(buffer, **{name: np.array([row[name] for row in rows]) for name in _FIELDS})
+        arrays = {name: np.array([row[name] for row in rows]) for name in _FIELDS}
+        np.savez(buffer, allow_pickle=False, **arrays)
         self._folder.mkdir(parents=True, exist_ok=True)
         atomic_write_bytes(self._place(task), buffer.getvalue())
 

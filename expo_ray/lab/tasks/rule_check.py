@@ -21,7 +21,10 @@ class RuleCheck(Check):
 
     def reward(self, checked: Checked) -> float:
         """Return what the rule says."""
-        return self._rule([{**turn} for turn in checked.messages], checked.response)
+        turns: list[Message] = [
+            {"role": turn["role"], "content": turn["content"]} for turn in checked.messages
+        ]
+        return self._rule(turns, checked.response)
 
 
 def rule_check(task: str, rule: Rule) -> CheckKind:
