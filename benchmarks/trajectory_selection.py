@@ -1,13 +1,13 @@
 """`select` over target steps of half a training in the laboratory, beside its hidden truth.
 
-    python -m benchmarks.trajectory_selection [--write] [--seeds N ...]
+    python -m benchmarks.trajectory_selection [--write] [--seeds N ...] [--trainings NAME ...]
 
-The first half of a DPO training is known. Its back-test says which fit goes on from the last
-checkpoint; candidates are 1.25, 1.5 and 2 times the steps known, chosen by a reward model that saw
-other prompts, under the usual guards. The hidden truth of the same answers, which the choice never
-sees, says whether it was right; the last candidate forecasts the end of the training.
+The first half of a training by DPO or GRPO is known. Its back-test says which fit goes on from the
+last checkpoint; candidates are 1.25, 1.5 and 2 times the steps known, chosen by a reward model that
+saw other prompts, under the usual guards. The hidden truth of the same answers, which the choice
+never sees, says whether it was right; the last candidate forecasts the end of the training.
 
-Needs: two CPU cores. Takes: three minutes for each seed.
+Needs: two CPU cores. Takes: three minutes for each training.
 """
 
 from __future__ import annotations
@@ -40,16 +40,17 @@ from expo_ray.tables import read_table
 from expo_ray.workflow.run import select
 
 RESULT = Path(__file__).resolve().parent / "results" / "trajectory_selection.md"
-TRAINING = "dpo, constant rate"
+CONSTANT = ("dpo, constant rate", "grpo, constant rate")
 SHARE = 0.5
 HORIZONS = (1.25, 1.5, 2.0)
 HEADING = """# Target steps of a forecast, chosen by `select`
 
-Written by `python -m benchmarks.trajectory_selection --write`: DPO with a constant rate, the first
-half of its checkpoints known. Truth is the hidden score of the answers that the choice was made from.
+Written by `python -m benchmarks.trajectory_selection --write`: trainings with a constant rate, the
+first half of their checkpoints known. Truth is the hidden score of the answers that the choice was
+made from, at the end of the training of answers to 60 of the same prompts.
 
-| seed | fit | verdict | chosen: times the steps | reward gain, held out | truth: last known | chosen | best candidate | end of the training |
-|---|---|---|---|---|---|---|---|---|
+| training | seed | fit | verdict | chosen: times the steps | reward gain, held out | truth: last known | chosen | best candidate | end of the training |
+|---|---|---|---|---|---|---|---|---|---|
 """  # noqa: E501
 
 
@@ -63,14 +64,14 @@ def reward_model(seed: int, folder: Path) -> Path:
     return place
 
 
-def chosen(seed: int, folder: Path) -> str:
+def chosen(name: str, seed: int, folder: Path) -> str:
     """Train, choose on the first half, and return a row of the table."""
     first = first_seed(seed)
     initial, reward = initial_model(first, folder), reward_model(first, folder)
     settings = BranchSettings(seed=seed, initial_seed=first, **SMALL)
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         training = Path(scratch) / "training"
-        TRAININGS[TRAINING](settings, initial, training)
+        TRAININGS[name](settings, initial, training)
         path = Path1(initial, training)
         num_known = known_steps(path.steps, SHARE)
         known = path.steps[:num_known]
@@ -94,7 +95,7 @@ def chosen(seed: int, folder: Path) -> str:
         )["selection"]
         truths = _truths(run)
         end = Answers(settings, initial).truth(path.checkpoint(-1))
-    return _line(seed, fit, result, truths, end)
+    return f"| {name} {_line(seed, fit, result, truths, end)}"
 
 
 def _truths(run: Path) -> dict[float, float]:
@@ -128,16 +129,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--write", action="store_true", help=f"write {RESULT.name}")
     parser.add_argument("--seeds", type=int, nargs="+", default=[120, 121, 122])
+    parser.add_argument("--trainings", nargs="+", default=CONSTANT, choices=TRAININGS)
     parser.add_argument("--folder", type=Path, default=Path("runs/trajectory_laboratory"))
     given = parser.parse_args()
     torch.set_num_threads(1)
     given.folder.mkdir(parents=True, exist_ok=True)
     lines = []
-    for seed in given.seeds:
-        lines.append(chosen(seed, given.folder))
-        print(lines[-1], flush=True)
-        if given.write:
-            RESULT.write_text(HEADING + "\n".join(lines) + "\n")
+    for name in given.trainings:
+        for seed in given.seeds:
+            lines.append(chosen(name, seed, given.folder))
+            print(lines[-1], flush=True)
+            if given.write:
+                RESULT.write_text(HEADING + "\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":
