@@ -30,7 +30,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from benchmarks.trajectory_laboratory_tables import written
+from benchmarks.trajectory_laboratory_tables import with_comment, written
 from expo_ray.extrapolation.arithmetic.path_sums import PathSums, measure_path
 from expo_ray.extrapolation.trajectories.backtest import (
     HORIZONS,
@@ -325,7 +325,7 @@ def main() -> None:
     text = written([{"num_steps": NUM_STEPS, **row} for row in read_rows(given.rows)])
     print(text)
     if given.write:
-        RESULT.write_text(text)
+        RESULT.write_text(with_comment(text, RESULT.read_text() if RESULT.exists() else ""))
 
 
 if __name__ == "__main__":

@@ -10,6 +10,8 @@ import numpy as np
 Row = dict[str, Any]
 NEAR = 0.95
 """A gain that a verdict should have seen: the one that it asks of a fit."""
+COMMENT = "\n## What this says\n"
+"""Below it stands what a person wrote."""
 HEADING = """# Trainings of the laboratory, forecast from their first part
 
 Written by `python -m benchmarks.trajectory_laboratory --write` from {trainings} trainings:
@@ -41,9 +43,22 @@ def written(rows: Sequence[Row]) -> str:
     )
     shares = [part["share"] for part in rows[0]["parts"]]
     sections = [heading, "## Does a verdict come true?\n", *_verdicts(rows, kinds, shares)]
-    sections += ["\n## Which fit comes nearer to the end of the training?\n", *_fits(rows, shares)]
-    sections += ["\n## Does a forecast answer like the whole training?\n", *_truths(rows, shares)]
+    by_method: dict[str, list[Row]] = {}
+    for row in rows:
+        by_method.setdefault(row["training"].partition(",")[0], []).append(row)
+    for method, some in sorted(by_method.items()):
+        sections += [f"\n## {method}: how much was learnt?\n", *_learnt(some)]
+        title = "which fit comes nearer to the end of the training?"
+        sections += [f"\n## {method}: {title}\n", *_fits(some, shares)]
+        title = "does a forecast answer like the whole training?"
+        sections += [f"\n## {method}: {title}\n", *_truths(some, shares)]
     return "\n".join(sections) + "\n"
+
+
+def with_comment(text: str, before: str) -> str:
+    """Return new tables with what a person wrote below the old ones."""
+    _, marker, comment = before.partition(COMMENT)
+    return f"{text}{marker}{comment}"
 
 
 def parts_of(rows: Iterable[Row], share: float) -> list[Row]:
@@ -97,6 +112,24 @@ def _pair_holds(part: Row) -> bool:
     return bool(errors[reached[-1]] < 1)
 
 
+def _learnt(rows: Sequence[Row]) -> list[str]:
+    lines = [
+        "| training | truth of the initial model | of the whole training | better in | "
+        "straightness | R^2 of lines |",
+        "|---|---|---|---|---|---|",
+    ]
+    for kind in sorted({row["training"] for row in rows}):
+        some = [row for row in rows if row["training"] == kind]
+        better = sum(row["truth_last"] > row["truth_initial"] for row in some)
+        means = [_mean([row[name] for row in some]) for name in
+                 ("truth_initial", "truth_last", "straightness", "r2_line")]  # fmt: skip
+        lines.append(
+            f"| {kind} | {means[0]:.2f} | {means[1]:.2f} | {better} of {len(some)} | "
+            f"{means[2]:.2f} | {means[3]:.2f} |"
+        )
+    return lines
+
+
 def _fits(rows: Sequence[Row], shares: Sequence[float]) -> list[str]:
     lines = [
         "| forecast of the last step | " + " | ".join(f"from {s:.0%}" for s in shares) + " |",
@@ -121,22 +154,30 @@ def _truths(rows: Sequence[Row], shares: Sequence[float]) -> list[str]:
 
     def cell(name: str, share: float) -> str:
         parts = parts_of(rows, share)
-        if name == "the whole training":
-            gains = [part["truth_last"] - part["truth_known"] for part in parts]
-        elif name == "as the verdict says":
-            # To keep the last checkpoint is to gain nothing.
-            gains = [(p["truth_promised"] or p["truth_known"]) - p["truth_known"] for p in parts]
-        else:
-            gains = [part["truths"][name] - part["truth_known"] for part in parts]
+        truths = [_truth(part, name) for part in parts]
+        gains = [truth - p["truth_known"] for truth, p in zip(truths, parts, strict=True)]
         error = np.std(gains, ddof=1) / len(gains) ** 0.5 if len(gains) > 1 else float("nan")
-        return f"{np.mean(gains):+.2f} ± {error:.2f} ({sum(g > 0 for g in gains)} of {len(gains)})"
+        reached = sum(truth >= p["truth_last"] for truth, p in zip(truths, parts, strict=True))
+        counts = f"{sum(gain > 0 for gain in gains)}, {reached} of {len(gains)}"
+        return f"{np.mean(gains):+.2f} ± {error:.2f} ({counts})"
 
     lines += _table(names, shares, cell)
     note = (
-        "Gain in hidden truth and in how many trainings it is positive; forecasts are of the last "
-        "step, that of the verdict at its own horizon."
+        "Gain in hidden truth; in how many trainings it is positive, and in how many it reaches "
+        "the truth of the whole training. Forecasts are of the last step, that of the verdict at "
+        "its own horizon."
     )
     return [*lines, "", note]
+
+
+def _truth(part: Row, name: str) -> float:
+    if name == "the whole training":
+        return float(part["truth_last"])
+    if name == "as the verdict says":
+        # To keep the last checkpoint is to gain nothing.
+        promised = part["truth_promised"]
+        return float(part["truth_known"] if promised is None else promised)
+    return float(part["truths"][name])
 
 
 def _always(rows: Sequence[Row], shares: Sequence[float]) -> list[str]:

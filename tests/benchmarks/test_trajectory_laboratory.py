@@ -13,7 +13,7 @@ from benchmarks.trajectory_laboratory import (
     asked,
     targets_of,
 )
-from benchmarks.trajectory_laboratory_tables import outcome, written
+from benchmarks.trajectory_laboratory_tables import COMMENT, outcome, with_comment, written
 from expo_ray.lab.data import eval_prompts, requests_for
 from expo_ray.lab.settings import LabSettings
 
@@ -76,11 +76,27 @@ def test_the_tables_count_trainings_by_share() -> None:
     one = part("keep") | truths | {"share": 0.5}
     row = {
         **{"seed": 1, "training": "dpo", "num_steps": 80, "num_checkpoints": 41},
-        **{"truth_last": 5.0, "parts": [one]},
+        **{"truth_initial": 1.0, "truth_last": 4.0, "straightness": 0.5, "r2_line": 0.9},
+        "parts": [one],
     }
     text = written([row, row | {"seed": 2}])
     assert "| dpo | 50% | 0 | 0 | 0 | 2 | 0 |" in text
     assert "| line | 1.50 (0 of 2) |" in text
-    assert "| the whole training | +2.00 ± 0.00 (2 of 2) |" in text
-    assert "| as the verdict says | +0.00 ± 0.00 (0 of 2) |" in text
-    assert "| line | +1.00 ± 0.00 (2 of 2) |" in text
+    assert "| dpo | 1.00 | 4.00 | 2 of 2 | 0.50 | 0.90 |" in text
+    assert "| the whole training | +1.00 ± 0.00 (2, 2 of 2) |" in text
+    assert "| as the verdict says | +0.00 ± 0.00 (0, 0 of 2) |" in text
+    assert "| line | +1.00 ± 0.00 (2, 2 of 2) |" in text
+
+
+def test_methods_have_tables_of_their_own_and_a_comment_outlives_them() -> None:
+    parts = [part("keep") | {"truth_known": 3.0, "truths": {}, "truth_promised": 0.0, "share": 0.5}]
+    row = {
+        **{"seed": 1, "num_steps": 80, "num_checkpoints": 41, "parts": parts},
+        **{"truth_initial": 1.0, "truth_last": 4.0, "straightness": 0.5, "r2_line": 0.9},
+    }
+    text = written([row | {"training": f"{name}, cosine rate"} for name in ("dpo", "grpo")])
+    assert "## grpo: which fit" in text
+    assert text.count("| as the verdict says | -3.00 ± nan (0, 0 of 1) |") == 2
+    before = f"old tables{COMMENT}\nIt learns.\n"
+    assert with_comment(text, before) == f"{text}{COMMENT}\nIt learns.\n"
+    assert with_comment(text, "old tables") == text
