@@ -64,6 +64,8 @@ raise ImportError("the module of a stranger")
 PAIR = ["initial", "aligned"]
 PROMPTS = ["--prompts", "prompts.jsonl", "--max-tokens", "2"]
 REWARD = ["--reward-model", "reward"]
+FEW = ["--num-preference-prompts", "6", "--num-reward-prompts", "6", "--num-eval-prompts", "2"]
+FEW += ["--fraction", "1", "--engine", "transformers"]
 LOAD = ["--concurrency", "1", "--num-requests", "2", "--output", "load"]
 
 # By command its arguments; everything lies in the folder in which it is called.
@@ -82,7 +84,7 @@ COMMANDS = {
     "select": [*PAIR, *PROMPTS, "--output", "run", "--alpha", "0.5", *REWARD],
     "run": ["recipe.yaml", "--set", "output=whole"],
     "serve": ["aligned"],
-    "lab language": ["--output", "language"],
+    "lab language": ["--output", "language", *FEW],
     "lab epochs": ["--small", "--seeds", "2", "--num-prompts", "4", "--output", "epochs"],
 }
 # The other controlled experiments are records of the one mechanism that epochs runs.
