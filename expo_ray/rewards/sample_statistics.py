@@ -243,6 +243,8 @@ def _interval(values: FloatArray) -> tuple[float, float] | tuple[None, None]:
 
 def _codes(column: pa.ChunkedArray) -> IntArray:
     """Return a number for each value of a column, null included."""
+    if pa.types.is_dictionary(column.type):  # as a large table is read
+        column = column.cast(column.type.value_type)
     encoded = column.combine_chunks().dictionary_encode(null_encoding="encode")
     return np.asarray(encoded.indices, np.int64)
 

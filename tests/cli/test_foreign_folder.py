@@ -129,9 +129,12 @@ def test_a_command_runs_no_code_of_the_folder_it_is_called_in(
     command: str, where: str, foreign: Path, ray_cluster: str
 ) -> None:
     import ray
+    import ray.serve
 
     environment = {**os.environ, "RAY_AUTH_MODE": "token", "PYTHONPATH": str(ROOT)}
     address = ray.get_runtime_context().gcs_address if where == "cluster" else "local"
+    if command == "serve":
+        ray.serve.shutdown()  # one that tests before have left listens at another port
     line = [EXPO_RAY, *command.split(), *COMMANDS[command], "--json", "--address", address]
     with subprocess.Popen(
         line, cwd=foreign, env=environment, stdout=subprocess.PIPE, text=True
@@ -139,8 +142,9 @@ def test_a_command_runs_no_code_of_the_folder_it_is_called_in(
         assert process.stdout is not None
         try:
             if command == "serve":
-                events = [json.loads(process.stdout.readline())["event"] for _ in range(2)]
-                assert events == ["starting", "ready"]
+                lines = [process.stdout.readline() for _ in range(2)]
+                events = [json.loads(line).get("event") for line in lines if line]
+                assert events == ["starting", "ready"], lines
                 process.send_signal(signal.SIGTERM)
             said = process.communicate(timeout=300)[0]
         finally:

@@ -37,6 +37,7 @@ def test_pass_at_k_is_the_mean_over_all_draws_of_k() -> None:
     assert pass_at(100, np.array([1000]), np.array([100]))[0] == pytest.approx(expected, abs=1e-12)
 
 
+REPEATING = ("prompt_id", "weights_digest", "reward_model")
 Row = tuple[str, float | None, str]
 
 
@@ -87,6 +88,16 @@ def test_each_statistic_by_hand() -> None:
     for statistic, values in expected.items():
         np.testing.assert_allclose(samples.values(statistic), values)
     assert statistics_of(samples) == ["avg", "pass@2", "pass@4", "majority"]
+
+
+def test_columns_that_were_read_as_dictionaries_say_the_same() -> None:
+    encoded = [
+        pa.table({n: t[n].dictionary_encode() if n in REPEATING else t[n] for n in t.column_names})
+        for t in tables(ROWS)
+    ]
+    plain, read = read_samples(*tables(ROWS)), read_samples(*encoded)
+    for statistic in ("avg", "pass@2", "majority"):
+        np.testing.assert_array_equal(read.values(statistic), plain.values(statistic))
 
 
 def test_what_can_be_told_depends_on_the_check_and_its_rewards() -> None:

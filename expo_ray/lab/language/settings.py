@@ -50,10 +50,10 @@ class LanguageSettings(BaseModel):
     max_tokens: int = Field(80, ge=1, description="Longest answer.")
 
     dpo_batch_size: int = Field(8, ge=1, description="Pairs per optimizer step.")
-    dpo_learning_rate: float = Field(2e-5, gt=0, description="Peak, cosine with 10% warm-up.")
+    dpo_learning_rate: float = Field(2e-5, gt=0, description="Peak; cosine, 10% warm-up.")
     dpo_beta: float = Field(0.1, gt=0, description="DPO's beta.")
     reward_batch_size: int = Field(8, ge=1, description="Pairs per optimizer step.")
-    reward_learning_rate: float = Field(5e-5, gt=0, description="Peak, cosine with 10% warm-up.")
+    reward_learning_rate: float = Field(5e-5, gt=0, description="Peak; cosine, 10% warm-up.")
     pairs_at_once: int = Field(
         2, ge=1, description="Pairs that are computed together; a matter of memory."
     )

