@@ -41,15 +41,23 @@ def render(lines: Sequence[Mapping[str, Any]], frozen: Frozen, num_expected: int
         "times that it cannot be told.",
         "",
         "| alpha picked by | mean reward gain | mean difference in right sums "
-        "| significantly worse | after Holm |",
-        "|---|---|---|---|---|",
+        "| significantly worse | after Holm | lost more than the margin | significantly |",
+        "|---|---|---|---|---|---|---|",
     ]
     for name in PICKS:
         raw, corrected = significantly_worse(lines, name)
         reward = np.mean([line["picks"][name]["reward"] for line in lines])
         right = np.mean([line["truth"][name]["gain"] for line in lines])
-        text.append(f"| {name} | {reward:+.2f} | {right:+.3f} | {raw} | {corrected} |")
+        text.append(
+            f"| {name} | {reward:+.2f} | {right:+.3f} | {raw} | {corrected} "
+            f"| {_num_beyond(lines, name, 'gain', frozen)} "
+            f"| {_num_beyond(lines, name, 'ci_high', frozen)} |"
+        )
     text += [
+        "",
+        "Worse: than the aligned model, by a test of the paired difference. A gate promises not "
+        "that nothing is lost, but no more than the margin: the last two columns count the seeds "
+        "whose difference lies below minus the margin, and those whose whole interval does.",
         "",
         "| seed | right, aligned | "
         + " | ".join(f"{name} | right" for name in PICKS)
@@ -66,3 +74,8 @@ def render(lines: Sequence[Mapping[str, Any]], frozen: Frozen, num_expected: int
         text.append("| " + " | ".join(cells) + " |")
     text += ["", "Of a pick: alpha (reward gain on the prompts that choose), then right sums.", ""]
     return "\n".join(text)
+
+
+def _num_beyond(lines: Sequence[Mapping[str, Any]], name: str, bound: str, frozen: Frozen) -> int:
+    """Count the seeds that lost more than the margin, by the value or by its upper bound."""
+    return sum(line["truth"][name][bound] < -frozen.margin for line in lines)

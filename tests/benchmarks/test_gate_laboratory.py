@@ -71,8 +71,10 @@ def test_the_page_counts_who_is_worse_and_lists_every_seed() -> None:
     page = render(lines, FROZEN, num_expected=20)
     assert "Finished: 3 of 20 seeds." in page
     assert "3 times that it is worse" in page
-    assert "| reward alone | +1.50 | -0.067 | 2 | 1 |" in page
-    assert "| guarded, gate | +1.50 | +0.003 | 0 | 0 |" in page
+    assert "| reward alone | +1.50 | -0.067 | 2 | 1 | 2 | 2 |" in page
+    assert "| guarded, gate | +1.50 | +0.003 | 0 | 0 | 0 | 0 |" in page
+    slightly = render([line(1, -0.06, -0.06, 0.001)], FROZEN, num_expected=20)
+    assert "| reward alone | +1.50 | -0.060 | 1 | 1 | 1 | 0 |" in slightly
     assert "| 2 | 0.60 | 2 (+1.50) | -0.100 [-0.120, -0.080] |" in page
     assert "| 4: worse, 2: no-worse |" in page
 
