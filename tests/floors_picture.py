@@ -56,14 +56,14 @@ def draw(storey: str) -> str:
 def table(storey: str) -> str:
     """Return a Markdown table of the boxes, the ground first: what they say of themselves."""
     rows = []
-    for box in (box for floor in FLOORS[storey] for box in floor):
+    for level, box in ((i, box) for i, floor in enumerate(FLOORS[storey]) for box in floor):
         place = ROOT.joinpath(*storey.split("."), box)
         is_folder = place.is_dir()
         file = place / "__init__.py" if is_folder else place.with_suffix(".py")
         said = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or ""
         name = f"{box}/" if is_folder else f"{box}.py"
-        rows.append(f"| `{name}` | {' '.join(said.partition(chr(10) * 2)[0].split())} |")
-    return "\n".join(["| box | what lives there |", "|---|---|", *rows, ""])
+        rows.append(f"| {level} | `{name}` | {' '.join(said.partition(chr(10) * 2)[0].split())} |")
+    return "\n".join(["| floor | box | what lives there |", "|---:|---|---|", *rows, ""])
 
 
 def with_tables(page: str) -> str:

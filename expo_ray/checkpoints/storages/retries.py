@@ -4,11 +4,11 @@ A server that limits requests says how long to stay away, and is obeyed. What co
 connection that broke, a time-out, a server that was busy, a network file system that hiccuped. A
 file that is missing, a right that is lacking or a full disk is none.
 
-Whatever is asked of an object store, S3 too, is tried five times here (reads: `remote_storage`;
-writes, lists, moves and removals: `remote_path`), beneath which the client of pyarrow or boto3
-(`s3_client`) tries again by itself; an extrapolation then tries the whole shard three times
-(`expo_ray.extrapolation.shards.attempts`). A read that ends too early is never tried again: the
-file is another one by now.
+Reads, writes, lists, moves and removals by pyarrow's file systems, S3 too, are tried five times
+here (by `remote_storage` and `remote_path`), beneath which its client tries again by itself. What
+boto3 does (copies, parts, aborts of uploads) has the five attempts of its own (`s3_client`). An
+extrapolation then tries the whole shard three times (`expo_ray.extrapolation.shards.attempts`). A
+read that ends too early is never tried again: the file is another one by now.
 """
 
 from __future__ import annotations

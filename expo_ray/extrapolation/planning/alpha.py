@@ -14,7 +14,8 @@ ALIGNED_ALPHA: Final = 0.0
 """Alpha 0: the aligned model itself. It is a candidate of every choice of alpha, all others are
 compared with it, and it is what is kept where none is better. A choice (`workflow/stages.py`)
 writes nothing for it: ALIGNED is there already. `extrapolate --alpha 0` writes it by the
-formula, as any other: equal to ALIGNED, but that -0.0 becomes +0.0."""
+formula, as any other: in the dtype of the files equal to ALIGNED, but that a -0.0 may become
++0.0, and that FP8 blocks get new scales."""
 
 
 def parse_alpha(value: str | float) -> float:
