@@ -47,6 +47,7 @@ def prepare_lab(
         MissingExtraError: TRL, or what it is used with, is not installed.
         EvaluationError: A training failed; what is finished is kept for the next call.
     """
+    cache = Path(cache).absolute()  # workers are called elsewhere
     finished = find_lab(cache, settings)
     if finished is not None:
         return finished

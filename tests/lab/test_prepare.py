@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import threading
@@ -73,7 +74,8 @@ def shown() -> RecordingProgress:
 
 @pytest.fixture(scope="module")
 def lab(cache: Path, shown: RecordingProgress, ray_cluster: str) -> LabResult:
-    return prepare_lab(cache, MICRO, address=ray_cluster, progress=shown)
+    with contextlib.chdir(cache.parent):  # not the folder in which Ray was started
+        return prepare_lab(cache.name, MICRO, address=ray_cluster, progress=shown)
 
 
 def models(lab: LabResult) -> list[Path]:

@@ -66,6 +66,7 @@ def prepare_language(
         MissingExtraError: A package that it needs is not installed.
         EvaluationError: A training failed; what is finished is kept for the next call.
     """
+    cache = Path(cache).absolute()  # workers are called elsewhere
     finished = find_language(cache, settings)
     if finished is not None:
         return finished
@@ -73,8 +74,8 @@ def prepare_language(
     result = language_paths(cache, settings)
     result.folder.mkdir(parents=True, exist_ok=True)
     progress = progress or NullProgress()
-    with only_one(Path(cache), progress):
-        smollm2(Path(cache))
+    with only_one(cache, progress):
+        smollm2(cache)
     with only_one(result.folder, progress):
         return find_language(cache, settings) or _prepare(settings, result, address, progress)
 

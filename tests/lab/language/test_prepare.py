@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -63,7 +64,8 @@ def shown() -> RecordingProgress:
 
 @pytest.fixture(scope="module")
 def lab(cache: Path, shown: RecordingProgress, ray_cluster: str) -> LanguageResult:
-    return prepare_language(cache, MICRO, address=ray_cluster, progress=shown)
+    with contextlib.chdir(cache.parent):  # not the folder in which Ray was started
+        return prepare_language(cache.name, MICRO, address=ray_cluster, progress=shown)
 
 
 def test_all_weights_are_trained_in_float32(lab: LanguageResult) -> None:
