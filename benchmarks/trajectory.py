@@ -111,9 +111,10 @@ def _along(pool: torch.Tensor, shape: tuple[int, ...], number: int) -> torch.Ten
 
 
 def script_bytes(layers: int, hidden: int, num_checkpoints: int) -> int:
-    """Return what the script holds at least: all checkpoints, its output, and the largest tensor.
+    """Return what the script takes at most: all checkpoints, its output, and the largest tensor.
 
     Of that the float32 changes twice, as they are stacked and decomposed, and the right factor.
+    Checkpoints are mapped: where memory is scarce the system lets their pages go.
     """
     sizes = [torch.Size(shape).numel() for shape in shapes(layers, hidden).values()]
     stored = 2 * (num_checkpoints + 1) * sum(sizes)
@@ -160,7 +161,7 @@ def main() -> None:
         print(f"{given.checkpoints} checkpoints of {size / 2**30:.2f} GiB, {os.cpu_count()} cores, "
               f"load {os.getloadavg()[0]:.1f} at the start")  # fmt: skip
         need = script_bytes(given.layers, given.hidden, given.checkpoints)
-        print(f"the script holds at least {need / 2**30:.1f} GiB", flush=True)
+        print(f"the script takes up to {need / 2**30:.1f} GiB, mapped files among them", flush=True)
         outputs = {side: Path(place) / side for side in sides}
         for _ in range(given.repeats):
             for side, found in runs.items():
