@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from expo_ray.extrapolation.planning.alpha import ALIGNED_ALPHA, checkpoint_name
 from expo_ray.reports.run_files import RunFiles
 from expo_ray.reports.wording import (
     decimals_for,
@@ -15,14 +16,11 @@ from expo_ray.reports.wording import (
     interval_name,
     signed,
 )
+from expo_ray.selection.gates import GATE_PREFIX, MAIN
 
 Selection = Mapping[str, Any]
 SMALLER = (0.25, 0.5, 0.75)
 """Of the smallest alpha that does not do: what to try below it."""
-GATE_PREFIX = "no-worse-than "
-"""What the guard is called that a gate becomes where it stops a candidate."""
-MAIN = "main"
-"""The prompts that choose and confirm, as gates name them."""
 BACK = (-0.5, -0.25, -0.1)
 """Ways back to the initial model, which is -1."""
 CUT_OFF_OFTEN = 0.1
@@ -134,14 +132,15 @@ def _more_for_a_gate(run: RunFiles) -> Iterator[Step]:
     for gate in run.selection.get("gates") or ():
         if (gate["alpha"], gate["verdict"]) != (stopped[-1], "cannot-tell"):
             continue
-        name, alpha = gate["name"], format_alpha(gate["alpha"])
+        alpha = gate["alpha"]
         folder = run.path if gate["prompts"] == MAIN else run.path / "prompt_sets" / gate["prompts"]
         rewards = folder / "rewards" / gate["reward_model"]
-        tables = (shlex.quote(str(rewards / f"alpha-{a}.parquet")) for a in ("0", alpha))
+        files = (rewards / f"{checkpoint_name(a)}.parquet" for a in (ALIGNED_ALPHA, alpha))
+        tables = " ".join(shlex.quote(str(file)) for file in files)
         yield Step(
-            what=f"So many prompts cannot tell whether alpha {alpha} keeps the gate {name}: how "
-            "many would",
-            command=f"expo-ray plan-prompts {' '.join(tables)} --margin {gate['margin']:g}",
+            what=f"So many prompts cannot tell whether alpha {format_alpha(alpha)} keeps the gate "
+            f"{gate['name']}: how many would",
+            command=f"expo-ray plan-prompts {tables} --margin {gate['margin']:g}",
         )
 
 

@@ -37,6 +37,8 @@ from expo_ray.selection.settings import SelectionSettings
 
 MAIN = "main"
 """The set of prompts that chooses alpha and confirms it."""
+GATE_PREFIX = "no-worse-than "
+"""What the guard's name begins with that a gate becomes where it stops a candidate."""
 POWER = 0.8
 Verdict = Literal["no-worse", "worse", "cannot-tell"]
 Kind = Literal["right-or-wrong", "shares", "scores"]
@@ -222,7 +224,7 @@ def _guard(
     settings: SelectionSettings,
 ) -> Guard:
     question = Question(
-        name=f"no-worse-than {scores.name}", limit=-margin, doubt="stop", at_most=False
+        name=f"{GATE_PREFIX}{scores.name}", limit=-margin, doubt="stop", at_most=False
     )
     words = "" if found is None else f"{scores.name} changes by {found.value:+.4g}"
     return judge(

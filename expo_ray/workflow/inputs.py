@@ -105,9 +105,8 @@ def prepare_models(run: Run) -> None:
         _prepare_lab(run, run.recipe.lab)
     elif not run.prompts:  # a check of the request has found them otherwise
         _find_inputs(run, run.recipe.reward_models)
-    judges = {k: spec.text for k, spec in run.reward_models.items() if k not in run.report_only}
-    specs = list(judges.values())
-    for warning in warn_of_circle(specs):
+    judges = [s.text for label, s in run.reward_models.items() if label not in run.report_only]
+    for warning in warn_of_circle(judges):
         run.progress.message(f"warning: {warning}")
     _record_inputs(run)
 

@@ -73,4 +73,4 @@ class KeptSums:
 
 
 def _names(task: ShardTask) -> list[str]:
-    return [pair.name for pair in task.shard.tensors if pair.path]
+    return [pair.name for pair in task.shard.tensors]
