@@ -157,19 +157,20 @@ def remove_work_folder(folder: AnyPath) -> None:
     """Remove what only an unfinished run needs; the lock file goes last."""
     work = folder / WORK_FOLDER
     (work / RUN_FILE).unlink(missing_ok=True)
-    _remove_tree(work)
+    remove_tree(work)
 
 
 def leave_folder(folder: AnyPath) -> None:
     """Undo the claim of a folder in which nothing was begun, unless an older run is resumable."""
     if not (folder / WORK_FOLDER / RUN_FILE).exists():
-        _remove_tree(folder / WORK_FOLDER)
+        remove_tree(folder / WORK_FOLDER)
     if isinstance(folder, Path):
         with contextlib.suppress(OSError):
             folder.rmdir()  # only where it is empty
 
 
-def _remove_tree(path: AnyPath) -> None:
+def remove_tree(path: AnyPath) -> None:
+    """Remove a folder, or what lies below a prefix; what is not there is no error."""
     if isinstance(path, RemotePath):
         path.remove_tree()
     else:
@@ -250,7 +251,7 @@ def _remove_old_result(folder: AnyPath) -> None:
         # What a folder that is a link leads to is not ours to remove.
         if isinstance(path, RemotePath) or _lies_below(path, folder):
             path.unlink(missing_ok=True)
-    _remove_tree(folder / WORK_FOLDER / RECEIPT_FOLDER)
+    remove_tree(folder / WORK_FOLDER / RECEIPT_FOLDER)
 
 
 def _lies_below(path: Path, folder: AnyPath) -> bool:

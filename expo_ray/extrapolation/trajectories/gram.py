@@ -16,7 +16,11 @@ _MIN_TENSOR_BYTES = 64 * 2**20
 
 
 def measure_gram(
-    trajectory: Trajectory, *, address: str | None = None, progress: Progress | None = None
+    trajectory: Trajectory,
+    *,
+    address: str | None = None,
+    progress: Progress | None = None,
+    kept: KeptSums | None = None,
 ) -> dict[str, Weights]:
     """Return the Gram matrix of the changes of every tensor, as `rank1_weights` takes it.
 
@@ -24,11 +28,12 @@ def measure_gram(
         trajectory: The checkpoints; each byte of them is read once.
         address: Ray cluster, `local`, or `inline` for this process.
         progress: Where to report.
+        kept: What an earlier run has measured already, and where this one keeps what it does.
 
     Raises:
         ShardError: A checkpoint is not finite (it is named), or changed meanwhile.
     """
-    found = measure_path_sums(trajectory, address=address, progress=progress)
+    found = measure_path_sums(trajectory, address=address, progress=progress, kept=kept)
     return {name: sums.gram for name, sums in found.items()}
 
 
@@ -45,7 +50,7 @@ def measure_path_sums(
         trajectory: As for `measure_gram`.
         address: As for `measure_gram`.
         progress: As for `measure_gram`.
-        kept: What an earlier run has measured already, and where this one keeps what it does.
+        kept: As for `measure_gram`.
 
     Raises:
         ShardError: As for `measure_gram`.

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from expo_ray.checkpoints.opening import open_checkpoint, without_block_scales
+from expo_ray.checkpoints.storages.storage import WORK_FOLDER
 from expo_ray.errors import ConfigError, argument
 from expo_ray.extrapolation.arithmetic.directions import Direction
 from expo_ray.extrapolation.arithmetic.transforms import parse_transforms
@@ -252,22 +253,20 @@ def _fit_tensors(
     pending: Sequence[Target],
     writing: Writing,
 ) -> int:
-    """Give the targets the directions of all tensors that they lack; return the bytes read."""
-    lacking = [
-        tensor
-        for shard in plan.shards
-        if any(shard.name not in target.receipts for target in pending)
-        for tensor in shard.tensors
-        if tensor.path
-    ]
+    """Give the targets the directions of all tensors; return the bytes that were read."""
     # A driver that only plans needs no torch.
     from expo_ray.extrapolation.trajectories.gram import measure_gram
+    from expo_ray.extrapolation.trajectories.kept_sums import KeptSums
 
+    # Of all tensors, written ones too: their sums are kept, in parts that do not depend on it. The
+    # last output is completed last, and its work folder with them.
+    kept = KeptSums(pending[-1].folder / WORK_FOLDER, opened)
+    tensors = [tensor for tensor in plan.pair.tensors if tensor.path]
     # Under `onto` a tensor has the name of the base, and is measured under that of the path.
-    paths = {t.aligned.name: replace(t, onto=None) for t in lacking}
+    paths = {t.aligned.name: replace(t, onto=None) for t in tensors}
     path = replace(opened, pair=replace(opened.pair, tensors=tuple(paths.values())))
-    found = measure_gram(path, address=writing.address, progress=writing.progress)
-    grams = {tensor.name: found[tensor.aligned.name] for tensor in lacking}
+    found = measure_gram(path, address=writing.address, progress=writing.progress, kept=kept)
+    grams = {tensor.name: found[tensor.aligned.name] for tensor in tensors}
     directions: dict[float | None, Direction] = {}
     for target in pending:
         key = _key(target, asked)
@@ -275,4 +274,4 @@ def _fit_tensors(
             directions[key] = by_tensor(fitting, key, grams)
         target.direction = directions[key]
     refs = (ref for tensor in paths.values() for ref in tensor.path)
-    return sum(ref.input_bytes(ref.num_elements) for ref in refs)
+    return sum(ref.input_bytes(ref.num_elements) for ref in refs) - kept.found_bytes

@@ -1,4 +1,4 @@
-"""Sums over a path that are measured already, kept on a disk until what they are for is written.
+"""Sums over a path that are measured already, kept until what they are for is written.
 
 One file per task, named by the versions of all checkpoints and by the task's tensors: what was
 measured of other weights, or in other parts, is never found. A file that was damaged is measured
@@ -9,16 +9,16 @@ from __future__ import annotations
 
 import io
 import json
-import shutil
 import zipfile
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from expo_ray.checkpoints.digests import digest_of
 from expo_ray.checkpoints.storages.atomic_io import atomic_write_bytes
+from expo_ray.checkpoints.storages.remote_path import AnyPath
 from expo_ray.extrapolation.arithmetic.path_sums import PathSums
+from expo_ray.extrapolation.outputs.work_folder import remove_tree
 from expo_ray.extrapolation.shards.tasks import ShardTask
 from expo_ray.extrapolation.trajectories.diagnosis_file import identity_of
 from expo_ray.extrapolation.trajectories.trajectory import Trajectory
@@ -33,14 +33,16 @@ class KeptSums:
     """The sums of finished tasks, in a folder of its own.
 
     Args:
-        folder: Where the result will be written.
+        folder: What belongs to the unfinished result; it may lie in a bucket.
         trajectory: The checkpoints that are measured.
     """
 
-    def __init__(self, folder: Path, trajectory: Trajectory) -> None:
+    def __init__(self, folder: AnyPath, trajectory: Trajectory) -> None:
         self._folder = folder / FOLDER_NAME
         versions = [identity_of(checkpoint) for checkpoint in trajectory.checkpoints]
         self._key = json.dumps([_VERSION, versions])
+        self.found_bytes = 0
+        """Of the inputs, what needed not to be read again."""
 
     def read(self, task: ShardTask) -> dict[str, PathSums] | None:
         """Return the sums of a task by tensor; None where they have to be measured."""
@@ -50,9 +52,11 @@ class KeptSums:
             rows = [dict(zip(_FIELDS, row, strict=True)) for row in zip(*fields, strict=True)]
             found = [PathSums.unpacked({**row, "num_elements": int(row["num_elements"])})
                      for row in rows]  # fmt: skip
-            return dict(zip(_names(task), found, strict=True))
+            sums = dict(zip(_names(task), found, strict=True))
         except (OSError, ValueError, LookupError, EOFError, zipfile.BadZipFile):
             return None
+        self.found_bytes += task.shard.input_bytes
+        return sums
 
     def write(self, task: ShardTask, statistics: dict[str, dict[str, Any]]) -> None:
         """Keep the sums of a task, packed, as its report has them."""
@@ -65,9 +69,9 @@ class KeptSums:
 
     def remove(self) -> None:
         """Remove what was kept, of these checkpoints and of others."""
-        shutil.rmtree(self._folder, ignore_errors=True)
+        remove_tree(self._folder)
 
-    def _place(self, task: ShardTask) -> Path:
+    def _place(self, task: ShardTask) -> AnyPath:
         text = json.dumps([self._key, *_names(task)])
         return self._folder / f"{digest_of(text.encode()).partition(':')[2]}.npz"
 

@@ -1,4 +1,4 @@
-"""A diagnosis that is killed goes on with what it had measured, and ends with the same sums."""
+"""A pass over a path that is killed goes on with what it had measured, to the same sums."""
 
 from __future__ import annotations
 
@@ -8,19 +8,23 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from expo_ray.checkpoints.storages.remote_path import RemotePath
 from expo_ray.extrapolation.nodes import fanout
 from expo_ray.extrapolation.shards.tasks import ShardReport, ShardTask
 from expo_ray.extrapolation.trajectories import gram
 from expo_ray.extrapolation.trajectories.diagnosis_file import DIAGNOSIS_NAME
 from expo_ray.extrapolation.trajectories.gram import measure_path_sums
+from expo_ray.extrapolation.trajectories.job import extrapolate_trajectory
 from expo_ray.extrapolation.trajectories.judgement import diagnose_trajectory
 from expo_ray.extrapolation.trajectories.kept_sums import FOLDER_NAME, KeptSums
 from expo_ray.extrapolation.trajectories.trajectory import open_trajectory
-from tests.extrapolation.synthetic import write
+from tests.checkpoints.s3_server import BUCKET, objects
+from tests.extrapolation.synthetic import file_digests, write
 from tests.extrapolation.trajectories.test_gram import STEPS, tensors
 
 NUM_TASKS = 3
@@ -29,6 +33,7 @@ _KILLED = """
 import os, signal, sys
 from expo_ray.extrapolation.nodes import fanout
 from expo_ray.extrapolation.trajectories import gram
+from expo_ray.extrapolation.trajectories.job import extrapolate_trajectory
 from expo_ray.extrapolation.trajectories.judgement import diagnose_trajectory
 
 gram._TASK_BYTES = gram._MIN_TENSOR_BYTES = 1
@@ -41,7 +46,10 @@ def run_or_die(*arguments):
     return run(*arguments)
 
 fanout._run_here = run_or_die
-diagnose_trajectory(sys.argv[1], output=sys.argv[2], address="inline")
+if sys.argv[3] == "diagnose":
+    diagnose_trajectory(sys.argv[1], output=sys.argv[2], address="inline")
+else:
+    extrapolate_trajectory(sys.argv[1], sys.argv[2], fit="rank1", alpha=[0.5, 1], address="inline")
 """
 
 
@@ -68,12 +76,12 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return found
 
 
-def stop(training: Path, output: Path) -> None:
-    """Diagnose in a process that is killed before its last task."""
-    command = [sys.executable, "-c", _KILLED, str(training), str(output)]
+def stop(training: Path, output: Path, work: str = "diagnose", kept: str = ".") -> None:
+    """Measure in a process that is killed before its last task."""
+    command = [sys.executable, "-c", _KILLED, str(training), str(output), work]
     done = subprocess.run(command, check=False, cwd=Path.cwd())
     assert done.returncode == -signal.SIGKILL
-    assert len(list((output / FOLDER_NAME).glob("*.npz"))) == NUM_TASKS - 1
+    assert len(list((output / kept / FOLDER_NAME).glob("*.npz"))) == NUM_TASKS - 1
     assert not (output / DIAGNOSIS_NAME).exists()
 
 
@@ -87,6 +95,33 @@ def test_a_killed_diagnosis_goes_on_where_it_stopped(
     assert len(measured) == 1 + NUM_TASKS
     assert json.dumps(found.as_dict()) == json.dumps(fresh.as_dict())
     assert [path.name for path in (tmp_path / "judged").iterdir()] == [DIAGNOSIS_NAME]
+
+
+def test_a_killed_fit_by_tensor_goes_on_where_it_stopped(
+    training: Path, tmp_path: Path, measured: list[str]
+) -> None:
+    """The first pass of `rank1`, at 70B the longer one: nothing of it is read twice."""
+    asked: dict[str, Any] = {"fit": "rank1", "alpha": [0.5, 1], "address": "inline"}
+    stop(training, tmp_path / "out", "extrapolate", "alpha-1/.expo_ray")
+    again = extrapolate_trajectory(training, tmp_path / "out", **asked)
+    num_written = len(tensors(0))
+    assert len(measured) == 1 + num_written
+    fresh = extrapolate_trajectory(training, tmp_path / "fresh", **asked)
+    assert len(measured) == 1 + NUM_TASKS + 2 * num_written
+    assert again.bytes_read < fresh.bytes_read
+    for name in ("alpha-0.5", "alpha-1"):
+        assert file_digests(tmp_path / "out" / name) == file_digests(tmp_path / "fresh" / name)
+        assert not (tmp_path / "out" / name / ".expo_ray").exists()
+
+
+def test_sums_are_kept_in_a_bucket(training: Path, s3: str, measured: list[str]) -> None:
+    trajectory = open_trajectory(training)
+    kept = KeptSums(RemotePath(f"s3://{BUCKET}/kept"), trajectory)
+    for _ in range(2):
+        measure_path_sums(trajectory, address="inline", kept=kept)
+    assert len(measured) == NUM_TASKS
+    kept.remove()
+    assert not objects(s3, "kept")
 
 
 def test_kept_sums_are_those_that_were_measured(
