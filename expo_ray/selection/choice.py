@@ -40,7 +40,14 @@ from expo_ray.selection.explanations import (
     warn_of_edge,
 )
 from expo_ray.selection.first_order import check_first_order
-from expo_ray.selection.gates import Gate, MeasureSets, check_gate, gate_confidence, main_scores
+from expo_ray.selection.gates import (
+    Gate,
+    MeasureSets,
+    Scores,
+    check_gate,
+    gate_confidence,
+    main_scores,
+)
 from expo_ray.selection.guard_findings import Guard
 from expo_ray.selection.guards import check_guards
 from expo_ray.selection.heldout_sequence import Confirmation, confirm_in_sequence
@@ -78,7 +85,8 @@ def choose_alpha(
         signs_file: Where the signs of the texts stand from before, and are kept for the next
             choice; what in it does not belong to these texts is not used.
         prompt_sets: Measures a candidate on further sets of prompts, all of them held out. Asked
-            of candidates alone whose gain is significant on the main held-out prompts.
+            of candidates alone whose gain is significant on the main held-out prompts, and whom
+            nothing stops there: answers to further prompts cost.
 
     Returns:
         The content of selection.json.
@@ -229,41 +237,44 @@ def _confirm(
 ) -> tuple[list[Confirmation], list[Guard], list[Gate]]:
     gates: list[Gate] = []
 
+    def ask(alpha: float, scores: Sequence[Scores]) -> list[Guard]:
+        level = gate_confidence(alphas.index(alpha), len(alphas), settings.confidence)
+        rules = settings.model_copy(update={"confidence": level})
+        found = [check_gate(one, alpha, rules) for one in scores]
+        gates.extend(gate for gate, _ in found)
+        return [guard for _, guard in found if guard is not None]
+
     def measure(alpha: float) -> tuple[Estimate, Sequence[Guard]]:
         estimate = estimate_mean(heldout.differences(alpha), settings)
         if alpha == ALIGNED_ALPHA:
             return estimate, ()
         guards = check_guards(heldout, alpha, split="heldout", settings=settings)
         if ask_gates and is_gain(estimate, estimate.p_value(settings.min_gain), settings):
-            level = gate_confidence(alphas.index(alpha), len(alphas), settings.confidence)
-            rules = settings.model_copy(update={"confidence": level})
-            found = _ask_gates(heldout, alpha, rules, prompt_sets)
-            gates.extend(gate for gate, _ in found)
-            guards = [*guards, *(guard for _, guard in found if guard is not None)]
+            guards = [*guards, *ask(alpha, main_scores(heldout, alpha, settings))]
         return estimate, guards
 
-    sequence, guards = confirm_in_sequence(alphas, measure, settings)
+    def ask_sets(alpha: float) -> Sequence[Guard]:
+        scores = [] if prompt_sets is None else prompt_sets(alpha)
+        _require_measured(scores, heldout, settings)
+        return ask(alpha, scores)
+
+    sequence, guards = confirm_in_sequence(
+        alphas, measure, settings, ask_sets=ask_sets if ask_gates else None
+    )
     return sequence, guards, gates
 
 
-def _ask_gates(
-    heldout: SplitSamples,
-    alpha: float,
-    settings: SelectionSettings,
-    prompt_sets: MeasureSets | None,
-) -> list[tuple[Gate, Guard | None]]:
-    """Ask every gate; without a gain nobody does, for answers to further prompts cost."""
-    scores = main_scores(heldout, alpha, settings)
-    if prompt_sets is not None:
-        scores += prompt_sets(alpha)
-    missing = settings.no_worse_than.keys() - {one.name for one in scores}
+def _require_measured(
+    scores: Sequence[Scores], heldout: SplitSamples, settings: SelectionSettings
+) -> None:
+    measured = {one.name for one in scores} | heldout.guard_rewards.keys()
+    missing = settings.no_worse_than.keys() - measured
     if missing:
         raise EvaluationError(
             "a gate has nothing to measure",
             where=", ".join(sorted(missing)),
             expected="a set of prompts, or a reward model besides the first",
         )
-    return [check_gate(one, alpha, settings) for one in scores]
 
 
 def _record(one: Confirmation) -> dict[str, Any]:

@@ -52,6 +52,8 @@ def confirm_in_sequence(
     alphas: Sequence[float],
     measure: Callable[[float], tuple[Estimate, Sequence[Guard]]],
     settings: SelectionSettings,
+    *,
+    ask_sets: Callable[[float], Sequence[Guard]] | None = None,
 ) -> tuple[list[Confirmation], list[Guard]]:
     """Test candidates one after the other until one is confirmed or the error rate is spent.
 
@@ -59,6 +61,8 @@ def confirm_in_sequence(
         alphas: In the order that the tuning prompts say; one alpha at least.
         measure: Returns the gain on held-out prompts and the guards there.
         settings: Confidence, reserve, least gain and least number of prompts.
+        ask_sets: Returns the guards that further answers are needed for. Only a candidate is asked
+            that would be confirmed without them: no other can still be chosen.
 
     Returns:
         Those that were tested, the last of them confirmed or not, and the guards of them all.
@@ -75,7 +79,7 @@ def confirm_in_sequence(
         level = error * (own + passed)
         if level <= 0:
             break
-        one, findings = _test(alpha, measure, level, settings)
+        one, findings = _test(alpha, measure, level, settings, ask_sets)
         tested.append(one)
         guards += findings
         # Without answers there is nothing to go on from: they are to be generated first.
@@ -90,6 +94,7 @@ def _test(
     measure: Callable[[float], tuple[Estimate, Sequence[Guard]]],
     level: float,
     settings: SelectionSettings,
+    ask_sets: Callable[[float], Sequence[Guard]] | None,
 ) -> tuple[Confirmation, Sequence[Guard]]:
     estimate, guards = measure(alpha)
     p_value = estimate.p_value(settings.min_gain)
@@ -99,6 +104,8 @@ def _test(
         and estimate.mean > settings.min_gain
         and p_value <= level
     )
+    if significant and ask_sets is not None and not any(guard.fired for guard in guards):
+        guards = [*guards, *ask_sets(alpha)]
     stopped_by = tuple(guard.name for guard in guards if guard.fired)
     outcome: Outcome = "not-confirmed"
     if significant:

@@ -3,7 +3,8 @@
     prompt_sets/NAME/responses, prompt_sets/NAME/rewards
 
 All of their prompts are held out. Only the aligned model answers them, and a candidate whose gain
-the main held-out prompts confirm: what a gate costs is two models, however many were tried.
+the main held-out prompts confirm and whom nothing stops there: what a gate costs is two models,
+however many were tried.
 """
 
 from __future__ import annotations

@@ -143,13 +143,23 @@ def choice(
     right: Sequence[float] | None = None,
     margins: dict[str, float] | None = None,
     report_only: Sequence[str] = (),
+    cut_off: float | None = None,
 ) -> tuple[dict[str, Any], list[float]]:
-    """Choose among alpha 0.3 and 0.6, which both gain; the sets say what `answers` holds."""
+    """Choose among alpha 0.3 and 0.6, which both gain; the sets say what `answers` holds.
+
+    Held-out answers of the candidate `cut_off` run into the token limit, which a guard stops.
+    """
+
+    def edit(row: tables.Row) -> None:
+        if row["alpha"] == cut_off and row["split"] == "heldout":
+            row["finish_reason"] = "length"
+
     rng = np.random.default_rng(0)
     noise = rng.normal(0, 0.2, 80)
     rewards = {0.0: noise, 0.3: noise + 0.5 + rng.normal(0, 0.1, 80),
                0.6: noise + 1.0 + rng.normal(0, 0.1, 80)}  # fmt: skip
-    rows = tables.make_rows({a: list(map(float, r)) for a, r in rewards.items()}, num_tuning=40)
+    rows = tables.make_rows({a: list(map(float, r)) for a, r in rewards.items()}, num_tuning=40,
+                            edit=edit)  # fmt: skip
     guards = {}
     if right is not None:
         checked = [
@@ -187,6 +197,23 @@ def test_the_gate_stops_the_best_candidate_and_the_next_one_has_its_turn() -> No
     ]  # fmt: skip
     [first, _] = found["heldout_sequence"]
     assert first["stopped_by"] == ["no-worse-than gsm"]
+
+
+def test_a_set_is_not_asked_of_whom_the_main_prompts_have_stopped() -> None:
+    margins = {"gsm": 0.02, "1-check-number": 0.15}
+    answers = {0.3: scores(20, 20, 1400, 560)}
+    found, asked = choice(answers, margins=margins, right=[1.0] * 80, cut_off=0.6)
+    assert asked == [0.3] and found["best_alpha"] == 0.3
+    # Gates on the main prompts cost nothing, and are told of all the same.
+    assert [(gate["alpha"], gate["name"], gate["confidence"]) for gate in found["gates"]] == [
+        (0.6, "1-check-number", 0.95), (0.3, "1-check-number", 0.95), (0.3, "gsm", 0.95),
+    ]  # fmt: skip
+    wrong = [0.0] * 80
+    found, asked = choice(answers, margins=margins, right=wrong)
+    assert asked == [] and found["verdict"] == "keep-aligned"
+    assert [one["stopped_by"] for one in found["heldout_sequence"]] == [
+        ["no-worse-than 1-check-number"]
+    ] * 2  # fmt: skip
 
 
 def test_later_candidates_share_as_much_error_as_the_first_has() -> None:

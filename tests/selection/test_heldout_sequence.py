@@ -76,6 +76,38 @@ def test_a_reserve_is_for_the_next_one() -> None:
     assert [one.level for one in passed] == pytest.approx([0.04, 0.05])
 
 
+@pytest.mark.parametrize(
+    ("gains", "stopped", "reserve", "asked"),
+    [
+        ((1.0, 0.8), (), 0.0, [0, 1]),
+        ((1.0, 0.8), (0,), 0.0, [1]),
+        ((0.1, 0.8), (), 0.0, []),
+        ((1.0, 0.1), (0,), 0.0, []),
+        # Significant at 5%, and not at the 2.5% that a reserve leaves the first one.
+        ((2.1, 9.0), (), 0.5, [1]),
+    ],
+)
+def test_sets_are_asked_of_those_alone_who_would_be_confirmed(
+    gains: tuple[float, float], stopped: tuple[int, ...], reserve: float, asked: list[int]
+) -> None:
+    rules = SETTINGS.model_copy(update={"heldout_reserve": reserve})
+    seen: list[float] = []
+
+    def measure(alpha: float) -> tuple[Estimate, list[Guard]]:
+        scale = 1.0 if reserve else 6.0
+        found = _Normal.of(scale * gains[int(alpha)])
+        return found, [fires(alpha)] if alpha in stopped else []
+
+    def ask_sets(alpha: float) -> list[Guard]:
+        seen.append(alpha)
+        return [fires(alpha)]
+
+    tested, guards = confirm_in_sequence([0, 1], measure, rules, ask_sets=ask_sets)
+    assert seen == asked
+    assert tested[-1].outcome != "confirmed"
+    assert len(guards) == len(seen) + sum(one.alpha in stopped for one in tested)
+
+
 def test_without_answers_it_waits() -> None:
     assert len(run({2.0: 1.0, 1.0: 1.0}, num_prompts=0, heldout_reserve=0.5)) == 1
 
