@@ -8,6 +8,7 @@ import os
 import secrets
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -34,6 +35,17 @@ logger = logging.getLogger(__name__)
 def resolve_address(address: str | None) -> str:
     """Return the address a command uses: the flag, else `RAY_ADDRESS`, else `local`."""
     return address or os.environ.get("RAY_ADDRESS") or LOCAL
+
+
+def is_asked_for(address: str | None) -> bool:
+    """Tell whether somebody said where the work is done, by the flag or by `RAY_ADDRESS`."""
+    return bool(address or os.environ.get("RAY_ADDRESS"))
+
+
+def is_connected() -> bool:
+    """Tell whether this process has a Ray already; imports none to find out."""
+    ray = sys.modules.get("ray")
+    return ray is not None and bool(ray.is_initialized())
 
 
 def require_cluster(address: str | None) -> None:

@@ -70,8 +70,8 @@ InlineAddress = Annotated[
     typer.Option(
         "--address",
         metavar="RAY",
-        help="Ray cluster: local, auto or host:port; inline: this process, without Ray. By default "
-        "RAY_ADDRESS, else local.",
+        help="Ray cluster: local, auto or host:port; inline: no Ray. By default RAY_ADDRESS, else "
+        "what is sooner done.",
         rich_help_panel=COMMON,
     ),
 ]

@@ -6,9 +6,11 @@ command runs then. The parent passes signals on, and takes the command with it w
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Sequence
 
@@ -41,7 +43,10 @@ def supervised(command: Callable[[], int], arguments: Sequence[str]) -> int:
         if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
             signal.signal(signal.SIGINT, signal.SIG_DFL)
         Told.to_supervisor = to_parent
+        ended: list[int] = []
+        atexit.register(_leave, ended)  # the first in is the last out
         code = command()
+        ended.append(code)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING_SIGNALS)
         return code
     os.close(to_parent)
@@ -53,6 +58,18 @@ def supervised(command: Callable[[], int], arguments: Sequence[str]) -> int:
     if os.WIFSIGNALED(status) and os.WTERMSIG(status) in passed_on:
         return 128 + os.WTERMSIG(status)
     return _tell_lost(status, arguments, answered="answered" in told)
+
+
+def _leave(ended: list[int]) -> None:
+    """Leave a process in which everything has ended; to take torch apart takes over a second."""
+    if not ended:
+        return
+    try:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except (OSError, ValueError):
+        return  # the interpreter tells it in its way
+    os._exit(ended[0])
 
 
 def _die_with_parent(alive: int) -> None:

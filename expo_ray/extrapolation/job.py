@@ -84,7 +84,8 @@ def extrapolate(
         dry_run: Only plan; no weights are read, nothing is written.
         nodes: With dry_run, estimate the time on so many nodes.
         node_bandwidth: Bytes per second that each of them reads and writes in all: 2GB.
-        address: Ray cluster, `local`, or `inline` for this process.
+        address: Ray cluster, `local`, or `inline` for this process. By default `RAY_ADDRESS`, else
+            this process, or a local Ray for what is large and has the cores.
         progress: Where to report.
 
     Returns:

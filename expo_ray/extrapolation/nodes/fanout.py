@@ -11,6 +11,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 from expo_ray.cluster import (
@@ -19,6 +20,8 @@ from expo_ray.cluster import (
     NodeWatch,
     cancel_unfinished,
     file_name_of,
+    is_asked_for,
+    is_connected,
     is_one_node,
     may_grow,
     ray_session,
@@ -42,6 +45,7 @@ from expo_ray.extrapolation.nodes.node_check import (
     remove_tokens,
     unseen_outputs,
 )
+from expo_ray.extrapolation.nodes.place import is_sooner_here, num_threads_here
 from expo_ray.extrapolation.nodes.trial_load import (
     LoadingCheck,
     LoadingRequest,
@@ -71,13 +75,26 @@ class Advance:
             self._reported = total
 
 
-def one_session(address: str | None) -> AbstractContextManager[None]:
+def place_of(address: str | None, num_bytes: int) -> str:
+    """Return the address at which so much input is worked on.
+
+    Args:
+        address: As it was asked for: that is taken, as `RAY_ADDRESS` and a connection that stands
+            are. None leaves the choice.
+        num_bytes: Of input.
+    """
+    is_free = not is_asked_for(address) and not is_connected()
+    return INLINE if is_free and is_sooner_here(num_bytes) else resolve_address(address)
+
+
+def one_session(address: str | None, num_bytes: int) -> AbstractContextManager[None]:
     """Keep one Ray over several runs of tasks, such as two passes: a local one takes seconds.
 
     Args:
         address: As for `run_tasks`.
+        num_bytes: Of input, of all of them.
     """
-    is_inline = resolve_address(address) == INLINE
+    is_inline = place_of(address, num_bytes) == INLINE
     return nullcontext() if is_inline else ray_session(address)
 
 
@@ -96,7 +113,7 @@ def run_tasks(
 
     Args:
         tasks: The work; the reports come back in the same order.
-        address: `inline`, or where Ray is; see `ray_session`.
+        address: `inline`, or where Ray is; see `ray_session`. None takes what is done sooner.
         loading: What transformers shall try to load meanwhile.
         check: What every node must see before the work starts.
         begin: Called when the nodes passed the check, before the first task.
@@ -112,7 +129,8 @@ def run_tasks(
         ConfigError: Ray cannot be reached, a node does not see inputs or outputs, or a task needs
             more memory than any of them has.
     """
-    if resolve_address(address) == INLINE:
+    if place_of(address, sum(task.shard.input_bytes for task in tasks)) == INLINE:
+        tasks = [replace(task, num_threads=num_threads_here(task.num_threads)) for task in tasks]
         refuse_too_big_for_here(tasks)
         begin()
         done = Advance(advance)

@@ -106,7 +106,8 @@ def extrapolate_trajectory(
         dry_run: As for `extrapolate`.
         nodes: As for `extrapolate`.
         node_bandwidth: As for `extrapolate`.
-        address: Ray cluster, `local`, or `inline` for this process.
+        address: Ray cluster, `local`, or `inline` for this process. By default `RAY_ADDRESS`, else
+            this process, or a local Ray for what is large and has the cores.
         progress: Where to report.
 
     Returns:
@@ -205,7 +206,7 @@ def extrapolate_trajectory(
 
     if not fitting.needs_gram or all(target.is_done for target in targets):
         return write_outputs(plan, targets, attachments, writing)
-    with one_session(address):
+    with one_session(address, 2 * plan.input_bytes):
         return write_outputs(plan, targets, attachments, writing, prepare=fit_tensors)
 
 
