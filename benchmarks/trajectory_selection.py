@@ -49,8 +49,8 @@ Written by `python -m benchmarks.trajectory_selection --write`: trainings with a
 first half of their checkpoints known. Truth is the hidden score of the answers that the choice was
 made from, at the end of the training of answers to 60 of the same prompts.
 
-| training | seed | fit | verdict | chosen: times the steps | reward gain, held out | truth: last known | chosen | best candidate | end of the training |
-|---|---|---|---|---|---|---|---|---|---|
+| training | seed | fit | verdict | chosen: times the steps | reward gain, held out | truth: last known | chosen | best candidate | end of the training | why |
+|---|---|---|---|---|---|---|---|---|---|---|
 """  # noqa: E501
 
 
@@ -121,7 +121,7 @@ def _line(
     best = max(truths, key=lambda one: truths[one])
     return (
         f"| {seed} | {fit} | {result['verdict']} | {1 + alpha:g} | {gain} | {truths[0.0]:.2f} | "
-        f"{truths[alpha]:.2f} | {truths[best]:.2f} ({1 + best:g}) | {end:.2f} |"
+        f"{truths[alpha]:.2f} | {truths[best]:.2f} ({1 + best:g}) | {end:.2f} | {result['reason']} |"
     )
 
 
