@@ -115,7 +115,9 @@ def texts(rng: np.random.Generator, words: list[str], num_texts: int, length: in
 
 def write(folder: Path, alpha: float, columns: dict[str, pa.Array], schema: pa.Schema) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    table = pa.table({name: columns[name] for name in schema.names}, schema)
+    num_rows = len(columns["prompt_id"])
+    given = [columns.get(field.name, pa.nulls(num_rows, field.type)) for field in schema]
+    table = pa.table(given, schema=schema)
     pq.write_table(table, folder / f"{checkpoint_name(alpha)}.parquet")
 
 
