@@ -121,7 +121,8 @@ def _line(
     best = max(truths, key=lambda one: truths[one])
     return (
         f"| {seed} | {fit} | {result['verdict']} | {1 + alpha:g} | {gain} | {truths[0.0]:.2f} | "
-        f"{truths[alpha]:.2f} | {truths[best]:.2f} ({1 + best:g}) | {end:.2f} | {result['reason']} |"
+        f"{truths[alpha]:.2f} | {truths[best]:.2f} ({1 + best:g}) | {end:.2f} | "
+        f"{result['reason']} |"
     )
 
 

@@ -13,4 +13,4 @@ def test_a_small_selection_is_measured() -> None:
     )
     assert done.returncode == 0, done.stderr[-2000:]
     for stage in ("reading the tables", "choice", "choice again", "report", "400 responses"):
-        assert f"\n{stage} " in f"\n{done.stdout}"
+        assert f"\n{stage}" in f"\n{done.stdout}"
