@@ -7,7 +7,6 @@ is repeated from the start, and what stands costs nothing again.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -56,9 +55,8 @@ def search_parts(run: stages.Run, selection: dict[str, Any]) -> dict[str, Any]:
     if selection["verdict"] != "extrapolate":
         run.progress.message("no search for an alpha by part: the aligned model is kept")
         return selection
-    with ExitStack() as stack:
-        replicas = LiveReplicas(run, stack, purpose="adaptive ")
-        found = _Search(run, LiveTables(run, replicas), selection).run(settings)
+    replicas = LiveReplicas(run, purpose="adaptive ")
+    found = _Search(run, LiveTables(run, replicas), selection).run(settings)
     selection = {**selection, "adaptive": found}
     if found["is_better"]:
         write_rules(run.directory.alpha_rules_file, found)

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 
-import ray
-
-from expo_ray.cluster import ray_session
 from expo_ray.progress import CombinedProgress, Progress
 from expo_ray.serving import GeneratorReplicas, RewardReplicas
 from expo_ray.workflow import stages
+from expo_ray.workflow.kept_replicas import fit_at_once
 
 
 class LiveReplicas:
@@ -21,24 +19,20 @@ class LiveReplicas:
     each kind makes room for the next.
 
     Args:
-        run: Whose models and settings.
-        stack: Closes the replicas.
+        run: Whose models and settings; it keeps the replicas.
         purpose: Before the names of the stages in the record of times.
     """
 
-    def __init__(self, run: stages.Run, stack: ExitStack, *, purpose: str = "") -> None:
+    def __init__(self, run: stages.Run, *, purpose: str = "") -> None:
         self._run = run
         self._purpose = purpose
-        self._stack = stack
-        self._generators: GeneratorReplicas | None = None
-        self._rewarders: dict[str, RewardReplicas] = {}
 
     @contextmanager
     def generating(self, num_responses: int) -> Iterator[tuple[GeneratorReplicas, Progress]]:
         """Give generator replicas, with a progress bar for so many responses."""
         with (
             self._stage("generation"),
-            self._generator_replicas() as replicas,
+            self._run.use_generators(keep=self._all_fit()) as replicas,
             self._bar("Generating", num_responses) as progress,
         ):
             yield replicas, progress
@@ -48,7 +42,7 @@ class LiveReplicas:
         """Give replicas of one reward model, with a progress bar for so many responses."""
         with (
             self._stage(f"scoring {label}"),
-            self._reward_replicas(label) as replicas,
+            self._run.use_rewarders(label, keep=self._all_fit()) as replicas,
             self._bar(f"Scoring with {label}", num_responses) as progress,
         ):
             yield replicas, progress
@@ -56,7 +50,7 @@ class LiveReplicas:
     @contextmanager
     def _stage(self, name: str) -> Iterator[None]:
         run = self._run
-        run.stack.enter_context(ray_session(run.address))
+        run.connect()
         start = time.monotonic()
         yield
         run.directory.add_timing(self._purpose + name, time.monotonic() - start)
@@ -67,32 +61,5 @@ class LiveReplicas:
         yield progress
         progress.close()
 
-    @contextmanager
-    def _generator_replicas(self) -> Iterator[GeneratorReplicas]:
-        if self._generators is None:
-            made = self._run.generator_replicas()
-            if not self._all_fit():
-                with made:
-                    yield made
-                return
-            self._generators = self._stack.enter_context(made)
-        yield self._generators
-
-    @contextmanager
-    def _reward_replicas(self, label: str) -> Iterator[RewardReplicas]:
-        if label not in self._rewarders:
-            made = self._run.reward_replicas(label)
-            if not self._all_fit():
-                with made:
-                    yield made
-                return
-            self._rewarders[label] = self._stack.enter_context(made)
-        yield self._rewarders[label]
-
     def _all_fit(self) -> bool:
-        recipe, resources = self._run.recipe, ray.cluster_resources()
-        num_replicas = recipe.generators.num_replicas * recipe.generators.tensor_parallel_size
-        num_replicas += recipe.rewarders.num_replicas * len(self._run.reward_models)
-        return all(
-            num_replicas <= resources[kind] for kind in ("CPU", "GPU") if resources.get(kind)
-        )
+        return fit_at_once(self._run.recipe, self._run.reward_models.values())

@@ -10,7 +10,6 @@ however many were tried.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
@@ -110,9 +109,11 @@ class _Measure:
         for name, inner in self._run.sets.items():
             ids = sorted(prompt.prompt_id for prompt in inner.prompts)
             self._run.progress.message(f"{name}: alpha {alpha:g} on {len(ids)} prompts")
-            with ExitStack() as stack:
-                tables = LiveTables(inner, LiveReplicas(inner, stack, purpose=f"{name} "))
-                tables.fill((ALIGNED_ALPHA, alpha), ids)
+            self._make_room()
+            LiveTables(inner, LiveReplicas(inner, purpose=f"{name} ")).fill(
+                (ALIGNED_ALPHA, alpha), ids
+            )
+            self._make_room()
             for number, label in enumerate(inner.reward_models):
                 found.append(
                     Scores(
@@ -129,6 +130,11 @@ class _Measure:
                     )
                 )
         return found
+
+    def _make_room(self) -> None:
+        """Take down what the main prompts or another set left, unless all fit at once."""
+        if self._run.kept and not self._run.all_fit_with_sets:
+            self._run.kept.close()
 
 
 def _num_unreadable(run: stages.Run, label: str, alpha: float) -> int:

@@ -106,6 +106,7 @@ def _evaluate(this: stages.Run) -> dict[str, Any]:
     else:
         search_candidates(this)
     selection = search_parts(this, stages.choose(this))
+    this.kept.close()
     measure_throughput(this, selection)
     stages.keep_chosen(this, selection)
     return selection

@@ -7,7 +7,6 @@ repeated from the start, and what stands in the tables costs nothing again.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import ExitStack
 
 from expo_ray.extrapolation.planning.alpha import ALIGNED_ALPHA
 from expo_ray.lab import write_truth
@@ -37,37 +36,30 @@ def search_candidates(run: stages.Run) -> None:
         )
         for split in ("tuning", "heldout")
     )
-    with ExitStack() as stack:
-        tables = LiveTables(run, LiveReplicas(run, stack))
-        # The self-test runs with the first scores: a race is to drop by the rule that chooses.
-        tables.fill((ALIGNED_ALPHA,), tuning[:1])
-        spread = measured_spread(
-            [run.directory.rewards(next(iter(run.reward_models)), ALIGNED_ALPHA)]
-        )
-        settings = run.selection.above(spread)
-        answers = _Answers(run, tables, settings)
-        run.search = search_alphas(
-            answers, tuning, alphas=run.recipe.extrapolation.alphas, settings=settings
-        )
-        run.directory.update_resolved({"alphas": list(run.alphas)})
-        confirmed: set[float] = set()
-        while True:
-            found = stages.decide(run)
-            dropped = to_recall(run.search, found)
-            if dropped is not None:
-                run.progress.message(f"alpha {dropped:g}, dropped before, is the next smaller one")
-                tables.fill((ALIGNED_ALPHA, dropped), tuning)
-                run.search = recall(run.search, dropped, found)
-                continue
-            if (tried := found["tried_alpha"]) in {None, *confirmed}:
-                break
-            run.progress.message(f"confirming alpha {tried:g} on {len(heldout)} held-out prompts")
-            tables.fill((ALIGNED_ALPHA, tried), (*tuning, *heldout))
-            confirmed.add(tried)
-            if run.measure_sets is not None:
-                # Further sets bring replicas of their own: these make room for them.
-                stack.close()
-                tables = LiveTables(run, LiveReplicas(run, stack))
+    tables = LiveTables(run, LiveReplicas(run))
+    # The self-test runs with the first scores: a race is to drop by the rule that chooses.
+    tables.fill((ALIGNED_ALPHA,), tuning[:1])
+    spread = measured_spread([run.directory.rewards(next(iter(run.reward_models)), ALIGNED_ALPHA)])
+    settings = run.selection.above(spread)
+    answers = _Answers(run, tables, settings)
+    run.search = search_alphas(
+        answers, tuning, alphas=run.recipe.extrapolation.alphas, settings=settings
+    )
+    run.directory.update_resolved({"alphas": list(run.alphas)})
+    confirmed: set[float] = set()
+    while True:
+        found = stages.decide(run)
+        dropped = to_recall(run.search, found)
+        if dropped is not None:
+            run.progress.message(f"alpha {dropped:g}, dropped before, is the next smaller one")
+            tables.fill((ALIGNED_ALPHA, dropped), tuning)
+            run.search = recall(run.search, dropped, found)
+            continue
+        if (tried := found["tried_alpha"]) in {None, *confirmed}:
+            break
+        run.progress.message(f"confirming alpha {tried:g} on {len(heldout)} held-out prompts")
+        tables.fill((ALIGNED_ALPHA, tried), (*tuning, *heldout))
+        confirmed.add(tried)
     if run.recipe.lab is not None:
         for alpha in run.alphas:
             truth = run.directory.rewards(TRUTH, alpha)

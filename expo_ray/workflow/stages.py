@@ -19,7 +19,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -48,6 +48,7 @@ from expo_ray.tables import Prompt, assign_splits, read_table
 from expo_ray.tables.seeds import Split
 from expo_ray.tables.thoughts import Reasoning
 from expo_ray.workflow.candidates import Inputs, extrapolate_candidates
+from expo_ray.workflow.kept_replicas import KeptReplicas, fit_at_once, identity
 from expo_ray.workflow.recipe import Recipe
 from expo_ray.workflow.run_dir import TRUTH, RunDir, read_json
 from expo_ray.workflow.serve_config import write_serve_config
@@ -64,6 +65,8 @@ class Run:
     progress: Progress
     stack: ExitStack
     """Closed at the end of the run; holds the connection to Ray."""
+    kept: KeptReplicas = field(default_factory=KeptReplicas)
+    """Replicas that stay; further sets of prompts share them."""
     inputs: Inputs = field(default_factory=Inputs)
     """What candidates are made from, at addresses that mean the same later."""
     initial: str = ""
@@ -155,6 +158,21 @@ class Run:
             tests=self.self_tests,
         )
 
+    def use_generators(self, *, keep: bool) -> AbstractContextManager[GeneratorReplicas]:
+        """Give replicas of whatever answers: those that are kept, else new ones."""
+        return self.kept.use("generators", self.generator_replicas, keep=keep)
+
+    def use_rewarders(self, label: str, *, keep: bool) -> AbstractContextManager[RewardReplicas]:
+        """Give replicas of a reward model: those that are kept, else new ones."""
+        what = identity(self.reward_models[label])
+        return self.kept.use(what, lambda: self.reward_replicas(label), keep=keep)
+
+    @property
+    def all_fit_with_sets(self) -> bool:
+        """Whether the cluster holds all replicas at once, those for the further sets too."""
+        runs = (self, *self.sets.values())
+        return fit_at_once(self.recipe, (m for run in runs for m in run.reward_models.values()))
+
     def note_generation(self, made: Mapping[str, Any]) -> None:
         """Record what computed the answers, for whoever repeats the run or reads its report."""
         known = self.directory.read_resolved().get("generation", {})
@@ -169,6 +187,11 @@ class Run:
         yield combined
         combined.close()
 
+    def connect(self) -> None:
+        """Connect to Ray; the connection ends with the run, after the replicas that are kept."""
+        self.stack.enter_context(ray_session(self.address))
+        self.stack.callback(self.kept.close)
+
     @contextmanager
     def stage(self, name: str, *, done: bool) -> Iterator[bool]:
         """Announce and time a stage; yields whether there is work to do."""
@@ -177,7 +200,7 @@ class Run:
             yield False
             return
         # A run that is finished already needs no Ray; stages with work share one.
-        self.stack.enter_context(ray_session(self.address))
+        self.connect()
         self.progress.message(f"{name} ...")
         start = time.monotonic()
         yield True
@@ -269,7 +292,7 @@ def generate_responses(run: Run) -> None:
             return
         splits = run.splits
         with (
-            run.generator_replicas() as replicas,
+            run.use_generators(keep=_stay(run)) as replicas,
             run.responses_bar("Generating", missing) as progress,
         ):
             for alpha in missing:
@@ -285,6 +308,11 @@ def generate_responses(run: Run) -> None:
                 run.note_generation(made)
 
 
+def _stay(run: Run) -> bool:
+    """Return whether replicas of a grid are kept: only further sets need them again."""
+    return bool(run.sets) and run.all_fit_with_sets
+
+
 def score_responses(run: Run) -> None:
     """Score every response by every reward model, and by the hidden truth in the laboratory."""
     for label in run.reward_models:
@@ -293,7 +321,7 @@ def score_responses(run: Run) -> None:
             if not todo:
                 continue
             with (
-                run.reward_replicas(label) as replicas,
+                run.use_rewarders(label, keep=_stay(run)) as replicas,
                 run.responses_bar(f"Scoring with {label}", missing) as progress,
             ):
                 for alpha in missing:

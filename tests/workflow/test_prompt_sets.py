@@ -236,6 +236,9 @@ def test_a_candidate_answers_a_set_once(gated: Path, ray_cluster: str) -> None:
         prepare_models(this)
         announce_gates(this)
         assert told.texts[-1].startswith("gate gsm: 6 prompts, margin 0.25; about 37 tell")
+        stages.write_candidates(this)
+        stages.generate_responses(this)
+        stages.score_responses(this)
         assert this.measure_sets is not None
         first, second = this.measure_sets(0.5)
         assert (first.name, first.reward_model) == ("gsm", "0-check-number")
@@ -250,11 +253,22 @@ def test_a_candidate_answers_a_set_once(gated: Path, ray_cluster: str) -> None:
         assert list(second.candidate) == [by_prompt[name] for name in sorted(by_prompt)]
         before = {path: path.stat().st_mtime_ns for path in folder.rglob("*.parquet")}
         assert len(before) == 6
+        # What answered and scored the main prompts stayed: the set started its check alone.
+        starts = [text.split("(")[0] for text in told.texts if text.startswith("starting")]
+        generator, reward = "starting 1 transformers generator replica", "starting 1 reward replica"
+        assert starts == [generator, reward, reward, reward]
         num_told = len(told.texts)
         this.measure_sets(0.5)
         assert len(told.texts) == num_told  # a search asks at every step
+        assert len(this.kept) == 4
         find_sets(this, {})
         this.measure_sets(0.5)
+        assert len(this.kept) == 4
+        rewarders = parsed.rewarders.model_copy(update={"num_replicas": 3})
+        this.recipe = parsed.model_copy(update={"rewarders": rewarders})
+        find_sets(this, {})
+        this.measure_sets(0.5)
+        assert len(this.kept) == 0  # nine reward replicas and a generator are too many for 8 CPUs
         assert before == {path: path.stat().st_mtime_ns for path in folder.rglob("*.parquet")}
         recorded = directory.read_resolved()["prompt_sets"]["gsm"]
         assert recorded["num_prompts"] == 6 and recorded["role"] == "gate"
