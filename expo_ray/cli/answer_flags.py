@@ -14,6 +14,7 @@ from expo_ray.cli.options import (
     EngineOption,
     ExtraTensors,
     InitialOption,
+    ReasoningOption,
     Replicas,
 )
 from expo_ray.cli.session import AddressOption
@@ -43,6 +44,9 @@ class _Answering(BaseModel):
     )
     seed: Annotated[int | None, Flag(panel=SAMPLING_PANEL)] = Field(
         None, ge=0, description="Seed of the run; by default 42."
+    )
+    reasoning: Annotated[str, Flag(panel=SAMPLING_PANEL, metavar="TAG")] = Field(
+        "auto", description=_text(ReasoningOption)
     )
     engine: Annotated[str, Flag(panel=ENGINE_PANEL, metavar="NAME")] = Field(
         "auto", description=_text(EngineOption)

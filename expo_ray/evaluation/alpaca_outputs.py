@@ -18,6 +18,7 @@ from expo_ray.serving.sampling import SamplingParams
 from expo_ray.tables import Prompt, read_prompts, read_table
 from expo_ray.tables.prompt_files import pin_prompts, prompt_files
 from expo_ray.tables.prompt_rows import read_rows
+from expo_ray.tables.thoughts import Reasoning
 
 SCHEMA_VERSION = 1
 _DATASPLIT = "eval"
@@ -34,6 +35,7 @@ def alpaca_eval_outputs(
     extra_tensors: Sequence[str] = (),
     engine: str = "auto",
     sampling: SamplingParams | None = None,
+    reasoning: str = "auto",
     num_replicas: int = 1,
     address: str | None = None,
     progress: Progress | None = None,
@@ -55,6 +57,8 @@ def alpaca_eval_outputs(
         extra_tensors: `copy:PATTERN`: tensors that one side may lack, as for `extrapolate`.
         engine: `auto`, `transformers` or `vllm`.
         sampling: The paper's settings where None.
+        reasoning: How thoughts are marked, which are no part of an answer: `auto`, `off`, or a tag,
+            as for `generate`.
         num_replicas: Replicas that answer.
         address: Ray cluster.
         progress: Where to report.
@@ -82,6 +86,7 @@ def alpaca_eval_outputs(
     from expo_ray.serving.commands import model_source
 
     output = require_writable_file(output)
+    marks = Reasoning.parse(reasoning)
     prompts = pin_prompts(prompts)
     rows = read_prompts(prompts)
     instructions = [_instruction(prompt) for prompt in rows]
@@ -99,6 +104,7 @@ def alpaca_eval_outputs(
         extra_tensors=extra_tensors,
         engine=engine,
         sampling=sampling,
+        reasoning=reasoning,
         num_replicas=num_replicas,
         address=address,
         progress=progress,
@@ -115,7 +121,7 @@ def alpaca_eval_outputs(
     texts = [str(responses[prompt.prompt_id]["response"]) for prompt in rows]
     settings = sampling.model_dump(mode="json", exclude={"num_samples"})
     settings |= {"engine": made["engine"]}
-    identity = identity_of(made["weights_digest"], settings, source.open())
+    identity = identity_of(made["weights_digest"], settings, source.open(), marks)
     outputs = [
         {
             "instruction": instruction,

@@ -9,6 +9,7 @@ from typing import Any
 
 from expo_ray.checkpoints import Checkpoint
 from expo_ray.json_text import parse_json
+from expo_ray.tables.thoughts import AUTO, Reasoning
 
 IDENTITY = ("weights_digest", "sampling", "chat_template")
 """The weights, and the settings under which they answered."""
@@ -16,7 +17,7 @@ _TEMPLATE, _CONFIG = "chat_template.jinja", "tokenizer_config.json"
 
 
 def identity_of(
-    weights_digest: str, sampling: Mapping[str, Any], checkpoint: Checkpoint
+    weights_digest: str, sampling: Mapping[str, Any], checkpoint: Checkpoint, reasoning: Reasoning
 ) -> dict[str, str]:
     """Return what a model's answers say of how they were made, as plain texts.
 
@@ -24,7 +25,10 @@ def identity_of(
         weights_digest: Of the weights that answered.
         sampling: Settings.
         checkpoint: Where the tokenizer lies.
+        reasoning: How thoughts were told from answers.
     """
+    # Answers from before this setting stay comparable.
+    sampling = {**sampling, **({} if reasoning == AUTO else {"reasoning": str(reasoning)})}
     texts = (weights_digest, json.dumps(sampling, sort_keys=True), template_digest(checkpoint))
     return dict(zip(IDENTITY, texts, strict=True))
 

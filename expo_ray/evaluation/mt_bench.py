@@ -22,6 +22,7 @@ from expo_ray.progress import Progress
 from expo_ray.serving.alpha_setting import RulesLike
 from expo_ray.serving.sampling import SamplingParams
 from expo_ray.tables import Message, Prompt
+from expo_ray.tables.thoughts import Reasoning
 
 SCHEMA_VERSION = 1
 MAX_TOKENS = 1024
@@ -39,6 +40,7 @@ def mt_bench_answers(
     extra_tensors: Sequence[str] = (),
     max_tokens: int = MAX_TOKENS,
     seed: int = 42,
+    reasoning: str = "auto",
     engine: str = "auto",
     num_replicas: int = 1,
     address: str | None = None,
@@ -59,6 +61,8 @@ def mt_bench_answers(
         extra_tensors: `copy:PATTERN`: tensors that one side may lack, as for `extrapolate`.
         max_tokens: Longest answer.
         seed: Of the run; every answer derives its own.
+        reasoning: How thoughts are marked, which are no part of an answer: `auto`, `off`, or a tag,
+            as for `generate`.
         engine: `auto`, `transformers` or `vllm`.
         num_replicas: Replicas that answer.
         address: Ray cluster.
@@ -84,11 +88,15 @@ def mt_bench_answers(
     from expo_ray.serving.generator_replicas import GeneratorReplicas
 
     output = require_writable_file(output)
+    marks = Reasoning.parse(reasoning)
     rows = read_questions(questions)
     source = model_source(model, initial, alpha, alpha_rules, extra_tensors).pinned()
     folder = output.with_name(f"{output.name}.turns")
     turns: dict[int, list[str]] = {question.question_id: [] for question in rows}
-    with ray_session(address), GeneratorReplicas(num_replicas, engine) as replicas:
+    with (
+        ray_session(address),
+        GeneratorReplicas(num_replicas, engine, reasoning=marks) as replicas,
+    ):
         for turn in range(NUM_TURNS):
             for temperature in sorted({TEMPERATURES[question.category] for question in rows}):
                 asked = [q for q in rows if TEMPERATURES[q.category] == temperature]
@@ -109,7 +117,7 @@ def mt_bench_answers(
                 )
                 _take(table, asked, turns)
     sampling = {"max_tokens": max_tokens, "seed": seed, "engine": made["engine"]}
-    identity = identity_of(made["weights_digest"], sampling, source.open())
+    identity = identity_of(made["weights_digest"], sampling, source.open(), marks)
     made_by = {**identity, "seed": seed}
     answers = [
         _answer(question, turns[question.question_id], made["model"], made_by) for question in rows

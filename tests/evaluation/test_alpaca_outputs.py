@@ -16,6 +16,7 @@ from expo_ray.errors import ConfigError, TableError
 from expo_ray.evaluation import alpaca_eval_outputs, alpaca_outputs
 from expo_ray.serving import PAPER_SAMPLING, SamplingParams
 from tests.checkpoints.hub_server import hub_server
+from tests.thinking_model import save_speaker
 
 SAMPLING = SamplingParams(max_tokens=8)
 
@@ -68,6 +69,33 @@ def test_official_outputs_of_an_extrapolated_model(
     assert result["generator"] == "aligned@alpha=0.5"
 
 
+def test_what_was_thought_is_told_apart_as_asked(tmp_path: Path, ray_cluster: str) -> None:
+    model = save_speaker(tmp_path / "thinker", "w</think>Yes.")
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text('{"instruction": "Say yes."}\n')
+    sampling = SamplingParams(temperature=0, max_tokens=40)
+
+    def answer(output: str, reasoning: str) -> tuple[str, Any]:
+        alpaca_eval_outputs(
+            str(model),
+            prompts=prompts,
+            output=tmp_path / output,
+            sampling=sampling,
+            reasoning=reasoning,
+            address=ray_cluster,
+        )
+        [row] = json.loads((tmp_path / output).read_text())
+        return row["output"], json.loads(row["sampling"]).get("reasoning")
+
+    assert answer("off.json", "off") == ("w</think>Yes.", "off")
+    with pytest.raises(ConfigError, match="other settings"):
+        answer("off.json", "auto")
+    assert answer("auto.json", "auto") == ("Yes.", None)
+    with pytest.raises(ConfigError, match="no such mark of a thought"):
+        answer("other.json", "plan")
+    assert not (tmp_path / "other.json").exists()
+
+
 @pytest.mark.parametrize("suffix", [".jsonl", ".json", ".parquet", ".csv"])
 def test_the_dataset_of_a_row_is_read_from_every_kind_of_file(tmp_path: Path, suffix: str) -> None:
     file = tmp_path / f"prompts{suffix}"
@@ -92,11 +120,12 @@ def test_the_flags_of_the_command_arrive(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(evaluation, "alpaca_eval_outputs", record)
     command = "evaluate alpaca-eval m --prompts s3://b/p.jsonl --output o.json --initial i --seed 7"
     command += " --alpha-rules rules.yaml --engine transformers --max-tokens 9 --replicas 2"
+    command += " --reasoning think"
     result = CliRunner().invoke(app, command.split())
     assert result.exit_code == 0, result.output
     assert seen["sampling"] == PAPER_SAMPLING.model_copy(update={"max_tokens": 9, "seed": 7})
-    names = ("prompts", "alpha_rules", "engine", "num_replicas")
-    assert [seen[n] for n in names] == ["s3://b/p.jsonl", "rules.yaml", "transformers", 2]
+    names = ("prompts", "alpha_rules", "engine", "num_replicas", "reasoning")
+    assert [seen[n] for n in names] == ["s3://b/p.jsonl", "rules.yaml", "transformers", 2, "think"]
 
 
 def test_tensors_that_one_side_may_lack_are_those_of_a_pair(

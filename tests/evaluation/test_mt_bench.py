@@ -21,6 +21,7 @@ from tests.docs.workbench import write_mt_bench
 from tests.published_data import find_data
 from tests.rating_judge import Judge, rating_judge
 from tests.samples import write_lines
+from tests.thinking_model import save_speaker
 
 
 @pytest.fixture
@@ -216,11 +217,41 @@ def test_answers_come_from_replicas_by_turn_and_temperature(
     assert second["messages"][1]["content"] == lines[0]["choices"][0]["turns"][0]
 
 
+def test_the_second_turn_follows_what_counts_as_an_answer(folder: Path, ray_cluster: str) -> None:
+    model = save_speaker(folder / "thinker", "w</think>Yes.")
+    for reasoning, text in (("think", "Yes."), ("off", "w</think>Yes.")):
+        output = folder / f"{reasoning}.jsonl"
+        made = mt_bench_answers(
+            str(model),
+            questions=folder / "question.jsonl",
+            output=output,
+            max_tokens=40,
+            reasoning=reasoning,
+            engine="transformers",
+        )
+        assert json.loads(made["sampling"])["reasoning"] == reasoning
+        lines = [json.loads(line) for line in output.read_text().splitlines()]
+        assert [line["choices"][0]["turns"] for line in lines] == [[text, text]] * 2
+        assert {line["expo_ray"]["sampling"] for line in lines} == {made["sampling"]}
+        for table in (folder / f"{reasoning}.jsonl.turns").glob("turn-2-*.parquet"):
+            for row in read_table(table).to_pylist():
+                assert row["messages"][1]["content"] == text
+    with pytest.raises(ConfigError, match="other settings"):
+        mt_bench_answers(
+            str(model),
+            questions=folder / "question.jsonl",
+            output=folder / "off.jsonl",
+            max_tokens=40,
+            engine="transformers",
+        )
+
+
 @pytest.mark.parametrize(
     ("words", "flag"),
     [
         (("mt-bench", "--answers", "a", "--judge", "judge:http://h/v1#m", "--alpha", "1"), "alpha"),
         (("mt-bench", "--answers", "a", "--judge", "j", "--engine", "vllm"), "engine"),
+        (("mt-bench", "--answers", "a", "--judge", "j", "--reasoning", "off"), "reasoning"),
         (("mt-bench", "model", "--references", "r"), "references"),
         (("alpaca-eval", "--annotations", "a", "--seed", "1"), "seed"),
     ],
