@@ -5,13 +5,16 @@ from __future__ import annotations
 import io
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+import torch
 import yaml
 from rich.console import Console
+from transformers import LlamaForCausalLM
 from typer.testing import CliRunner
 
 from expo_ray.cli.main import app
@@ -21,7 +24,9 @@ from expo_ray.errors import ConfigError
 from expo_ray.reports import summary_rows
 from expo_ray.serving import PAPER_SAMPLING, EngineOptions, SamplingParams
 from expo_ray.workflow.recipe import Recipe
+from tests.pico import pico_tokenizer
 from tests.reports.run_directory import RunDirectory
+from tests.thinking_model import PREFILLED, save_speaker
 
 RUNNER = CliRunner()
 
@@ -156,6 +161,54 @@ def test_answers_are_checked_from_the_command_line(
     expected = [float(len(row["response"]) % 2 == 0) for row in responses]
     assert pq.read_table(table)["reward"].to_pylist() == expected
     assert "Several answers to a prompt" in Path("run/report.html").read_text()
+
+
+def save_pair_that_says_two(folder: Path) -> tuple[Path, Path]:
+    """Save a pair that says "1" to everything, and "2" from an alpha of about a tenth on."""
+    template = PREFILLED.replace("<think>", "")
+    initial = save_speaker(folder / "sft", "1", template=template)
+    aligned = folder / "dpo"
+    shutil.copytree(initial, aligned)
+    model = LlamaForCausalLM.from_pretrained(initial)
+    tokenizer = pico_tokenizer()
+    start, two = tokenizer("\n2", add_special_tokens=False).input_ids
+    with torch.no_grad():
+        model.lm_head.weight[tokenizer.eos_token_id, two] = 10.0
+        model.save_pretrained(initial)
+        model.lm_head.weight[two, start] = 9.0
+        model.save_pretrained(aligned)
+    return initial, aligned
+
+
+@pytest.mark.slow
+def test_a_check_that_is_only_reported_decides_nothing(
+    tmp_path: Path, ray_cluster: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("own_checks.py").write_text("def is_two(response, row):\n    return '2' in response\n")
+    rows = [{"prompt": f"Number {n}: what is 0 + 1?", "answer": 1} for n in range(60)]
+    Path("p.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    flags = ["--prompts", "p.jsonl", "--output", "run", "--alpha", "1", "--address", ray_cluster]
+    flags += ["--reward-model", "check:python=own_checks:is_two", "--temperature", "0"]
+    flags += ["--reward-model", "check:number", "--report-only", "check:number", "--allow-unfit"]
+    pair = map(str, save_pair_that_says_two(tmp_path))
+    result = RUNNER.invoke(app, ["select", *pair, *flags, "--max-tokens", "4"])
+    assert result.exit_code == 0, result.output
+    selection = json.loads(Path("run/selection.json").read_text())
+    # All right answers are lost, which would stop the candidate as a guard or as a gate.
+    assert (selection["verdict"], selection["best_alpha"]) == ("extrapolate", 1.0)
+    assert not any("check-number" in guard["name"] for guard in selection["guards"])
+    assert selection["settings"]["report_only"] == ["1-check-number"]
+    [candidate] = [c for c in selection["candidates"] if c["alpha"]]
+    [told] = candidate["reported"]
+    assert (told["reward_model"], told["gain"]) == ("1-check-number", -1)
+    [gate] = selection["gates"]
+    assert (gate["name"], gate["margin"], gate["verdict"]) == ("1-check-number", None, None)
+    assert (gate["aligned"], gate["candidate"], gate["difference"]) == (1, 0, -1)
+    rewards = pq.read_table("run/rewards/1-check-number/alpha-1.parquet")
+    assert rewards["reward"].to_pylist() == [0.0] * 60
+    page = Path("run/report.html").read_text()
+    assert "What must not be lost" in page and "reported" in page
 
 
 def test_what_speaks_against_the_verdict_is_printed_with_it(tmp_path: Path) -> None:
