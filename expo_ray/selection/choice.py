@@ -51,6 +51,7 @@ from expo_ray.selection.gates import (
 from expo_ray.selection.guard_findings import Guard
 from expo_ray.selection.guards import check_guards
 from expo_ray.selection.heldout_sequence import Confirmation, confirm_in_sequence
+from expo_ray.selection.recall import may_be_recalled
 from expo_ray.selection.sample_results import samples_by_alpha
 from expo_ray.selection.samples import SplitSamples, join_tables, reward_model
 from expo_ray.selection.search import SearchResult
@@ -118,8 +119,14 @@ def choose_alpha(
         tried = pick(candidates, tuning, settings)
     # Without one to try, the held-out figures of the nearest candidate are shown, not judged.
     order = [_nearest(candidates)] if tried is None else in_sequence(candidates, tried)
+    waiting = [] if search is None else may_be_recalled(search, order[0])
     sequence, heldout_guards, gates = _confirm(
-        heldout, order, settings, prompt_sets, ask_gates=tried is not None
+        heldout,
+        order,
+        settings,
+        prompt_sets,
+        ask_gates=tried is not None,
+        num_candidates=len(order) + len(waiting),
     )
     last = sequence[-1]
     shown = last.alpha
@@ -234,11 +241,12 @@ def _confirm(
     prompt_sets: MeasureSets | None,
     *,
     ask_gates: bool,
+    num_candidates: int,
 ) -> tuple[list[Confirmation], list[Guard], list[Gate]]:
     gates: list[Gate] = []
 
     def ask(alpha: float, scores: Sequence[Scores]) -> list[Guard]:
-        level = gate_confidence(alphas.index(alpha), len(alphas), settings.confidence)
+        level = gate_confidence(alphas.index(alpha), num_candidates, settings.confidence)
         rules = settings.model_copy(update={"confidence": level})
         found = [check_gate(one, alpha, rules) for one in scores]
         gates.extend(gate for gate, _ in found)

@@ -126,7 +126,8 @@ def gate_confidence(place: int, num_candidates: int, confidence: float) -> float
 
     Args:
         place: Of the candidate, from 0.
-        num_candidates: Of the order, whether or not they will have their turn.
+        num_candidates: Of the order, whether or not they will have their turn; those among them
+            that a race has dropped and may recall.
         confidence: Of the settings, two-sided.
     """
     return confidence if place == 0 else 1 - (1 - confidence) / (num_candidates - 1)

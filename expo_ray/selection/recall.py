@@ -33,8 +33,18 @@ def to_recall(search: SearchResult, selection: Mapping[str, Any]) -> float | Non
         before, after = last["alpha"], (0.0, False)
     else:
         return None
-    between = [a for a in search.spared if after < caution(a) < caution(before)]
+    between = [a for a in may_be_recalled(search, before) if caution(a) > after]
     return max(between, key=caution, default=None)
+
+
+def may_be_recalled(search: SearchResult, before: float) -> list[float]:
+    """Return the smaller candidates whose turn may come although they were dropped.
+
+    Args:
+        search: What was dropped.
+        before: The candidate that goes before them.
+    """
+    return [alpha for alpha in search.spared if caution(alpha) < caution(before)]
 
 
 def recall(search: SearchResult, alpha: float, selection: Mapping[str, Any]) -> SearchResult:

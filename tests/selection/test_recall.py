@@ -85,6 +85,9 @@ def test_a_gate_that_stops_the_leaders_calls_back_what_the_race_dropped() -> Non
     assert found["best_alpha"] == 0.5
     assert [one["alpha"] for one in found["heldout_sequence"]] == [2.0, 1.0, 0.5]
     assert [gate["verdict"] for gate in found["gates"]] == ["worse", "worse", "no-worse"]
+    # Each later one was asked as if all that the race had dropped were to follow, 0.25 too.
+    levels = [gate["confidence"] for gate in found["gates"]]
+    assert levels == pytest.approx([0.95, *[1 - 0.05 / 3] * 2])
     # 0.25 was dropped and is not needed: it answers nothing more.
     assert search.recalled == (1.0, 0.5) and set(search.dropped) == {0.25}
     assert bench.asked[0.5] == NUM_TUNING > bench.asked[0.25]
@@ -102,6 +105,23 @@ def test_nobody_is_called_back_where_the_leader_is_confirmed() -> None:
     found, search = bench.run(dict.fromkeys(GAINS, 0.0))
     assert (found["best_alpha"], search.recalled, search.first) == (2.0, (), None)
     assert search.spared == frozenset({0.25, 0.5, 1.0})
+
+
+def test_a_gate_is_as_strict_when_first_asked_as_in_the_end() -> None:
+    bench = Bench()
+    asked: dict[float, set[float]] = {}
+    choose = bench.choose
+
+    def noting(search: SearchResult, lost: Mapping[float, float]) -> dict[str, Any]:
+        found = choose(search, lost)
+        for gate in found["gates"]:
+            asked.setdefault(gate["alpha"], set()).add(round(gate["confidence"], 9))
+        return found
+
+    bench.choose = noting  # type: ignore[method-assign]
+    bench.run(dict.fromkeys(GAINS, 0.4))
+    assert set(asked) == {2.0, 1.0, 0.5, 0.25}
+    assert all(len(levels) == 1 for levels in asked.values())
 
 
 def test_all_are_called_back_where_all_lose_the_gate_and_then_it_ends() -> None:
