@@ -2,13 +2,15 @@
 
     python -m benchmarks.racing --seeds 1000-1019         simulated reward curves
     python -m benchmarks.racing --run runs/quickstart     a finished run, replayed from its tables
+    python -m benchmarks.racing --recall --seeds 0-999    on to held-out prompts and a gate
 
 A run is replayed once per seed, each time with another half of its prompts for tuning and in
 another order; nothing is generated or scored again. The defaults of racing were chosen by looking
 at simulated seeds below 200 alone. The full grid is the strategy `grid`: every candidate
 answers every prompt, held-out ones too, of which there are as many. Two shares are printed, because
 a race saves twice: it drops candidates on tuning prompts, and but two of all answer the held-out
-prompts.
+prompts. With `--recall` guards and gates speak: what a race dropped is recalled as in a run, and
+false claims are counted beside those of the full grid (`recalled_races.py`).
 
 Needs: two CPU cores; --run a finished run. Takes: 2 minutes.
 """
@@ -23,6 +25,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from benchmarks.recalled_races import SCENARIOS, Run, describe
 from benchmarks.replayed_race import ReplayedRace, share_of_all
 from expo_ray.selection import SelectionSettings
 from expo_ray.selection.search import SearchResult, search_alphas
@@ -56,12 +59,20 @@ def main() -> None:
     parser.add_argument("--seeds", default="1000-1019", help="FIRST-LAST")
     parser.add_argument("--run", type=Path, action="append", help="finished run directory")
     parser.add_argument("--prompts", type=int, default=400, help="simulated tuning prompts")
+    parser.add_argument("--recall", action="store_true", help="with a gate, to the end")
+    parser.add_argument("--scenario", type=int, action="append", help="of --recall, from 1")
     arguments = parser.parse_args()
     first, last = map(int, arguments.seeds.split("-"))
     seeds = range(first, last + 1)
     if arguments.run:
         for path in arguments.run:
             show(str(path), [replay(path, seed) for seed in seeds])
+        return
+    if arguments.recall:
+        for number in arguments.scenario or range(1, len(SCENARIOS) + 1):
+            scenario = SCENARIOS[number - 1]
+            runs = (Run(scenario, num_prompts=arguments.prompts, seed=seed) for seed in seeds)
+            print(describe(scenario, [(run.race(), run.full()) for run in runs]), flush=True)
         return
     every: list[Case] = []
     for shape in SHAPES:

@@ -8,7 +8,7 @@ import numpy as np
 
 from expo_ray.selection.bootstrap import FloatArray
 from expo_ray.selection.candidates import measure_candidates
-from expo_ray.selection.choice import pick
+from expo_ray.selection.choice import in_sequence, pick
 from expo_ray.selection.samples import SplitSamples
 from expo_ray.selection.search import Measured
 from expo_ray.selection.settings import SelectionSettings
@@ -88,6 +88,17 @@ def choose(
     rewards: Mapping[float, FloatArray], settings: SelectionSettings, dropped: Mapping[float, str]
 ) -> float | None:
     """What goes to the held-out prompts; a dropped candidate has rewards for the first ones."""
+    return next(iter(choose_in_order(rewards, settings, dropped)), None)
+
+
+def choose_in_order(
+    rewards: Mapping[float, FloatArray],
+    settings: SelectionSettings,
+    dropped: Mapping[float, str],
+    *,
+    first: float | None = None,
+) -> list[float]:
+    """What goes to the held-out prompts, one after the other; `first` stays first, if given."""
     alphas = tuple(sorted(rewards))
     num_prompts = rewards[0.0].size
     table = np.full((len(alphas), num_prompts), np.nan)
@@ -111,5 +122,8 @@ def choose(
         present=np.isfinite(table),
     )
     candidates, _ = measure_candidates(samples, settings, dropped)
-    found = pick(candidates, samples, settings)
-    return None if found is None else found.alpha
+    if first is None:
+        found = pick(candidates, samples, settings)
+    else:
+        found = next(c for c in candidates if c.alpha == first)
+    return [] if found is None else in_sequence(candidates, found)
