@@ -163,7 +163,9 @@ def mark_ties(
                     expected="the same tie on all sides",
                     hint=_PARENT_HINT,
                 )
-    return tuple(replace(pair, tied_to=ties.get(pair.name)) for pair in tensors)
+    return tuple(
+        replace(pair, tied_to=ties[pair.name]) if pair.name in ties else pair for pair in tensors
+    )
 
 
 def refuse_same_checkpoint(initial: Checkpoint, aligned: Checkpoint) -> None:

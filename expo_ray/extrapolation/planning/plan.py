@@ -66,9 +66,12 @@ class OutputShard:
         return sum(used_bytes(p) for p in self.tensors)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What one extrapolation does, whatever the alphas and the number of workers."""
+    """What one extrapolation does, whatever the alphas and the number of workers.
+
+    What looks at every tensor is cached: each of many alphas asks for it.
+    """
 
     pair: Pair
     shards: tuple[OutputShard, ...]
@@ -125,12 +128,12 @@ class Plan:
         refs = (ref for pair in self.pair.tensors for ref in pair.path)
         return sum(ref.input_bytes(ref.num_elements) for ref in refs)
 
-    @property
+    @cached_property
     def is_requantized(self) -> bool:
         """Whether some tensors are written as FP8 codes with block scales."""
         return any(p.blocks is not None for p in self.pair.tensors)
 
-    @property
+    @cached_property
     def has_float64(self) -> bool:
         """Whether some tensor is computed in float64, where alpha is not rounded."""
         return any(computes_float64(p) for p in self.pair.tensors)
