@@ -12,7 +12,7 @@ from expo_ray.extrapolation import extrapolate
 from expo_ray.extrapolation.planning.time_estimate import estimate, lower_bound, simulate
 
 GB = 10.0**9
-NODES = [1, 16, 256]
+NODES = [1, 4, 16, 64, 256]
 
 
 def shards(total_bytes: float, shard_bytes: float, seed: int) -> list[float]:
@@ -26,7 +26,7 @@ def shards(total_bytes: float, shard_bytes: float, seed: int) -> list[float]:
 
 
 @pytest.mark.parametrize("num_nodes", NODES)
-@pytest.mark.parametrize("total", [140 * GB, 1342 * GB])
+@pytest.mark.parametrize("total", [140 * GB, 810 * GB, 1342 * GB])  # 70B, 405B, 671B
 @pytest.mark.parametrize("seed", range(3))
 def test_within_five_percent_of_the_lower_bound(total: float, num_nodes: int, seed: int) -> None:
     sizes = shards(total, total / (20 * num_nodes), seed)
