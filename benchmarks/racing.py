@@ -9,10 +9,10 @@ another order; nothing is generated or scored again. The defaults of racing were
 at simulated seeds below 200 alone. The full grid is the strategy `grid`: every candidate
 answers every prompt, held-out ones too, of which there are as many. Two shares are printed, because
 a race saves twice: it drops candidates on tuning prompts, and but two of all answer the held-out
-prompts. With `--recall` guards and gates speak: what a race dropped is recalled as in a run, and
-false claims are counted beside those of the full grid (`recalled_races.py`).
+prompts. With `--recall` a gate stops some on held-out prompts: what a race dropped is recalled as
+in a run, and false claims are counted beside those of the full grid (`recalled_races.py`).
 
-Needs: two CPU cores; --run a finished run. Takes: 2 minutes.
+Needs: two CPU cores; --run a finished run. Takes: 2 minutes; --recall a second for four cases.
 """
 
 from __future__ import annotations
