@@ -77,18 +77,17 @@ def generate_ours(engine: str, model: str, prompts: Path, num_tokens: int) -> di
     from expo_ray.serving import EngineOptions, SamplingParams
 
     clock = PhaseClock("Generating")
-    output = prompts.with_name("responses.parquet")
-    output.unlink(missing_ok=True)
-    made = generate(
-        model,
-        prompts=prompts,
-        output=output,
-        sampling=SamplingParams(max_tokens=num_tokens, **SAMPLING),
-        engine=engine,
-        options=EngineOptions(max_model_len=MAX_MODEL_LEN),
-        address="local",
-        progress=clock,
-    )
+    with tempfile.TemporaryDirectory() as folder:  # a killed run's rows would be taken up
+        made = generate(
+            model,
+            prompts=prompts,
+            output=Path(folder, "responses.parquet"),
+            sampling=SamplingParams(max_tokens=num_tokens, **SAMPLING),
+            engine=engine,
+            options=EngineOptions(max_model_len=MAX_MODEL_LEN),
+            address="local",
+            progress=clock,
+        )
     return {"phase_seconds": clock.seconds, "amount": made["completion_tokens"]}
 
 

@@ -71,18 +71,18 @@ def score_ours(model: Path, responses: Path, num_replicas: int) -> dict[str, Any
     from expo_ray import score
 
     clock = PhaseClock("Scoring")
-    output = responses.with_name("rewards.parquet")
-    output.unlink(missing_ok=True)
-    score(
-        responses,
-        reward_model=str(model),
-        output=output,
-        use_cache=False,
-        num_replicas=num_replicas,
-        address="local",
-        progress=clock,
-    )
-    rewards = {row["prompt_id"]: row["reward"] for row in pq.read_table(output).to_pylist()}
+    with tempfile.TemporaryDirectory() as folder:  # a killed run's rows would be taken up
+        output = Path(folder, "rewards.parquet")
+        score(
+            responses,
+            reward_model=str(model),
+            output=output,
+            use_cache=False,
+            num_replicas=num_replicas,
+            address="local",
+            progress=clock,
+        )
+        rewards = {row["prompt_id"]: row["reward"] for row in pq.read_table(output).to_pylist()}
     scores = [rewards[str(i)] for i in range(len(rewards))]
     return {"phase_seconds": clock.seconds, "amount": len(scores), "scores": scores}
 

@@ -32,6 +32,12 @@ _CLIENT_PORT = 10001
 logger = logging.getLogger(__name__)
 
 
+class _Session:
+    """The Ray that `ray_session` has started in this process, while there is one."""
+
+    is_for_handles = False
+
+
 def resolve_address(address: str | None) -> str:
     """Return the address a command uses: the flag, else `RAY_ADDRESS`, else `local`."""
     return address or os.environ.get("RAY_ADDRESS") or LOCAL
@@ -79,7 +85,9 @@ def require_cluster(address: str | None) -> None:
 
 
 @contextlib.contextmanager
-def ray_session(address: str | None, *, num_cpus: int | None = None) -> Iterator[None]:
+def ray_session(
+    address: str | None, *, num_cpus: int | None = None, for_handles: bool = False
+) -> Iterator[None]:
     """Connect to a Ray cluster, or start a local one, for the length of a `with` block.
 
     Where this process is connected already, the existing connection is used and left as it was,
@@ -90,6 +98,8 @@ def ray_session(address: str | None, *, num_cpus: int | None = None) -> Iterator
             None means `RAY_ADDRESS` where set, else `local`.
         num_cpus: Logical CPUs of a local Ray; None takes what the machine has. Ignored for an
             existing cluster.
+        for_handles: Replicas are reached by handles alone, and nothing comes after them: a Ray of
+            its own then starts no HTTP proxy, and takes replicas down by its own end.
 
     Raises:
         ConfigError: The cluster cannot be reached or refuses, no folder is fit for a local Ray,
@@ -115,6 +125,7 @@ def ray_session(address: str | None, *, num_cpus: int | None = None) -> Iterator
     options = {"logging_level": logging.ERROR, "log_to_driver": False}
     if resolved == LOCAL:
         start_local(num_cpus, options)
+        _Session.is_for_handles = for_handles
     else:
         join(resolved, options)
     # Ray's own handler prints a native stack and aborts the process three seconds later, before
@@ -133,7 +144,13 @@ def ray_session(address: str | None, *, num_cpus: int | None = None) -> Iterator
             ) from error
         raise
     finally:
+        _Session.is_for_handles = False
         ray.shutdown()
+
+
+def is_for_handles() -> bool:
+    """Whether this Ray was started by `ray_session` for replicas that handles alone reach."""
+    return _Session.is_for_handles
 
 
 def get_within(seconds: float, ref: Any, *, what: str) -> Any:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import gc
+import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import import_module
 
 
@@ -39,3 +40,23 @@ def quick_imports() -> Iterator[None]:
     finally:
         if was_enabled:
             gc.enable()
+
+
+@contextmanager
+def imported_beside(module: str) -> Iterator[None]:
+    """Import a module in a thread of its own, beside what the `with` block waits for.
+
+    Args:
+        module: Its name; whoever needs it meets the error where it cannot be imported.
+    """
+
+    def work() -> None:
+        with suppress(ImportError):
+            import_module(module)
+
+    thread = threading.Thread(target=work, name=f"import {module}", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        thread.join()

@@ -63,6 +63,20 @@ def on_loopback(*, children: bool = False) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def agent_on_any_port() -> Iterator[None]:
+    """Have the agent of a Ray that is started meanwhile listen on a free port, not on 52365.
+
+    Where another Ray of the machine has that one, it is tried for four seconds, in which nothing
+    else goes on, and the agent then does without. `ray.init` has no argument for it.
+    """
+    from ray._private import parameter
+
+    free = functools.partial(parameter.RayParams, dashboard_agent_listen_port=0)
+    with changed(vars(parameter), {"RayParams": free}):
+        yield
+
+
+@contextlib.contextmanager
 def without_uv_upload() -> Iterator[None]:
     """Under `uv run` Ray sends the current folder to all workers; leave that to whoever asks."""
     from ray._private import ray_constants

@@ -19,6 +19,7 @@ from typing import Any
 
 from expo_ray.errors import ConfigError, ExpoError, WorkError, argument
 from expo_ray.ray_internals import (
+    agent_on_any_port,
     changed,
     find_cluster,
     folder_option,
@@ -57,6 +58,7 @@ def start_local(num_cpus: int | None, options: dict[str, Any]) -> None:
         with (
             without_uv_upload(),
             changed(os.environ, environment),
+            agent_on_any_port(),
             on_loopback(children=True),  # all that it opens listens there
         ):
             ray.init(

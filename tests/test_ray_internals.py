@@ -79,6 +79,19 @@ assert os.environ.get("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER") == before
     assert run(code) == "127.0.0.1 0"
 
 
+def test_the_agent_of_a_ray_takes_any_port_for_a_while() -> None:
+    code = """
+from ray._private import parameter
+from expo_ray import ray_internals
+fixed = parameter.RayParams().dashboard_agent_listen_port
+with ray_internals.agent_on_any_port():
+    free = parameter.RayParams(num_cpus=2)
+print(fixed, free.dashboard_agent_listen_port, free.num_cpus)
+print(parameter.RayParams().dashboard_agent_listen_port)
+"""
+    assert run(code).split() == ["52365", "0", "2", "52365"]
+
+
 @pytest.mark.parametrize(
     ("environment", "uploads"),
     [

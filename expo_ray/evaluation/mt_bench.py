@@ -94,7 +94,7 @@ def mt_bench_answers(
     folder = output.with_name(f"{output.name}.turns")
     turns: dict[int, list[str]] = {question.question_id: [] for question in rows}
     with (
-        ray_session(address),
+        ray_session(address, for_handles=True),
         GeneratorReplicas(num_replicas, engine, reasoning=marks) as replicas,
     ):
         for turn in range(NUM_TURNS):

@@ -155,7 +155,7 @@ def reward_bench_accuracy(
         self_test=self_test,
         use_cache=use_cache,
     )
-    with ray_session(address), replicas:
+    with ray_session(address, for_handles=True), replicas:
         scorer = replicas.start(progress or NullProgress())
         some = [_chat(group, group.chosen[0]) for group in groups[:8]]
         tested = replicas.test_once(some, progress or NullProgress())

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 from expo_ray.checkpoints.storages.local_output import require_writable_folder
 from expo_ray.cluster import ray_session
+from expo_ray.lazy import imported_beside
 from expo_ray.loadtests.measuring import check_outcome, measure
 from expo_ray.loadtests.options import LoadtestOptions
 from expo_ray.loadtests.plan import Find, make_plan
-from expo_ray.loadtests.target import open_target
+from expo_ray.loadtests.target import is_url, open_target
 from expo_ray.progress import NullProgress, Progress
 from expo_ray.serving.alpha_setting import RulesLike
 
@@ -93,6 +95,7 @@ def loadtest(
         options=options,
     )
     with (
+        nullcontext() if is_url(target) else imported_beside("torch"),
         ray_session(address),
         open_target(
             target,

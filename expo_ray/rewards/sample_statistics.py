@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-from scipy import stats
 
 from expo_ray.errors import ConfigError, EvaluationError, argument
 from expo_ray.rewards.kinds.registry import kind_of
@@ -234,6 +233,8 @@ def _interval(values: FloatArray) -> tuple[float, float] | tuple[None, None]:
     """Return the bootstrap interval of a mean; none of values that are all the same."""
     if values.size < 2 or values.min() == values.max():
         return None, None
+    from scipy import stats  # half a second, which no other command of this room needs
+
     made = stats.bootstrap(
         (values,), np.mean, confidence_level=_CONFIDENCE, batch=64, rng=np.random.default_rng(42)
     )

@@ -17,6 +17,7 @@ from expo_ray.credentials import read_api_key
 from expo_ray.errors import ConfigError, ServingError, argument
 from expo_ray.extrapolation.trajectories.fitted_change import FittedChange
 from expo_ray.extrapolation.trajectories.trajectory_file import TrajectorySource
+from expo_ray.lazy import imported_beside
 from expo_ray.progress import Progress
 from expo_ray.rewards import RewardModelSpec
 from expo_ray.rewards.anchors import read_anchors
@@ -119,7 +120,11 @@ def generate(
     rows = read_prompts(prompts, columns=columns, num_prompts=num_prompts, seed=sampling.seed)
     if resolve_address(address) == LOCAL:
         resolve_engine(engine).check(source)
-    with ray_session(address), GeneratorReplicas(num_replicas, engine, **how) as replicas:
+    with (
+        imported_beside("torch"),  # the first weights are looked at once Ray is there
+        ray_session(address, for_handles=True),
+        GeneratorReplicas(num_replicas, engine, **how) as replicas,
+    ):
         made = replicas.write_responses(source, rows, output, sampling=sampling, progress=progress)
     _require_some(made, output, "responses")
     return made
@@ -197,7 +202,7 @@ def score(
         RewardModelSpec.parse(reward_model),
         [(file, pq.read_schema(file).names) for file in parquet_files(responses)],
     )
-    with ray_session(address), replicas:
+    with ray_session(address, for_handles=True), replicas:
         made = replicas.write_rewards(
             responses, output, references_path=reference, progress=progress
         )
@@ -328,7 +333,7 @@ def serve(
     def tell(event: str, **facts: object) -> None:
         on_event({"schema_version": _SCHEMA_VERSION, "event": event, **facts})
 
-    with ray_session(address):
+    with imported_beside("torch"), ray_session(address):
         picked, reason = pick_engine(engine)
         precision = describe_precision(picked, source, options) or None
         tell(

@@ -16,7 +16,7 @@ from ray import serve
 from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 
-from expo_ray.cluster import worker_nodes
+from expo_ray.cluster import is_for_handles, worker_nodes
 from expo_ray.errors import ConfigError, ServingError, argument
 from expo_ray.ray_internals import (
     look_often,
@@ -62,7 +62,11 @@ def ensure_serve(*, host: str = LOCALHOST, port: int | None = None) -> str:
         if port is None:
             port = _free_port(host)
         require_free_port(host, port)
-        serve.start(http_options={"host": host, "port": port}, logging_config=_LOGGING)
+        serve.start(
+            http_options={"host": host, "port": port},
+            proxy_location="Disabled" if is_for_handles() else None,
+            logging_config=_LOGGING,
+        )
         serve_was_started()
     elif port is not None and running != (host, port):
         raise ConfigError(
@@ -157,7 +161,7 @@ def application(
             yield handle, route_prefix
         finally:
             if ray.is_initialized():
-                _take_down(name, wait=sys.exc_info()[0] is None)
+                _take_down(name, wait=sys.exc_info()[0] is None and not is_for_handles())
 
 
 def _why_not_deployed(name: str) -> str:
@@ -170,7 +174,7 @@ def _why_not_deployed(name: str) -> str:
 
 
 def _take_down(name: str, *, wait: bool) -> None:
-    """Delete an application; on the way out of a command nobody waits until it is gone.
+    """Delete an application; on the way out of a command nobody has to wait until it is gone.
 
     Serve goes on with it by itself, or ends with the Ray of the command: a replica that loads its
     model, or a loaded machine, would take a minute.
