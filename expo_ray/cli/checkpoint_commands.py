@@ -15,7 +15,7 @@ from expo_ray.cli.checkpoint_results import (
 )
 from expo_ray.cli.model_options import add_command
 from expo_ray.cli.options import PAIR_PANEL, ExtraTensors
-from expo_ray.cli.session import InlineAddress, OutputFlags, Session
+from expo_ray.cli.session import InlineAddress, NodesAddress, OutputFlags, Session
 from expo_ray.cli.trajectory_options import (
     TRAJECTORY_PANEL,
     AtStepOption,
@@ -399,7 +399,7 @@ def doctor(
     output: Annotated[
         str | None, typer.Argument(help="A folder or prefix that every node must write to.")
     ] = None,
-    address: InlineAddress = None,
+    address: NodesAddress = None,
     *,
     shown: OutputFlags,
 ) -> None:

@@ -75,6 +75,16 @@ InlineAddress = Annotated[
         rich_help_panel=COMMON,
     ),
 ]
+NodesAddress = Annotated[
+    str | None,
+    typer.Option(
+        "--address",
+        metavar="RAY",
+        help="Ray cluster: local, auto or host:port; inline: this machine alone. By default "
+        "RAY_ADDRESS, else local.",
+        rich_help_panel=COMMON,
+    ),
+]
 
 
 class _AmountColumn(ProgressColumn):

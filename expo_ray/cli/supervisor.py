@@ -43,6 +43,9 @@ def supervised(command: Callable[[], int], arguments: Sequence[str]) -> int:
         if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
             signal.signal(signal.SIGINT, signal.SIG_DFL)
         Told.to_supervisor = to_parent
+        # A thread that imports keeps the interpreter for a whole interval, and those that compute
+        # beside it want it hundreds of times.
+        sys.setswitchinterval(0.0005)
         ended: list[int] = []
         atexit.register(_leave, ended)  # the first in is the last out
         code = command()
@@ -65,8 +68,9 @@ def _leave(ended: list[int]) -> None:
     if not ended:
         return
     try:
-        sys.stdout.flush()
-        sys.stderr.flush()
+        for stream in (sys.stdout, sys.stderr):
+            if stream is not None:  # closed before the command began
+                stream.flush()
     except (OSError, ValueError):
         return  # the interpreter tells it in its way
     os._exit(ended[0])

@@ -125,8 +125,7 @@ def diagnose(
         strict: Raise where the pair is unfit.
         vocab_policy: As for `extrapolate`.
         extra_tensors: As for `extrapolate`.
-        address: Ray cluster, `local`, or `inline` for this process. By default `RAY_ADDRESS`, else
-            this process, or a local Ray for what is large and has the cores.
+        address: As for `extrapolate`.
         progress: Where to report.
 
     Returns:

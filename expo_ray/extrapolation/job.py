@@ -85,7 +85,8 @@ def extrapolate(
         nodes: With dry_run, estimate the time on so many nodes.
         node_bandwidth: Bytes per second that each of them reads and writes in all: 2GB.
         address: Ray cluster, `local`, or `inline` for this process. By default `RAY_ADDRESS`, else
-            this process, or a local Ray for what is large and has the cores.
+            this process, or a local Ray for what takes it longer: transforms, inputs far away, and
+            24 GiB and more where there are four cores.
         progress: Where to report.
 
     Returns:

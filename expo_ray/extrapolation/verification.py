@@ -75,8 +75,7 @@ def verify(
             same steps, as for `extrapolate_trajectory`.
         recompute: Compute all weights again and compare them; False checks digests only.
         sha256: Give what `sha256sum` prints for every file too; reads them once more.
-        address: Ray cluster, `local`, or `inline` for this process. By default `RAY_ADDRESS`, else
-            this process, or a local Ray for what is large and has the cores.
+        address: As for `extrapolate`.
         progress: Where to report.
 
     Returns:

@@ -140,7 +140,8 @@ def _more_for_a_gate(run: RunFiles) -> Iterator[Step]:
         yield Step(
             what=f"So many prompts cannot tell whether alpha {format_alpha(alpha)} keeps the gate "
             f"{gate['name']}: how many would",
-            command=f"expo-ray plan-prompts {tables} --margin {gate['margin']:g}",
+            command=f"expo-ray plan-prompts {tables} --margin {gate['margin']:g} "
+            f"--confidence {gate['confidence']:g}",
         )
 
 

@@ -15,6 +15,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterable, Iterator
 from functools import cache
 from typing import Any
@@ -149,31 +150,50 @@ class _OutOfTimeError(Exception):
 
 @contextlib.contextmanager
 def _time_limit(seconds: float) -> Iterator[None]:
-    """Raise in this thread when time is up: a template is compiled to Python, which looks."""
+    """Raise in this thread when it has used its time: a template is Python, which looks.
+
+    It is time of a processor: a busy machine, or one that slept, is no fault of a template.
+    """
     if getattr(_limits, "is_set", False):  # a macro of a template that is being rendered
         yield
         return
-    thread, lock, is_over = threading.get_ident(), threading.Lock(), False
+    thread, lock, is_over = threading.get_ident(), threading.Lock(), threading.Event()
+    clock = _clock_of(thread)
+    stop = time.clock_gettime(clock) + seconds
 
-    def end() -> None:
-        with lock:
-            if not is_over:
-                _raise_in(thread, _OutOfTimeError)
+    def watch() -> None:
+        left = seconds
+        while not is_over.wait(left):
+            with lock:
+                if is_over.is_set():
+                    return
+                left = stop - time.clock_gettime(clock)
+                if left <= 0:
+                    _raise_in(thread, _OutOfTimeError)
+                    return
 
-    timer = threading.Timer(seconds, end)
-    timer.daemon = True
-    timer.start()
     _limits.is_set = True
+    threading.Thread(target=watch, daemon=True).start()
     try:
-        yield
-    except _OutOfTimeError as error:
-        raise TemplateLimitError(f"it does not come to an end within {seconds:g} s") from error
+        try:
+            yield
+        finally:
+            with lock:
+                is_over.set()
+                _raise_in(thread, None)  # what was sent and has not arrived would arrive elsewhere
+    except _OutOfTimeError as error:  # which may have arrived in the lines above
+        raise TemplateLimitError(
+            f"it does not come to an end within {seconds:g} s of a processor"
+        ) from error
     finally:
+        is_over.set()
         _limits.is_set = False
-        with lock:
-            is_over = True
-            _raise_in(thread, None)  # what was sent and has not arrived would arrive elsewhere
-        timer.cancel()
+
+
+def _clock_of(thread: int) -> int:
+    if hasattr(time, "pthread_getcpuclockid"):
+        return time.pthread_getcpuclockid(thread)
+    return time.CLOCK_MONOTONIC
 
 
 def _raise_in(thread: int, kind: type[Exception] | None) -> None:

@@ -124,6 +124,9 @@ def main_scores(heldout: SplitSamples, alpha: float, settings: SelectionSettings
 def gate_confidence(place: int, num_candidates: int, confidence: float) -> float:
     """Return the confidence at which one of several candidates in a fixed order is asked.
 
+    A dropped candidate that is recalled and then has no turn leaves the order, and the others are
+    asked anew, less strictly; never less so than the order that the tuning prompts make in the end.
+
     Args:
         place: Of the candidate, from 0.
         num_candidates: Of the order, whether or not they will have their turn; those among them

@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from expo_ray.child_python import child_command
+from expo_ray.cores import num_cores
 from expo_ray.errors import WorkError
 from expo_ray.selection.languages import languages
 from expo_ray.selection.repetition import repeated_share
@@ -66,7 +67,7 @@ def measure_blocks(blocks: Iterable[Texts], *, num_rows: int) -> Iterator[FloatA
     Raises:
         WorkError: A worker ended.
     """
-    num_workers = min(len(os.sched_getaffinity(0)), MAX_WORKERS)
+    num_workers = min(num_cores(), MAX_WORKERS)
     if num_rows < MIN_ROWS or num_workers < 2:
         yield from (measure_texts(*texts) for texts in blocks)
         return

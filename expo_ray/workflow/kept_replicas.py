@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from pathlib import Path
 from typing import Any, TypeVar
 
 import ray
@@ -60,11 +62,30 @@ def fit_at_once(recipe: Recipe, reward_models: Iterable[RewardModelSpec]) -> boo
         recipe: Says how many replicas there are of each.
         reward_models: One that is named twice is one.
     """
-    num_models = len({identity(spec) for spec in reward_models})
-    num_replicas = recipe.generators.num_replicas * recipe.generators.tensor_parallel_size
-    num_replicas += recipe.rewarders.num_replicas * num_models
+    models = list({identity(spec): spec for spec in reward_models}.values())
+    num_generators = recipe.generators.num_replicas * recipe.generators.tensor_parallel_size
+    num_rewarders = recipe.rewarders.num_replicas
+    num_replicas = num_generators + num_rewarders * len(models)
     resources = ray.cluster_resources()
-    return all(num_replicas <= resources[kind] for kind in ("CPU", "GPU") if resources.get(kind))
+    if any(num_replicas > resources[kind] for kind in ("CPU", "GPU") if resources.get(kind)):
+        return False
+    if resources.get("GPU"):
+        return True
+    # Without GPUs the weights of all lie in the memory of the nodes.
+    pair_bytes = _bytes_in_memory(str(recipe.aligned or ""))
+    needed = recipe.generators.num_replicas * pair_bytes
+    for spec in models:
+        if spec.kind.needs_pair:
+            needed += num_rewarders * 2 * pair_bytes
+        elif spec.kind.has_dtypes:
+            needed += num_rewarders * _bytes_in_memory(spec.model)
+    return needed <= float(resources.get("memory", 0))
+
+
+def _bytes_in_memory(model: str) -> float:
+    """Return what the weights of a model take in float32; without end where nobody knows."""
+    files = [file for file in Path(model).glob("*.safetensors") if file.is_file()]
+    return 2 * sum(file.stat().st_size for file in files) if model and files else math.inf
 
 
 def identity(spec: RewardModelSpec) -> Hashable:

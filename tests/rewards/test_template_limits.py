@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
+from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -49,3 +51,36 @@ def test_what_a_template_does_on_one_chat_alone_is_ended(monkeypatch: pytest.Mon
         with pytest.raises(TemplateLimitError):
             template.render(messages=[{"role": "user", "content": "go"}])
     time.sleep(1.2)  # nothing is raised any more in a thread that has left the template
+
+
+def test_the_limit_is_on_time_of_the_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine that slept, or gave its time to others, ended a score of 300 answers once."""
+    monkeypatch.setattr(template_limits, "MAX_SECONDS", 0.3)
+
+    def pieces(num_seconds: float) -> Iterator[str]:
+        time.sleep(0.8)
+        yield "a"
+        end = time.thread_time() + num_seconds
+        while time.thread_time() < end:
+            pass
+        yield "b"
+
+    assert template_limits._limited(pieces(0.05)) == "ab"
+    with pytest.raises(TemplateLimitError, match=r"0\.3 s of a processor"):
+        template_limits._limited(pieces(3))
+    assert template_limits._limited(pieces(0.05)) == "ab"
+
+
+def test_what_arrives_late_is_told_as_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The end of the time and the end of the template may meet."""
+    for seconds in [0.001 * n for n in range(1, 40)]:
+        monkeypatch.setattr(template_limits, "MAX_SECONDS", seconds)
+        end = time.thread_time() + 0.02
+
+        def piece(end: float = end) -> Iterator[str]:
+            while time.thread_time() < end:
+                pass
+            yield "a"
+
+        with contextlib.suppress(TemplateLimitError):
+            assert template_limits._limited(piece()) == "a"

@@ -20,9 +20,10 @@ import numpy.typing as npt
 import torch
 
 from expo_ray.extrapolation.arithmetic.formula import BLOCK_ELEMENTS, Workspace
-from expo_ray.extrapolation.arithmetic.statistics import RUN_ELEMENTS, DeltaSums, OutputSums
+from expo_ray.extrapolation.arithmetic.statistics import DeltaSums, OutputSums
 from expo_ray.extras import install_command
 
+RUN_ELEMENTS = 4096
 FUSED_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 _BITS = {torch.bfloat16: np.uint16, torch.float16: np.uint16, torch.float32: np.uint32}
 _INFINITY = {torch.bfloat16: 0x7F80, torch.float16: 0x7C00, torch.float32: 0x7F800000}

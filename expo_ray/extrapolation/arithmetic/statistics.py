@@ -14,7 +14,6 @@ import torch
 
 from expo_ray.extrapolation.arithmetic.formula import Block
 
-RUN_ELEMENTS = 4096
 _INTEGERS = {1: np.int8, 2: np.int16, 4: np.int32, 8: np.int64}
 _TORCH_INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
@@ -180,11 +179,9 @@ def count_different(first: torch.Tensor, second: torch.Tensor) -> int:
 
 
 def _squares(values: torch.Tensor) -> float:
-    # Sums of few values in float32, sums of sums in float64: over a whole block some processors add
-    # up rounding errors of 2e-6 (AMD's, of values with the few digits of float16).
-    has_runs = values.numel() > 0 and values.numel() % RUN_ELEMENTS == 0
-    rows = values.view(-1, RUN_ELEMENTS) if has_runs else values[None]
-    total = float(torch.linalg.vecdot(rows, rows).sum(dtype=torch.float64))
+    # Of rows, the products are summed pairwise. `dot` adds up rounding errors of 2e-6 on some
+    # processors (AMD's, of values with the few digits of float16).
+    total = float(torch.linalg.vecdot(values[None], values[None]))
     if not math.isfinite(total):
         # Values above 1e19 overflow the float32 sum without being wrong themselves.
         wide = values.double()

@@ -75,26 +75,26 @@ class Advance:
             self._reported = total
 
 
-def place_of(address: str | None, num_bytes: int) -> str:
-    """Return the address at which so much input is worked on.
+def place_of(address: str | None, tasks: Sequence[ShardTask]) -> str:
+    """Return the address at which some tasks are done.
 
     Args:
         address: As it was asked for: that is taken, as `RAY_ADDRESS` and a connection that stands
             are. None leaves the choice.
-        num_bytes: Of input.
+        tasks: All of them.
     """
     is_free = not is_asked_for(address) and not is_connected()
-    return INLINE if is_free and is_sooner_here(num_bytes) else resolve_address(address)
+    return INLINE if is_free and is_sooner_here(tasks) else resolve_address(address)
 
 
-def one_session(address: str | None, num_bytes: int) -> AbstractContextManager[None]:
+def one_session(address: str | None, tasks: Sequence[ShardTask]) -> AbstractContextManager[None]:
     """Keep one Ray over several runs of tasks, such as two passes: a local one takes seconds.
 
     Args:
         address: As for `run_tasks`.
-        num_bytes: Of input, of all of them.
+        tasks: Of all of them.
     """
-    is_inline = place_of(address, num_bytes) == INLINE
+    is_inline = place_of(address, tasks) == INLINE
     return nullcontext() if is_inline else ray_session(address)
 
 
@@ -129,7 +129,7 @@ def run_tasks(
         ConfigError: Ray cannot be reached, a node does not see inputs or outputs, or a task needs
             more memory than any of them has.
     """
-    if place_of(address, sum(task.shard.input_bytes for task in tasks)) == INLINE:
+    if place_of(address, tasks) == INLINE:
         tasks = [replace(task, num_threads=num_threads_here(task.num_threads)) for task in tasks]
         refuse_too_big_for_here(tasks)
         begin()

@@ -7,37 +7,50 @@ process cannot, long enough.
 from __future__ import annotations
 
 import logging
-import os
+from collections.abc import Sequence
+
+from expo_ray.checkpoints.storages.hub_storage import SCHEME as HUB_SCHEME
+from expo_ray.checkpoints.storages.remote_path import is_remote
+from expo_ray.cores import num_cores
+from expo_ray.extrapolation.shards.tasks import ShardTask
 
 logger = logging.getLogger(__name__)
 
-# On two cores a local Ray takes 8 to 10 s longer than this process at 5 and at 18 GiB read, so it
-# never wins there. This process reads 1 GiB/s and more: below so many bytes it is done before
-# workers, however many, have caught up.
-LOCAL_RAY_BYTES = 16 * 2**30
+# On two cores a local Ray took 9 s longer than this process for 7 GiB read and written, and 7 s for
+# 18 GiB (benchmarks/results/extrapolation.md); with more cores, of which there was no machine, its
+# workers can win that back only where there is more to do.
+LOCAL_RAY_BYTES = 24 * 2**30
 LOCAL_RAY_CORES = 4
 # More have nothing to do while the bytes of one output are hashed in order.
 _MAX_THREADS = 8
 
 
-def is_sooner_here(num_bytes: int) -> bool:
-    """Tell whether this process is done with so much input before a local Ray would be."""
-    if num_bytes >= LOCAL_RAY_BYTES and num_cores() >= LOCAL_RAY_CORES:
-        return False
+def is_sooner_here(tasks: Sequence[ShardTask]) -> bool:
+    """Tell whether this process is done with some tasks before a local Ray would be.
+
+    Transforms compute much longer than they read, a tensor at a time, and a network waits: workers
+    do several of these at once, this process does not.
+    """
+    num_bytes = sum(_moved_bytes(task) for task in tasks)
+    is_large = num_bytes >= LOCAL_RAY_BYTES and num_cores() >= LOCAL_RAY_CORES
+    is_slow = any(task.transforms or any(map(_is_far, task.uris)) for task in tasks)
+    is_here = not is_large and not is_slow
     logger.info(
-        "%.1f GiB are read in this process on %d cores, which is done before a local Ray would be; "
-        "local or the address of a cluster asks for Ray",
+        "%.1f GiB are read and written %s; an address asks for another place",
         num_bytes / 2**30,
-        num_cores(),
+        f"in this process, on {num_cores()} cores" if is_here else "by a local Ray",
     )
-    return True
+    return is_here
+
+
+def _moved_bytes(task: ShardTask) -> int:
+    return task.shard.input_bytes + len(task.outputs) * task.shard.data_bytes
+
+
+def _is_far(uri: str) -> bool:
+    return is_remote(uri) or uri.startswith(HUB_SCHEME)
 
 
 def num_threads_here(num_threads: int) -> int:
     """Return how many threads compute in this process; at least as many as a task has anyway."""
     return max(num_threads, min(num_cores(), _MAX_THREADS))
-
-
-def num_cores() -> int:
-    """Return how many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

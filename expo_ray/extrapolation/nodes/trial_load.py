@@ -6,7 +6,6 @@ Everything happens on torch's meta device: a 70B model is checked in seconds and
 from __future__ import annotations
 
 import json
-import sys
 import tempfile
 import threading
 from collections.abc import Iterator, Mapping
@@ -102,16 +101,11 @@ def imported_meanwhile(request: LoadingRequest | None) -> Iterator[None]:
         yield
         return
     thread = threading.Thread(target=_import, args=(request,), name="trial-load")
-    interval = sys.getswitchinterval()
-    # A thread that imports keeps the interpreter for a whole interval, and those that compute want
-    # it hundreds of times.
-    sys.setswitchinterval(interval / 10)
     thread.start()
     try:
         yield
     finally:
         thread.join()
-        sys.setswitchinterval(interval)
 
 
 def _import(request: LoadingRequest) -> None:

@@ -31,6 +31,8 @@ from expo_ray.extrapolation.shards.run_token import RUN_FILE, check_token
 from expo_ray.json_text import parse_json
 
 LOCK_FILE = "lock"
+MEASURED_FOLDER = "measured"
+"""What the first of two passes has found, task by task."""
 _TEMPLATES = "additional_chat_templates"
 
 
@@ -161,9 +163,13 @@ def remove_work_folder(folder: AnyPath) -> None:
 
 
 def leave_folder(folder: AnyPath) -> None:
-    """Undo the claim of a folder in which nothing was begun, unless an older run is resumable."""
-    if not (folder / WORK_FOLDER / RUN_FILE).exists():
-        remove_tree(folder / WORK_FOLDER)
+    """Undo the claim of a folder in which nothing was begun, unless work lies there.
+
+    That is an older run, which is resumable, or what a first pass has measured.
+    """
+    work = folder / WORK_FOLDER
+    if not any((work / name).exists() for name in (RUN_FILE, MEASURED_FOLDER)):
+        remove_tree(work)
     if isinstance(folder, Path):
         with contextlib.suppress(OSError):
             folder.rmdir()  # only where it is empty

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import groupby
@@ -14,6 +13,7 @@ import torch
 
 from expo_ray.checkpoints import ContentDigest, WeightsDigest
 from expo_ray.checkpoints.tensors import TORCH_DTYPES
+from expo_ray.cores import num_cores
 from expo_ray.errors import CheckpointError
 from expo_ray.extrapolation.arithmetic.directions import Direction
 from expo_ray.extrapolation.planning.alpha import parse_alphas
@@ -148,7 +148,7 @@ def fill_plan(
     tensors = task.shard.tensors
     # The largest first: the threads then end at about the same time.
     order = sorted(range(len(tensors)), key=lambda i: tensors[i].output_bytes, reverse=True)
-    num_threads = min(os.cpu_count() or 1, _MAX_THREADS)
+    num_threads = min(num_cores(), _MAX_THREADS)
     with _Computation(task, num_threads) as computation, ThreadPoolExecutor(num_threads) as pool:
 
         def fill(index: int) -> None:

@@ -26,8 +26,7 @@ def measure_gram(
 
     Args:
         trajectory: The checkpoints; each byte of them is read once.
-        address: Ray cluster, `local`, or `inline` for this process. By default `RAY_ADDRESS`, else
-            this process, or a local Ray for what is large and has the cores.
+        address: As for `extrapolate`.
         progress: Where to report.
         kept: What an earlier run has measured already, and where this one keeps what it does.
 

@@ -23,6 +23,7 @@ from expo_ray.extrapolation.pairing.onto import add_onto
 from expo_ray.extrapolation.planning.alpha_rules import AlphaRules, read_alpha_rules, resolve
 from expo_ray.extrapolation.planning.path import FITTED, LAST
 from expo_ray.extrapolation.planning.plan import DEFAULT_SHARD_SIZE, Plan, parse_size
+from expo_ray.extrapolation.shards.tasks import MEASURE_PATHS, shard_task
 from expo_ray.extrapolation.trajectories.asked import Alphas, Asked, Steps, alpha_of, parse_asked
 from expo_ray.extrapolation.trajectories.diagnosis_file import (
     beyond_horizon,
@@ -106,8 +107,7 @@ def extrapolate_trajectory(
         dry_run: As for `extrapolate`.
         nodes: As for `extrapolate`.
         node_bandwidth: As for `extrapolate`.
-        address: Ray cluster, `local`, or `inline` for this process. By default `RAY_ADDRESS`, else
-            this process, or a local Ray for what is large and has the cores.
+        address: As for `extrapolate`.
         progress: Where to report.
 
     Returns:
@@ -206,7 +206,8 @@ def extrapolate_trajectory(
 
     if not fitting.needs_gram or all(target.is_done for target in targets):
         return write_outputs(plan, targets, attachments, writing)
-    with one_session(address, 2 * plan.input_bytes):
+    passes = [shard_task(plan, shard, MEASURE_PATHS, ()) for shard in plan.shards]
+    with one_session(address, passes):
         return write_outputs(plan, targets, attachments, writing, prepare=fit_tensors)
 
 

@@ -98,8 +98,7 @@ def diagnose_trajectory(
         output: Folder to write the diagnosis into; `write_report` makes a page of it. What was
             measured is kept there until then: a run that was stopped goes on.
         extra_tensors: As for `extrapolate`.
-        address: Ray cluster, `local`, or `inline` for this process. By default `RAY_ADDRESS`, else
-            this process, or a local Ray for what is large and has the cores.
+        address: As for `extrapolate`.
         progress: Where to report.
 
     Returns:

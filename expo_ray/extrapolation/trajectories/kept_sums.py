@@ -18,12 +18,11 @@ from expo_ray.checkpoints.digests import digest_of
 from expo_ray.checkpoints.storages.atomic_io import atomic_write_bytes
 from expo_ray.checkpoints.storages.remote_path import AnyPath
 from expo_ray.extrapolation.arithmetic.path_sums import PathSums
-from expo_ray.extrapolation.outputs.work_folder import remove_tree
+from expo_ray.extrapolation.outputs.work_folder import MEASURED_FOLDER, remove_tree
 from expo_ray.extrapolation.shards.tasks import ShardTask
 from expo_ray.extrapolation.trajectories.diagnosis_file import identity_of
 from expo_ray.extrapolation.trajectories.trajectory import Trajectory
 
-FOLDER_NAME = "measured"
 # Raise it with every change of what is summed.
 _VERSION = 1
 _FIELDS = ("num_elements", "gram", "rounding", "num_moved")
@@ -38,7 +37,7 @@ class KeptSums:
     """
 
     def __init__(self, folder: AnyPath, trajectory: Trajectory) -> None:
-        self._folder = folder / FOLDER_NAME
+        self._folder = folder / MEASURED_FOLDER
         versions = [identity_of(checkpoint) for checkpoint in trajectory.checkpoints]
         self._key = json.dumps([_VERSION, versions])
         self.found_bytes = 0

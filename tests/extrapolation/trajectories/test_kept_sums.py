@@ -14,14 +14,16 @@ import numpy as np
 import pytest
 
 from expo_ray.checkpoints.storages.remote_path import RemotePath
+from expo_ray.errors import RequestError
 from expo_ray.extrapolation.nodes import fanout
+from expo_ray.extrapolation.outputs.work_folder import MEASURED_FOLDER
 from expo_ray.extrapolation.shards.tasks import ShardReport, ShardTask
 from expo_ray.extrapolation.trajectories import gram
 from expo_ray.extrapolation.trajectories.diagnosis_file import DIAGNOSIS_NAME
 from expo_ray.extrapolation.trajectories.gram import measure_path_sums
 from expo_ray.extrapolation.trajectories.job import extrapolate_trajectory
 from expo_ray.extrapolation.trajectories.judgement import diagnose_trajectory
-from expo_ray.extrapolation.trajectories.kept_sums import FOLDER_NAME, KeptSums
+from expo_ray.extrapolation.trajectories.kept_sums import KeptSums
 from expo_ray.extrapolation.trajectories.trajectory import open_trajectory
 from tests.checkpoints.s3_server import BUCKET, objects
 from tests.extrapolation.synthetic import file_digests, write
@@ -81,7 +83,7 @@ def stop(training: Path, output: Path, work: str = "diagnose", kept: str = ".") 
     command = [sys.executable, "-c", _KILLED, str(training), str(output), work]
     done = subprocess.run(command, check=False, cwd=Path.cwd())
     assert done.returncode == -signal.SIGKILL
-    assert len(list((output / kept / FOLDER_NAME).glob("*.npz"))) == NUM_TASKS - 1
+    assert len(list((output / kept / MEASURED_FOLDER).glob("*.npz"))) == NUM_TASKS - 1
     assert not (output / DIAGNOSIS_NAME).exists()
 
 
@@ -114,6 +116,29 @@ def test_a_killed_fit_by_tensor_goes_on_where_it_stopped(
         assert not (tmp_path / "out" / name / ".expo_ray").exists()
 
 
+def test_a_first_pass_that_failed_goes_on_too(
+    training: Path, tmp_path: Path, measured: list[str]
+) -> None:
+    """A file that is away for a moment is a wrong request, which otherwise leaves nothing."""
+    asked: dict[str, Any] = {"fit": "rank1", "alpha": 1, "address": "inline"}
+    file = training / "checkpoint-250" / "model.safetensors"
+    run = fanout._run_here
+
+    def failing(*arguments: Any) -> ShardReport:
+        if len(measured) == 2:
+            file.rename(training / "away")
+        return run(*arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fanout, "_run_here", failing)
+        with pytest.raises(RequestError, match="missing"):
+            extrapolate_trajectory(training, tmp_path / "out", **asked)
+    (training / "away").rename(file)
+    measured.clear()
+    extrapolate_trajectory(training, tmp_path / "out", **asked)
+    assert len(measured) == NUM_TASKS - 2 + len(tensors(0))
+
+
 def test_sums_are_kept_in_a_bucket(training: Path, s3: str, measured: list[str]) -> None:
     trajectory = open_trajectory(training)
     kept = KeptSums(RemotePath(f"s3://{BUCKET}/kept"), trajectory)
@@ -143,7 +168,7 @@ def test_damaged_files_and_other_weights_are_measured_again(
     training: Path, tmp_path: Path, measured: list[str]
 ) -> None:
     stop(training, tmp_path / "judged")
-    damaged, _ = (tmp_path / "judged" / FOLDER_NAME).glob("*.npz")
+    damaged, _ = (tmp_path / "judged" / MEASURED_FOLDER).glob("*.npz")
     damaged.write_bytes(damaged.read_bytes()[:-30])
     kept = KeptSums(tmp_path / "judged", open_trajectory(training))
     measure_path_sums(open_trajectory(training), address="inline", kept=kept)
