@@ -199,7 +199,16 @@ METHODS = Study(
     "not ranked by this.",
 )
 
-SUMS: Mapping[str, Any] = {"task": "sums"}
+# At which a tiny model learns to add: half its sums are right after SFT.
+SUMS: Mapping[str, Any] = {
+    "task": "sums",
+    "num_sft_examples": 9600,
+    "sft_batch_size": 32,
+    "sft_learning_rate": 5e-3,
+    "initializer_range": 0.08,
+    "max_new_tokens": 24,
+    "dpo_learning_rate": 5e-4,
+}
 SUMS_SFT = Model(kind="sft", settings=SUMS)
 
 

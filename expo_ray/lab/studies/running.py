@@ -52,10 +52,15 @@ class Cell:
         return model_folder(self.cache, self.arm.aligned, self.lab)
 
     @property
+    def asked(self) -> LabSettings:
+        """The laboratory whose prompts it answers: that of its task, where it was trained."""
+        return self.arm.aligned.settings_in(self.lab)
+
+    @property
     def curve(self) -> Path:
         """Where its measurements lie."""
         names = [model.digest(self.lab) for model in (self.arm.initial, self.arm.aligned)]
-        return self.cache / "curves" / digest_of({"pair": names})
+        return self.cache / "curves" / digest_of({"pair": names, "asked": self.asked.task})
 
 
 def model_folder(cache: Path, model: Model, lab: LabSettings) -> Path:
@@ -196,4 +201,4 @@ def _measure_one(cell: Cell, alphas: Sequence[float], *_: object) -> None:
 
     torch.set_num_threads(1)
     with owned_lock(cell.curve.with_suffix(".lock"), wait=True):
-        measure_curve(cell.initial, cell.aligned, cell.lab, alphas, cell.curve)
+        measure_curve(cell.initial, cell.aligned, cell.asked, alphas, cell.curve)
