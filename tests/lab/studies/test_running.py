@@ -10,11 +10,12 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from expo_ray.lab.settings import LabSettings
-from expo_ray.lab.studies.curves import read_curve
+from expo_ray.lab.studies.curves import measure_curve, read_curve
 from expo_ray.lab.studies.making import make_model
 from expo_ray.lab.studies.running import Cell, run_study
 from expo_ray.lab.studies.study import Arm, Model, Study, StudySettings
 from expo_ray.lab.studies.summary import summarize
+from expo_ray.lab.tasks.sums import right_answer
 
 SFT = Model(kind="sft")
 ARMS = {
@@ -141,6 +142,13 @@ def test_grpo_starts_from_an_initial_model_of_its_task(settings: Micro, tmp_path
         )
     assert facts["num_steps"] == 2
     assert facts["num_prompts"] == 4
+    arm = Arm(name="sums", initial=initial, aligned=aligned)
+    cell = Cell(arm=arm, seed=5, lab=settings.lab(5), cache=tmp_path)
+    measure_curve(tmp_path / "sft", tmp_path / "grpo", cell.asked, [0.0], cell.curve)
+    [point] = read_curve(cell.curve, [0.0])[1]
+    assert set(point["truth"]) <= {0, 1}, "the truth of sums, not that of lists"
+    for example in point["examples"]:
+        right_answer(example["prompt"])  # raises where it asks for no sum
 
 
 def test_what_training_told_stands_beside_the_model(cells: list[Cell]) -> None:
