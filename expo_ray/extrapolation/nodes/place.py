@@ -16,9 +16,9 @@ from expo_ray.extrapolation.shards.tasks import ShardTask
 
 logger = logging.getLogger(__name__)
 
-# On two cores a local Ray took 2.5 s longer than this process for 7 GiB read and written, and 3 s for
-# 18 GiB (benchmarks/results/extrapolation.md); with more cores, of which there was no machine, its
-# workers can win that back only where there is more to do.
+# On two cores a local Ray took 2.5 s longer than this process for 7 GiB read and written, and 3 s
+# for 18 GiB (benchmarks/results/extrapolation.md); with more cores, of which there was no machine,
+# its workers can win that back only where there is more to do.
 LOCAL_RAY_BYTES = 24 * 2**30
 LOCAL_RAY_CORES = 4
 # More have nothing to do while the bytes of one output are hashed in order.
