@@ -51,6 +51,7 @@ def test_after_a_stopped_alpha_the_smaller_ones_are_tried(tmp_path: Path) -> Non
 
 def test_a_gate_that_cannot_tell_is_asked_how_many_would(tmp_path: Path) -> None:
     untold = {**GATE, "alpha": 1.0, "verdict": "cannot-tell", "margin": 0.05}
+    untold["confidence"] = 0.975
     worse = {**untold, "alpha": 2.0, "verdict": "worse"}
     sequence = [one(a, "stopped") | {"stopped_by": ["no-worse-than gsm"]} for a in (2.0, 1.0)]
     found = commands(tmp_path, heldout_sequence=sequence, gates=[worse, untold])
@@ -58,6 +59,7 @@ def test_a_gate_that_cannot_tell_is_asked_how_many_would(tmp_path: Path) -> None
     assert "cannot tell whether alpha 1 keeps the gate gsm" in plan
     rewards = tmp_path / "run" / "prompt_sets" / "gsm" / "rewards" / "0-check-number"
     assert f"plan-prompts {rewards}/alpha-0.parquet {rewards}/alpha-1.parquet --margin 0.05" in plan
+    assert "--margin 0.05 --confidence 0.975" in plan
     assert "Gates stopped alpha 2, 1 on held-out prompts" in again
     main = {**untold, "prompts": "main", "name": "1-check"}
     found = commands(tmp_path, heldout_sequence=sequence, gates=[main])

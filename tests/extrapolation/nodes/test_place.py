@@ -101,7 +101,12 @@ def test_the_choice_is_told(
 ) -> None:
     monkeypatch.setattr(fanout, "is_connected", lambda: False)
     monkeypatch.setattr(place, "num_cores", lambda: 6)
-    with caplog.at_level(logging.INFO):
-        place_of(None, [task(pico_pair, num_gib << 30)])
+    # Commands in this process may have made the messages of the package their own.
+    place.logger.addHandler(caplog.handler)
+    try:
+        with caplog.at_level(logging.INFO, logger=place.logger.name):
+            place_of(None, [task(pico_pair, num_gib << 30)])
+    finally:
+        place.logger.removeHandler(caplog.handler)
     assert words in caplog.text
     assert [num_threads_here(n) for n in (2, 8)] == [6, 8]
