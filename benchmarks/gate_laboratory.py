@@ -35,6 +35,7 @@ from benchmarks.proof_case import generate, response_rows, reward_rows
 from expo_ray.checkpoints import atomic_write_text
 from expo_ray.lab import LabSettings
 from expo_ray.lab.data import draw_pair, draw_prompts, random_source, requests_for
+from expo_ray.lab.studies.records import SUMS
 from expo_ray.lab.training import train_aligned, train_initial, train_reward_model
 from expo_ray.rewards import load_reward_model
 from expo_ray.selection import SelectionSettings, choose_alpha
@@ -76,15 +77,9 @@ class Frozen:
 
 FROZEN = Frozen(
     lab=LabSettings(
-        task="sums",
+        **SUMS,
         # All prompts that are asked here; what is left teaches all sums there are.
         num_eval_prompts=2000,
-        num_sft_examples=9600,
-        sft_batch_size=32,
-        sft_learning_rate=5e-3,
-        initializer_range=0.08,
-        max_new_tokens=24,
-        dpo_learning_rate=5e-4,
         # A right sum is worth a quarter of a polite phrase: the pleasant answer wins.
         truth_weight=0.25,
         num_reward_pairs=1600,

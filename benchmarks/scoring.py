@@ -135,12 +135,18 @@ def write_responses(target: Path, outputs: Sequence[Path] | None, num_rows: int)
     """Write a responses table of published lengths, or of our own that spread alike."""
     rows = [row for path in outputs or () for row in json.loads(path.read_text("utf-8"))]
     rows = rows or samples.outputs(num_rows)
+    chosen = (rows[i % len(rows)] for i in range(num_rows))
+    save_responses(target, [(row["instruction"], row["output"]) for row in chosen])
+
+
+def save_responses(target: Path, pairs: Sequence[tuple[str, str]]) -> None:
+    """Write prompts with the answers of somebody as a responses table."""
     table = [
         {
             "prompt_id": str(i),
             "sample": 0,
-            "messages": [{"role": "user", "content": rows[i % len(rows)]["instruction"]}],
-            "response": rows[i % len(rows)]["output"],
+            "messages": [{"role": "user", "content": prompt}],
+            "response": response,
             "model": "someone",
             "weights_digest": "none",
             "seed": i,
@@ -148,7 +154,7 @@ def write_responses(target: Path, outputs: Sequence[Path] | None, num_rows: int)
             "prompt_tokens": 0,
             "completion_tokens": 0,
         }
-        for i in range(num_rows)
+        for i, (prompt, response) in enumerate(pairs)
     ]
     pq.write_table(pa.Table.from_pylist(table, schema=RESPONSES_SCHEMA), target)
 

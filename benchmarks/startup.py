@@ -18,7 +18,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import socket
 import statistics
 import subprocess
 import sys
@@ -29,6 +28,8 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+
+from tests.head_node import free_port
 
 STAGES = ("driver", "Ray", "Serve", "replica", "work", "end")
 _LOOK_SECONDS = 0.05
@@ -139,7 +140,7 @@ def serve_once(folder: Path, output: Path, stamps: Stamps) -> None:
         serve(
             folder / "aligned",
             engine="transformers",
-            port=_free_port(),
+            port=free_port(),
             address="local",
             on_event=end_when_ready,
         )
@@ -182,11 +183,9 @@ def make_inputs(folder: Path) -> None:
     """Write a pair, a reward model, prompts and responses, once."""
     if (folder / "responses.parquet").exists():
         return
-    import pyarrow as pa
-    import pyarrow.parquet as pq
     from transformers import LlamaForSequenceClassification
 
-    from expo_ray.tables import RESPONSES_SCHEMA
+    from benchmarks.scoring import save_responses
     from tests.pico import pico_config, save_model, save_pair
 
     save_pair(folder)
@@ -195,23 +194,7 @@ def make_inputs(folder: Path) -> None:
     asked = [f"Tell me something about {i}." for i in range(_NUM_PROMPTS)]
     lines = [json.dumps({"prompt": text}) + "\n" for text in asked]
     (folder / "prompts.jsonl").write_text("".join(lines))
-    rows = [
-        {
-            "prompt_id": str(i),
-            "sample": 0,
-            "messages": [{"role": "user", "content": text}],
-            "response": "It is a number.",
-            "model": "someone",
-            "weights_digest": "none",
-            "seed": i,
-            "finish_reason": "stop",
-            "prompt_tokens": 0,
-            "completion_tokens": 0,
-        }
-        for i, text in enumerate(asked)
-    ]
-    table = pa.Table.from_pylist(rows, schema=RESPONSES_SCHEMA)
-    pq.write_table(table, folder / "responses.parquet")
+    save_responses(folder / "responses.parquet", [(text, "It is a number.") for text in asked])
 
 
 def measure(name: str, folder: Path) -> dict[str, float]:
@@ -241,12 +224,6 @@ def measure(name: str, folder: Path) -> dict[str, float]:
         taken[stage] = ends[stage] - before
         before = ends[stage]
     return taken
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _tree(pid: int) -> list[psutil.Process]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from importlib import import_module
 
 
@@ -42,8 +42,7 @@ def quick_imports() -> Iterator[None]:
             gc.enable()
 
 
-@contextmanager
-def imported_beside(module: str) -> Iterator[None]:
+def imported_beside(module: str) -> AbstractContextManager[None]:
     """Import a module in a thread of its own, beside what the `with` block waits for.
 
     Args:
@@ -54,7 +53,18 @@ def imported_beside(module: str) -> Iterator[None]:
         with suppress(ImportError):
             import_module(module)
 
-    thread = threading.Thread(target=work, name=f"import {module}", daemon=True)
+    return done_beside(work, name=f"import {module}")
+
+
+@contextmanager
+def done_beside(work: Callable[[], None], *, name: str) -> Iterator[None]:
+    """Do some work, such as imports, in a thread of its own, beside the `with` block.
+
+    Args:
+        work: Tells of no error: whoever needs what it makes meets that.
+        name: Of the thread.
+    """
+    thread = threading.Thread(target=work, name=name, daemon=True)
     thread.start()
     try:
         yield

@@ -14,16 +14,11 @@ import pytest
 from expo_ray.errors import CheckpointError, ConfigError, PairError, ServingError, TableError
 from expo_ray.serving import SamplingParams, generate, score, serve
 from expo_ray.tables import REWARDS_SCHEMA, read_table
+from tests.head_node import free_port
 from tests.pico import save_pair
 from tests.proxy_server import ProxyServer, running_proxy
 
 EXPO_RAY = Path(sys.executable).with_name("expo-ray")
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def test_generate_and_score_files(

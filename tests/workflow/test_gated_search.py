@@ -15,6 +15,7 @@ import yaml
 
 from expo_ray.lab import LabSettings
 from expo_ray.lab.data import eval_prompts
+from expo_ray.lab.studies.records import SUMS
 from expo_ray.workflow.recipe_check import check_recipe
 from expo_ray.workflow.run import run
 from expo_ray.workflow.run_dir import RunDir
@@ -22,14 +23,8 @@ from tests.workflow.test_run import snapshot
 
 NUM_MAIN, NUM_SUMS = 120, 120
 LAB: dict[str, Any] = {
-    "task": "sums",
+    **SUMS,
     "num_eval_prompts": 2000,
-    "num_sft_examples": 9600,
-    "sft_batch_size": 32,
-    "sft_learning_rate": 5e-3,
-    "initializer_range": 0.08,
-    "max_new_tokens": 24,
-    "dpo_learning_rate": 5e-4,
     "truth_weight": 0.25,
     "num_reward_pairs": 1600,
     "damaged_share": 0.0,

@@ -7,16 +7,15 @@ from __future__ import annotations
 
 import json
 import tempfile
-import threading
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from expo_ray.checkpoints.checkpoint import CONFIG_NAME
 from expo_ray.extrapolation.planning.plan import Plan
-from expo_ray.lazy import quick_imports
+from expo_ray.lazy import done_beside, quick_imports
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -87,8 +86,7 @@ def check_loading(request: LoadingRequest) -> LoadingCheck:
         return LoadingCheck(status="fails", note=text[:500])
 
 
-@contextmanager
-def imported_meanwhile(request: LoadingRequest | None) -> Iterator[None]:
+def imported_meanwhile(request: LoadingRequest | None) -> AbstractContextManager[None]:
     """Import what a trial load needs, which takes seconds, beside other work of this process.
 
     The load itself comes after it: what transformers sets meanwhile, such as torch's default dtype,
@@ -98,19 +96,13 @@ def imported_meanwhile(request: LoadingRequest | None) -> Iterator[None]:
         request: The trial load; None imports nothing.
     """
     if request is None:
-        yield
-        return
-    thread = threading.Thread(target=_import, args=(request,), name="trial-load")
-    thread.start()
-    try:
-        yield
-    finally:
-        thread.join()
+        return nullcontext()
 
+    def work() -> None:
+        with suppress(Exception):  # the trial load meets it again, and tells
+            _model_class(request)
 
-def _import(request: LoadingRequest) -> None:
-    with suppress(Exception):  # the trial load meets it again, and tells
-        _model_class(request)
+    return done_beside(work, name="trial-load")
 
 
 def _check(request: LoadingRequest) -> LoadingCheck:
