@@ -128,6 +128,23 @@ def test_a_client_that_cannot_keep_up_is_called_saturated(lag: float) -> None:
     assert sleepy["client_saturated"] is (lag > 0)
 
 
+@pytest.mark.parametrize(("allowed_ms", "is_void"), [(150.0, False), (50.0, True)])
+def test_one_late_request_of_a_short_point_is_as_late_as_is_allowed(
+    allowed_ms: float, is_void: bool
+) -> None:
+    def sent(i: int, late: float) -> RequestRecord:
+        times = {"intended_seconds": i / 32, "sent_seconds": i / 32 + late, "done_seconds": 2.0}
+        return record(i, **times, token_seconds=(2.0,), output_tokens=1)
+
+    point = summarize_point(
+        [sent(i, 0.1 if i == 19 else 0.0) for i in range(20)],
+        options=LoadtestOptions(max_client_lag_ms=allowed_ms),
+        offered_rate=32.0,
+    )
+    assert point["achieved_rate"] < 0.95 * 32
+    assert point["client_saturated"] is is_void
+
+
 def test_thoughts_are_told_apart_from_the_answer() -> None:
     thinking = record(
         intended_seconds=0.0,
