@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from expo_ray.checkpoints.computed import fused_fp8
 from expo_ray.checkpoints.storages import s3_client
 from expo_ray.errors import MissingExtraError
 from expo_ray.evaluation import alpaca_eval_judgements, lm_eval_results
@@ -116,6 +117,7 @@ BFLOAT16 = fused_kernel.Dtypes(torch.bfloat16, torch.bfloat16, torch.bfloat16)
     ("extra", "package", "call"),
     [
         ("fast", "numba", lambda: fused_kernel._build(BFLOAT16, 1, False)),
+        ("fast", "numba", fused_fp8._build),
         ("s3", "boto3", lambda: s3_client._client_of(None, None)),
     ],
 )
@@ -127,10 +129,11 @@ def test_what_does_without_an_extra_logs_how_to_install_it(
     call: Callable[[], object],
 ) -> None:
     without(package)
-    for cached in (fused_kernel._build, s3_client._client_of):
+    built = (fused_fp8._build, fused_kernel._build, s3_client._client_of)
+    for cached in built:
         cached.cache_clear()
     with caplog.at_level("INFO", logger="expo_ray"):
         assert call() is None
     assert install_command(extra) in caplog.text
-    for cached in (fused_kernel._build, s3_client._client_of):
+    for cached in built:
         cached.cache_clear()

@@ -23,6 +23,7 @@ from expo_ray.checkpoints.computed.computed_file import (
     ComputedTensor,
     lay_out_behind,
 )
+from expo_ray.checkpoints.computed.fused_fp8 import fused_fp8
 from expo_ray.checkpoints.formats.fp8_format import CODE_DTYPE, SCALE_SUFFIX, BlockFormat
 from expo_ray.checkpoints.formats.header import FLOAT_DTYPES, TensorRef, parse_config
 from expo_ray.checkpoints.formats.index import read_file_header, weight_files
@@ -211,6 +212,9 @@ class DequantizingReader(ComputedReader[BlockScales, torch.Tensor]):
         self, rows: torch.Tensor, first: int, parts: torch.Tensor, source: BlockScales
     ) -> torch.Tensor:
         """Return code * scale."""
+        fused = fused_fp8() if self.may_compile else None
+        if fused is not None:
+            return fused.values_of(rows, parts, first, (source.block_rows, source.block_columns))
         by_row = parts[torch.arange(first, first + len(rows)) // source.block_rows]
         by_element = by_row.repeat_interleave(source.block_columns, dim=1)
         return rows.float().mul_(by_element[:, : rows.shape[1]])

@@ -64,6 +64,8 @@ class ComputedReader(Generic[Source, Parts]):
     """Ranged reads of a stored file and of computed tensors; safe to share between threads."""
 
     def __init__(self, base: RangeReader, items: Sequence[ComputedTensor[Source]]) -> None:
+        self.may_compile = False
+        """Set by whoever will read so much that compiled arithmetic is worth its start."""
         self._base = base
         self._items = items
         self._base_bytes = base.facts.num_bytes

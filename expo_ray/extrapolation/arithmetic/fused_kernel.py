@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from expo_ray.compiling import bit_casts, intrinsic_of
 from expo_ray.extrapolation.arithmetic.formula import BLOCK_ELEMENTS, Workspace
 from expo_ray.extrapolation.arithmetic.statistics import DeltaSums, OutputSums
 from expo_ray.extras import install_command
@@ -196,17 +197,6 @@ def _compile(dtypes: Dtypes, *, measures: bool, writes: bool) -> Kernel:
     """Build one kernel; sums may be reordered to use vectors, the formula may not."""
     import numba
     from llvmlite import ir
-    from numba.extending import intrinsic
-
-    def convert(source: Any, target: Any, emit: Callable[[Any, Any], Any]) -> Any:
-        @intrinsic  # type: ignore[untyped-decorator]
-        def cast(typing_context: Any, value: Any) -> Any:
-            def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-                return emit(builder, arguments[0])
-
-            return target(source), code
-
-        return cast
 
     u32, f32 = np.uint32, np.float32
     single, half, i16, i32 = ir.FloatType(), ir.HalfType(), ir.IntType(16), ir.IntType(32)
@@ -221,18 +211,17 @@ def _compile(dtypes: Dtypes, *, measures: bool, writes: bool) -> Kernel:
         rounded = builder.add(bits, builder.add(odd, i32(0x7FFF)))
         return builder.trunc(builder.lshr(rounded, i32(16)), i16)
 
-    as_float = convert(numba.uint32, numba.float32, lambda b, v: b.bitcast(v, single))
-    as_bits = convert(numba.float32, numba.uint32, lambda b, v: b.bitcast(v, i32))
+    as_float, as_bits, add = bit_casts()
     readers = {
-        torch.bfloat16: convert(numba.uint16, numba.float32, widen_bfloat16),
-        torch.float16: convert(
+        torch.bfloat16: intrinsic_of(numba.uint16, numba.float32, widen_bfloat16),
+        torch.float16: intrinsic_of(
             numba.uint16, numba.float32, lambda b, v: b.fpext(b.bitcast(v, half), single)
         ),
         torch.float32: as_float,
     }
     writers = {
-        torch.bfloat16: convert(numba.float32, numba.uint16, round_to_bfloat16),
-        torch.float16: convert(
+        torch.bfloat16: intrinsic_of(numba.float32, numba.uint16, round_to_bfloat16),
+        torch.float16: intrinsic_of(
             numba.float32, numba.uint16, lambda b, v: b.bitcast(b.fptrunc(v, half), i16)
         ),
         torch.float32: as_bits,
@@ -244,11 +233,6 @@ def _compile(dtypes: Dtypes, *, measures: bool, writes: bool) -> Kernel:
     is_kept = dtypes.aligned == dtypes.target
     # Rounding could turn a NaN with a long payload into a number.
     may_hold_payloads = dtypes[:2] != (torch.bfloat16, torch.bfloat16)
-
-    # The flags hold for the instructions of this function alone, not for the formula below.
-    @numba.njit(fastmath={"reassoc", "nsz"})  # type: ignore[untyped-decorator]
-    def add(total: Any, value: Any) -> Any:
-        return total + value
 
     @numba.njit(nogil=True, error_model="numpy")  # type: ignore[untyped-decorator]
     def kernel(initial: Any, aligned: Any, target: Any, alpha: Any, found: Any) -> None:

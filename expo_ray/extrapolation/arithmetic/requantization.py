@@ -19,11 +19,11 @@ from collections.abc import Iterator
 
 import torch
 
+from expo_ray.checkpoints.computed.fused_fp8 import FP8_MAX, FusedFp8
 from expo_ray.checkpoints.formats.fp8_format import BlockFormat
 from expo_ray.extrapolation.arithmetic.formula import BLOCK_ELEMENTS
 from expo_ray.extrapolation.arithmetic.statistics import OutputSums, count_different
 
-FP8_MAX = 448.0
 SMALLEST = 2.0**-100
 
 
@@ -50,7 +50,11 @@ def block_scales(
 
 
 def requantize(
-    values: torch.Tensor, aligned: torch.Tensor, scales: torch.Tensor, block_format: BlockFormat
+    values: torch.Tensor,
+    aligned: torch.Tensor,
+    scales: torch.Tensor,
+    block_format: BlockFormat,
+    fused: FusedFp8 | None = None,
 ) -> tuple[torch.Tensor, OutputSums]:
     """Turn whole rows of blocks into codes, in the place of the values.
 
@@ -60,6 +64,7 @@ def requantize(
         aligned: As many values, to tell which updates change a code.
         scales: One row per row of blocks, filled with the stored scales.
         block_format: Size of the blocks and dtype of the scales.
+        fused: Does the same in fewer passes.
 
     Returns:
         The codes, flat, at the start of the memory of `values`; and what the rounding cost.
@@ -67,23 +72,36 @@ def requantize(
     Raises:
         OverflowError: A value is not finite.
     """
-    num_rows, num_columns = values.shape
     sums = OutputSums(rounding=[0.0, 0.0, 0.0])
-    raw = values.view(-1).view(torch.uint8)
+    raw = values.view(-1).view(torch.uint8)[: values.numel()]
+    if fused is not None and values.numel():
+        block = (block_format.block_rows, block_format.block_columns)
+        stored, factors = _scales_of(fused.largest_of(values, block), block_format, sums)
+        scales[: len(stored)].copy_(stored)
+        found = fused.encode(values, aligned, factors, stored.float(), block)
+        sums.num_changed, sums.rounding = found.num_changed, list(found.squares)
+        return raw.view(torch.float8_e4m3fn), sums
+    num_rows, num_columns = values.shape
     for index, start in enumerate(range(0, num_rows, block_format.block_rows)):
         stop = min(start + block_format.block_rows, num_rows)
         largest = _largest(values, start, stop, block_format.block_columns)
-        if not bool(torch.isfinite(largest).all()):
-            raise OverflowError("FP8 blocks hold finite values only")
-        sums.max_abs = max(sums.max_abs, float(largest.max()))
-        stored, factors = block_scales(largest, block_format)
+        stored, factors = _scales_of(largest, block_format, sums)
         scales[index].copy_(stored)
         wide = _by_column(factors, stored, block_format.block_columns, num_columns)
         for first, last in _pieces(start, stop, num_columns):
             codes = _round(values[first:last], aligned[first:last], wide, sums)
             # A code takes a quarter of its value: later values are not reached yet.
             raw[first * num_columns : last * num_columns].copy_(codes.view(torch.uint8).view(-1))
-    return raw[: num_rows * num_columns].view(torch.float8_e4m3fn), sums
+    return raw.view(torch.float8_e4m3fn), sums
+
+
+def _scales_of(
+    largest: torch.Tensor, block_format: BlockFormat, sums: OutputSums
+) -> tuple[torch.Tensor, torch.Tensor]:
+    if not bool(torch.isfinite(largest).all()):
+        raise OverflowError("FP8 blocks hold finite values only")
+    sums.max_abs = max(sums.max_abs, float(largest.max()))
+    return block_scales(largest, block_format)
 
 
 def _by_column(

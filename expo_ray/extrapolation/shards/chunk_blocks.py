@@ -9,6 +9,7 @@ import threading
 
 import torch
 
+from expo_ray.checkpoints.computed.fused_fp8 import fused_fp8
 from expo_ray.checkpoints.formats.fp8_format import BlockFormat
 from expo_ray.checkpoints.tensors import TORCH_DTYPES
 from expo_ray.extrapolation.arithmetic.requantization import requantize
@@ -24,6 +25,7 @@ class BlockWriter:
 
     def __init__(self, task: ShardTask) -> None:
         self._outputs = task.outputs
+        self._may_compile = task.may_compile
         self._lock = threading.Lock()
         self._scales: dict[int, list[torch.Tensor]] = {}
 
@@ -44,6 +46,7 @@ class BlockWriter:
             return
         num_columns = pair.aligned.shape[1]
         first = chunk.start // num_columns // pair.blocks.block_rows
+        fused = fused_fp8() if self._may_compile else None
         scales = self._scales_of(chunk.index, pair.blocks, pair.aligned.shape)
         for index, values in enumerate(outputs):
             try:
@@ -52,6 +55,7 @@ class BlockWriter:
                     aligned.view(-1, num_columns),
                     scales[index][first:],
                     pair.blocks,
+                    fused,
                 )
             except OverflowError as error:
                 raise overflow(pair, self._outputs[index], 1) from error

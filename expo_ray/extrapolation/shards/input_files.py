@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 import torch
 
+from expo_ray.checkpoints.computed.computed_file import ComputedReader
 from expo_ray.checkpoints.formats.header import DTYPE_BITS, TensorRef
 from expo_ray.checkpoints.opening import open_storage
 from expo_ray.checkpoints.storages.storage import FileFacts, RangeReader
@@ -25,6 +26,7 @@ class InputFiles:
         }
         if task.onto_uri is not None:
             self._sides["onto"] = (task.onto_uri, task.onto_files)
+        self._may_compile = task.may_compile
         self._readers: dict[tuple[str, str], RangeReader] = {}
         self._lock = threading.Lock()
         self.bytes_read = 0
@@ -71,6 +73,8 @@ class InputFiles:
         with self._lock:
             if (side, file) not in self._readers:
                 reader = open_storage(self._sides[side][0]).open(file)
+                if isinstance(reader, ComputedReader):
+                    reader.may_compile = self._may_compile
                 self._readers[side, file] = reader
                 self._compare(side, file, reader.facts)
             return self._readers[side, file]
