@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import functools
 import logging
-import platform
 import threading
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -19,19 +18,26 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from expo_ray.compiling import bit_casts, intrinsic_of
+from expo_ray.compiling import bit_casts
+from expo_ray.extrapolation.arithmetic.compiled_casts import (
+    BITS,
+    INFINITY,
+    Bits,
+    are_fused,
+    bits_of,
+    max_abs_of,
+    reader_of,
+    values_of,
+    writer_of,
+)
 from expo_ray.extrapolation.arithmetic.formula import BLOCK_ELEMENTS, Workspace
 from expo_ray.extrapolation.arithmetic.statistics import DeltaSums, OutputSums
 from expo_ray.extras import install_command
 
 RUN_ELEMENTS = 4096
-FUSED_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
-_BITS = {torch.bfloat16: np.uint16, torch.float16: np.uint16, torch.float32: np.uint32}
-_INFINITY = {torch.bfloat16: 0x7F80, torch.float16: 0x7C00, torch.float32: 0x7F800000}
 # Whose results for the alphas of the probe fit float16.
 _PROBE_LIMIT_HALF = 3000.0
 
-Bits = npt.NDArray[np.uint16] | npt.NDArray[np.uint32]
 Kernel = Callable[[Bits, Bits, Bits, np.float32, npt.NDArray[np.float64]], None]
 _logger = logging.getLogger(__name__)
 _lock = threading.Lock()
@@ -43,11 +49,6 @@ class Dtypes(NamedTuple):
     initial: torch.dtype
     aligned: torch.dtype
     target: torch.dtype
-
-    @property
-    def are_fused(self) -> bool:
-        """Whether there can be a kernel."""
-        return all(dtype in FUSED_DTYPES for dtype in self)
 
 
 class FusedKernel:
@@ -79,17 +80,16 @@ class FusedKernel:
         """
         inputs = np.empty(8, dtype=np.float64)
         sums = DeltaSums(num_elements=aligned.numel())
-        before, after = _bits(initial), _bits(aligned)
+        before, after = bits_of(initial), bits_of(aligned)
         if not targets:
             self._measure(before, after, after, np.float32(0), inputs)
         for index, (target, alpha) in enumerate(zip(targets, alphas, strict=True)):
             found = np.empty_like(inputs) if index else inputs
             kernel = self._measure_and_write if measures and not index else self._write
-            kernel(before, after, _bits(target), np.float32(alpha), found)
-            if found[5] >= _INFINITY[target.dtype] or found[7] >= _INFINITY[torch.float32]:
+            kernel(before, after, bits_of(target), np.float32(alpha), found)
+            if found[5] >= INFINITY[target.dtype] or found[7] >= INFINITY[torch.float32]:
                 return None
-            largest = np.array([int(found[5])], dtype=_BITS[target.dtype])
-            max_abs = float(_values(largest, target.dtype))
+            max_abs = max_abs_of(found[5], target.dtype)
             sums.outputs.append(OutputSums(max_abs=max_abs, num_changed=int(found[6])))
         if not np.isfinite(inputs[:4]).all():
             return None
@@ -114,10 +114,8 @@ def fused_kernel(dtypes: Dtypes, num_outputs: int, *, measures: bool = True) -> 
 
 @functools.cache
 def _build(dtypes: Dtypes, num_targets: int, measures: bool) -> FusedKernel | None:
-    if not dtypes.are_fused:
-        return None
     try:
-        if torch.float16 in dtypes and not _converts_half():
+        if not are_fused(*dtypes):
             return None
         kernel = FusedKernel(
             measure=_compile(dtypes, measures=True, writes=False),
@@ -133,25 +131,10 @@ def _build(dtypes: Dtypes, num_targets: int, measures: bool) -> FusedKernel | No
     return kernel
 
 
-def _converts_half() -> bool:
-    """Tell whether the processor itself converts float16, as nearly all of this decade do."""
-    from llvmlite import binding
-
-    is_x86 = platform.machine().lower() in ("x86_64", "amd64")
-    return not is_x86 or bool(binding.get_host_cpu_features().get("f16c"))
-
-
 def _gives_other_bits(
     kernel: FusedKernel, dtypes: Dtypes, num_targets: int, measures: bool
 ) -> bool:
-    generator = np.random.Generator(np.random.PCG64(0))
-    # Apart from each other, and as near as real pairs are.
-    aligned = _probe(dtypes.aligned, dtypes)
-    apart = generator.permutation(_probe(dtypes.initial, dtypes))
-    close = _values(aligned, dtypes.aligned).to(dtypes.initial)
-    near = _bits(close) + generator.integers(0, 3, aligned.size).astype(_BITS[dtypes.initial])
-    after = _values(aligned, dtypes.aligned)
-    for before in (_values(apart, dtypes.initial), _values(near, dtypes.initial)):
+    for before, after in probes_of(dtypes):
         for alpha in (0.3, -1.0, 7.7):
             targets = [torch.empty(after.numel(), dtype=dtypes.target) for _ in range(num_targets)]
             alphas = [alpha] * num_targets
@@ -160,10 +143,21 @@ def _gives_other_bits(
             block = Workspace(torch.float32).load(before, after)
             expected = torch.empty_like(targets[0])
             block.write(float(np.float32(alpha)), expected)
-            bits = _bits(expected)
-            if not all(np.array_equal(bits, _bits(target)) for target in targets):
+            bits = bits_of(expected)
+            if not all(np.array_equal(bits, bits_of(target)) for target in targets):
                 return True
     return False
+
+
+def probes_of(dtypes: Dtypes) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Return pairs of all kinds of values: apart from each other, and as near as real pairs are."""
+    generator = np.random.Generator(np.random.PCG64(0))
+    aligned = _probe(dtypes.aligned, dtypes)
+    apart = generator.permutation(_probe(dtypes.initial, dtypes))
+    close = values_of(aligned, dtypes.aligned).to(dtypes.initial)
+    near = bits_of(close) + generator.integers(0, 3, aligned.size).astype(BITS[dtypes.initial])
+    after = values_of(aligned, dtypes.aligned)
+    return [(values_of(before, dtypes.initial), after) for before in (apart, near)]
 
 
 def _probe(dtype: torch.dtype, dtypes: Dtypes) -> Bits:
@@ -177,57 +171,19 @@ def _probe(dtype: torch.dtype, dtypes: Dtypes) -> Bits:
         every = (np.arange(BLOCK_ELEMENTS) * step + jitter).astype(np.uint32)
     else:
         every = np.arange(BLOCK_ELEMENTS).astype(np.uint16)
-    sizes = _values(every, dtype).float().abs()
+    sizes = values_of(every, dtype).float().abs()
     limit = _PROBE_LIMIT_HALF if torch.float16 in dtypes else 1e16
     return np.resize(every[(sizes < limit).numpy()], BLOCK_ELEMENTS)
-
-
-def _bits(values: torch.Tensor) -> Bits:
-    integer = torch.int32 if values.dtype == torch.float32 else torch.int16
-    bits: Bits = values.view(integer).numpy().view(_BITS[values.dtype])
-    return bits
-
-
-def _values(bits: Bits, dtype: torch.dtype) -> torch.Tensor:
-    signed = bits.view(np.int32 if dtype == torch.float32 else np.int16)
-    return torch.from_numpy(signed).view(dtype)
 
 
 def _compile(dtypes: Dtypes, *, measures: bool, writes: bool) -> Kernel:
     """Build one kernel; sums may be reordered to use vectors, the formula may not."""
     import numba
-    from llvmlite import ir
 
     u32, f32 = np.uint32, np.float32
-    single, half, i16, i32 = ir.FloatType(), ir.HalfType(), ir.IntType(16), ir.IntType(32)
-
-    def widen_bfloat16(builder: Any, bits: Any) -> Any:
-        return builder.bitcast(builder.shl(builder.zext(bits, i32), i32(16)), single)
-
-    def round_to_bfloat16(builder: Any, value: Any) -> Any:
-        # Round to nearest even, as a cast to bfloat16 does for all but NaN.
-        bits = builder.bitcast(value, i32)
-        odd = builder.and_(builder.lshr(bits, i32(16)), i32(1))
-        rounded = builder.add(bits, builder.add(odd, i32(0x7FFF)))
-        return builder.trunc(builder.lshr(rounded, i32(16)), i16)
-
     as_float, as_bits, add = bit_casts()
-    readers = {
-        torch.bfloat16: intrinsic_of(numba.uint16, numba.float32, widen_bfloat16),
-        torch.float16: intrinsic_of(
-            numba.uint16, numba.float32, lambda b, v: b.fpext(b.bitcast(v, half), single)
-        ),
-        torch.float32: as_float,
-    }
-    writers = {
-        torch.bfloat16: intrinsic_of(numba.float32, numba.uint16, round_to_bfloat16),
-        torch.float16: intrinsic_of(
-            numba.float32, numba.uint16, lambda b, v: b.bitcast(b.fptrunc(v, half), i16)
-        ),
-        torch.float32: as_bits,
-    }
-    read_initial, read_aligned = readers[dtypes.initial], readers[dtypes.aligned]
-    write = writers[dtypes.target]
+    read_initial, read_aligned = reader_of(dtypes.initial), reader_of(dtypes.aligned)
+    write = writer_of(dtypes.target)
     unsigned = u32(0x7FFFFFFF if dtypes.target == torch.float32 else 0x7FFF)
     are_one_dtype = dtypes.initial == dtypes.aligned
     is_kept = dtypes.aligned == dtypes.target

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from expo_ray.extrapolation.arithmetic.statistics import count_different
+from expo_ray.extrapolation.arithmetic.statistics import count_different, count_nonfinite
 
 _BLOCK_VALUES = 1 << 20
 _MIN_BLOCK, _MAX_BLOCK = 2048, 65_536
@@ -129,6 +129,6 @@ def _rounding(stored: Sequence[torch.Tensor]) -> np.ndarray[Any, np.dtype[Any]]:
 
 def _refuse_nonfinite(stored: Sequence[torch.Tensor]) -> None:
     for index, row in enumerate(stored):
-        count = int(torch.count_nonzero(~torch.isfinite(row)))
+        count = count_nonfinite(row)
         if count:
             raise NonFiniteCheckpoint(index, count)

@@ -134,7 +134,7 @@ def measure_inputs(block: Block, initial: torch.Tensor, aligned: torch.Tensor) -
     sums.delta_squares = _squares(block.delta)
     if not math.isfinite(sums.initial_squares + sums.aligned_squares):
         bad = ~(torch.isfinite(block.initial) & torch.isfinite(block.aligned))
-        sums.num_nonfinite = int(torch.count_nonzero(bad))
+        sums.num_nonfinite = _count(bad)
     sums.max_delta = _max_abs(block.delta)
     if initial.dtype == aligned.dtype:
         sums.num_moved = count_different(initial, aligned)
@@ -143,9 +143,9 @@ def measure_inputs(block: Block, initial: torch.Tensor, aligned: torch.Tensor) -
     return sums
 
 
-def measure_direction(block: Block) -> tuple[float, int]:
+def measure_direction(delta: torch.Tensor) -> tuple[float, int]:
     """Return the squares of what took the place of delta, and its elements that are not zero."""
-    return _squares(block.delta), int(np.count_nonzero(block.delta.numpy()))
+    return _squares(delta), int(np.count_nonzero(delta.numpy()))
 
 
 def measure_output(target: torch.Tensor, base: torch.Tensor) -> OutputSums:
@@ -157,7 +157,7 @@ def measure_output(target: torch.Tensor, base: torch.Tensor) -> OutputSums:
     """
     sums = OutputSums(max_abs=_max_abs_by_bits(target))
     if not math.isfinite(sums.max_abs):
-        sums.num_nonfinite = int(torch.count_nonzero(~torch.isfinite(target)))
+        sums.num_nonfinite = count_nonfinite(target)
     reference = base if base.dtype == target.dtype else base.to(target.dtype)
     sums.num_changed = count_different(reference, target)
     return sums
@@ -167,7 +167,12 @@ def count_overflows(block: Block, target: torch.Tensor) -> int:
     """Count written values that are not finite though all inputs are."""
     finite = torch.isfinite(block.initial) & torch.isfinite(block.aligned)
     finite &= torch.isfinite(block.base)
-    return int(torch.count_nonzero(finite & ~torch.isfinite(target)))
+    return _count(finite & ~torch.isfinite(target))
+
+
+def count_nonfinite(values: torch.Tensor) -> int:
+    """Count NaN and infinities."""
+    return _count(torch.isfinite(values).logical_not_())
 
 
 def count_different(first: torch.Tensor, second: torch.Tensor) -> int:
@@ -176,6 +181,11 @@ def count_different(first: torch.Tensor, second: torch.Tensor) -> int:
     one = first.view(torch.uint8).numpy().view(integer)
     two = second.view(torch.uint8).numpy().view(integer)
     return int(np.count_nonzero(one != two))
+
+
+def _count(flags: torch.Tensor) -> int:
+    # Numpy counts ten times as fast as torch.
+    return int(np.count_nonzero(flags.numpy()))
 
 
 def _squares(values: torch.Tensor) -> float:

@@ -7,11 +7,13 @@ result. Only the truncated SVD holds a tensor whole, and says how much memory th
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import math
-from collections.abc import Callable, Iterator, Sequence
+import threading
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -24,8 +26,18 @@ if TYPE_CHECKING:  # a driver plans without it: torch takes 200 MB and seconds
 
 FLAG = argument("transforms")
 
-Blocks = Callable[[], Iterator[tuple[int, "torch.Tensor"]]]
-"""Starts a pass: (first element, delta in the compute dtype) in order."""
+Result = TypeVar("Result")
+Visit = Callable[[int, "torch.Tensor"], Result]
+"""Takes (first element, a block of delta in the compute dtype), in any thread."""
+
+
+class OverBlocks(Protocol):
+    """Passes once over the delta of a tensor."""
+
+    def __call__(self, visit: Visit[Result], /) -> list[Result]:
+        """Return one result per block, in order."""
+
+
 Stage = Callable[["torch.Tensor", int], None]
 """Changes a part of delta in place, given its first element."""
 
@@ -44,12 +56,12 @@ class Transform:
         """Return what a tensor takes beside the buffers of every task."""
         return 0
 
-    def prepare(self, pair: TensorPair, blocks: Blocks) -> Stage:
+    def prepare(self, pair: TensorPair, over_blocks: OverBlocks) -> Stage:
         """Learn what is needed of a tensor.
 
         Args:
             pair: The tensor.
-            blocks: Starts a pass over its delta.
+            over_blocks: Passes over its delta.
         """
         raise NotImplementedError
 
@@ -76,14 +88,14 @@ class Magnitude(Transform):
         """Two passes in float32, four in float64: 16 bits of the threshold each."""
         return item_bytes // 2
 
-    def prepare(self, pair: TensorPair, blocks: Blocks) -> Stage:
+    def prepare(self, pair: TensorPair, over_blocks: OverBlocks) -> Stage:
         """Find the threshold exactly, digit by digit, from counts alone."""
         import torch
 
         rank = max(1, round(self.keep * pair.num_extrapolated))
         prefix, shift = 0, 0
         while True:
-            counts, item_bits = _count_digits(blocks, prefix, shift)
+            counts, item_bits = _count_digits(over_blocks, prefix, shift)
             from_above = np.cumsum(counts[::-1])
             digit = counts.size - 1 - int(np.searchsorted(from_above, rank))
             rank -= int(from_above[-1] - counts[: digit + 1].sum())
@@ -114,7 +126,7 @@ class Dare(Transform):
         _check(self.name, "drop", self.drop, 0 <= self.drop < 1, "at least 0, below 1")
         _check(self.name, "seed", self.seed, self.seed >= 0, "at least 0")
 
-    def prepare(self, pair: TensorPair, blocks: Blocks) -> Stage:
+    def prepare(self, pair: TensorPair, over_blocks: OverBlocks) -> Stage:
         """Derive the key of the tensor's noise."""
         import torch
 
@@ -151,12 +163,15 @@ class Clip(Transform):
         """One pass for the norm."""
         return 1
 
-    def prepare(self, pair: TensorPair, blocks: Blocks) -> Stage:
+    def prepare(self, pair: TensorPair, over_blocks: OverBlocks) -> Stage:
         """Measure the norm, in float64 over fixed blocks."""
         import torch
 
-        squares = [float(torch.dot(d, d)) for d in (delta.double() for _, delta in blocks())]
-        norm = math.sqrt(math.fsum(squares))
+        def squares(start: int, delta: torch.Tensor) -> float:
+            wide = delta.double()
+            return float(torch.dot(wide, wide))
+
+        norm = math.sqrt(math.fsum(over_blocks(squares)))
         scale = self.norm / norm if norm > self.norm else None
 
         def stage(delta: torch.Tensor, start: int) -> None:
@@ -193,7 +208,7 @@ class Svd(Transform):
         small = min(shape)
         return 8 * (3 * shape[0] * shape[1] + 5 * small * small)
 
-    def prepare(self, pair: TensorPair, blocks: Blocks) -> Stage:
+    def prepare(self, pair: TensorPair, over_blocks: OverBlocks) -> Stage:
         """Project on the leading singular vectors of the shorter side."""
         import torch
 
@@ -203,17 +218,13 @@ class Svd(Transform):
         # The number of threads may change bits; the caller restores it.
         torch.set_num_threads(1)
         matrix = torch.empty(shape, dtype=torch.float64)
-        flat = matrix.view(-1)
-        dtype = torch.float32
-        for start, delta in blocks():
-            flat[start : start + delta.numel()].copy_(delta)
-            dtype = delta.dtype
+        dtype = over_blocks(functools.partial(_gather, matrix.view(-1)))[0]
         is_wide = shape[0] <= shape[1]
         gram = matrix @ matrix.T if is_wide else matrix.T @ matrix
         leading = torch.linalg.eigh(gram).eigenvectors[:, -self.rank :]
         del gram
         product = leading @ (leading.T @ matrix) if is_wide else (matrix @ leading) @ leading.T
-        del matrix, flat
+        del matrix
         result = product.to(dtype).view(-1)
 
         def stage(delta: torch.Tensor, start: int) -> None:
@@ -295,6 +306,11 @@ def _check(name: str, key: str, value: float, is_right: bool, expected: str) -> 
         )
 
 
+def _gather(flat: torch.Tensor, start: int, delta: torch.Tensor) -> torch.dtype:
+    flat[start : start + delta.numel()].copy_(delta)
+    return delta.dtype
+
+
 def _leave(delta: torch.Tensor, start: int) -> None:
     """Change nothing."""
 
@@ -306,15 +322,22 @@ def _magnitudes(delta: torch.Tensor) -> npt.NDArray[Any]:
     return np.bitwise_and(delta.numpy().view(np.uint64), np.uint64(2**63 - 1))
 
 
-def _count_digits(blocks: Blocks, prefix: int, shift: int) -> tuple[npt.NDArray[np.int64], int]:
+def _count_digits(
+    over_blocks: OverBlocks, prefix: int, shift: int
+) -> tuple[npt.NDArray[np.int64], int]:
     """Count the next 16 bits of all magnitudes that start with the prefix."""
     counts = np.zeros(1 << 16, dtype=np.int64)
-    item_bits = 32
-    for _, delta in blocks():
+    lock = threading.Lock()
+
+    def count(start: int, delta: torch.Tensor) -> int:
         item_bits = 8 * delta.element_size()
         values = _magnitudes(delta)
         if shift:
             values = values[(values >> values.dtype.type(item_bits - shift)) == prefix]
         digits = (values >> values.dtype.type(item_bits - shift - 16)) & values.dtype.type(0xFFFF)
-        counts += np.bincount(digits.astype(np.int64), minlength=1 << 16)
-    return counts, item_bits
+        found = np.bincount(digits.astype(np.int64), minlength=1 << 16)
+        with lock:
+            counts[:] += found
+        return item_bits
+
+    return counts, max(over_blocks(count), default=32)

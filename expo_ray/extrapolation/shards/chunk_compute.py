@@ -6,23 +6,30 @@ import functools
 import math
 import threading
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
 
+import numpy as np
 import torch
 
-from expo_ray.checkpoints.formats.header import FLOAT_DTYPES, tensor_bytes
+from expo_ray.checkpoints.formats.header import FLOAT_DTYPES, TensorRef, tensor_bytes
 from expo_ray.checkpoints.tensors import TORCH_DTYPES
-from expo_ray.extrapolation.arithmetic.formula import BLOCK_ELEMENTS, Block, Workspace
+from expo_ray.extrapolation.arithmetic.formula import BLOCK_ELEMENTS
 from expo_ray.extrapolation.arithmetic.fused_kernel import Dtypes, fused_kernel
+from expo_ray.extrapolation.arithmetic.halves import CompiledHalves, Halves, PlainHalves
+from expo_ray.extrapolation.arithmetic.split_kernels import (
+    DeltaKernel,
+    delta_kernel,
+    output_kernel,
+)
 from expo_ray.extrapolation.arithmetic.statistics import (
     DeltaSums,
     OutputSums,
-    count_overflows,
+    count_nonfinite,
     measure_direction,
-    measure_inputs,
-    measure_output,
 )
-from expo_ray.extrapolation.arithmetic.transforms import Stage
+from expo_ray.extrapolation.arithmetic.transforms import Stage, Visit
 from expo_ray.extrapolation.pairing.tensor_pair import TensorPair
 from expo_ray.extrapolation.planning.alpha import round_alpha
 from expo_ray.extrapolation.planning.plan import computes_float64, used_bytes
@@ -36,6 +43,30 @@ from expo_ray.extrapolation.shards.tasks import ShardOutput, ShardTask
 MIN_COMPILED_SHARE = 0.1
 
 Computed = tuple[DeltaSums, list[torch.Tensor]]
+Result = TypeVar("Result")
+Kept = TypeVar("Kept")
+
+
+class Spread(Protocol):
+    """Applies a function to every chunk and yields the results in order: `map`, or a pool's."""
+
+    def __call__(
+        self, work: Callable[[Chunk], Result], chunks: Sequence[Chunk], /
+    ) -> Iterable[Result]:
+        """Return one result per chunk."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Block:
+    """A part of a chunk that fits the processor's cache."""
+
+    position: int
+    """Of its first element in the extrapolated part of the tensor."""
+    sides: tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+    """(initial, aligned, base), each in the dtype of its file."""
+    directions: list[torch.Tensor]
+    targets: list[torch.Tensor]
+    alphas: list[float]
 
 
 class ChunkComputer:
@@ -47,13 +78,15 @@ class ChunkComputer:
         self._local = threading.local()
         self._directions = ChunkDirections(task, reader)
         self._compiled = worth_compiling(task)
+        self._compiled_inputs = {dtypes[:2] for dtypes in self._compiled}
         self._stages: list[Stage] = []
 
-    def prepare(self, index: int) -> None:
+    def prepare(self, index: int, spread: Spread) -> None:
         """Let the transforms look at a whole tensor, before its first chunk and alone.
 
         Args:
             index: Of the tensor in the shard.
+            spread: Does the blocks.
 
         Raises:
             ShardError: An input is not finite.
@@ -63,8 +96,8 @@ class ChunkComputer:
         if pair.initial is None:
             return
         for transform in self._task.transforms:
-            blocks = functools.partial(self._deltas, index, tuple(self._stages))
-            self._stages.append(transform.prepare(pair, blocks))
+            over_blocks = functools.partial(self._over_deltas, index, tuple(self._stages), spread)
+            self._stages.append(transform.prepare(pair, over_blocks))
 
     def compute(self, pair: TensorPair, chunk: Chunk, sides: Sides, slot: Slot) -> Computed:
         """Return the sums of a chunk and its values, one tensor per output, in the slot's buffers.
@@ -90,28 +123,49 @@ class ChunkComputer:
         sums = DeltaSums()
         for start in range(0, aligned.numel(), BLOCK_ELEMENTS):
             part = slice(start, start + BLOCK_ELEMENTS)
-            base = None if sides.base is aligned else sides.base[part]
-            block = self._workspace(pair).load(initial[part], aligned[part], base)
-            measured = measure_inputs(block, initial[part], aligned[part])
-            if base is not None:
-                measured.num_nonfinite += _count_nonfinite(base)
-            self._check_finite(pair, measured.num_nonfinite)
-            targets = [output[part] for output in outputs]
-            measured.outputs = [OutputSums() for _ in targets]
-            for index, values in enumerate(directions or [None]):
-                if values is not None:
-                    block.delta.copy_(values[part])
-                self._transform(block, chunk.position + start, measured)
-                moved = None if values is None else measure_direction(block)
-                for number, output in enumerate(self._task.outputs):
-                    if output.direction == index:
-                        counted = self._write(
-                            pair, block, sides.base[part], targets[number], alphas[number], output
-                        )
-                        counted.direction = moved
-                        measured.outputs[number] = counted
-            sums.add(measured)
+            base = aligned[part] if sides.base is aligned else sides.base[part]
+            block = _Block(
+                position=chunk.position + start,
+                sides=(initial[part], aligned[part], base),
+                directions=[values[part] for values in directions],
+                targets=[output[part] for output in outputs],
+                alphas=alphas,
+            )
+            found = None
+            for halves in self._halves(pair, block):
+                found = self._compute_block(pair, block, halves)
+                if found is not None:
+                    break
+            sums.add(found or DeltaSums())
         return sums, outputs
+
+    def _compute_block(self, pair: TensorPair, block: _Block, halves: Halves) -> DeltaSums | None:
+        """Fill the targets of a block and return what was measured; None: not by these halves."""
+        measured = halves.load(*block.sides)
+        if measured is None:
+            return None
+        self._check_finite(pair, measured.num_nonfinite)
+        measured.outputs = [OutputSums() for _ in block.targets]
+        for index, values in enumerate(block.directions or [None]):
+            if values is not None:
+                halves.delta.copy_(values)
+            for stage in self._stages:
+                stage(halves.delta, block.position)
+            if self._stages:
+                measured.num_kept = int(np.count_nonzero(halves.delta.numpy()))
+            moved = None if values is None else measure_direction(halves.delta)
+            for number, output in enumerate(self._task.outputs):
+                if output.direction != index:
+                    continue
+                target = block.targets[number]
+                counted = halves.write(block.alphas[number], target)
+                if counted is None:
+                    return None
+                if counted.num_nonfinite and not self._task.allow_overflow:
+                    self._check_overflow(pair, output, halves.count_overflows(target))
+                counted.direction = moved
+                measured.outputs[number] = counted
+        return measured
 
     def _directions_of(
         self, pair: TensorPair, chunk: Chunk, ends: tuple[torch.Tensor, torch.Tensor]
@@ -138,6 +192,8 @@ class ChunkComputer:
         """Fill the outputs in one compiled pass; None where it cannot be, or is not sure."""
         if sides.pair is None or sides.base is not sides.pair[1]:
             return None
+        if self._task.transforms or self._task.directions:
+            return None
         initial, aligned = sides.pair
         dtypes = Dtypes(initial.dtype, aligned.dtype, (outputs or [aligned])[0].dtype)
         if dtypes not in self._compiled:
@@ -148,70 +204,88 @@ class ChunkComputer:
             return None
         return kernel.run(initial, aligned, outputs, alphas, measures=measures)
 
-    def _transform(self, block: Block, position: int, measured: DeltaSums) -> None:
-        for stage in self._stages:
-            stage(block.delta, position)
-        if self._stages:
-            measured.num_kept = int(torch.count_nonzero(block.delta))
-
-    def _write(
-        self,
-        pair: TensorPair,
-        block: Block,
-        base: torch.Tensor,
-        target: torch.Tensor,
-        alpha: float,
-        output: ShardOutput,
-    ) -> OutputSums:
-        block.write(alpha, target)
-        counted = measure_output(target, base)
-        if counted.num_nonfinite and not self._task.allow_overflow:
-            self._check_overflow(pair, output, count_overflows(block, target))
-        return counted
-
     def _copy(self, pair: TensorPair, base: torch.Tensor, slot: Slot) -> Computed:
         sums = DeltaSums(outputs=[OutputSums() for _ in self._task.outputs])
         if pair.base.dtype not in FLOAT_DTYPES:
             return sums, [base.view(torch.uint8)] * len(self._task.outputs)
-        sums.num_nonfinite = _count_nonfinite(base)
+        sums.num_nonfinite = count_nonfinite(base)
         self._check_finite(pair, sums.num_nonfinite)
         outputs = self._targets(pair, base.numel(), slot)
         for index, target in enumerate(outputs):
             target.copy_(base)
-            sums.outputs[index].num_nonfinite = num_lost = _count_nonfinite(target)
+            sums.outputs[index].num_nonfinite = num_lost = count_nonfinite(target)
             if not self._task.allow_overflow:
                 overflows = num_lost - sums.num_nonfinite
                 self._check_overflow(pair, self._task.outputs[index], overflows)
         return sums, outputs
 
-    def _deltas(self, index: int, stages: Sequence[Stage]) -> Iterator[tuple[int, torch.Tensor]]:
+    def _over_deltas(
+        self, index: int, stages: Sequence[Stage], spread: Spread, visit: Visit[Result]
+    ) -> list[Result]:
         """Pass over the delta of one tensor, as the stages before leave it."""
         pair = self._task.shard.tensors[index]
-        slot = Slot(8 * BLOCK_ELEMENTS, 0)
-        for chunk in tensor_chunks(pair, index, BLOCK_ELEMENTS, 0):
-            if chunk.initial_start is None or pair.initial is None:
-                continue
-            initial, aligned = self._reader.read_pair(pair, pair.initial, chunk, slot)
-            delta = self._workspace(pair).load(initial, aligned).delta
-            for values in self._directions_of(pair, chunk, (initial, aligned)):
-                delta.copy_(values)
-            if num_bad := _count_nonfinite(delta):
-                raise nonfinite_input(pair, num_bad, self._reader.uris)
+        initial = pair.initial
+        if initial is None:
+            return []
+
+        def work(chunk: Chunk) -> Result:
+            delta = self._delta(pair, initial, chunk)
             for stage in stages:
                 stage(delta, chunk.position)
-            yield chunk.position, delta
+            return visit(chunk.position, delta)
+
+        chunks = tensor_chunks(pair, index, BLOCK_ELEMENTS, 0)
+        return list(spread(work, [c for c in chunks if c.initial_start is not None]))
+
+    def _delta(self, pair: TensorPair, ref: TensorRef, chunk: Chunk) -> torch.Tensor:
+        """Return the delta of a block, in a buffer of the thread."""
+        lane = self._local
+        if not hasattr(lane, "slot"):
+            lane.slot, lane.delta = Slot(8 * BLOCK_ELEMENTS, 0), torch.empty(BLOCK_ELEMENTS)
+        initial, aligned = self._reader.read_pair(pair, ref, chunk, lane.slot)
+        directions = self._directions_of(pair, chunk, (initial, aligned))
+        kernel = None if directions else self._delta_kernel(initial.dtype, aligned.dtype)
+        delta: torch.Tensor = lane.delta[: aligned.numel()]
+        if kernel is not None and kernel.subtract(initial, aligned, delta):
+            return delta
+        delta = self._plain(pair).subtract(initial, aligned)
+        for values in directions:
+            delta.copy_(values)
+        if num_bad := count_nonfinite(delta):
+            raise nonfinite_input(pair, num_bad, self._reader.uris)
+        return delta
 
     def _targets(self, pair: TensorPair, n: int, slot: Slot) -> list[torch.Tensor]:
         dtype = _computed_dtype(pair)
         num_bytes = tensor_bytes(dtype, (n,))
         return [raw[:num_bytes].view(TORCH_DTYPES[dtype]) for raw in slot.outputs]
 
-    def _workspace(self, pair: TensorPair) -> Workspace:
+    def _halves(self, pair: TensorPair, block: _Block) -> Iterator[Halves]:
+        """Return what may do a block, the swiftest first."""
+        initial, aligned, base = block.sides
+        target = (block.targets or [aligned])[0]
+        first = self._delta_kernel(initial.dtype, aligned.dtype)
+        # Without a target nothing would look at a base of its own.
+        if first is not None and (block.targets or base is aligned):
+            second = output_kernel(base.dtype, target.dtype)
+            if second is not None:
+                yield self._kept((first, second), lambda: CompiledHalves(first, second))
+        yield self._plain(pair)
+
+    def _plain(self, pair: TensorPair) -> PlainHalves:
         dtype = torch.float64 if computes_float64(pair) else torch.float32
-        spaces: dict[torch.dtype, Workspace] = self._local.__dict__.setdefault("spaces", {})
-        if dtype not in spaces:
-            spaces[dtype] = Workspace(dtype)
-        return spaces[dtype]
+        return self._kept(dtype, lambda: PlainHalves(dtype))
+
+    def _kept(self, key: object, make: Callable[[], Kept]) -> Kept:
+        """Return what a thread keeps from block to block."""
+        kept: dict[object, Kept] = self._local.__dict__.setdefault("kept", {})
+        if key not in kept:
+            kept[key] = make()
+        return kept[key]
+
+    def _delta_kernel(self, initial: torch.dtype, aligned: torch.dtype) -> DeltaKernel | None:
+        is_worth_it = (initial, aligned) in self._compiled_inputs
+        return delta_kernel(initial, aligned) if is_worth_it else None
 
     def _check_finite(self, pair: TensorPair, num_bad: int) -> None:
         if num_bad and not self._task.allow_nonfinite:
@@ -222,10 +296,6 @@ class ChunkComputer:
             raise overflow(pair, output, count)
 
 
-def _count_nonfinite(values: torch.Tensor) -> int:
-    return int(torch.count_nonzero(~torch.isfinite(values)))
-
-
 def _computed_dtype(pair: TensorPair) -> str:
     # Codes are made from values that have not been rounded.
     return "F32" if pair.blocks else pair.output_dtype
@@ -233,7 +303,7 @@ def _computed_dtype(pair: TensorPair) -> str:
 
 def worth_compiling(task: ShardTask) -> frozenset[Dtypes]:
     """Return the mixtures of dtypes that enough of the shard is in: each costs a compilation."""
-    if not task.may_compile or task.transforms or task.directions:
+    if not task.may_compile:
         return frozenset()
     num_bytes: Counter[Dtypes] = Counter()
     for pair in task.shard.tensors:

@@ -9,6 +9,7 @@ import torch
 from expo_ray.checkpoints.formats.header import DTYPE_BITS
 from expo_ray.errors import ShardError
 from expo_ray.extrapolation.arithmetic.directions import DirectionSums
+from expo_ray.extrapolation.arithmetic.statistics import count_nonfinite
 from expo_ray.extrapolation.pairing.tensor_pair import TensorPair
 from expo_ray.extrapolation.planning.alpha import round_alpha
 from expo_ray.extrapolation.planning.plan import computes_float64
@@ -75,7 +76,7 @@ class ChunkDirections:
                 values = ends[bool(index)]
             else:
                 values = self._read(pair, index - 1, chunk)
-            num_bad = int(torch.count_nonzero(~torch.isfinite(values)))
+            num_bad = count_nonfinite(values)
             if num_bad:
                 return nonfinite_input(pair, num_bad, [f"{label} ({self._task.uris[index]})"])
         return None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from expo_ray.extrapolation.arithmetic.statistics import DeltaSums
 from expo_ray.extrapolation.shards.chunk_blocks import BlockWriter
-from expo_ray.extrapolation.shards.chunk_compute import ChunkComputer, Computed
+from expo_ray.extrapolation.shards.chunk_compute import ChunkComputer, Computed, Spread
 from expo_ray.extrapolation.shards.chunk_reader import ChunkReader
 from expo_ray.extrapolation.shards.chunks import Chunk, Slot
 from expo_ray.extrapolation.shards.input_files import InputFiles
@@ -22,13 +22,14 @@ class ChunkWorker:
         self._computer = ChunkComputer(task, self._reader)
         self._blocks = BlockWriter(task)
 
-    def prepare(self, index: int) -> None:
+    def prepare(self, index: int, spread: Spread = map) -> None:
         """Let the transforms look at a whole tensor, before its first chunk and alone.
 
         Args:
             index: Of the tensor in the shard.
+            spread: Does the blocks of it.
         """
-        self._computer.prepare(index)
+        self._computer.prepare(index, spread)
 
     def run(self, chunk: Chunk, slot: Slot) -> tuple[DeltaSums, list[memoryview]]:
         """Work on one chunk and return its sums and the bytes to hash, one per output."""

@@ -138,7 +138,7 @@ def _process(
                 while running:
                     free_slot()
             if is_next:
-                worker.prepare(chunk.index)
+                worker.prepare(chunk.index, workers.map)
                 prepared = chunk.index
             if not slots:
                 free_slot()
