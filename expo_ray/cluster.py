@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
-from expo_ray import ray_internals
+from expo_ray import haproxy, ray_internals
 from expo_ray.errors import ConfigError, WorkError, argument
 from expo_ray.proxies import spare_this_machine
 from expo_ray.ray_start import join, not_joined, start_local
@@ -123,8 +123,9 @@ def ray_session(
     sigterm_handler = signal.getsignal(signal.SIGTERM)
     # Its warnings at start-up are about defaults of future releases.
     options = {"logging_level": logging.ERROR, "log_to_driver": False}
+    front = None
     if resolved == LOCAL:
-        start_local(num_cpus, options)
+        front = start_local(num_cpus, options, with_haproxy=not for_handles)
         _Session.is_for_handles = for_handles
     else:
         join(resolved, options)
@@ -146,6 +147,7 @@ def ray_session(
     finally:
         _Session.is_for_handles = False
         ray.shutdown()
+        haproxy.remove(front)
 
 
 def is_for_handles() -> bool:

@@ -17,9 +17,13 @@ from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequenc
 from pathlib import Path
 from typing import Any
 
+from expo_ray import haproxy
+
 _JOB_CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 _UV_SWITCH = "RAY_ENABLE_UV_RUN_RUNTIME_ENV"
 _SERVE_POLL_SECONDS = 0.2
+_HAPROXY = "expo-ray-haproxy"
+_HAPROXY_SWITCH = "RAY_SERVE_ENABLE_HA_PROXY"
 _MAKING_CONFIGS = threading.Lock()
 _CLUSTER_SWITCH = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"  # asked on Linux, too
 
@@ -43,6 +47,59 @@ def set_defaults(*, proxy_callback: str) -> None:
     }
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
+
+
+def haproxy_template() -> str | None:
+    """Return what Serve makes HAProxy's configuration from; None where it shall not be used.
+
+    Read, not imported: Serve takes its settings from the environment when it is imported.
+    """
+    import ray
+
+    file = Path(ray.__file__).parent / "serve/_private/haproxy_templates.py"
+    is_wanted = os.environ.get(_HAPROXY_SWITCH, "1") == "1"
+    if not is_wanted or not file.is_file():
+        return None
+    return file.read_text(encoding="utf-8").partition('HAPROXY_CONFIG_TEMPLATE = """')[2]
+
+
+def proxy_settings(folder: Path | None, fallback_port: int) -> dict[str, str]:
+    """Return the environment of a Ray whose services are reached through HAProxy.
+
+    Args:
+        folder: Made by `haproxy.prepare`; None leaves it to Serve's own proxy.
+        fallback_port: For Serve's own proxy, which answers while HAProxy knows no replica.
+    """
+    if folder is None:
+        return {_HAPROXY_SWITCH: "0"}
+    return {
+        _HAPROXY_SWITCH: "1",
+        "RAY_SERVE_HAPROXY_BINARY_PATH": str(haproxy.program_of(folder)),
+        "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(folder / "cfg"),
+        # Short, see `haproxy.prepare`.
+        "RAY_SERVE_HAPROXY_SOCKET_PATH": str(folder / "s"),
+        "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(folder),
+        "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(folder / "state"),
+        "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",
+        "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(fallback_port),
+        # When replicas come or go another HAProxy takes over, and this one ends what it streams:
+        # for up to a day, not two minutes. Ports are kept for so long as by default.
+        "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": "86400",
+        "RAY_SERVE_PORT_QUARANTINE_S": "150",
+        # It hears at once that a replica goes; balancers of clouds are given 30 s.
+        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "0.5",
+    }
+
+
+def keep_haproxy_folder(folder: Path) -> None:
+    """Let every process of the connected Ray know the folder of its HAProxy."""
+    remember("folder", str(folder), namespace=_HAPROXY)
+
+
+def haproxy_folder() -> Path | None:
+    """Return the folder of this Ray's HAProxy; None where Ray or a user has set up its proxies."""
+    folder = recall("folder", namespace=_HAPROXY)
+    return None if folder is None else Path(folder)
 
 
 @contextlib.contextmanager
@@ -324,7 +381,11 @@ def _serve_client() -> Any:
 def serve_endpoint() -> tuple[str, int] | None:
     """Return (host, port) on which this Ray cluster's Serve listens; None before it runs."""
     client = _serve_client()
-    return None if client is None else (str(client.http_config.host), int(client.http_config.port))
+    if client is None:
+        return None
+    folder = haproxy_folder()
+    host = str(client.http_config.host) if folder is None else haproxy.listens_at(folder)
+    return host, int(client.http_config.port)
 
 
 def serve_details() -> dict[str, Any]:

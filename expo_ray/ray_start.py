@@ -17,15 +17,19 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+from expo_ray import haproxy
 from expo_ray.errors import ConfigError, ExpoError, WorkError, argument
 from expo_ray.ray_internals import (
     agent_on_any_port,
     changed,
     find_cluster,
     folder_option,
+    haproxy_template,
+    keep_haproxy_folder,
     longest_socket,
     on_loopback,
     own_path_only,
+    proxy_settings,
     send_token,
     without_uv_upload,
 )
@@ -35,14 +39,21 @@ logger = logging.getLogger(__name__)
 _TOKEN_VARIABLES = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 _MAX_SOCKET_BYTES = 103 if sys.platform == "darwin" else 107
 _PROBE_BYTES = 1 << 20
+_PLACES = (Path("/tmp"), Path("/var/tmp"))  # noqa: S108 - as Ray does
 
 
-def start_local(num_cpus: int | None, options: dict[str, Any]) -> None:
+def start_local(
+    num_cpus: int | None, options: dict[str, Any], *, with_haproxy: bool = True
+) -> Path | None:
     """Start a Ray of our own on this machine.
 
     Args:
         num_cpus: Logical CPUs; None takes what the machine has.
         options: Further arguments of `ray.init`.
+        with_haproxy: Whether services are reached through HAProxy, where it can be had.
+
+    Returns:
+        The folder of that HAProxy (`haproxy.py`), to be removed in the end.
 
     Raises:
         ConfigError: No folder is fit for its files.
@@ -54,6 +65,9 @@ def start_local(num_cpus: int | None, options: dict[str, Any]) -> None:
     _ensure_token()
     # Workers and their children keep the folder they stand in off their path.
     environment = {"PYTHONSAFEPATH": "1", "PYTHONPATH": _safe_python_path()}
+    template = haproxy_template() if with_haproxy else None
+    front = haproxy.prepare([folder, *_PLACES], template)
+    environment |= proxy_settings(front, free_port())
     try:
         with (
             without_uv_upload(),
@@ -70,7 +84,11 @@ def start_local(num_cpus: int | None, options: dict[str, Any]) -> None:
                 **options,
             )
     except Exception as error:  # Ray raises even a bare one
+        haproxy.remove(front)
         raise _not_started(error, folder) from error
+    if front is not None:
+        keep_haproxy_folder(front)
+    return front
 
 
 def join(address: str, options: dict[str, Any]) -> None:
@@ -117,6 +135,13 @@ def _is_for_this_machine(address: str) -> bool:
     return False
 
 
+def free_port(host: str = "127.0.0.1") -> int:
+    """Return a port of an address on which nobody listens."""
+    with socket.socket() as probe:
+        probe.bind((host, 0))
+        return int(probe.getsockname()[1])
+
+
 def _safe_python_path() -> str | None:
     """Return PYTHONPATH without empty entries, as `$UNSET:/x` has: they mean the current folder."""
     entries = os.environ.get("PYTHONPATH", "").split(os.pathsep)
@@ -126,10 +151,10 @@ def _safe_python_path() -> str | None:
 def _session_folder() -> Path:
     """Return a folder in which Ray can keep its sockets and logs: the user's where it is fit."""
     named = next((name for name in ("RAY_TMPDIR", "TMPDIR") if os.environ.get(name)), None)
-    places = [os.environ[named]] if named else []
+    places = [Path(os.environ[named])] if named else []
     problems: list[str] = []
-    for place in [*places, "/tmp", "/var/tmp"]:  # noqa: S108 - as Ray does
-        folder = Path(place).absolute() / "ray"
+    for place in [*places, *_PLACES]:
+        folder = place.absolute() / "ray"
         problem = _unfit(folder)
         if problem is None:
             if problems:

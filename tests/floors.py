@@ -18,7 +18,7 @@ PACKAGE = ROOT / "expo_ray"
 # A box imports only from boxes on lower floors; boxes on one floor know nothing of each other.
 FLOORS: Mapping[str, Sequence[Sequence[str]]] = {
     "expo_ray": [
-        ["printable", "json_text", "cores", "compiling"],
+        ["printable", "json_text", "cores", "compiling", "haproxy"],
         ["redaction"],
         ["errors", "progress", "lazy", "http_text", "versions", "yaml_text", "child_python"],
         ["credentials", "extras", "flags", "proxies", "ray_internals"],

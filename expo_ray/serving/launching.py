@@ -18,12 +18,15 @@ from ray.serve.exceptions import RayServeException
 
 from expo_ray.cluster import is_for_handles, worker_nodes
 from expo_ray.errors import ConfigError, ServingError, argument
+from expo_ray.haproxy import listen_at
 from expo_ray.ray_internals import (
+    haproxy_folder,
     look_often,
     make_configs_in_turns,
     serve_endpoint,
     start_deleting,
 )
+from expo_ray.ray_start import free_port
 from expo_ray.remote_errors import brought_home
 from expo_ray.serving.engines.devices import has_gpu
 from expo_ray.serving.keeper import application_name, hire_keeper, serve_was_started
@@ -60,10 +63,14 @@ def ensure_serve(*, host: str = LOCALHOST, port: int | None = None) -> str:
     running = serve_endpoint()
     if running is None:
         if port is None:
-            port = _free_port(host)
+            port = free_port(host)
         require_free_port(host, port)
+        front = haproxy_folder()
+        if front is not None:
+            listen_at(front, host)
         serve.start(
-            http_options={"host": host, "port": port},
+            # What HAProxy stands before is for this machine alone.
+            http_options={"host": host if front is None else LOCALHOST, "port": port},
             proxy_location="Disabled" if is_for_handles() else None,
             logging_config=_LOGGING,
         )
@@ -121,12 +128,6 @@ def require_free_port(host: str, port: int) -> None:
                 got=f"{host}:{port} ({error.strerror})",
                 hint=f"give a free one with {argument('port')}",
             ) from error
-
-
-def _free_port(host: str) -> int:
-    with socket.socket() as probe:
-        probe.bind((host, 0))
-        return int(probe.getsockname()[1])
 
 
 @contextmanager

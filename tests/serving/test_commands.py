@@ -8,13 +8,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
-import psutil
 import pytest
 
 from expo_ray.errors import CheckpointError, ConfigError, PairError, ServingError, TableError
 from expo_ray.serving import SamplingParams, generate, score, serve
 from expo_ray.tables import REWARDS_SCHEMA, read_table
 from tests.head_node import free_port
+from tests.listening import family, open_to_others
 from tests.pico import save_pair
 from tests.proxy_server import ProxyServer, running_proxy
 
@@ -118,7 +118,7 @@ def company_proxy() -> Iterator[ProxyServer]:
         yield running
 
 
-@pytest.mark.parametrize("proxy", ["serve", pytest.param("haproxy", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("proxy", ["haproxy", pytest.param("serve", marks=pytest.mark.slow)])
 def test_serve_says_ready_when_it_answers_and_a_signal_ends_it(
     pico_pair: tuple[Path, Path], proxy: str, company_proxy: ProxyServer
 ) -> None:
@@ -129,7 +129,8 @@ def test_serve_says_ready_when_it_answers_and_a_signal_ends_it(
         environment |= {name: company_proxy.url, name.upper(): company_proxy.url}
         environment.pop("no_proxy", None)
         environment.pop("NO_PROXY", None)
-    environment["RAY_SERVE_ENABLE_HA_PROXY"] = str(int(proxy == "haproxy"))
+    if proxy == "serve":
+        environment["RAY_SERVE_ENABLE_HA_PROXY"] = "0"
     environment.pop("RAY_ADDRESS", None)
     initial, aligned = map(str, pico_pair)
     command = [str(EXPO_RAY), "serve", aligned, "--initial", initial, "--alpha", "0.5", "--json"]
@@ -151,8 +152,9 @@ def test_serve_says_ready_when_it_answers_and_a_signal_ends_it(
             headers = {"Authorization": "Bearer sk-1"}
             answer = httpx.post(url, json=body, headers=headers, timeout=30)
             assert answer.json()["system_fingerprint"] == ready["weights_digest"]
-            proxies = [p.name() for p in psutil.Process(process.pid).children(recursive=True)]
+            proxies = [p.name() for p in family(process.pid)]
             assert ("haproxy" in proxies) == (proxy == "haproxy")
+            assert [*open_to_others(process.pid).values()] == ["ray::ServeReplica"]
             body |= {"max_tokens": 100, "stream": True}
             with httpx.stream("POST", url, json=body, headers=headers, timeout=30) as stream:
                 assert stream.status_code == 200, stream.read()
