@@ -1,9 +1,9 @@
 """Tokens per second through Serve at saturation, against the same vLLM engine used directly.
 
     python -m benchmarks.serving_overhead --size 0.5b
-    RAY_SERVE_ENABLE_HA_PROXY=1 python -m benchmarks.serving_overhead --size 0.5b
+    RAY_SERVE_ENABLE_HA_PROXY=0 python -m benchmarks.serving_overhead --size 0.5b
 
-The second by HAProxy, which takes the place of Serve's own proxy (docs/serving.md).
+The second through Serve's own proxy, in whose place HAProxy stands (docs/serving.md).
 
 Runs alternate, and which comes first; answers have a fixed length; through Serve they are streamed
 over HTTP, and the client's own work counts against it. Pass: at least 0.9 of the tokens per second
@@ -26,10 +26,10 @@ import time
 from pathlib import Path
 
 import aiohttp
-from ray.serve._private.constants import RAY_SERVE_ENABLE_HA_PROXY
 
 from benchmarks.llama_pair import SHAPES, make_pair
 from expo_ray.cluster import ray_session
+from expo_ray.ray_internals import haproxy_folder
 from expo_ray.serving import EngineOptions, ModelSource, ServedModel
 
 LIMIT = 0.9
@@ -107,6 +107,7 @@ def main() -> int:
         ray_session("local", num_cpus=8),
         ServedModel(source, engine="vllm", options=options) as served,
     ):
+        proxy = "Serve's own proxy" if haproxy_folder() is None else "HAProxy"
         run_direct(engine, 8, 8)
         asyncio.run(run_served(served, 8, 8))
         for number in range(arguments.pairs):
@@ -119,7 +120,6 @@ def main() -> int:
     ratio = statistics.median(b / a for a, b in zip(direct, through, strict=True))
     medians = statistics.median(direct), statistics.median(through)
     extra = 1e6 * (1 / medians[1] - 1 / medians[0])
-    proxy = "HAProxy" if RAY_SERVE_ENABLE_HA_PROXY else "Serve's own proxy"
     print(f"{arguments.size}, {arguments.pairs} pairs, {proxy}")
     print(f"{work[0]} requests of {work[1]} tokens each")
     print(f"medians: direct {medians[0]:.1f}, through Serve {medians[1]:.1f} tokens/s")

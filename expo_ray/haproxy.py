@@ -111,8 +111,7 @@ def mended(config: str, host: str) -> str:
         raise ValueError("its sections are others")
     if not all(part.startswith(_FRONTENDS) for part in entries):
         raise ValueError("it listens for something else")
-    # A request on a connection that its replica closes in the same moment would be lost.
-    text = "".join(kept).replace("http-reuse always", "http-reuse safe")
+    text = "".join(kept)
     address = f"ipv6@{host}" if ":" in host else f"ipv4@{host}"
     both = " v4v6" if host == "::" else ""
     for pattern, new in (

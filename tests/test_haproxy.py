@@ -51,7 +51,7 @@ def test_nothing_listens_but_the_service_and_only_its_user_administers_it() -> N
         "frontend http_frontend",
         "    bind ipv4@0.0.0.0:8000",
         "backend b",
-        "    http-reuse safe",
+        "    http-reuse always",
     ]
     assert "bind ipv6@:::8000 v4v6\n" in haproxy.mended(CONFIG, "::")
 

@@ -1,15 +1,16 @@
-"""A limit on connections that do not say what they want, in Serve's HTTP proxy.
+"""A limit on connections that do not say what they want, in Serve's own HTTP servers.
 
-Its server, uvicorn, waits without end for the first byte of a connection and for the end of a
-header: whoever opens many and sends little holds them all. Serve calls `limit_headers` when a proxy
-starts, because `cluster` names it in the environment. Bodies have the limit of `front_door`.
+These, uvicorn's, wait without end for the first byte of a connection and for the end of a header:
+whoever opens many and sends little holds them all. Serve calls `limit_headers` when its proxy or a
+replica starts one, because `cluster` names it in the environment. HAProxy has the same limit from
+`expo_ray.haproxy`, and bodies that of `front_door`.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-HEADER_SECONDS = 30.0
+from expo_ray.haproxy import HEADER_SECONDS
 
 
 def limit_headers() -> list[Any]:
