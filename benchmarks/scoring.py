@@ -1,6 +1,7 @@
 """`expo-ray score` against a plain transformers loop, in pairs: same model, responses, scores.
 
     python -m benchmarks.scoring --responses 400
+    python -m benchmarks.scoring --responses 400 --engine vllm
     python -m benchmarks.scoring --responses 20000 --outputs data/alpaca_eval/outputs/*.json
 
 The reward model is SmolLM2-135M with a random head of one label. The plain script is what a user
@@ -26,6 +27,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from benchmarks.side_by_side import PhaseClock, judge, take_turns
+from expo_ray.serving.engines.registry import reward_engine_names
 from expo_ray.tables import RESPONSES_SCHEMA
 from tests import samples
 
@@ -41,6 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--model", help="language model that gets a head; None makes SmolLM2")
     parser.add_argument("--pairs", type=int, default=3)
     parser.add_argument("--replicas", type=int, default=1)
+    parser.add_argument("--engine", choices=reward_engine_names(), default="transformers")
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "expo-bench")
     parser.add_argument("--side", choices=["ours", "plain"], help=argparse.SUPPRESS)
     flags = parser.parse_args(arguments)
@@ -48,13 +51,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     responses, model = folder / f"responses-{flags.responses}.parquet", folder / "reward-model"
     if flags.side:
         side = score_ours if flags.side == "ours" else score_plainly
-        print(json.dumps(side(model, responses, flags.replicas)))
+        print(json.dumps(side(model, responses, flags.replicas, flags.engine)))
         return 0
     folder.mkdir(parents=True, exist_ok=True)
     make_model(model, flags.model, flags.folder)
     write_responses(responses, flags.outputs, flags.responses)
     passed_on = ["--responses", str(flags.responses), "--replicas", str(flags.replicas)]
-    passed_on += ["--folder", str(flags.folder)]
+    passed_on += ["--folder", str(flags.folder), "--engine", flags.engine]
     found = take_turns(
         "benchmarks.scoring", ["ours", "plain"], passed_on, pairs=flags.pairs, unit="responses"
     )
@@ -66,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return judge(found, LIMITS)
 
 
-def score_ours(model: Path, responses: Path, num_replicas: int) -> dict[str, Any]:
+def score_ours(model: Path, responses: Path, num_replicas: int, engine: str) -> dict[str, Any]:
     """Score as the command does."""
     from expo_ray import score
 
@@ -77,6 +80,7 @@ def score_ours(model: Path, responses: Path, num_replicas: int) -> dict[str, Any
             responses,
             reward_model=str(model),
             output=output,
+            engine=engine,
             use_cache=False,
             num_replicas=num_replicas,
             address="local",
@@ -87,7 +91,7 @@ def score_ours(model: Path, responses: Path, num_replicas: int) -> dict[str, Any
     return {"phase_seconds": clock.seconds, "amount": len(scores), "scores": scores}
 
 
-def score_plainly(model: Path, responses: Path, num_replicas: int) -> dict[str, Any]:
+def score_plainly(model: Path, responses: Path, num_replicas: int, engine: str) -> dict[str, Any]:
     """Score as most scripts do."""
     import torch
     from transformers import AutoModelForSequenceClassification, AutoTokenizer

@@ -12,7 +12,7 @@ from expo_ray.errors import ConfigError, argument
 from expo_ray.flags import require_first
 from expo_ray.rewards.kinds.registry import reward_forms
 from expo_ray.serving.engines.options import ENGINE_PANEL, EngineOptions
-from expo_ray.serving.engines.registry import engine_help
+from expo_ray.serving.engines.registry import engine_help, reward_engine_help
 from expo_ray.serving.sampling import PAPER_SAMPLING, SAMPLING_PANEL
 from expo_ray.tables.checked_columns import CHECKED_COLUMNS
 from expo_ray.tables.thoughts import REASONING_MEANS
@@ -114,6 +114,15 @@ REWARDS_PANEL = "Reward models"
 RewardModelOption = Annotated[
     str,
     typer.Option(metavar="MODEL", help=f"What scores: {reward_forms()}."),
+]
+RewardEngineOption = Annotated[
+    str,
+    typer.Option(
+        "--engine",
+        metavar="NAME",
+        help=f"{reward_engine_help()}.",
+        rich_help_panel=REWARDS_PANEL,
+    ),
 ]
 PairInitial = Annotated[
     str | None,

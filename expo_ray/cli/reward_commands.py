@@ -15,6 +15,7 @@ from expo_ray.cli.options import (
     PairAligned,
     PairInitial,
     ReasoningOption,
+    RewardEngineOption,
     RewardModelOption,
     SelfTestFlag,
     TruncationFlag,
@@ -42,6 +43,7 @@ def score(
     ],
     reward_model: RewardModelOption,
     output: Annotated[str, typer.Option(metavar="FILE", help="Rewards table to write (Parquet).")],
+    engine: RewardEngineOption = "transformers",
     initial: PairInitial = None,
     aligned: PairAligned = None,
     reference: Annotated[
@@ -75,6 +77,7 @@ def score(
             responses,
             reward_model=reward_model,
             output=output,
+            engine=engine,
             initial=initial,
             aligned=aligned,
             reference=reference,

@@ -45,8 +45,8 @@ class RewardModel(Protocol):
     revision: str
     """What pins it: a weights digest, a commit, a digest of the judge's prompt."""
     settings: str
-    """What else decides a score: tokenizer, chat template, config, dtype, address and sampling of a
-    judge. Part of cache keys, and of the identity of a rewards table."""
+    """What else decides a score: tokenizer, chat template, config, dtype, engine, a judge's address
+    and sampling. Part of cache keys, and of the identity of a rewards table."""
     needs_reference: bool
     """Whether it compares each response with another one to the same prompt."""
 

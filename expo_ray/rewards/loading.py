@@ -59,10 +59,15 @@ def load_reward_model(
     how: dict[str, Any] = {"device": device, "dtype": dtype and getattr(torch, dtype)}
     model = kind.load(spec, **pair, **how)
     if truncate:
-        model.truncates = True
-        model.settings += " truncates"
+        let_truncate(model)
     loaded = model
     return loaded
+
+
+def let_truncate(model: Any) -> None:
+    """Let a model that computes leave out the beginning of chats that are too long."""
+    model.truncates = True
+    model.settings += " truncates"
 
 
 def pin_reward_model(

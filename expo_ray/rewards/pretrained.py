@@ -126,11 +126,17 @@ def config_digest(checkpoint: Checkpoint) -> str:
 
 def max_chat_tokens(model: Any) -> int | None:
     """Return how many tokens a model reads; None where its config does not say."""
-    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    if not isinstance(limit, int) or limit <= 0:
+    limit = max_positions(model.config)
+    if limit is None:
         return None
     # RoBERTa and its kin count positions from behind their pad token.
     return limit - max(_first_position(name, part) for name, part in model.named_modules())
+
+
+def max_positions(config: Any) -> int | None:
+    """Return how many positions a model has by its config; None where that does not say."""
+    limit = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return limit if isinstance(limit, int) and limit > 0 else None
 
 
 def _first_position(name: str, part: torch.nn.Module) -> int:

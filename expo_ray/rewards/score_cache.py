@@ -1,9 +1,9 @@
 """Scores remembered by content, so that no run scores a text that another one has scored.
 
 One SQLite file of this machine, written by any number of processes. A key is a digest of all that
-decides a score: reward model, revision, tokenizer, chat template, config, dtype, prompt, response,
-reference. Failures and scores of cut chats are not remembered. The cache is a convenience: where
-it is damaged, scoring goes on without it.
+decides a score: reward model, revision, tokenizer, chat template, config, dtype, engine, prompt,
+response, reference. Failures and scores of cut chats are not remembered. The cache is a
+convenience: where it is damaged, scoring goes on without it.
 """
 
 from __future__ import annotations

@@ -135,6 +135,7 @@ def score(
     *,
     reward_model: str,
     output: str | Path,
+    engine: str = "transformers",
     initial: str | Path | None = None,
     aligned: str | Path | None = None,
     reference: str | Path | None = None,
@@ -153,16 +154,15 @@ def score(
         responses: A responses table, or a folder of them; large ones are streamed.
         reward_model: A checkpoint, `implicit:beta=0.1`, `judge:URL#model` or `check:KIND`.
         output: Parquet file to write.
+        engine: `transformers`, or `vllm` for classifiers with one label.
         initial: For an implicit reward: the checkpoint before alignment.
         aligned: For an implicit reward: the aligned one.
         reference: For a pairwise reward model: the responses table that these are compared with.
         self_test: Whether the reward model tests itself before it scores.
         anchors: A preference file whose pairs the self-test must see rank right.
         use_cache: Whether scores are remembered on each node, and looked up there.
-        allow_truncation: Whether chats longer than the reward model reads lose their beginning and
-            are marked, instead of getting no reward.
-        reasoning: How thoughts are marked, which are not scored, where the table does not tell
-            them apart already: `auto`, `off`, or a tag.
+        allow_truncation: Whether chats that are too long lose their beginning and are marked.
+        reasoning: How thoughts that the table does not tell apart are marked: `auto`, `off`, a tag.
         num_replicas: Replicas of the reward model.
         address: Ray cluster; None means `RAY_ADDRESS` where set, else a local Ray.
         progress: Where progress is shown.
@@ -184,6 +184,7 @@ def score(
     replicas = RewardReplicas(
         reward_model,
         num_replicas,
+        engine,
         initial=initial,
         aligned=aligned,
         self_test=self_test,

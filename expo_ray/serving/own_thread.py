@@ -23,6 +23,10 @@ class OwnThread:
     def __init__(self, name: str, num_threads: int | None = None) -> None:
         self._pool = ThreadPoolExecutor(1, name, initializer=_use_threads, initargs=(num_threads,))
 
+    def wait(self, work: Callable[[], Result]) -> Result:
+        """Wait for a result where no event loop runs yet."""
+        return self._pool.submit(work).result()
+
     async def run(self, work: Callable[..., Result], *args: object) -> Result:
         """Wait until it is the turn of this work, and for its result."""
         return await asyncio.get_running_loop().run_in_executor(self._pool, work, *args)

@@ -17,6 +17,7 @@ from expo_ray.rewards import RewardModelSpec, RewardScore, SelfTest, pin_reward_
 from expo_ray.rewards.anchors import AnchorPair
 from expo_ray.rewards.interface import Chat, References
 from expo_ray.serving.chunked_calls import call_in_chunks, split
+from expo_ray.serving.engines.registry import resolve_reward_engine
 from expo_ray.serving.launching import (
     application,
     ensure_serve,
@@ -38,6 +39,7 @@ class RewardReplicas:
     Args:
         spec: What `--reward-model` says.
         num_replicas: How many; each takes one CPU, and one GPU where the cluster has any.
+        engine: `transformers` or `vllm`.
         initial: For an implicit reward: the checkpoint before alignment.
         aligned: For an implicit reward: the aligned one.
         self_test: Whether the reward model is tested before it scores a table.
@@ -52,7 +54,8 @@ class RewardReplicas:
             not made, or told, again.
 
     Raises:
-        ConfigError: The spec cannot be parsed, or an implicit reward lacks its pair.
+        ConfigError: The spec cannot be parsed, an implicit reward lacks its pair, or the engine
+            does not compute this reward model.
         CheckpointError: A checkpoint is missing or malformed.
     """
 
@@ -60,6 +63,7 @@ class RewardReplicas:
         self,
         spec: RewardModelSpec | str,
         num_replicas: int = 1,
+        engine: str = "transformers",
         *,
         initial: str | Path | None = None,
         aligned: str | Path | None = None,
@@ -78,7 +82,11 @@ class RewardReplicas:
         """Whether it is told what the prompts say that answers are checked against."""
         self._wants_test, self._anchors = self_test, anchors
         self.reasoning = reasoning
-        self._how = {"use_cache": use_cache, "truncate": allow_truncation}
+        self._how = {
+            "load": resolve_reward_engine(engine, self._pinned[0]).load_reward_model,
+            "use_cache": use_cache,
+            "truncate": allow_truncation,
+        }
         self._tests = {} if tests is None else tests
         self._stack = ExitStack()
         self._handle: Any = None

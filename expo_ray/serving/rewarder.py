@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from expo_ray.errors import ExpoError
 from expo_ray.lazy import quick_imports
@@ -48,6 +49,7 @@ class Rewarder:
         use_cache: Whether scores are remembered on this machine, and looked up there.
         truncate: Whether chats that are too long are cut instead of refused.
         num_threads: Of its arithmetic on a CPU, see `replica_threads`.
+        load: Of the engine that computes, as `load_reward_model`.
     """
 
     def __init__(
@@ -59,20 +61,24 @@ class Rewarder:
         use_cache: bool = False,
         truncate: bool = False,
         num_threads: int | None = None,
+        load: Callable[..., RewardModel] = load_reward_model,
     ) -> None:
         self._is_general = spec.kind.is_general
         self._thread = OwnThread("reward-model", num_threads if spec.kind.has_dtypes else None)
         self._plain: RewardModel | None = None
         self._error: ExpoError | None = None
         self._cached: CachedRewardModel | None = None
+        loading = partial(
+            load,
+            spec,
+            initial=initial,
+            aligned=aligned,
+            device=_device() if spec.kind.has_dtypes else "cpu",
+            truncate=truncate,
+        )
         try:
-            self._plain = load_reward_model(
-                spec,
-                initial=initial,
-                aligned=aligned,
-                device=_device() if spec.kind.has_dtypes else "cpu",
-                truncate=truncate,
-            )
+            # vLLM lets nobody set the threads of this process once it has loaded.
+            self._plain = self._thread.wait(loading)
         except ExpoError as error:
             self._error = error
         if use_cache and spec.kind.is_remembered and self._plain is not None:

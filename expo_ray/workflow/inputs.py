@@ -19,7 +19,6 @@ from expo_ray.errors import ConfigError, argument
 from expo_ray.extrapolation.planning.path import step_name
 from expo_ray.extras import require_extra
 from expo_ray.lab import LabSettings, find_lab, prepare_lab
-from expo_ray.rewards import RewardModelSpec, pin_reward_model
 from expo_ray.rewards.anchors import read_anchors
 from expo_ray.rewards.checks.preflight import require_checkable
 from expo_ray.rewards.sample_statistics import require_statistic
@@ -31,7 +30,7 @@ from expo_ray.tables.prompt_files import pin_prompts
 from expo_ray.versions import versions
 from expo_ray.workflow.candidates import Inputs, extrapolate_candidates
 from expo_ray.workflow.input_versions import refuse_other_versions, versions_of_inputs
-from expo_ray.workflow.pinning import pin_reward_models
+from expo_ray.workflow.pinning import check_reward_model, pin_reward_models
 from expo_ray.workflow.prompt_sets import describe_sets, find_sets
 from expo_ray.workflow.recipe import Recipe
 from expo_ray.workflow.run_dir import read_json
@@ -65,9 +64,8 @@ def check_settings(recipe: Recipe) -> None:
     require_writable_folder(recipe.output, where="output")
     settings = recipe.generators
     GeneratorReplicas(settings.num_replicas, settings.engine, options=settings.options)
-    for spec in map(RewardModelSpec.parse, recipe.reward_models):
-        if recipe.lab is not None and not spec.kind.needs_pair:
-            pin_reward_model(spec, initial=None, aligned=None)
+    for text in recipe.reward_models if recipe.lab is not None else ():
+        check_reward_model(text, engine=recipe.rewarders.engine)
 
 
 def needed_extras(recipe: Recipe) -> Iterator[tuple[str, str]]:
@@ -147,7 +145,11 @@ def _find_inputs(run: Run, rewards: Iterable[str]) -> None:
         dry_run=True,
     )
     run.reward_models = pin_reward_models(
-        rewards, run.initial, run.aligned, addresses=before.get("reward_addresses")
+        rewards,
+        run.initial,
+        run.aligned,
+        engine=recipe.rewarders.engine,
+        addresses=before.get("reward_addresses"),
     )
     anchors = recipe.rewarders.anchors
     run.anchors = None if anchors is None else read_anchors(anchors)

@@ -80,7 +80,12 @@ def plan_recipe(parsed: Recipe, *, tokens_per_second: float | None = None) -> di
             parsed.reward_models,
             *(s.reward_models for s in parsed.prompts.sets.values()),
         ):
-            pin_reward_models(specs, inputs.addresses[0], inputs.addresses[-1])
+            pin_reward_models(
+                specs,
+                inputs.addresses[0],
+                inputs.addresses[-1],
+                engine=parsed.rewarders.engine,
+            )
     stages.append(
         {
             "stage": "diagnosis",

@@ -54,6 +54,7 @@ def find_sets(run: stages.Run, before: Mapping[str, Any]) -> None:
                 settings.reward_models,
                 run.initial,
                 run.aligned,
+                engine=run.recipe.rewarders.engine,
                 addresses=was.get("reward_addresses"),
             ),
             is_held_out=True,

@@ -23,7 +23,13 @@ from expo_ray.rewards.kinds.registry import reward_forms
 from expo_ray.selection import SelectionSettings
 from expo_ray.selection.adaptive import AdaptiveSettings
 from expo_ray.serving import EngineOptions, SamplingParams
-from expo_ray.serving.engines.registry import auto_rule, engine_names, engines_with_args
+from expo_ray.serving.engines.registry import (
+    auto_rule,
+    engine_names,
+    engines_with_args,
+    reward_engine_help,
+    reward_engine_names,
+)
 from expo_ray.tables.thoughts import REASONING_MEANS, Reasoning
 from expo_ray.workflow.prompt_settings import PromptSettings
 from expo_ray.workflow.trackers import TrackerName
@@ -31,8 +37,10 @@ from expo_ray.workflow.trackers import TrackerName
 _STRICT = ConfigDict(extra="forbid", frozen=True)
 if TYPE_CHECKING:
     EngineName = str
+    RewardEngineName = str
 else:
     EngineName = Literal[tuple(engine_names())]
+    RewardEngineName = Literal[tuple(reward_engine_names())]
 
 
 class ExtrapolationSettings(BaseModel):
@@ -144,6 +152,7 @@ class GeneratorSettings(EngineOptions, ReplicaSettings):
 class RewarderSettings(ReplicaSettings):
     """How reward models are served."""
 
+    engine: RewardEngineName = Field("transformers", description=f"{reward_engine_help()}.")
     self_test: bool = Field(
         True, description="Test each reward model before it scores; its spread bounds gains."
     )
@@ -360,4 +369,6 @@ class Recipe(BaseModel):
             what["max_model_len"] = self.generators.max_model_len
         if self.rewarders.allow_truncation:
             what["allow_truncation"] = True  # changes rewards
+        if self.rewarders.engine != RewarderSettings().engine:
+            what["reward_engine"] = self.rewarders.engine  # rewards tables tell them apart, too
         return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()

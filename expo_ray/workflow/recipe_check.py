@@ -13,7 +13,7 @@ from expo_ray.checkpoints.storages.local_output import require_writable_folder
 from expo_ray.errors import ExpoError, RequestError, spelled
 from expo_ray.extrapolation.pairing.pair import refuse_same_checkpoint
 from expo_ray.extras import require_extra
-from expo_ray.rewards import RewardModelSpec, pin_reward_model
+from expo_ray.rewards import RewardModelSpec
 from expo_ray.rewards.anchors import read_anchors
 from expo_ray.rewards.checks.preflight import require_checkable
 from expo_ray.rewards.sample_statistics import require_statistic
@@ -22,6 +22,7 @@ from expo_ray.tables import Prompt, read_prompts
 from expo_ray.workflow.candidates import Inputs, extrapolate_candidates
 from expo_ray.workflow.gate_names import gate_margins, labels_of, reported_models
 from expo_ray.workflow.inputs import find_prompts, needed_extras
+from expo_ray.workflow.pinning import check_reward_model
 from expo_ray.workflow.plan import plan_recipe
 from expo_ray.workflow.prompt_settings import PromptSet
 from expo_ray.workflow.recipe import Recipe
@@ -93,9 +94,7 @@ def _faults(recipe: Recipe) -> dict[str, ExpoError]:
             extrapolate_candidates(recipe, Inputs.of(recipe), output, alphas, dry_run=True)
     for number, text in enumerate(recipe.reward_models):
         with blaming(f"reward_models.{number}"):
-            spec = RewardModelSpec.parse(text)
-            if not spec.kind.needs_pair:
-                pin_reward_model(spec, initial=None, aligned=None)
+            check_reward_model(text, engine=recipe.rewarders.engine)
     with blaming("selection.sample_statistic"):
         if recipe.lab is None and "reward_models.0" not in faults:
             scoring = RewardModelSpec.parse(recipe.reward_models[0])
@@ -134,8 +133,6 @@ def _check_set(
         prompts = read_prompts(one.path, **one.reading(recipe.seed))
     for number, text in enumerate(one.reward_models):
         with blaming(f"prompts.{name}.reward_models.{number}"):
-            spec = RewardModelSpec.parse(text)
-            if not spec.kind.needs_pair:
-                pin_reward_model(spec, initial=None, aligned=None)
+            spec = check_reward_model(text, engine=recipe.rewarders.engine)
             if prompts:
                 require_checkable(spec, prompts, where=one.path)

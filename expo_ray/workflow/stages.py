@@ -147,6 +147,7 @@ class Run:
         return RewardReplicas(
             self.reward_models[label],
             settings.num_replicas,
+            settings.engine,
             initial=self.initial,
             aligned=self.aligned,
             self_test=settings.self_test,

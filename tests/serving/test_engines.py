@@ -4,9 +4,10 @@ from pathlib import Path
 import pytest
 
 from expo_ray.errors import ConfigError, MissingExtraError
+from expo_ray.rewards import RewardModelSpec
 from expo_ray.serving import EngineOptions, ModelSource
 from expo_ray.serving.engines import options, precision
-from expo_ray.serving.engines.registry import ENGINES, pick_engine
+from expo_ray.serving.engines.registry import ENGINES, pick_engine, resolve_reward_engine
 from tests.pico import save_pair
 
 
@@ -35,6 +36,8 @@ def test_auto_says_what_it_picks_and_why(
     assert picked("auto") == ("transformers", "vLLM is not installed")
     with pytest.raises(MissingExtraError, match="vllm"):
         pick_engine("vllm")
+    with pytest.raises(MissingExtraError, match="vllm"):
+        resolve_reward_engine("vllm", RewardModelSpec.parse("implicit:beta=1"))
     with pytest.raises(ConfigError, match="unknown engine"):
         pick_engine("tgi")
 

@@ -78,7 +78,7 @@ def test_an_unknown_key_is_named_with_a_suggestion(
         ({"seed": "many"}, "seed"),
         ({"name": "../up"}, "name"),
         ({"extrapolation": {"max_shard_size": "5 bananas"}}, "extrapolation.max_shard_size"),
-        ({"rewarders": {"engine": "vllm"}}, "rewarders.engine"),
+        ({"rewarders": {"engine": "auto"}}, "rewarders.engine"),
         ({"loadtest": {"concurrency": [0]}}, "loadtest.concurrency"),
         ({"loadtest": {"concurrency": []}}, "loadtest.concurrency"),
     ],

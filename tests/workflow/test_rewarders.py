@@ -17,12 +17,16 @@ from expo_ray.lab.result import lab_paths
 from expo_ray.progress import NullProgress
 from expo_ray.rewards import load_reward_model, run_self_test
 from expo_ray.rewards.anchors import read_anchors
+from expo_ray.serving.engines.registry import ENGINES
 from expo_ray.serving.self_test_file import measured_spread
 from expo_ray.workflow import run, stages
 from expo_ray.workflow.inputs import check_request, prepare_models
-from expo_ray.workflow.recipe import Recipe
+from expo_ray.workflow.plan import plan_recipe
+from expo_ray.workflow.recipe import Recipe, RewarderSettings
+from expo_ray.workflow.recipe_check import check_recipe
 from expo_ray.workflow.recipe_file import load_recipe
 from expo_ray.workflow.run_dir import RunDir
+from tests.serving.vllm_here import require_vllm
 from tests.workflow.test_run import write_recipe
 
 ANCHORS = '{"prompt": "2 + 2?", "chosen": "4", "rejected": "5"}\n'
@@ -89,6 +93,28 @@ def test_anchors_that_nobody_would_read_are_refused(
     missing = write_recipe(tmp_path, pico_pair, pico_reward_model, rewarders={"anchors": "no.json"})
     with ExitStack() as stack, pytest.raises(TableError):
         prepared(load_recipe(missing), stack)
+
+
+def test_an_engine_reaches_every_reward_model_or_is_refused(
+    pico_pair: tuple[Path, Path], pico_reward_model: Path, tmp_path: Path
+) -> None:
+    require_vllm()
+    asked = {"rewarders": {"engine": "vllm"}, "reward_models": [str(pico_reward_model)]}
+    recipe = load_recipe(write_recipe(tmp_path, pico_pair, pico_reward_model, **asked))
+    usual = recipe.model_copy(update={"rewarders": RewarderSettings()})
+    assert recipe.digest() != usual.digest(), "rewards of two engines are never mixed"
+    with ExitStack() as stack:
+        this = prepared(recipe, stack)
+        [label] = this.reward_models
+        assert this.reward_replicas(label)._how["load"] == ENGINES["vllm"].load_reward_model
+    asked["reward_models"] += ["implicit:beta=0.1"]
+    other = write_recipe(tmp_path, pico_pair, pico_reward_model, **asked)
+    for refused in (check_recipe, plan_recipe):
+        with pytest.raises(ConfigError, match="vLLM does not compute") as caught:
+            refused(other if refused is check_recipe else load_recipe(other))
+        error = getattr(caught.value, "faults", {}).get("reward_models.1", caught.value)
+        assert error.where == "rewarders.engine: vllm, implicit:beta=0.1"
+        assert error.hint == "leave rewarders.engine out"
 
 
 def test_the_flags_of_select_reach_the_recipe(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from expo_ray.rewards.kinds.kind import RewardKind
 
 if TYPE_CHECKING:
+    from expo_ray.checkpoints import Checkpoint
     from expo_ray.rewards.checkpoint_kind import CheckpointKind
     from expo_ray.rewards.spec import RewardModelSpec
 
@@ -30,6 +31,14 @@ def _version(spec: RewardModelSpec) -> object:
     from expo_ray.checkpoints import open_checkpoint
 
     return open_checkpoint(spec.model).version()
+
+
+def _classifier(spec: RewardModelSpec) -> Checkpoint | None:
+    from expo_ray.checkpoints import open_checkpoint
+    from expo_ray.rewards.checkpoint_kind import checkpoint_kind
+
+    checkpoint = open_checkpoint(spec.model)
+    return checkpoint if checkpoint_kind(checkpoint) == "one-label" else None
 
 
 def _load(spec: RewardModelSpec, **how: Any) -> Any:
@@ -73,4 +82,5 @@ CHECKPOINT = RewardKind(
     pin=_pin,
     load=_load,
     version=_version,
+    classifier=_classifier,
 )

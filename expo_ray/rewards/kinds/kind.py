@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from expo_ray.errors import ConfigError, argument
 
 if TYPE_CHECKING:
+    from expo_ray.checkpoints import Checkpoint
     from expo_ray.rewards.spec import RewardModelSpec
 
 
@@ -46,6 +47,11 @@ def no_bounds(arguments: Mapping[str, Any]) -> None:
     return None
 
 
+def no_classifier(spec: RewardModelSpec) -> None:
+    """Return that it is no plain classifier."""
+    return None
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RewardKind:
     """One kind of reward model. `registry.REWARD_KINDS` holds one record of each."""
@@ -69,6 +75,9 @@ class RewardKind:
     JSON values; None where nobody can know."""
     against: Callable[[str, Path], str] = unchanged
     """Returns a text with the local paths in it made absolute against a folder."""
+    classifier: Callable[[RewardModelSpec], Checkpoint | None] = no_classifier
+    """Takes a pinned spec; returns the checkpoint of a sequence classifier with one label, which
+    other engines may compute as well; None for whatever else it is."""
     needs_pair: bool = False
     """Whether it is made of the pair itself."""
     has_dtypes: bool = True

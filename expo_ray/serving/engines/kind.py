@@ -14,6 +14,7 @@ from expo_ray.extras import require_extra
 if TYPE_CHECKING:
     from ray import serve
 
+    from expo_ray.rewards import RewardModel, RewardModelSpec
     from expo_ray.serving.engines.options import EngineOptions
     from expo_ray.serving.front_door import ServiceSettings
     from expo_ray.serving.source import ModelSource
@@ -30,6 +31,8 @@ class EngineKind(ABC):
     """When `auto` takes it, for `--help`: "where ..."; "" where nothing is to be told."""
     extra: ClassVar[str | None] = None
     """The optional dependency without which it cannot run, see `expo_ray.extras`."""
+    reward_models: ClassVar[str] = ""
+    """Which reward models it computes, for `--help`; "" where it computes none."""
     takes_engine_args: ClassVar[bool] = False
     """Whether it has arguments of its own, and can share a layer among devices."""
 
@@ -53,6 +56,39 @@ class EngineKind(ABC):
             ConfigError: It cannot do this model on the hardware that is there.
             CheckpointError: The checkpoint is missing or malformed.
         """
+
+    def check_reward_model(self, spec: RewardModelSpec) -> None:  # noqa: B027 - most take all
+        """Check that it computes a reward model, by its headers and its config alone.
+
+        Args:
+            spec: Pinned.
+
+        Raises:
+            ConfigError: It does not, or would give other scores.
+        """
+
+    def load_reward_model(
+        self,
+        spec: RewardModelSpec,
+        *,
+        initial: str | None,
+        aligned: str | None,
+        device: str,
+        truncate: bool,
+    ) -> RewardModel:
+        """Return a reward model that is ready to score; called in the replica's own thread.
+
+        Args:
+            spec: Pinned, and checked.
+            initial: Of an implicit reward: the checkpoint before alignment.
+            aligned: Of an implicit reward: the aligned one.
+            device: "cpu" or "cuda".
+            truncate: Leave out the beginning of chats that are too long.
+
+        Raises:
+            RequestError: It cannot be loaded.
+        """
+        raise AssertionError(f"nobody asks {self.name}, which computes no {spec.text}")
 
     def precision(self, source: ModelSource, options: EngineOptions) -> tuple[str, str]:
         """Return the dtype in which a CPU computes, and why, as the end of a sentence or "".

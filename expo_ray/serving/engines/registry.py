@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import logging
+from typing import TYPE_CHECKING
 
 from expo_ray.errors import ConfigError, argument
 from expo_ray.serving.engines.kind import EngineKind
 from expo_ray.serving.engines.options import EngineOptions
 from expo_ray.serving.engines.transformers import Transformers
 from expo_ray.serving.engines.vllm import VLLM
+
+if TYPE_CHECKING:
+    from expo_ray.rewards import RewardModelSpec
 
 AUTO = "auto"
 ENGINES: dict[str, EngineKind] = {kind.name: kind for kind in (VLLM(), Transformers())}
@@ -56,9 +60,7 @@ def pick_engine(name: str) -> tuple[EngineKind, str]:
         ConfigError: No engine has this name.
         MissingExtraError: It is not installed.
     """
-    if name not in engine_names():
-        expected = ", ".join(engine_names())
-        raise ConfigError("unknown engine", where=argument("engine"), got=name, expected=expected)
+    _require_known(name, engine_names())
     if name != AUTO:
         ENGINES[name].require()
         return ENGINES[name], "as asked for"
@@ -71,6 +73,40 @@ def pick_engine(name: str) -> tuple[EngineKind, str]:
             return kind, reason
         passed_over += [why] if why else []
     raise AssertionError("one engine suits everywhere")
+
+
+def reward_engine_names() -> list[str]:
+    """Return what computes reward models: none is picked, since scores of two may differ."""
+    return sorted(name for name, kind in ENGINES.items() if kind.reward_models)
+
+
+def reward_engine_help() -> str:
+    """Return what `--help` and recipes say of the choice for reward models."""
+    return "; ".join(f"{name}: {ENGINES[name].reward_models}" for name in reward_engine_names())
+
+
+def resolve_reward_engine(name: str, spec: RewardModelSpec) -> EngineKind:
+    """Return the engine that a name stands for, which computes a reward model.
+
+    Args:
+        name: One of `reward_engine_names`.
+        spec: Pinned; its headers and its config are looked at.
+
+    Raises:
+        ConfigError: No engine has this name, or it does not compute this reward model.
+        MissingExtraError: It is not installed.
+    """
+    _require_known(name, reward_engine_names())
+    kind = ENGINES[name]
+    kind.require()
+    kind.check_reward_model(spec)
+    return kind
+
+
+def _require_known(name: str, names: list[str]) -> None:
+    if name not in names:
+        expected = ", ".join(names)
+        raise ConfigError("unknown engine", where=argument("engine"), got=name, expected=expected)
 
 
 def engines_with_args() -> list[str]:

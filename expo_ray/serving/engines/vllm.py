@@ -15,10 +15,17 @@ from expo_ray.serving.engines.kind import FLOAT32, EngineKind
 if TYPE_CHECKING:
     from ray import serve
 
+    from expo_ray.checkpoints import Checkpoint
+    from expo_ray.rewards import RewardModel, RewardModelSpec
     from expo_ray.serving.engines.options import EngineOptions
     from expo_ray.serving.front_door import ServiceSettings
     from expo_ray.serving.source import ModelSource
 
+CLASSIFIERS = tuple(
+    f"{family}ForSequenceClassification" for family in ("Llama", "Mistral", "Qwen2", "Qwen3")
+)
+"""Reward models whose scores a test compares with those of transformers."""
+_ROPE_TYPES = ("default", "linear", "llama3", "yarn")
 _SAME_MODEL = ("_name_or_path", "dtype", "torch_dtype", "transformers_version")
 
 
@@ -28,6 +35,7 @@ class VLLM(EngineKind):
     name = "vllm"
     auto_when = "where it is installed and there is a GPU"
     extra = "vllm"
+    reward_models = "classifiers with one label (Llama, Mistral, Qwen)"
     takes_engine_args = True
 
     def suits(self) -> tuple[bool, str]:
@@ -57,6 +65,41 @@ class VLLM(EngineKind):
                 expected=", ".join(map(str, supported)),
                 hint=f"use {argument('engine', 'transformers')}, or a GPU",
             )
+
+    def check_reward_model(self, spec: RewardModelSpec) -> None:
+        """Check that it is a classifier that vLLM scores as transformers does, see `EngineKind`."""
+        problem = _difference(spec.kind.classifier(spec))
+        if problem is not None:
+            raise ConfigError(
+                "vLLM does not compute this reward model as transformers does",
+                where=f"{argument('engine', self.name)}, {spec.text}",
+                got=problem,
+                expected=f"one label, a head `score.weight`, and one of {', '.join(CLASSIFIERS)}",
+                hint=f"leave {argument('engine')} out",
+            )
+
+    def load_reward_model(
+        self,
+        spec: RewardModelSpec,
+        *,
+        initial: str | None,
+        aligned: str | None,
+        device: str,
+        truncate: bool,
+    ) -> RewardModel:
+        """Return a reward model in vLLM's pooling runner, see `EngineKind`."""
+        from expo_ray.rewards.loading import let_truncate
+        from expo_ray.serving.source import ModelSource
+
+        source = ModelSource(model=spec.model)
+        self.check(source)
+        with _own_logging():
+            from expo_ray.serving.vllm_reward_model import VLLMRewardModel
+
+        model = VLLMRewardModel(source, name=spec.text, device=device)
+        if truncate:
+            let_truncate(model)
+        return model
 
     def precision(self, source: ModelSource, options: EngineOptions) -> tuple[str, str]:
         """Return the dtype in which a CPU computes, and why, see `EngineKind`."""
@@ -143,6 +186,27 @@ class VLLM(EngineKind):
             override_serve_options={"name": replica.__name__},
         )
         return app
+
+
+def _difference(checkpoint: Checkpoint | None) -> str | None:
+    """Return what keeps vLLM from the scores of transformers; None where nothing does."""
+    if checkpoint is None:
+        return "no classifier with one label"
+    config = checkpoint.config
+    architectures = config.get("architectures") or ["no architecture"]
+    if not {*architectures} <= {*CLASSIFIERS}:
+        return ", ".join(architectures)
+    if checkpoint.auto_dtypes or config.get("quantization_config"):
+        return "an adapter on its base, or quantized weights"
+    if not config.get("is_causal", True):
+        return "attention to what follows"
+    rotary = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    rope_type = rotary.get("rope_type", rotary.get("type", "default"))
+    if rope_type not in _ROPE_TYPES:
+        return f"rotary positions of the type {rope_type}"
+    # transformers leaves out a bias that its class does not have, vLLM adds it.
+    head = [name for name in checkpoint.tensors if name.startswith("score.")]
+    return None if head == ["score.weight"] else f"a head of {', '.join(head) or 'no tensors'}"
 
 
 @contextmanager
