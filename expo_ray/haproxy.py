@@ -111,7 +111,9 @@ def mended(config: str, host: str) -> str:
         raise ValueError("its sections are others")
     if not all(part.startswith(_FRONTENDS) for part in entries):
         raise ValueError("it listens for something else")
-    text = "".join(kept)
+    # What is sent on a kept connection that its replica closes meanwhile is lost without an answer:
+    # the first request of a client, who cannot know to repeat it, gets a connection of its own.
+    text = "".join(kept).replace("http-reuse always", "http-reuse safe")
     address = f"ipv6@{host}" if ":" in host else f"ipv4@{host}"
     both = " v4v6" if host == "::" else ""
     for pattern, new in (

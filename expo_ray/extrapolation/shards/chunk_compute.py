@@ -123,10 +123,11 @@ class ChunkComputer:
         sums = DeltaSums()
         for start in range(0, aligned.numel(), BLOCK_ELEMENTS):
             part = slice(start, start + BLOCK_ELEMENTS)
-            base = aligned[part] if sides.base is aligned else sides.base[part]
+            after = aligned[part]
+            base = after if sides.base is aligned else sides.base[part]
             block = _Block(
                 position=chunk.position + start,
-                sides=(initial[part], aligned[part], base),
+                sides=(initial[part], after, base),
                 directions=[values[part] for values in directions],
                 targets=[output[part] for output in outputs],
                 alphas=alphas,
