@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 import platform
 from typing import Any
 
@@ -11,10 +12,13 @@ import numpy.typing as npt
 import torch
 
 from expo_ray.compiling import bit_casts, intrinsic_of
+from expo_ray.extras import install_command
 
 FUSED_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 INFINITY = {torch.bfloat16: 0x7F80, torch.float16: 0x7C00, torch.float32: 0x7F800000}
 BITS = {torch.bfloat16: np.uint16, torch.float16: np.uint16, torch.float32: np.uint32}
+
+_logger = logging.getLogger(__name__)
 
 Bits = npt.NDArray[np.uint16] | npt.NDArray[np.uint32]
 
@@ -41,11 +45,16 @@ def are_fused(*dtypes: torch.dtype) -> bool:
     """Whether there can be a kernel for some dtypes on this processor.
 
     Raises:
-        ImportError: numba is not installed.
+        ImportError: It depends on the processor, and numba, which knows it, is not installed.
     """
     if not all(dtype in FUSED_DTYPES for dtype in dtypes):
         return False
     return torch.float16 not in dtypes or _converts_half()
+
+
+def tell_of_numba() -> None:
+    """Say in the log that the plain arithmetic is used, and what would be swifter."""
+    _logger.info("the plain arithmetic is used without numba: %s", install_command("fast"))
 
 
 def _converts_half() -> bool:

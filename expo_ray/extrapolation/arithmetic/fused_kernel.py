@@ -27,12 +27,12 @@ from expo_ray.extrapolation.arithmetic.compiled_casts import (
     bits_of,
     max_abs_of,
     reader_of,
+    tell_of_numba,
     values_of,
     writer_of,
 )
 from expo_ray.extrapolation.arithmetic.formula import BLOCK_ELEMENTS, Workspace
 from expo_ray.extrapolation.arithmetic.statistics import DeltaSums, OutputSums
-from expo_ray.extras import install_command
 
 RUN_ELEMENTS = 4096
 # Whose results for the alphas of the probe fit float16.
@@ -123,7 +123,7 @@ def _build(dtypes: Dtypes, num_targets: int, measures: bool) -> FusedKernel | No
             write=_compile(dtypes, measures=False, writes=True),
         )
     except ImportError:
-        _logger.info("the plain arithmetic is used without numba: %s", install_command("fast"))
+        tell_of_numba()
         return None
     if num_targets and _gives_other_bits(kernel, dtypes, num_targets, measures):
         _logger.warning("the compiled arithmetic differs on this processor and is not used")

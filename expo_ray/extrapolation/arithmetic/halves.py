@@ -77,7 +77,7 @@ class PlainHalves:
 class CompiledHalves:
     """One compiled pass each; hands back what is not finite."""
 
-    def __init__(self, first: DeltaKernel, second: OutputKernel) -> None:
+    def __init__(self, first: DeltaKernel, second: OutputKernel | None) -> None:
         self._first, self._second = first, second
         self._deltas = torch.empty(BLOCK_ELEMENTS)
         self._base = self.delta = self._deltas[:0]
@@ -91,6 +91,8 @@ class CompiledHalves:
 
     def write(self, alpha: float, target: torch.Tensor) -> OutputSums | None:
         """Add alpha * delta to the base, round into the target and count."""
+        if self._second is None:
+            return None
         return self._second.write(self.delta, self._base, target, alpha)
 
     def count_overflows(self, target: torch.Tensor) -> int:

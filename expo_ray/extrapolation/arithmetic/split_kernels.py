@@ -1,6 +1,6 @@
 """The formula in two compiled passes, for what happens to delta in between.
 
-That is transforms, another direction or another base. As of `fused_kernel`: the bits of
+That is transforms or another base. As of `fused_kernel`: the bits of
 `formula.Workspace`, or no answer.
 """
 
@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from expo_ray.compiling import bit_casts
@@ -22,6 +23,7 @@ from expo_ray.extrapolation.arithmetic.compiled_casts import (
     bits_of,
     max_abs_of,
     reader_of,
+    tell_of_numba,
     writer_of,
 )
 from expo_ray.extrapolation.arithmetic.formula import Workspace
@@ -33,24 +35,23 @@ _lock = threading.Lock()
 
 
 class DeltaKernel:
-    """Subtracts and measures runs of values, without the interpreter's lock."""
+    """Subtracts runs of values, without the interpreter's lock."""
 
-    def __init__(self, subtract: Callable[..., None], measure: Callable[..., None]) -> None:
-        self._subtract = subtract
-        self._measure = measure
+    def __init__(self, fill: Callable[..., None]) -> None:
+        self._fill = fill
 
     def subtract(self, initial: torch.Tensor, aligned: torch.Tensor, delta: torch.Tensor) -> bool:
         """Fill delta, float32, and tell whether all of it is finite."""
-        found = np.empty(5, dtype=np.float64)
-        self._subtract(bits_of(initial), bits_of(aligned), delta.numpy(), found)
-        return bool(np.isfinite(found[3]))
+        return bool(np.isfinite(self._run(initial, aligned, delta)[3]))
 
     def measure(
         self, initial: torch.Tensor, aligned: torch.Tensor, delta: torch.Tensor
     ) -> DeltaSums | None:
-        """Fill delta, float32, and return the sums; None where the plain path must do it."""
-        found = np.empty(5, dtype=np.float64)
-        self._measure(bits_of(initial), bits_of(aligned), delta.numpy(), found)
+        """Fill delta, float32, and return the sums; None where the plain path must do it.
+
+        Only of a kernel that was asked to measure.
+        """
+        found = self._run(initial, aligned, delta)
         if not np.isfinite(found).all():
             return None
         return DeltaSums(
@@ -61,6 +62,13 @@ class DeltaKernel:
             max_delta=float(found[3]),
             num_moved=int(found[4]),
         )
+
+    def _run(
+        self, initial: torch.Tensor, aligned: torch.Tensor, delta: torch.Tensor
+    ) -> npt.NDArray[np.float64]:
+        found = np.empty(5, dtype=np.float64)
+        self._fill(bits_of(initial), bits_of(aligned), delta.numpy(), found)
+        return found
 
 
 class OutputKernel:
@@ -88,10 +96,18 @@ class OutputKernel:
         return OutputSums(max_abs=max_abs, num_changed=int(found[1]))
 
 
-def delta_kernel(initial: torch.dtype, aligned: torch.dtype) -> DeltaKernel | None:
-    """Return the kernel of this process; None where there is none, or it gives other bits."""
+def delta_kernel(
+    initial: torch.dtype, aligned: torch.dtype, *, measures: bool
+) -> DeltaKernel | None:
+    """Return the kernel of this process; None where there is none, or it gives other bits.
+
+    Args:
+        initial: What it reads.
+        aligned: What it reads.
+        measures: Whether it measures the inputs, too.
+    """
     with _lock:
-        return _build_delta(initial, aligned)
+        return _build_delta(initial, aligned, measures)
 
 
 def output_kernel(base: torch.dtype, target: torch.dtype) -> OutputKernel | None:
@@ -101,20 +117,21 @@ def output_kernel(base: torch.dtype, target: torch.dtype) -> OutputKernel | None
 
 
 @functools.cache
-def _build_delta(initial: torch.dtype, aligned: torch.dtype) -> DeltaKernel | None:
+def _build_delta(initial: torch.dtype, aligned: torch.dtype, measures: bool) -> DeltaKernel | None:
     try:
         if not are_fused(initial, aligned):
             return None
-        kernel = DeltaKernel(*(_compile_delta(initial, aligned, m) for m in (False, True)))
+        kernel = DeltaKernel(_compile_delta(initial, aligned, measures))
     except ImportError:
+        tell_of_numba()
         return None
     for before, after in probes_of(Dtypes(initial, aligned, aligned)):
         expected = Workspace(torch.float32).load(before, after).delta
-        for fill in (kernel.subtract, kernel.measure):
-            delta = torch.empty(after.numel())
-            if not fill(before, after, delta) or not _same_bits(delta, expected):
-                _warn()
-                return None
+        delta = torch.empty(after.numel())
+        fill = kernel.measure if measures else kernel.subtract
+        if not fill(before, after, delta) or not _same_bits(delta, expected):
+            _warn()
+            return None
     return kernel
 
 
@@ -125,6 +142,7 @@ def _build_output(base: torch.dtype, target: torch.dtype) -> OutputKernel | None
             return None
         kernel = OutputKernel(_compile_output(base, target))
     except ImportError:
+        tell_of_numba()
         return None
     for before, after in probes_of(Dtypes(base, base, target)):
         block = Workspace(torch.float32).load(before, after)

@@ -48,10 +48,10 @@ Kept = TypeVar("Kept")
 
 
 class Spread(Protocol):
-    """Applies a function to every chunk and yields the results in order: `map`, or a pool's."""
+    """Applies a function to every chunk and yields the results in order, as `map` does."""
 
     def __call__(
-        self, work: Callable[[Chunk], Result], chunks: Sequence[Chunk], /
+        self, work: Callable[[Chunk], Result], chunks: Iterable[Chunk], /
     ) -> Iterable[Result]:
         """Return one result per chunk."""
 
@@ -193,7 +193,7 @@ class ChunkComputer:
         """Fill the outputs in one compiled pass; None where it cannot be, or is not sure."""
         if sides.pair is None or sides.base is not sides.pair[1]:
             return None
-        if self._task.transforms or self._task.directions:
+        if self._task.transforms:
             return None
         initial, aligned = sides.pair
         dtypes = Dtypes(initial.dtype, aligned.dtype, (outputs or [aligned])[0].dtype)
@@ -236,7 +236,7 @@ class ChunkComputer:
             return visit(chunk.position, delta)
 
         chunks = tensor_chunks(pair, index, BLOCK_ELEMENTS, 0)
-        return list(spread(work, [c for c in chunks if c.initial_start is not None]))
+        return list(spread(work, (c for c in chunks if c.initial_start is not None)))
 
     def _delta(self, pair: TensorPair, ref: TensorRef, chunk: Chunk) -> torch.Tensor:
         """Return the delta of a block, in a buffer of the thread."""
@@ -245,7 +245,7 @@ class ChunkComputer:
             lane.slot, lane.delta = Slot(8 * BLOCK_ELEMENTS, 0), torch.empty(BLOCK_ELEMENTS)
         initial, aligned = self._reader.read_pair(pair, ref, chunk, lane.slot)
         directions = self._directions_of(pair, chunk, (initial, aligned))
-        kernel = None if directions else self._delta_kernel(initial.dtype, aligned.dtype)
+        kernel = self._delta_kernel(pair, initial.dtype, aligned.dtype, measures=False)
         delta: torch.Tensor = lane.delta[: aligned.numel()]
         if kernel is not None and kernel.subtract(initial, aligned, delta):
             return delta
@@ -265,11 +265,11 @@ class ChunkComputer:
         """Return what may do a block, the swiftest first."""
         initial, aligned, base = block.sides
         target = (block.targets or [aligned])[0]
-        first = self._delta_kernel(initial.dtype, aligned.dtype)
+        first = self._delta_kernel(pair, initial.dtype, aligned.dtype, measures=True)
         # Without a target nothing would look at a base of its own.
         if first is not None and (block.targets or base is aligned):
-            second = output_kernel(base.dtype, target.dtype)
-            if second is not None:
+            second = output_kernel(base.dtype, target.dtype) if block.targets else None
+            if second is not None or not block.targets:
                 yield self._kept((first, second), lambda: CompiledHalves(first, second))
         yield self._plain(pair)
 
@@ -284,9 +284,13 @@ class ChunkComputer:
             kept[key] = make()
         return kept[key]
 
-    def _delta_kernel(self, initial: torch.dtype, aligned: torch.dtype) -> DeltaKernel | None:
-        is_worth_it = (initial, aligned) in self._compiled_inputs
-        return delta_kernel(initial, aligned) if is_worth_it else None
+    def _delta_kernel(
+        self, pair: TensorPair, initial: torch.dtype, aligned: torch.dtype, *, measures: bool
+    ) -> DeltaKernel | None:
+        # A base in float64 makes all of the arithmetic so.
+        if (initial, aligned) not in self._compiled_inputs or computes_float64(pair):
+            return None
+        return delta_kernel(initial, aligned, measures=measures)
 
     def _check_finite(self, pair: TensorPair, num_bad: int) -> None:
         if num_bad and not self._task.allow_nonfinite:
@@ -304,7 +308,7 @@ def _computed_dtype(pair: TensorPair) -> str:
 
 def worth_compiling(task: ShardTask) -> frozenset[Dtypes]:
     """Return the mixtures of dtypes that enough of the shard is in: each costs a compilation."""
-    if not task.may_compile:
+    if not task.may_compile or task.directions:
         return frozenset()
     num_bytes: Counter[Dtypes] = Counter()
     for pair in task.shard.tensors:

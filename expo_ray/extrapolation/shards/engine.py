@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -23,6 +23,7 @@ from expo_ray.extrapolation.arithmetic.statistics import (
     OutputSums,
 )
 from expo_ray.extrapolation.pairing.tensor_pair import TensorPair
+from expo_ray.extrapolation.shards.chunk_compute import Result, Spread
 from expo_ray.extrapolation.shards.chunk_worker import ChunkWorker
 from expo_ray.extrapolation.shards.chunks import Chunk, Slot, split_chunks, widths_of
 from expo_ray.extrapolation.shards.input_files import InputFiles
@@ -138,7 +139,7 @@ def _process(
                 while running:
                     free_slot()
             if is_next:
-                worker.prepare(chunk.index, workers.map)
+                worker.prepare(chunk.index, _spread_over(workers, 4 * task.num_threads))
                 prepared = chunk.index
             if not slots:
                 free_slot()
@@ -186,6 +187,21 @@ def _pool(num_threads: int) -> Iterator[ThreadPoolExecutor]:
         yield pool
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _spread_over(pool: ThreadPoolExecutor, num_waiting: int) -> Spread:
+    """Return a `map` by a pool that holds few results, however many blocks a tensor has."""
+
+    def spread(work: Callable[[Chunk], Result], chunks: Iterable[Chunk]) -> Iterator[Result]:
+        waiting: deque[Future[Result]] = deque()
+        for chunk in chunks:
+            if len(waiting) == num_waiting:
+                yield waiting.popleft().result()
+            waiting.append(pool.submit(work, chunk))
+        while waiting:
+            yield waiting.popleft().result()
+
+    return spread
 
 
 def _follow(

@@ -26,7 +26,8 @@ class InputFiles:
         }
         if task.onto_uri is not None:
             self._sides["onto"] = (task.onto_uri, task.onto_files)
-        self._may_compile = task.may_compile
+        # Trajectories have their memory in buffers.
+        self._may_compile = task.may_compile and not task.between
         self._readers: dict[tuple[str, str], RangeReader] = {}
         self._lock = threading.Lock()
         self.bytes_read = 0

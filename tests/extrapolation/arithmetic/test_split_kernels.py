@@ -16,7 +16,7 @@ from expo_ray.extrapolation.arithmetic.halves import CompiledHalves, PlainHalves
 from expo_ray.extrapolation.arithmetic.split_kernels import delta_kernel, output_kernel
 from expo_ray.extrapolation.outputs.record import read_record
 from expo_ray.extrapolation.shards import tasks
-from tests.extrapolation.synthetic import file_digests, noise, same_bits, write
+from tests.extrapolation.synthetic import file_digests, load, noise, same_bits, write
 
 pytest.importorskip("numba")
 
@@ -25,7 +25,8 @@ SIZE = 5003
 
 
 def compiled(initial: torch.dtype, aligned: torch.dtype, base: torch.dtype, target: torch.dtype):
-    first, second = delta_kernel(initial, aligned), output_kernel(base, target)
+    first = delta_kernel(initial, aligned, measures=True)
+    second = output_kernel(base, target)
     assert first is not None
     assert second is not None
     return CompiledHalves(first, second)
@@ -72,7 +73,7 @@ def test_what_is_not_finite_is_handed_back(value: float, side: int) -> None:
     halves = compiled(*[torch.bfloat16] * 4)
     sums = halves.load(*given)
     assert (sums is None) is (side < 2)
-    kernel = delta_kernel(torch.bfloat16, torch.bfloat16)
+    kernel = delta_kernel(torch.bfloat16, torch.bfloat16, measures=False)
     assert kernel is not None
     assert kernel.subtract(given[0], given[1], torch.empty(SIZE)) is (side == 2)
     assert halves.write(1.0, torch.empty(SIZE, dtype=torch.bfloat16)) is None
@@ -108,6 +109,8 @@ def write_pair(folder: Path, value: float | None = None) -> tuple[Path, Path, Pa
         {"onto": True},
         {"onto": True, "transforms": ["clip:norm=1"]},
         {"transforms": ["dare:drop=0.5"], "output_dtype": "float32"},
+        {"onto": "F64", "transforms": ["magnitude:keep=0.1"]},
+        {"onto": "F64", "transforms": ["dare:drop=0.5", "clip:norm=1"], "output_dtype": "bfloat16"},
     ],
     ids=str,
 )
@@ -116,6 +119,8 @@ def test_files_and_counts_are_the_same(
 ) -> None:
     initial, aligned, onto = write_pair(tmp_path)
     given = options | ({"onto": onto} if options.get("onto") else {})
+    if options.get("onto") == "F64":  # which makes all of the arithmetic so
+        write(onto, {name: tensor.double() for name, tensor in load(onto).items()})
     records = []
     for name, least in (("plain", 1 << 40), ("compiled", 0)):
         monkeypatch.setattr(tasks, "MIN_COMPILED_BYTES", least)
@@ -126,7 +131,7 @@ def test_files_and_counts_are_the_same(
         )
         out = tmp_path / name
         extrapolate(initial, aligned, out, alpha=[0.5, -1.0], address="inline", **given)
-        assert bool(asked) is (name == "compiled")
+        assert bool(asked) is (name == "compiled" and options.get("onto") != "F64")
         for folder in sorted(out.iterdir()):
             assert verify(folder, address="inline").recomputed
             record = read_record(folder)
@@ -164,4 +169,5 @@ def test_halves_that_give_other_bits_are_not_used(
 
     monkeypatch.setattr(module, f"_compile_{half}", off_by_one_bit)
     build = getattr(module, f"_build_{half}").__wrapped__
-    assert build(torch.bfloat16, torch.bfloat16) is None
+    for options in [(True,), (False,)] if half == "delta" else [()]:
+        assert build(torch.bfloat16, torch.bfloat16, *options) is None

@@ -137,6 +137,22 @@ def test_chunks_and_threads_do_not_matter(
     assert all(same_bits(streamed[name], written[name]) for name in written)
 
 
+def test_a_stream_has_the_bits_of_the_file_whatever_threads_torch_may_use(tmp_path: Path) -> None:
+    sides = []
+    for side, seed in (("initial", 0), ("aligned", 50)):
+        wide = noise((300, 517), torch.float64, seed)
+        sides.append(write(tmp_path / side, {"wide": wide}))
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(4)
+    try:
+        run((sides[0], sides[1]), tmp_path / "out", "clip:norm=1")
+        streamed = dict(stream_weights(*sides, ALPHA, transforms=["clip:norm=1"]))
+        assert torch.get_num_threads() == 4
+    finally:
+        torch.set_num_threads(num_threads)
+    assert same_bits(streamed["wide"], load(tmp_path / "out")["wide"])
+
+
 def test_order_counts_and_is_recorded_and_verified(pair: tuple[Path, Path], tmp_path: Path) -> None:
     run(pair, tmp_path / "one", "clip:norm=5", "dare:drop=0.5")
     run(pair, tmp_path / "two", "dare:drop=0.5", "clip:norm=5")
