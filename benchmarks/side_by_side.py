@@ -130,7 +130,8 @@ def _run(command: Sequence[str]) -> Taken:
     watcher.join()
     if process.returncode:
         sys.exit(f"{' '.join(command)} failed")
-    told = json.loads(output.splitlines()[-1])
+    # Engines say goodbye on standard output.
+    told = json.loads(next(line for line in output.splitlines()[::-1] if line.startswith("{")))
     return Taken(
         seconds=seconds,
         cpu_seconds=sum(spent.values()),
