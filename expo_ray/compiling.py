@@ -1,10 +1,40 @@
-"""What numba lacks for arithmetic on the bits of values; numba is an extra, imported when asked."""
+"""What compiled arithmetic has in common: it is trusted after a probe, and reads values as bits.
+
+Of numba, which is an extra and is imported when asked.
+"""
 
 from __future__ import annotations
 
 import functools
+import logging
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
+
+from expo_ray.extras import install_command
+
+_logger = logging.getLogger(__name__)
+Compiled = TypeVar("Compiled")
+
+
+def trusted(
+    what: str, make: Callable[[], Compiled], gives_other_bits: Callable[[Compiled], bool]
+) -> Compiled | None:
+    """Return compiled code that gave the bits of the plain arithmetic; None where there is none.
+
+    Args:
+        what: It computes, for the log.
+        make: Builds it; raises ImportError without numba.
+        gives_other_bits: Compares it with the plain arithmetic on a probe.
+    """
+    try:
+        made = make()
+    except ImportError:
+        _logger.info("%s: computed without numba: %s", what, install_command("fast"))
+        return None
+    if gives_other_bits(made):
+        _logger.warning("%s: compiled arithmetic differs on this processor and is not used", what)
+        return None
+    return made
 
 
 class BitCasts(NamedTuple):

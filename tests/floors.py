@@ -18,11 +18,11 @@ PACKAGE = ROOT / "expo_ray"
 # A box imports only from boxes on lower floors; boxes on one floor know nothing of each other.
 FLOORS: Mapping[str, Sequence[Sequence[str]]] = {
     "expo_ray": [
-        ["printable", "json_text", "cores", "compiling", "haproxy"],
+        ["printable", "json_text", "cores", "haproxy"],
         ["redaction"],
         ["errors", "progress", "lazy", "http_text", "versions", "yaml_text", "child_python"],
         ["credentials", "extras", "flags", "proxies", "ray_internals"],
-        ["ray_start"],
+        ["ray_start", "compiling"],
         ["cluster"],
         ["remote_errors"],
         ["checkpoints"],

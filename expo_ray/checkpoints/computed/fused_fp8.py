@@ -7,7 +7,6 @@ conversions of torch on a probe of all codes and all kinds of values.
 from __future__ import annotations
 
 import functools
-import logging
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,14 +15,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from expo_ray.compiling import bit_casts
-from expo_ray.extras import install_command
+from expo_ray.compiling import bit_casts, trusted
 
 FP8_MAX = 448.0
 _INFINITY = 0x7F800000
 _PROBE_BLOCK = 256
 
-_logger = logging.getLogger(__name__)
 _lock = threading.Lock()
 
 
@@ -107,15 +104,7 @@ def fused_fp8() -> FusedFp8 | None:
 
 @functools.cache
 def _build() -> FusedFp8 | None:
-    try:
-        kernels = _compile()
-    except ImportError:
-        _logger.info("FP8 is converted without numba: %s", install_command("fast"))
-        return None
-    if _gives_other_bits(kernels):
-        _logger.warning("the compiled FP8 conversions differ on this processor and are not used")
-        return None
-    return kernels
+    return trusted("FP8 blocks", _compile, _gives_other_bits)
 
 
 def _gives_other_bits(kernels: FusedFp8) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import logging
 import platform
 from typing import Any
 
@@ -12,13 +11,10 @@ import numpy.typing as npt
 import torch
 
 from expo_ray.compiling import bit_casts, intrinsic_of
-from expo_ray.extras import install_command
 
 FUSED_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 INFINITY = {torch.bfloat16: 0x7F80, torch.float16: 0x7C00, torch.float32: 0x7F800000}
 BITS = {torch.bfloat16: np.uint16, torch.float16: np.uint16, torch.float32: np.uint32}
-
-_logger = logging.getLogger(__name__)
 
 Bits = npt.NDArray[np.uint16] | npt.NDArray[np.uint32]
 
@@ -38,29 +34,25 @@ def values_of(bits: Bits, dtype: torch.dtype) -> torch.Tensor:
 
 def max_abs_of(bits: float, dtype: torch.dtype) -> float:
     """Return the value of the largest bits without sign."""
-    return float(values_of(np.array([int(bits)], dtype=BITS[dtype]), dtype))
+    if dtype == torch.float16:
+        return float(np.uint16(bits).view(np.float16))
+    shift = 16 if dtype == torch.bfloat16 else 0
+    return float(np.uint32(int(bits) << shift).view(np.float32))
 
 
 def are_fused(*dtypes: torch.dtype) -> bool:
-    """Whether there can be a kernel for some dtypes on this processor.
-
-    Raises:
-        ImportError: It depends on the processor, and numba, which knows it, is not installed.
-    """
+    """Whether there can be a kernel for some dtypes on this processor."""
     if not all(dtype in FUSED_DTYPES for dtype in dtypes):
         return False
     return torch.float16 not in dtypes or _converts_half()
 
 
-def tell_of_numba() -> None:
-    """Say in the log that the plain arithmetic is used, and what would be swifter."""
-    _logger.info("the plain arithmetic is used without numba: %s", install_command("fast"))
-
-
 def _converts_half() -> bool:
     """Tell whether the processor itself converts float16, as nearly all of this decade do."""
-    from llvmlite import binding
-
+    try:
+        from llvmlite import binding
+    except ImportError:
+        return True  # a kernel that cannot be built tells so
     is_x86 = platform.machine().lower() in ("x86_64", "amd64")
     return not is_x86 or bool(binding.get_host_cpu_features().get("f16c"))
 

@@ -7,8 +7,8 @@ The base is aligned itself, or another checkpoint of the family (`--onto`).
 Three separately rounded operations and one cast. `torch.lerp` and `add(alpha=)` may fuse the
 product with the sum, which changes bits; so does arithmetic in bfloat16. Casts round to nearest,
 ties to even. Where a side is float64, so is the arithmetic. Large tensors of 16 or 32 bits take
-one compiled pass in `fused_kernel`, or two in `split_kernels`, which are compared with this file
-bit for bit before they are used.
+one compiled pass in `fused_kernel`, or two where delta is changed in between, which are compared
+with this file bit for bit before they are used.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The formula and its statistics in one pass, compiled by numba where it is installed.
+"""The formula and its statistics in one pass, or in two, compiled by numba where it is installed.
 
 For bfloat16, float16 and float32 in any mixture, one kernel for each mixture that occurs. An
 accelerator, never another arithmetic: a kernel is used only after it gave the bits of
@@ -9,16 +9,16 @@ anything out of the ordinary (NaN, infinity, overflow), which then takes the pla
 from __future__ import annotations
 
 import functools
-import logging
 import threading
 from collections.abc import Callable, Sequence
+from enum import Enum, auto
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from expo_ray.compiling import bit_casts
+from expo_ray.compiling import bit_casts, trusted
 from expo_ray.extrapolation.arithmetic.compiled_casts import (
     BITS,
     INFINITY,
@@ -27,7 +27,6 @@ from expo_ray.extrapolation.arithmetic.compiled_casts import (
     bits_of,
     max_abs_of,
     reader_of,
-    tell_of_numba,
     values_of,
     writer_of,
 )
@@ -39,7 +38,6 @@ RUN_ELEMENTS = 4096
 _PROBE_LIMIT_HALF = 3000.0
 
 Kernel = Callable[[Bits, Bits, Bits, np.float32, npt.NDArray[np.float64]], None]
-_logger = logging.getLogger(__name__)
 _lock = threading.Lock()
 
 
@@ -49,6 +47,16 @@ class Dtypes(NamedTuple):
     initial: torch.dtype
     aligned: torch.dtype
     target: torch.dtype
+
+
+class Steps(Enum):
+    """What of the formula a kernel does: two passes let others change delta in between."""
+
+    ALL = auto()
+    DELTA = auto()
+    """The target, float32, is aligned - initial."""
+    OUTPUT = auto()
+    """Delta, float32, stands in the place of initial, and the base in that of aligned."""
 
 
 class FusedKernel:
@@ -99,7 +107,9 @@ class FusedKernel:
         return sums
 
 
-def fused_kernel(dtypes: Dtypes, num_outputs: int, *, measures: bool = True) -> FusedKernel | None:
+def fused_kernel(
+    dtypes: Dtypes, num_outputs: int, *, measures: bool = True, steps: Steps = Steps.ALL
+) -> FusedKernel | None:
     """Return the kernel of this process; None where there is none, or it gives other bits.
 
     Args:
@@ -107,49 +117,56 @@ def fused_kernel(dtypes: Dtypes, num_outputs: int, *, measures: bool = True) -> 
         num_outputs: How many targets it will fill.
         measures: Whether it will measure the inputs. A variant that is not asked for is not
             compiled: each takes a worker a third of a second.
+        steps: What it does.
     """
     with _lock:
-        return _build(dtypes, min(num_outputs, 2), measures)
+        return _build(dtypes, min(num_outputs, 2), measures, steps)
 
 
 @functools.cache
-def _build(dtypes: Dtypes, num_targets: int, measures: bool) -> FusedKernel | None:
-    try:
-        if not are_fused(*dtypes):
-            return None
-        kernel = FusedKernel(
-            measure=_compile(dtypes, measures=True, writes=False),
-            measure_and_write=_compile(dtypes, measures=True, writes=True),
-            write=_compile(dtypes, measures=False, writes=True),
+def _build(
+    dtypes: Dtypes, num_targets: int, measures: bool, steps: Steps = Steps.ALL
+) -> FusedKernel | None:
+    if not are_fused(*dtypes):
+        return None
+
+    def make() -> FusedKernel:
+        return FusedKernel(
+            measure=_compile(dtypes, steps, measures=True, writes=False),
+            measure_and_write=_compile(dtypes, steps, measures=True, writes=True),
+            write=_compile(dtypes, steps, measures=False, writes=True),
         )
-    except ImportError:
-        tell_of_numba()
-        return None
-    if num_targets and _gives_other_bits(kernel, dtypes, num_targets, measures):
-        _logger.warning("the compiled arithmetic differs on this processor and is not used")
-        return None
-    return kernel
+
+    def gives_other_bits(kernel: FusedKernel) -> bool:
+        return bool(num_targets) and _gives_other_bits(kernel, dtypes, num_targets, measures, steps)
+
+    return trusted("the formula", make, gives_other_bits)
 
 
 def _gives_other_bits(
-    kernel: FusedKernel, dtypes: Dtypes, num_targets: int, measures: bool
+    kernel: FusedKernel, dtypes: Dtypes, num_targets: int, measures: bool, steps: Steps
 ) -> bool:
-    for before, after in probes_of(dtypes):
+    for before, after in _probes(dtypes):
         for alpha in (0.3, -1.0, 7.7):
             targets = [torch.empty(after.numel(), dtype=dtypes.target) for _ in range(num_targets)]
             alphas = [alpha] * num_targets
             if kernel.run(before, after, targets, alphas, measures=measures) is None:
                 return True
             block = Workspace(torch.float32).load(before, after)
+            if steps is Steps.OUTPUT:
+                block.delta.copy_(before)
             expected = torch.empty_like(targets[0])
-            block.write(float(np.float32(alpha)), expected)
+            if steps is Steps.DELTA:
+                expected.copy_(block.delta)
+            else:
+                block.write(float(np.float32(alpha)), expected)
             bits = bits_of(expected)
             if not all(np.array_equal(bits, bits_of(target)) for target in targets):
                 return True
     return False
 
 
-def probes_of(dtypes: Dtypes) -> list[tuple[torch.Tensor, torch.Tensor]]:
+def _probes(dtypes: Dtypes) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """Return pairs of all kinds of values: apart from each other, and as near as real pairs are."""
     generator = np.random.Generator(np.random.PCG64(0))
     aligned = _probe(dtypes.aligned, dtypes)
@@ -176,7 +193,7 @@ def _probe(dtype: torch.dtype, dtypes: Dtypes) -> Bits:
     return np.resize(every[(sizes < limit).numpy()], BLOCK_ELEMENTS)
 
 
-def _compile(dtypes: Dtypes, *, measures: bool, writes: bool) -> Kernel:
+def _compile(dtypes: Dtypes, steps: Steps, *, measures: bool, writes: bool) -> Kernel:
     """Build one kernel; sums may be reordered to use vectors, the formula may not."""
     import numba
 
@@ -187,6 +204,7 @@ def _compile(dtypes: Dtypes, *, measures: bool, writes: bool) -> Kernel:
     unsigned = u32(0x7FFFFFFF if dtypes.target == torch.float32 else 0x7FFF)
     are_one_dtype = dtypes.initial == dtypes.aligned
     is_kept = dtypes.aligned == dtypes.target
+    takes_delta, gives_delta = steps is Steps.OUTPUT, steps is Steps.DELTA
     # Rounding could turn a NaN with a long payload into a number.
     may_hold_payloads = dtypes[:2] != (torch.bfloat16, torch.bfloat16)
 
@@ -204,7 +222,7 @@ def _compile(dtypes: Dtypes, *, measures: bool, writes: bool) -> Kernel:
             for k in range(aligned_run.size):
                 first, second = initial_run[k], aligned_run[k]
                 before, after = read_initial(first), read_aligned(second)
-                delta = after - before
+                delta = before if takes_delta else after - before
                 if measures:
                     initial_squares = add(initial_squares, before * before)
                     aligned_squares = add(aligned_squares, after * after)
@@ -214,7 +232,7 @@ def _compile(dtypes: Dtypes, *, measures: bool, writes: bool) -> Kernel:
                     has_moved = first != second if are_one_dtype else size != u32(0)
                     num_moved = u32(num_moved + u32(has_moved))
                 if writes:
-                    exact = alpha * delta + after
+                    exact = delta if gives_delta else alpha * delta + after
                     result = write(exact)
                     target_run[k] = result
                     size = u32(u32(result) & unsigned)
@@ -222,8 +240,9 @@ def _compile(dtypes: Dtypes, *, measures: bool, writes: bool) -> Kernel:
                     if may_hold_payloads:
                         size = u32(as_bits(exact) & u32(0x7FFFFFFF))
                         max_exact = size if size > max_exact else max_exact
-                    reference = second if is_kept else write(after)
-                    num_changed = u32(num_changed + u32(result != reference))
+                    if not gives_delta:
+                        reference = second if is_kept else write(after)
+                        num_changed = u32(num_changed + u32(result != reference))
             found[0] += initial_squares
             found[1] += aligned_squares
             found[2] += delta_squares

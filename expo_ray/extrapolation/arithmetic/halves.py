@@ -7,7 +7,7 @@ from typing import Protocol
 import torch
 
 from expo_ray.extrapolation.arithmetic.formula import BLOCK_ELEMENTS, Block, Workspace
-from expo_ray.extrapolation.arithmetic.split_kernels import DeltaKernel, OutputKernel
+from expo_ray.extrapolation.arithmetic.fused_kernel import FusedKernel
 from expo_ray.extrapolation.arithmetic.statistics import (
     DeltaSums,
     OutputSums,
@@ -75,9 +75,14 @@ class PlainHalves:
 
 
 class CompiledHalves:
-    """One compiled pass each; hands back what is not finite."""
+    """One compiled pass each; hands back what is not finite.
 
-    def __init__(self, first: DeltaKernel, second: OutputKernel | None) -> None:
+    Args:
+        first: Of `Steps.DELTA`.
+        second: Of `Steps.OUTPUT`; None where nothing is written.
+    """
+
+    def __init__(self, first: FusedKernel, second: FusedKernel | None) -> None:
         self._first, self._second = first, second
         self._deltas = torch.empty(BLOCK_ELEMENTS)
         self._base = self.delta = self._deltas[:0]
@@ -87,13 +92,14 @@ class CompiledHalves:
     ) -> DeltaSums | None:
         """Subtract and measure."""
         self._base, self.delta = base, self._deltas[: aligned.numel()]
-        return self._first.measure(initial, aligned, self.delta)
+        return self._first.run(initial, aligned, [self.delta], [1.0])
 
     def write(self, alpha: float, target: torch.Tensor) -> OutputSums | None:
         """Add alpha * delta to the base, round into the target and count."""
         if self._second is None:
             return None
-        return self._second.write(self.delta, self._base, target, alpha)
+        sums = self._second.run(self.delta, self._base, [target], [alpha], measures=False)
+        return None if sums is None else sums.outputs[0]
 
     def count_overflows(self, target: torch.Tensor) -> int:
         """Return 0: what is not finite is handed back."""

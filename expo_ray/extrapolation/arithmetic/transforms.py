@@ -57,7 +57,7 @@ class Transform:
         return 0
 
     def prepare(self, pair: TensorPair, over_blocks: OverBlocks) -> Stage:
-        """Learn what is needed of a tensor.
+        """Learn what is needed of a tensor; torch has one thread meanwhile.
 
         Args:
             pair: The tensor.
@@ -215,8 +215,6 @@ class Svd(Transform):
         shape = self._shape(pair)
         if shape is None:
             return _leave
-        # The number of threads may change bits; the caller restores it.
-        torch.set_num_threads(1)
         matrix = torch.empty(shape, dtype=torch.float64)
         dtype = over_blocks(functools.partial(_gather, matrix.view(-1)))[0]
         is_wide = shape[0] <= shape[1]

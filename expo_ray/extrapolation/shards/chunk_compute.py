@@ -7,6 +7,7 @@ import math
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
@@ -16,13 +17,13 @@ import torch
 from expo_ray.checkpoints.formats.header import FLOAT_DTYPES, TensorRef, tensor_bytes
 from expo_ray.checkpoints.tensors import TORCH_DTYPES
 from expo_ray.extrapolation.arithmetic.formula import BLOCK_ELEMENTS
-from expo_ray.extrapolation.arithmetic.fused_kernel import Dtypes, fused_kernel
-from expo_ray.extrapolation.arithmetic.halves import CompiledHalves, Halves, PlainHalves
-from expo_ray.extrapolation.arithmetic.split_kernels import (
-    DeltaKernel,
-    delta_kernel,
-    output_kernel,
+from expo_ray.extrapolation.arithmetic.fused_kernel import (
+    Dtypes,
+    FusedKernel,
+    Steps,
+    fused_kernel,
 )
+from expo_ray.extrapolation.arithmetic.halves import CompiledHalves, Halves, PlainHalves
 from expo_ray.extrapolation.arithmetic.statistics import (
     DeltaSums,
     OutputSums,
@@ -93,11 +94,13 @@ class ChunkComputer:
         """
         pair = self._task.shard.tensors[index]
         self._stages = []
-        if pair.initial is None:
+        if pair.initial is None or not self._task.transforms:
             return
-        for transform in self._task.transforms:
-            over_blocks = functools.partial(self._over_deltas, index, tuple(self._stages), spread)
-            self._stages.append(transform.prepare(pair, over_blocks))
+        with _one_thread():
+            for transform in self._task.transforms:
+                stages = tuple(self._stages)
+                over_blocks = functools.partial(self._over_deltas, index, stages, spread)
+                self._stages.append(transform.prepare(pair, over_blocks))
 
     def compute(self, pair: TensorPair, chunk: Chunk, sides: Sides, slot: Slot) -> Computed:
         """Return the sums of a chunk and its values, one tensor per output, in the slot's buffers.
@@ -120,6 +123,7 @@ class ChunkComputer:
         if measured is not None:
             return measured, outputs
         directions = self._directions_of(pair, chunk, sides.pair)
+        ways = self._halves(pair, sides, outputs)
         sums = DeltaSums()
         for start in range(0, aligned.numel(), BLOCK_ELEMENTS):
             part = slice(start, start + BLOCK_ELEMENTS)
@@ -132,12 +136,9 @@ class ChunkComputer:
                 targets=[output[part] for output in outputs],
                 alphas=alphas,
             )
-            found = None
-            for halves in self._halves(pair, block):
-                found = self._compute_block(pair, block, halves)
-                if found is not None:
-                    break
-            sums.add(found or DeltaSums())
+            # The last one does every block.
+            found = (self._compute_block(pair, block, halves) for halves in ways)
+            sums.add(next(measured for measured in found if measured is not None))
         return sums, outputs
 
     def _compute_block(self, pair: TensorPair, block: _Block, halves: Halves) -> DeltaSums | None:
@@ -229,8 +230,10 @@ class ChunkComputer:
         if initial is None:
             return []
 
+        kernel = self._delta_kernel(pair, initial, measures=False)
+
         def work(chunk: Chunk) -> Result:
-            delta = self._delta(pair, initial, chunk)
+            delta = self._delta(pair, initial, chunk, kernel)
             for stage in stages:
                 stage(delta, chunk.position)
             return visit(chunk.position, delta)
@@ -238,17 +241,18 @@ class ChunkComputer:
         chunks = tensor_chunks(pair, index, BLOCK_ELEMENTS, 0)
         return list(spread(work, (c for c in chunks if c.initial_start is not None)))
 
-    def _delta(self, pair: TensorPair, ref: TensorRef, chunk: Chunk) -> torch.Tensor:
+    def _delta(
+        self, pair: TensorPair, ref: TensorRef, chunk: Chunk, kernel: FusedKernel | None
+    ) -> torch.Tensor:
         """Return the delta of a block, in a buffer of the thread."""
-        lane = self._local
-        if not hasattr(lane, "slot"):
-            lane.slot, lane.delta = Slot(8 * BLOCK_ELEMENTS, 0), torch.empty(BLOCK_ELEMENTS)
-        initial, aligned = self._reader.read_pair(pair, ref, chunk, lane.slot)
+        slot = self._kept("slot", lambda: Slot(8 * BLOCK_ELEMENTS, 0))
+        initial, aligned = self._reader.read_pair(pair, ref, chunk, slot)
         directions = self._directions_of(pair, chunk, (initial, aligned))
-        kernel = self._delta_kernel(pair, initial.dtype, aligned.dtype, measures=False)
-        delta: torch.Tensor = lane.delta[: aligned.numel()]
-        if kernel is not None and kernel.subtract(initial, aligned, delta):
-            return delta
+        if kernel is not None:
+            buffer = self._kept("delta", lambda: torch.empty(BLOCK_ELEMENTS))
+            delta = buffer[: aligned.numel()]
+            if kernel.run(initial, aligned, [delta], [1.0], measures=False) is not None:
+                return delta
         delta = self._plain(pair).subtract(initial, aligned)
         for values in directions:
             delta.copy_(values)
@@ -261,17 +265,22 @@ class ChunkComputer:
         num_bytes = tensor_bytes(dtype, (n,))
         return [raw[:num_bytes].view(TORCH_DTYPES[dtype]) for raw in slot.outputs]
 
-    def _halves(self, pair: TensorPair, block: _Block) -> Iterator[Halves]:
-        """Return what may do a block, the swiftest first."""
-        initial, aligned, base = block.sides
-        target = (block.targets or [aligned])[0]
-        first = self._delta_kernel(pair, initial.dtype, aligned.dtype, measures=True)
-        # Without a target nothing would look at a base of its own.
-        if first is not None and (block.targets or base is aligned):
-            second = output_kernel(base.dtype, target.dtype) if block.targets else None
-            if second is not None or not block.targets:
-                yield self._kept((first, second), lambda: CompiledHalves(first, second))
-        yield self._plain(pair)
+    def _halves(self, pair: TensorPair, sides: Sides, outputs: list[torch.Tensor]) -> list[Halves]:
+        """Return what may do the blocks of a chunk, the swiftest first."""
+        plain = self._plain(pair)
+        first = pair.initial and self._delta_kernel(pair, pair.initial, measures=True)
+        if not first:
+            return [plain]
+        second = None
+        # Where nothing is written, nothing would show what is wrong with a base of its own.
+        suits = sides.pair is not None and sides.base is sides.pair[1]
+        if outputs:
+            dtypes = Dtypes(torch.float32, sides.base.dtype, outputs[0].dtype)
+            second = fused_kernel(dtypes, 1, measures=False, steps=Steps.OUTPUT)
+            suits = second is not None
+        if not suits:
+            return [plain]
+        return [self._kept((first, second), lambda: CompiledHalves(first, second)), plain]
 
     def _plain(self, pair: TensorPair) -> PlainHalves:
         dtype = torch.float64 if computes_float64(pair) else torch.float32
@@ -285,12 +294,13 @@ class ChunkComputer:
         return kept[key]
 
     def _delta_kernel(
-        self, pair: TensorPair, initial: torch.dtype, aligned: torch.dtype, *, measures: bool
-    ) -> DeltaKernel | None:
+        self, pair: TensorPair, initial: TensorRef, *, measures: bool
+    ) -> FusedKernel | None:
+        ends = TORCH_DTYPES[initial.dtype], TORCH_DTYPES[pair.aligned.dtype]
         # A base in float64 makes all of the arithmetic so.
-        if (initial, aligned) not in self._compiled_inputs or computes_float64(pair):
+        if ends not in self._compiled_inputs or computes_float64(pair):
             return None
-        return delta_kernel(initial, aligned, measures=measures)
+        return fused_kernel(Dtypes(*ends, torch.float32), 1, measures=measures, steps=Steps.DELTA)
 
     def _check_finite(self, pair: TensorPair, num_bad: int) -> None:
         if num_bad and not self._task.allow_nonfinite:
@@ -299,6 +309,17 @@ class ChunkComputer:
     def _check_overflow(self, pair: TensorPair, output: ShardOutput, count: int) -> None:
         if count > 0:
             raise overflow(pair, output, count)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Have torch sum with one thread, whose number may change bits."""
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(num_threads)
 
 
 def _computed_dtype(pair: TensorPair) -> str:

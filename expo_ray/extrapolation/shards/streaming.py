@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from itertools import groupby
 from pathlib import Path
 from queue import SimpleQueue
@@ -207,23 +206,12 @@ class _Computation:
         lane = self._lanes.get()
         try:
             lane.sink.target = put, TORCH_DTYPES[self._task.shard.tensors[index].output_dtype]
-            with _one_thread():  # as the engine does: a sum in float64 depends on it
-                lane.worker.prepare(index)
+            lane.worker.prepare(index)
             # A tensor without elements has no chunks.
             for chunk in self._chunks.get(index, ()):
                 lane.worker.run(chunk, lane.slot)
         finally:
             self._lanes.put(lane)
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    num_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(num_threads)
 
 
 class _Lane:

@@ -11,9 +11,9 @@ import torch
 
 from expo_ray.errors import ShardError
 from expo_ray.extrapolation import extrapolate, verify
-from expo_ray.extrapolation.arithmetic import split_kernels as module
+from expo_ray.extrapolation.arithmetic import fused_kernel as module
+from expo_ray.extrapolation.arithmetic.fused_kernel import Dtypes, Steps, fused_kernel
 from expo_ray.extrapolation.arithmetic.halves import CompiledHalves, PlainHalves
-from expo_ray.extrapolation.arithmetic.split_kernels import delta_kernel, output_kernel
 from expo_ray.extrapolation.outputs.record import read_record
 from expo_ray.extrapolation.shards import tasks
 from tests.extrapolation.synthetic import file_digests, load, noise, same_bits, write
@@ -25,8 +25,10 @@ SIZE = 5003
 
 
 def compiled(initial: torch.dtype, aligned: torch.dtype, base: torch.dtype, target: torch.dtype):
-    first = delta_kernel(initial, aligned, measures=True)
-    second = output_kernel(base, target)
+    first = fused_kernel(Dtypes(initial, aligned, torch.float32), 1, steps=Steps.DELTA)
+    second = fused_kernel(
+        Dtypes(torch.float32, base, target), 1, measures=False, steps=Steps.OUTPUT
+    )
     assert first is not None
     assert second is not None
     return CompiledHalves(first, second)
@@ -73,9 +75,11 @@ def test_what_is_not_finite_is_handed_back(value: float, side: int) -> None:
     halves = compiled(*[torch.bfloat16] * 4)
     sums = halves.load(*given)
     assert (sums is None) is (side < 2)
-    kernel = delta_kernel(torch.bfloat16, torch.bfloat16, measures=False)
+    dtypes = Dtypes(torch.bfloat16, torch.bfloat16, torch.float32)
+    kernel = fused_kernel(dtypes, 1, measures=False, steps=Steps.DELTA)
     assert kernel is not None
-    assert kernel.subtract(given[0], given[1], torch.empty(SIZE)) is (side == 2)
+    found = kernel.run(*given[:2], [torch.empty(SIZE)], [1.0], measures=False)
+    assert (found is not None) is (side == 2)
     assert halves.write(1.0, torch.empty(SIZE, dtype=torch.bfloat16)) is None
 
 
@@ -152,14 +156,15 @@ def test_a_base_that_is_not_finite_is_refused(
         extrapolate(initial, aligned, tmp_path / "out", alpha=0.5, onto=onto, address="inline")
 
 
-@pytest.mark.parametrize("half", ["delta", "output"])
-def test_halves_that_give_other_bits_are_not_used(
-    half: str, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("measures", [True, False])
+@pytest.mark.parametrize("steps", Steps)
+def test_kernels_that_give_other_bits_are_not_used(
+    steps: Steps, measures: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    good = getattr(module, f"_compile_{half}")
+    good = module._compile
 
-    def off_by_one_bit(*options: object):
-        kernel = good(*options)
+    def off_by_one_bit(*options: object, **more: object):
+        kernel = good(*options, **more)
 
         def run(*args) -> None:
             kernel(*args)
@@ -167,7 +172,8 @@ def test_halves_that_give_other_bits_are_not_used(
 
         return run
 
-    monkeypatch.setattr(module, f"_compile_{half}", off_by_one_bit)
-    build = getattr(module, f"_build_{half}").__wrapped__
-    for options in [(True,), (False,)] if half == "delta" else [()]:
-        assert build(torch.bfloat16, torch.bfloat16, *options) is None
+    monkeypatch.setattr(module, "_compile", off_by_one_bit)
+    target = torch.float32 if steps is Steps.DELTA else torch.bfloat16
+    initial = torch.float32 if steps is Steps.OUTPUT else torch.bfloat16
+    build = module._build.__wrapped__
+    assert build(Dtypes(initial, torch.bfloat16, target), 1, measures, steps) is None
