@@ -118,7 +118,7 @@ def run_tasks(
         check: What every node must see before the work starts.
         begin: Called when the nodes passed the check, before the first task.
         advance: Called with numbers of input bytes that are done.
-        running_bytes: Returns the input bytes that unfinished tasks have done so far.
+        running_bytes: Estimates the input bytes that unfinished tasks have done so far.
         finished: Called in this process with the place and the report of each task that is done.
 
     Returns:
@@ -291,7 +291,9 @@ def _run_on_ray(
                     trial = None
                 else:
                     queue.append(_after_node(pending.pop(ref), has_begun=has_begun))
-            done.to(finished_bytes + running_bytes())
+            # An estimate from sizes of files, headers among them; the bar must end at its total.
+            unfinished_bytes = sum(sizes[i] for batch in pending.values() for i in batch.indices)
+            done.to(finished_bytes + min(running_bytes(), unfinished_bytes))
         trial = trial or _submit_trial(watch, loading)
         check = None if trial is None else _loading_outcome(watch, trial)
     except RayError as error:

@@ -74,6 +74,22 @@ def test_ray_and_inline_write_the_same_bytes(
         assert file_digests(tmp_path / "ray" / name) == file_digests(tmp_path / "inline" / name)
 
 
+def test_progress_never_passes_its_total_whatever_the_files_seem_to_hold(
+    pico_pair: Pair, ray_cluster: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batches, "MIN_BATCH_BYTES", 40_000)
+    plan = build_plan(*pico_pair, max_shard_size="10KB")
+    tasks = [shard_task(plan, shard, MEASURE, ()) for shard in plan.shards]
+    bar = Recorder()
+    fanout.run_tasks(
+        tasks,
+        address=ray_cluster,
+        advance=bar.advance,
+        running_bytes=lambda: 2 * plan.input_bytes,
+    )
+    assert bar.done == plan.input_bytes
+
+
 def test_verify_and_diagnose_run_on_ray(pico_pair: Pair, tmp_path: Path, ray_cluster: str) -> None:
     out = tmp_path / "out"
     extrapolate(*pico_pair, out, alpha=0.3, max_shard_size="20KB", address=ray_cluster)
