@@ -92,7 +92,7 @@ def generate_ours(engine: str, model: str, prompts: Path, num_tokens: int) -> di
 
 
 def vllm_plainly(model: str, chats: list[Any], num_tokens: int) -> dict[str, Any]:
-    """Generate as a script with vLLM does."""
+    """Generate as a script with vLLM does; returns the texts besides."""
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
     from vllm import LLM, SamplingParams
 
@@ -110,8 +110,10 @@ def vllm_plainly(model: str, chats: list[Any], num_tokens: int) -> dict[str, Any
     how = {"add_generation_prompt": True, "return_dict": True}
     prompts = [tokenizer.apply_chat_template(chat, **how)["input_ids"] for chat in chats]
     made = engine.generate([{"prompt_token_ids": ids} for ids in prompts], params, use_tqdm=False)
+    seconds = time.monotonic() - started
     num_made = sum(len(answer.outputs[0].token_ids) for answer in made)
-    return {"phase_seconds": time.monotonic() - started, "amount": num_made}
+    texts = [answer.outputs[0].text for answer in made]
+    return {"phase_seconds": seconds, "amount": num_made, "texts": texts}
 
 
 def transformers_plainly(model: str, chats: list[Any], num_tokens: int) -> dict[str, Any]:
