@@ -1,4 +1,6 @@
-"""Ray's private interfaces: all that this package takes of them, one small function each.
+"""Ray's private interfaces: what this package takes of them, one small function each.
+
+Those of Serve stand in `serve_internals`.
 
 Ray promises nothing about them, so each function says why no public way will do. They were read in
 Ray 2.60; pyproject.toml keeps later versions away until `tests/test_ray_internals.py` has passed
@@ -12,19 +14,12 @@ import functools
 import json
 import logging
 import os
-import threading
-from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from expo_ray import haproxy
-
 _JOB_CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 _UV_SWITCH = "RAY_ENABLE_UV_RUN_RUNTIME_ENV"
-_SERVE_POLL_SECONDS = 0.2
-_HAPROXY = "expo-ray-haproxy"
-_HAPROXY_SWITCH = "RAY_SERVE_ENABLE_HA_PROXY"
-_MAKING_CONFIGS = threading.Lock()
 _CLUSTER_SWITCH = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"  # asked on Linux, too
 
 
@@ -47,59 +42,6 @@ def set_defaults(*, proxy_callback: str) -> None:
     }
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
-
-
-def haproxy_template() -> str | None:
-    """Return what Serve makes HAProxy's configuration from; None where nobody asks for it.
-
-    Read, not imported: Serve takes its settings from the environment when it is imported.
-    """
-    import ray
-
-    file = Path(ray.__file__).parent / "serve/_private/haproxy_templates.py"
-    is_wanted = os.environ.get(_HAPROXY_SWITCH) == "1"
-    if not is_wanted or not file.is_file():
-        return None
-    return file.read_text(encoding="utf-8").partition('HAPROXY_CONFIG_TEMPLATE = """')[2]
-
-
-def proxy_settings(folder: Path | None, fallback_port: int) -> dict[str, str]:
-    """Return the environment of a Ray whose services are reached through HAProxy.
-
-    Args:
-        folder: Made by `haproxy.prepare`; None leaves it to Serve's own proxy.
-        fallback_port: For Serve's own proxy, which answers while HAProxy knows no replica.
-    """
-    if folder is None:
-        return {_HAPROXY_SWITCH: "0"}
-    return {
-        _HAPROXY_SWITCH: "1",
-        "RAY_SERVE_HAPROXY_BINARY_PATH": str(haproxy.program_of(folder)),
-        "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(folder / "cfg"),
-        # Short, see `haproxy.prepare`.
-        "RAY_SERVE_HAPROXY_SOCKET_PATH": str(folder / "s"),
-        "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(folder),
-        "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(folder / "state"),
-        "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",
-        "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(fallback_port),
-        # When replicas come or go another HAProxy takes over, and this one ends what it streams:
-        # for up to a day, not two minutes. Ports are kept for so long as by default.
-        "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": "86400",
-        "RAY_SERVE_PORT_QUARANTINE_S": "150",
-        # It hears at once that a replica goes; balancers of clouds are given 30 s.
-        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "0.5",
-    }
-
-
-def keep_haproxy_folder(folder: Path) -> None:
-    """Let every process of the connected Ray know the folder of its HAProxy."""
-    remember("folder", str(folder), namespace=_HAPROXY)
-
-
-def haproxy_folder() -> Path | None:
-    """Return the folder of this Ray's HAProxy; None where Ray or a user has set up its proxies."""
-    folder = recall("folder", namespace=_HAPROXY)
-    return None if folder is None else Path(folder)
 
 
 @contextlib.contextmanager
@@ -356,90 +298,6 @@ def forget(key: str, *, namespace: str) -> None:
     _internal_kv_del(key, namespace=namespace)
 
 
-# Serve. `serve.status` tells neither where it listens nor on which nodes replicas are, and its
-# other calls wait for what they have started.
-
-
-def serve_controller() -> str | None:
-    """Return which Serve runs, another one has another controller; None where none does."""
-    import ray
-    from ray.serve._private.constants import SERVE_CONTROLLER_NAME, SERVE_NAMESPACE
-
-    try:
-        controller = ray.get_actor(SERVE_CONTROLLER_NAME, namespace=SERVE_NAMESPACE)
-    except ValueError:
-        return None
-    return str(controller._actor_id.hex())
-
-
-def _serve_client() -> Any:
-    from ray.serve.context import _get_global_client
-
-    return _get_global_client(raise_if_no_controller_running=False)
-
-
-def serve_endpoint() -> tuple[str, int] | None:
-    """Return (host, port) on which this Ray cluster's Serve listens; None before it runs."""
-    client = _serve_client()
-    if client is None:
-        return None
-    folder = haproxy_folder()
-    host = str(client.http_config.host) if folder is None else haproxy.listens_at(folder)
-    return host, int(client.http_config.port)
-
-
-def serve_details() -> dict[str, Any]:
-    """Return all that Serve tells of its applications, nodes included; nothing before it runs."""
-    client = _serve_client()
-    return {} if client is None else client.get_serve_details()
-
-
-def look_often() -> None:
-    """Have `serve.run` and `serve.delete` look five times a second for what they wait for.
-
-    They look once a second, which no argument or variable changes: every start and every end of an
-    application took half a second longer than it did.
-    """
-    from ray.serve._private import client
-
-    client.CLIENT_POLLING_INTERVAL_S = _SERVE_POLL_SECONDS
-
-
-def make_configs_in_turns() -> None:
-    """Have threads take turns at making the configurations of Serve's deployments.
-
-    Each makes a module of Ray known to cloudpickle for a moment, and so takes it from under another
-    thread that does the same: "not registered for pickle by value". Ray has no lock for it.
-    """
-    from ray.serve import config
-
-    for owner, name in (
-        (config.RequestRouterConfig, "_serialize_request_router_cls"),
-        (config.AutoscalingPolicy, "serialize_policy"),
-    ):
-        method = getattr(owner, name)
-        if not hasattr(method, "__wrapped__"):
-            setattr(owner, name, _in_turns(method))
-
-
-def _in_turns(method: Callable[[Any], None]) -> Callable[[Any], None]:
-    @functools.wraps(method)
-    def one_at_a_time(config: Any) -> None:
-        with _MAKING_CONFIGS:
-            method(config)
-
-    return one_at_a_time
-
-
-def start_deleting(app_names: Sequence[str], *, timeout_seconds: float) -> None:
-    """Have Serve delete applications; returns when it knows, not when they are gone."""
-    import ray
-
-    client = _serve_client()
-    if client is not None:
-        ray.get(client._controller.delete_apps.remote([*app_names]), timeout=timeout_seconds)
-
-
 # Others.
 
 
@@ -453,22 +311,3 @@ def quiet_data() -> Iterator[None]:
         yield
     finally:
         log.setLevel(level)
-
-
-def vllm_client(server: Any) -> Any:
-    """Return vLLM's own client (`AsyncLLM`) of a server of `ray.serve.llm`.
-
-    The server itself has no call for token ids.
-    """
-    return server.engine._engine_client
-
-
-def name_vllm_model(server: Any, *, name: str, fingerprint: str | None) -> None:
-    """Set the model's name and fingerprint in the responses of a server of `ray.serve.llm`.
-
-    Its settings are read once, at the start; weights of ours change later.
-    """
-    engine = server.engine
-    engine._oai_models.base_model_paths[0].name = name
-    for serving in (engine._oai_serving_chat, engine._oai_serving_completion):
-        serving.system_fingerprint = fingerprint

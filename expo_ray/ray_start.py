@@ -24,15 +24,13 @@ from expo_ray.ray_internals import (
     changed,
     find_cluster,
     folder_option,
-    haproxy_template,
-    keep_haproxy_folder,
     longest_socket,
     on_loopback,
     own_path_only,
-    proxy_settings,
     send_token,
     without_uv_upload,
 )
+from expo_ray.serve_internals import haproxy_template, keep_haproxy_folder, proxy_settings
 
 logger = logging.getLogger(__name__)
 

@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from expo_ray import haproxy
-from expo_ray.ray_internals import haproxy_template, proxy_settings
+from expo_ray.serve_internals import haproxy_template, proxy_settings
 from tests.cli.test_main import EXPO_RAY
 from tests.head_node import free_port
 from tests.listening import family, open_to_others

@@ -19,7 +19,7 @@ from packaging.requirements import Requirement
 from packaging.version import Version
 from ray import serve
 
-from expo_ray import ray_internals
+from expo_ray import ray_internals, serve_internals
 from expo_ray.serving.launching import ensure_serve
 from tests.conftest import ROOT
 from tests.head_node import free_port
@@ -277,19 +277,19 @@ class Echo:
 
 def test_serve_tells_where_it_is_and_deletes_without_waiting(ray_cluster: str) -> None:
     url = ensure_serve()
-    host, port = ray_internals.serve_endpoint() or ("", 0)
+    host, port = serve_internals.serve_endpoint() or ("", 0)
     assert url == f"http://{host}:{port}"
-    controller = ray_internals.serve_controller()
-    assert controller is not None and controller == ray_internals.serve_controller()
+    controller = serve_internals.serve_controller()
+    assert controller is not None and controller == serve_internals.serve_controller()
     options = {"num_cpus": 0}
     app = serve.deployment(Echo).options(ray_actor_options=options).bind()  # type: ignore[attr-defined]
     serve.run(app, name="of-internals", route_prefix=None)
-    [deployment] = ray_internals.serve_details()["applications"]["of-internals"][
+    [deployment] = serve_internals.serve_details()["applications"]["of-internals"][
         "deployments"
     ].values()
     [replica] = deployment["replicas"]
     assert replica["node_id"] == ray.get_runtime_context().get_node_id()
-    ray_internals.start_deleting(["of-internals"], timeout_seconds=30)
+    serve_internals.start_deleting(["of-internals"], timeout_seconds=30)
     wait_until(lambda: "of-internals" not in serve.status().applications)
 
 
@@ -357,7 +357,7 @@ def test_what_is_uploaded_is_known_before(tmp_path: Path) -> None:
 
 
 def test_threads_make_configurations_in_turns() -> None:
-    ray_internals.make_configs_in_turns()
+    serve_internals.make_configs_in_turns()
     from ray.serve import config
 
     interval = sys.getswitchinterval()

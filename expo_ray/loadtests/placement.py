@@ -18,7 +18,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from expo_ray.errors import ConfigError
 from expo_ray.proxies import is_loopback
-from expo_ray.ray_internals import serve_details
+from expo_ray.serve_internals import serve_details
 
 _MAX_CLIENTS = 8
 

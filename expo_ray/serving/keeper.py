@@ -19,7 +19,7 @@ from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 from ray.util import list_named_actors
 
-from expo_ray import ray_internals
+from expo_ray import ray_internals, serve_internals
 from expo_ray.serving.alpha_memory import NAMESPACE, AlphaMemory, board_name
 
 POLL_SECONDS = 2.0
@@ -63,7 +63,7 @@ def serve_was_started() -> None:
     """Note that the Serve that runs now was started by one of us."""
     if not ray_internals.is_head():
         ray_internals.remember(
-            _STARTER_KEY, ray_internals.serve_controller() or "", namespace=NAMESPACE
+            _STARTER_KEY, serve_internals.serve_controller() or "", namespace=NAMESPACE
         )
 
 
@@ -105,7 +105,7 @@ class Keeper:
 
 def clean_up_after(job: str) -> None:
     """Take the applications of a job down, and Serve where it is ours and nobody needs it."""
-    if ray_internals.serve_controller() is None:
+    if serve_internals.serve_controller() is None:
         return
     names = list(serve.status().applications)
     for name in names:
@@ -114,7 +114,7 @@ def clean_up_after(job: str) -> None:
             _stop_boards(name)
     others = _keepers_of_others(job) & live_jobs()
     starter = ray_internals.recall(_STARTER_KEY, namespace=NAMESPACE)
-    is_ours = starter == (ray_internals.serve_controller() or "")
+    is_ours = starter == (serve_internals.serve_controller() or "")
     is_ours &= ray_internals.recall(_PRIVATE_KEY, namespace=NAMESPACE) is None
     if is_ours and not others and not serve.status().applications:
         serve.shutdown()

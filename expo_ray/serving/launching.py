@@ -19,15 +19,15 @@ from ray.serve.exceptions import RayServeException
 from expo_ray.cluster import is_for_handles, worker_nodes
 from expo_ray.errors import ConfigError, ServingError, argument
 from expo_ray.haproxy import listen_at
-from expo_ray.ray_internals import (
+from expo_ray.ray_start import free_port
+from expo_ray.remote_errors import brought_home
+from expo_ray.serve_internals import (
     haproxy_folder,
     look_often,
     make_configs_in_turns,
     serve_endpoint,
     start_deleting,
 )
-from expo_ray.ray_start import free_port
-from expo_ray.remote_errors import brought_home
 from expo_ray.serving.engines.devices import has_gpu
 from expo_ray.serving.keeper import application_name, hire_keeper, serve_was_started
 from expo_ray.serving.placement_watch import told_when_unplaced

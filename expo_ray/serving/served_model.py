@@ -14,9 +14,9 @@ from ray import serve
 
 from expo_ray.errors import ConfigError, ServingError, argument
 from expo_ray.proxies import http_client
-from expo_ray.ray_internals import serve_endpoint
 from expo_ray.redaction import redacted
 from expo_ray.rewards import RewardModelSpec, pin_reward_model
+from expo_ray.serve_internals import serve_endpoint
 from expo_ray.serving.alpha_board import stop_board
 from expo_ray.serving.alpha_client import DRAIN_SECONDS, set_alpha
 from expo_ray.serving.alpha_setting import RulesLike

@@ -22,8 +22,8 @@ from expo_ray.errors import (
     ServingError,
     ShardError,
 )
-from expo_ray.ray_internals import vllm_client
 from expo_ray.rewards.pretrained import ChatTokenizer, load_tokenizer
+from expo_ray.serve_internals import skip_model_download, vllm_client
 from expo_ray.serving.engines.interface import Generated, Row
 from expo_ray.serving.engines.vllm_config import source_fields
 from expo_ray.serving.engines.vllm_noise import take_seed
@@ -59,6 +59,7 @@ class VLLMGenerator(LLMServer):  # type: ignore[misc]
         self._thoughts = ThoughtReader(self._tokenizer, self._chats)
         # The folder that the driver named may be on another machine.
         llm_config.get_engine_config().hf_model_id = str(local_folder(checkpoint))
+        skip_model_download(llm_config)
         await super().__init__(llm_config)
         self._take_seeds()
         digests = await self.collective_rpc("expo_ray_digest")

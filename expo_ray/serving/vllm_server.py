@@ -17,7 +17,7 @@ from ray.serve.llm.openai_api_models import (
     CompletionRequest,
 )
 
-from expo_ray.ray_internals import name_vllm_model
+from expo_ray.serve_internals import name_vllm_model
 from expo_ray.serving.api_error import ApiError
 from expo_ray.serving.front_door import ServiceSettings
 from expo_ray.serving.loaded import Loaded
