@@ -33,7 +33,7 @@ import psutil
 
 from benchmarks.llama_pair import SHAPES, make_pair
 from expo_ray.cluster import ray_session
-from expo_ray.ray_internals import haproxy_folder
+from expo_ray.serve_internals import haproxy_folder
 from expo_ray.serving import EngineOptions, ModelSource, ServedModel
 
 LIMIT = 0.9
