@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +88,7 @@ def lm_eval_results(
         include_path: Folder with the definitions of further tasks.
         use_chat_template: Whether prompts go through the model's chat template; a service always
             does so.
-        backend: `hf` or `vllm`, for a checkpoint.
+        backend: `hf` or `vllm`, for a checkpoint; the latter needs the package of that name.
         batch_size: Questions at a time.
         address: Ray cluster.
         progress: Where to report.
@@ -117,6 +117,8 @@ def lm_eval_results(
             got=backend,
             expected=" or ".join(BACKENDS),
         )
+    if backend == "vllm" and not is_url(model):
+        _require_vllm_package()
     folder = require_writable_folder(output)
     wanted = _expand(tasks, num_shots)
     include_path = None if include_path is None else str(Path(include_path).absolute())
@@ -164,6 +166,22 @@ def lm_eval_results(
             for task in found.values()
         ],
     }
+
+
+def _require_vllm_package() -> None:
+    """Check that vLLM is there under the name by which the harness asks for its version.
+
+    Raises:
+        ConfigError: It is not: builds for CPUs have names of their own.
+    """
+    try:
+        version("vllm")
+    except PackageNotFoundError as error:
+        raise ConfigError(
+            "lm-evaluation-harness finds no package vllm",
+            where=argument("backend", "vllm"),
+            hint=f"take {argument('backend', 'hf')}, or serve the model with vLLM and give the URL",
+        ) from error
 
 
 def _expand(tasks: Sequence[str], num_shots: int | None) -> dict[str, int | None]:

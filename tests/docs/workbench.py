@@ -146,6 +146,25 @@ def write_harness_task(folder: Path) -> Path:
     return folder
 
 
+def write_harness_answers(folder: Path) -> None:
+    """Write a task of lm-evaluation-harness beside others, `greetings`, whose answers are free."""
+    rows = [{"question": f"Say hello ({i}).", "answer": "hello"} for i in range(3)]
+    samples.write_lines(folder / "greetings.jsonl", rows)
+    task = {
+        "task": "greetings",
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": {"test": str((folder / "greetings.jsonl").absolute())}},
+        "test_split": "test",
+        "output_type": "generate_until",
+        "doc_to_text": "{{question}}",
+        "doc_to_target": "{{answer}}",
+        "generation_kwargs": {"until": ["\n\n"], "max_gen_toks": 16, "temperature": 1.0},
+        "metric_list": [{"metric": "exact_match"}],
+        "metadata": {"version": 1},
+    }
+    (folder / "greetings.yaml").write_text(json.dumps(task))  # JSON is YAML
+
+
 def write_mt_bench(folder: Path) -> None:
     """Write two questions of MT-Bench's form, an answer to each, and the names of its prompts."""
     questions = [

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+from importlib.metadata import packages_distributions
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from expo_ray.errors import ConfigError, EvaluationError
 from expo_ray.evaluation import lm_eval_results, lm_eval_run, open_llm_changes
 from expo_ray.evaluation.comparison import compare_results
-from tests.docs.workbench import write_harness_task
+from expo_ray.serving import ModelSource, ServedModel
+from tests.docs.workbench import write_harness_answers, write_harness_task
 
 
 @pytest.fixture
@@ -52,6 +56,55 @@ def test_a_pair_is_measured_and_compared(
     with pytest.raises(ConfigError, match="other settings") as error:
         measured(pico_pair[1], num_shots=3)
     assert error.value.got == "num_shots of fruit"
+
+
+@pytest.mark.slow
+def test_a_service_is_asked_by_its_url(
+    pico_pair: tuple[Path, Path], tasks: Path, tmp_path: Path, ray_cluster: str
+) -> None:
+    write_harness_answers(tasks)
+    with ServedModel(ModelSource(model=str(pico_pair[1])), engine="transformers") as served:
+        found = lm_eval_results(
+            f"{served.url}/v1",
+            output=tmp_path / "service",
+            tasks=["greetings"],
+            include_path=tasks,
+            address=ray_cluster,
+        )
+        assert found["weights_digest"] == served.weights_digest
+        # As the harness asks: its own seed, and what the task says.
+        chat = {"model": served.model, "max_tokens": 16, "temperature": 1.0, "seed": 1234}
+        asked = [[{"role": "user", "content": f"Say hello ({i})."}] for i in range(3)]
+        answers = [
+            httpx.post(
+                f"{served.url}/v1/chat/completions",
+                json={**chat, "messages": messages, "stop": ["\n\n"]},
+                timeout=60,
+            ).json()["choices"][0]["message"]["content"]
+            for messages in asked
+        ]
+    assert [task["name"] for task in found["tasks"]] == ["greetings"]
+    [file] = (tmp_path / "service" / "greetings").glob("samples_*.jsonl")
+    rows = sorted(map(json.loads, file.read_text().splitlines()), key=lambda row: row["doc_id"])
+    assert [row["resps"][0][0] for row in rows] == answers
+    assert any(answers)
+
+
+def test_builds_of_vllm_that_the_harness_does_not_know_are_refused(
+    pico_pair: tuple[Path, Path], tasks: Path, tmp_path: Path
+) -> None:
+    if find_spec("vllm") is not None and "vllm" in packages_distributions().get("vllm", ()):
+        pytest.skip("the harness knows this vLLM")
+    with pytest.raises(ConfigError, match="finds no package vllm") as error:
+        lm_eval_results(
+            str(pico_pair[1]),
+            output=tmp_path / "out",
+            tasks=["fruit"],
+            include_path=tasks,
+            backend="vllm",
+        )
+    assert "URL" in str(error.value.hint)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_failure_names_its_task(

@@ -1,6 +1,6 @@
 """Pairs of other kinds than plain transformers: a state-space model, and one that sees images.
 
-Tiny and random: extrapolated, answered by the engine, scored.
+Tiny and random: extrapolated, answered by the engine, scored, served, and chosen in a report.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import httpx
 import pytest
 import torch
 from transformers import (
@@ -18,11 +19,12 @@ from transformers import (
     PreTrainedModel,
 )
 
-from expo_ray import extrapolate
+from expo_ray import extrapolate, select
 from expo_ray.rewards.implicit import ImplicitRewardModel
 from expo_ray.serving.engines.interface import Row
 from expo_ray.serving.engines.transformers_engine import TransformersEngine
 from expo_ray.serving.sampling import SamplingParams
+from expo_ray.serving.served_model import ServedModel
 from expo_ray.serving.source import ModelSource
 from tests.pico import pico_config, save_model
 
@@ -98,3 +100,45 @@ def test_scored_in_a_batch_as_alone(pair: tuple[Path, Path]) -> None:
     assert None not in rewards
     assert rewards == pytest.approx(alone, abs=1e-4)
     assert len(set(rewards)) == len(rewards)
+
+
+@pytest.mark.slow
+def test_served_over_http_as_by_the_engine(pair: tuple[Path, Path], ray_cluster: str) -> None:
+    source = ModelSource(model=str(pair[1]), initial=str(pair[0]), alpha=0.5)
+    engine = TransformersEngine(device="cpu")
+    engine.load(source)
+    messages = [{"role": "user", "content": "Hi"}]
+    row = Row(
+        prompt_ids=engine.encode_chat(messages),
+        params=SamplingParams(temperature=0, max_tokens=8),
+        seed=3,
+        max_tokens=8,
+    )
+    with ServedModel(source, engine="transformers") as served:
+        chat = {"model": served.model, "messages": messages, "max_tokens": 8, "temperature": 0}
+        answer = httpx.post(f"{served.url}/v1/chat/completions", json=chat, timeout=60).json()
+    assert answer["choices"][0]["message"]["content"] == engine.generate([row])[0].text
+    assert answer["system_fingerprint"] == engine.weights_digest
+
+
+@pytest.mark.slow
+def test_chosen_on_ray_and_reported(
+    pair: tuple[Path, Path], tmp_path: Path, ray_cluster: str
+) -> None:
+    prompts = tmp_path / "prompts.jsonl"
+    lines = (json.dumps({"prompt": f"Question {i}?"}) + "\n" for i in range(8))
+    prompts.write_text("".join(lines), encoding="utf-8")
+    done = select(
+        *map(str, pair),
+        prompts=str(prompts),
+        output=tmp_path / "run",
+        alphas=[0.5],
+        allow_unfit=True,
+        settings={"sampling": {"max_tokens": 8}},
+        address=ray_cluster,
+    )
+    candidates = {row["alpha"] for row in done["selection"]["candidates"]}
+    assert candidates == {0.0, 0.5}
+    report = Path(done["report"]).read_text(encoding="utf-8")
+    assert report.startswith("<!DOCTYPE html>")
+    assert "Question 0?" in report or "Question 1?" in report
