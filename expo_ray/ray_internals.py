@@ -1,10 +1,9 @@
 """Ray's private interfaces: what this package takes of them, one small function each.
 
-Those of Serve stand in `serve_internals`.
-
 Ray promises nothing about them, so each function says why no public way will do. They were read in
 Ray 2.60; pyproject.toml keeps later versions away until `tests/test_ray_internals.py` has passed
-with them. What belongs here: the call alone. What it is good for stands with its callers.
+with them. What belongs here: the call alone. What it is good for stands with its callers. Those of
+Serve are in `serve_internals`.
 """
 
 from __future__ import annotations
