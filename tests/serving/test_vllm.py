@@ -115,6 +115,24 @@ def test_both_engines_answer_alike(
             assert answer.choices[0].finish_reason == made.finish_reason
 
 
+def test_vllm_is_told_neither_seed_nor_what_is_kept_of_the_vocabulary() -> None:
+    from vllm import SamplingParams as Settings
+
+    from expo_ray.serving.engines.vllm_noise import take_seed
+
+    seeded = Settings(seed=-3, top_k=-1, top_p=0.5, extra_args={"expo_ray_kept": "x", "more": 1})
+    take_seed(seeded)
+    assert (seeded.seed, seeded.top_k, seeded.top_p) == (None, 0, 1.0)
+    assert seeded.extra_args == {
+        "more": 1,
+        "expo_ray_seed": 2**63 - 3,
+        "expo_ray_kept": [0, 0.5],
+    }
+    unseeded = Settings(top_k=5, top_p=0.5, extra_args={"expo_ray_seed": 1})
+    take_seed(unseeded)
+    assert (unseeded.top_k, unseeded.top_p, unseeded.extra_args) == (5, 0.5, None)
+
+
 def test_seeds_of_long_prompts_and_of_several_answers(
     served: ServedModel, client: openai.OpenAI
 ) -> None:
@@ -130,7 +148,8 @@ def test_seeds_of_long_prompts_and_of_several_answers(
     assert len({*three}) == 3, "each answer has a seed of its own"
     assert three == [answers(5 + i, 1)[0] for i in range(3)]
     # What a client gives under our own name for the seed neither counts nor harms.
-    assert answers(5, 1, vllm_xargs={"expo_ray_seed": "x"}) == three[:1]
+    ours = {"expo_ray_seed": "x", "expo_ray_kept": "x"}
+    assert answers(5, 1, vllm_xargs=ours) == three[:1]
     unseeded = {"expo_ray_seed": "x"}
     client.chat.completions.create(**settings, extra_body={"vllm_xargs": unseeded})
     for seed in (-5, 2**63 - 1):
