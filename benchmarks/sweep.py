@@ -101,8 +101,8 @@ def choose_by_hand(flags: argparse.Namespace) -> dict[str, Any]:
         for alpha in map(str, ALPHAS):
             candidates[alpha] = str(Path(scratch, "candidates", alpha))
             command = [str(Path(sys.executable).with_name("expo-ray")), "extrapolate"]
-            command += [str(_initial(flags)), flags.model, "--alpha", alpha]
-            _run([*command, "--output", candidates[alpha]])
+            command += [str(_initial(flags)), flags.model, candidates[alpha]]
+            _run([*command, "--alpha", alpha])
         tables = Path(scratch, "tables")
         tables.mkdir()
         this = [sys.executable, "-m", "benchmarks.sweep", *_passed_on(flags, but=("model",))]
