@@ -84,6 +84,8 @@ def select_alpha(flags: argparse.Namespace) -> dict[str, Any]:
             settings={
                 "sampling": {"max_tokens": flags.tokens, **SAMPLING},
                 "generators": {"engine": "vllm", "max_model_len": MAX_MODEL_LEN},
+                # Of an earlier run: its answers were the same.
+                "rewarders": {"cache": False},
             },
             address="local",
         )

@@ -46,6 +46,7 @@ def test_nothing_listens_but_the_service_and_only_its_user_administers_it() -> N
         "    stats socket /tmp/s mode 600 level admin expose-fd listeners",
         "    maxconn 10",
         "defaults",
+        "    option httpclose",
         "    timeout http-request 30s",
         "    mode http",
         "frontend http_frontend",
@@ -74,7 +75,7 @@ def test_a_configuration_that_is_not_known_is_not_used(before: str, after: str) 
 
 
 def test_the_installed_ray_writes_what_we_know(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("RAY_SERVE_ENABLE_HA_PROXY", raising=False)
+    monkeypatch.setenv("RAY_SERVE_ENABLE_HA_PROXY", "1")
     mended = haproxy.mended(haproxy_template() or "", "127.0.0.1")
     binds = [
         line.split(":")[0].strip()
@@ -82,8 +83,8 @@ def test_the_installed_ray_writes_what_we_know(monkeypatch: pytest.MonkeyPatch) 
         if line.strip().startswith("bind ")
     ]
     assert set(binds) == {"bind ipv4@127.0.0.1"}
-    assert "http-reuse always" not in mended
-    monkeypatch.setenv("RAY_SERVE_ENABLE_HA_PROXY", "0")
+    assert mended.count("option httpclose\n") == 1
+    monkeypatch.delenv("RAY_SERVE_ENABLE_HA_PROXY")
     assert haproxy_template() is None
 
 
@@ -132,8 +133,8 @@ def test_one_port_is_open_as_asked_and_nothing_is_left_of_a_killed_command(
     pico_pair: tuple[Path, Path], host: str
 ) -> None:
     port = free_port()
-    own = ("RAY_ADDRESS", "RAY_SERVE_ENABLE_HA_PROXY")
-    environment = {name: value for name, value in os.environ.items() if name not in own}
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    environment["RAY_SERVE_ENABLE_HA_PROXY"] = "1"
     command = [EXPO_RAY, "serve", pico_pair[1], "--json", "--host", host, "--port", str(port)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment, text=True) as process:
         try:

@@ -117,8 +117,6 @@ def lm_eval_results(
             got=backend,
             expected=" or ".join(BACKENDS),
         )
-    if backend == "vllm" and not is_url(model):
-        _require_vllm_package()
     folder = require_writable_folder(output)
     wanted = _expand(tasks, num_shots)
     include_path = None if include_path is None else str(Path(include_path).absolute())
@@ -166,22 +164,6 @@ def lm_eval_results(
             for task in found.values()
         ],
     }
-
-
-def _require_vllm_package() -> None:
-    """Check that vLLM is there under the name by which the harness asks for its version.
-
-    Raises:
-        ConfigError: It is not: builds for CPUs have names of their own.
-    """
-    try:
-        version("vllm")
-    except PackageNotFoundError as error:
-        raise ConfigError(
-            "lm-evaluation-harness finds no package vllm",
-            where=argument("backend", "vllm"),
-            hint=f"take {argument('backend', 'hf')}, or serve the model with vLLM and give the URL",
-        ) from error
 
 
 def _expand(tasks: Sequence[str], num_shots: int | None) -> dict[str, int | None]:
@@ -242,7 +224,7 @@ def _require_same_settings(file: Path, settings: Mapping[str, Any]) -> None:
     Raises:
         ConfigError: They were measured on other weights, or under other settings.
     """
-    if not file.is_file():
+    if not _has_results(file):
         return
     before = parse_json(file.read_bytes())
     shots = before.get("num_shots") or {}
@@ -259,6 +241,11 @@ def _require_same_settings(file: Path, settings: Mapping[str, Any]) -> None:
         )
 
 
+def _has_results(file: Path) -> bool:
+    """Whether something was measured under the settings of a file."""
+    return file.is_file() and any(each.is_dir() for each in file.parent.glob("[!.]*"))
+
+
 def _measure_all(
     jobs: Sequence[HarnessJob],
     folder: Path,
@@ -272,7 +259,7 @@ def _measure_all(
 
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / SETTINGS_FILE
-    before = parse_json(file.read_bytes())["num_shots"] if file.is_file() else {}
+    before = parse_json(file.read_bytes())["num_shots"] if _has_results(file) else {}
     atomic_write_json(file, {**settings, "num_shots": {**before, **settings["num_shots"]}})
     with ray_session(address), ExitStack() as stack:
         remote = ray.remote(num_cpus=1, num_gpus=int(has_gpu()), max_retries=1)(measure)
@@ -297,6 +284,23 @@ def _measure_all(
                 bar.advance()
 
 
+def _require_vllm_package() -> None:
+    """Check that vLLM is here under the name by which the harness asks for its version.
+
+    Raises:
+        ConfigError: It is not: builds for CPUs have names of their own.
+    """
+    try:
+        version("vllm")
+    except PackageNotFoundError as error:
+        raise ConfigError(
+            "lm-evaluation-harness finds no package vllm on a worker",
+            where=argument("backend", "vllm"),
+            hint=f"install it there, take {argument('backend', 'hf')}, or serve the model with "
+            "vLLM and give the URL",
+        ) from error
+
+
 def measure(job: HarnessJob) -> dict[str, bytes]:
     """Run the harness on one task in this process, and return its files by name.
 
@@ -305,6 +309,8 @@ def measure(job: HarnessJob) -> dict[str, bytes]:
     """
     # Definitions of tasks run no code of data sets' makers, and nothing is told to anyone.
     os.environ |= {"HF_DATASETS_TRUST_REMOTE_CODE": "0", "TQDM_DISABLE": "1"}
+    if job.backend == "vllm":
+        _require_vllm_package()
     import torch
     from lm_eval import simple_evaluate
     from lm_eval.loggers import EvaluationTracker

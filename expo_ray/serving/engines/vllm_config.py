@@ -58,6 +58,8 @@ def llm_config(
                 "env_vars": {
                     # Its processes start with the folder of their node first on their path.
                     "PYTHONSAFEPATH": "1",
+                    # The second takes other logits processors: of `vllm_noise` it knows nothing.
+                    "VLLM_USE_V2_MODEL_RUNNER": "0",
                     **({} if with_gpu else _cpu_environment(deployment)),
                 }
             },
