@@ -161,8 +161,11 @@ import ray
 from ray.util.client.server.server import serve
 from expo_ray.ray_internals import is_client
 
+# Not in a thread of the server: what is forked there, while gRPC works, may hang.
+context = ray.init("local", num_cpus=1, include_dashboard=False, logging_level="ERROR")
+
 def start(job_config=None, **_):
-    return ray.init("local", num_cpus=1, include_dashboard=False, logging_level="ERROR")
+    return context
 
 server = serve("127.0.0.1", {(port := free_port())}, ray_connect_handler=start)
 ray.init("ray://127.0.0.1:{port}", logging_level="ERROR")
