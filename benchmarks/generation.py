@@ -93,8 +93,8 @@ def generate_ours(engine: str, model: str, prompts: Path, num_tokens: int) -> di
 
 def vllm_plainly(model: str, chats: list[Any], num_tokens: int) -> dict[str, Any]:
     """Generate as a script with vLLM does; returns the texts besides."""
-    # By default it keeps one core for itself, which ours does not.
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+    # By default it keeps one core for itself, which ours does not.
     os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
     os.environ.setdefault("OMP_NUM_THREADS", str(os.cpu_count()))
     from vllm import LLM, SamplingParams

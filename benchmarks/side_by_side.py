@@ -130,8 +130,7 @@ def _run(command: Sequence[str]) -> Taken:
     watcher.join()
     if process.returncode:
         sys.exit(f"{' '.join(command)} failed")
-    # Engines say goodbye on standard output.
-    told = json.loads(next(line for line in output.splitlines()[::-1] if line.startswith("{")))
+    told = last_told(output)
     return Taken(
         seconds=seconds,
         cpu_seconds=sum(spent.values()),
@@ -139,6 +138,14 @@ def _run(command: Sequence[str]) -> Taken:
         amount=told.pop("amount"),
         found=told,
     )
+
+
+def last_told(output: str) -> dict[str, Any]:
+    """Return the last line of JSON of a process; engines say goodbye on standard output, too."""
+    told: dict[str, Any] = json.loads(
+        next(line for line in output.splitlines()[::-1] if line.startswith("{"))
+    )
+    return told
 
 
 def _watch(root: int, spent: dict[int, float], done: threading.Event) -> None:

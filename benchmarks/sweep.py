@@ -34,7 +34,7 @@ from benchmarks.generation import (
     write_prompts,
 )
 from benchmarks.scoring import make_model, save_responses, score_plainly
-from benchmarks.side_by_side import judge, take_turns
+from benchmarks.side_by_side import judge, last_told, take_turns
 
 LIMITS = {"command": 1 / 0.6}
 ALPHAS = (0.1, 0.2, 0.3, 0.4, 0.5)
@@ -111,7 +111,7 @@ def choose_by_hand(flags: argparse.Namespace) -> dict[str, Any]:
         for alpha, model in candidates.items():
             out = str(tables / f"{alpha}.parquet")
             _run([*this, "--side", "answers", "--model", model, "--out", out])
-        means = _run([*this, "--side", "scores", "--out", str(tables)])["means"]
+        means = last_told(_run([*this, "--side", "scores", "--out", str(tables)]))["means"]
     num_answers = flags.prompts * len(means)
     return {"phase_seconds": time.monotonic() - started, "amount": num_answers}
 
@@ -158,12 +158,9 @@ def make_initial(target: Path, aligned: Path) -> None:
     network.save_pretrained(target)
 
 
-def _run(command: Sequence[str]) -> dict[str, Any]:
-    """Run one step; returns what its last line says, where that is JSON."""
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-    told = next((x for x in done.stdout.splitlines()[::-1] if x.startswith("{")), "{}")
-    found: dict[str, Any] = json.loads(told)
-    return found
+def _run(command: Sequence[str]) -> str:
+    """Run one step; returns what it prints."""
+    return subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
 
 
 def _passed_on(flags: argparse.Namespace, but: Sequence[str] = ()) -> list[str]:

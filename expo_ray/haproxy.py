@@ -122,10 +122,12 @@ def mended(config: str, host: str) -> str:
         (r"^\s*log .* local0 info\n", ""),
         # With fewer open files than it would like it starts all the same.
         (r"^global\n", r"\g<0>    no strict-limits\n"),
-        (r"^defaults\n", rf"\g<0>    timeout http-request {HEADER_SECONDS}s\n"),
         # And every request is a first one: where a replica dies with another one inside, HAProxy
         # closes without an answer, and leaves it to the client to ask again.
-        (r"^defaults\n", r"\g<0>    option httpclose\n"),
+        (
+            r"^defaults\n",
+            rf"\g<0>    option httpclose\n    timeout http-request {HEADER_SECONDS}s\n",
+        ),
     ):
         text, num_found = re.subn(f"(?m){pattern}", new, text)
         if num_found == 0:

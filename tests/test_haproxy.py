@@ -83,6 +83,7 @@ def test_the_installed_ray_writes_what_we_know(monkeypatch: pytest.MonkeyPatch) 
         if line.strip().startswith("bind ")
     ]
     assert set(binds) == {"bind ipv4@127.0.0.1"}
+    assert "http-reuse always" not in mended
     assert mended.count("option httpclose\n") == 1
     monkeypatch.delenv("RAY_SERVE_ENABLE_HA_PROXY")
     assert haproxy_template() is None

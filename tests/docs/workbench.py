@@ -9,7 +9,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -129,40 +129,43 @@ def write_harness_task(folder: Path) -> Path:
         {"question": f"Which is a fruit ({i})?", "choices": ["pear", "stone"], "answer": i % 2}
         for i in range(6)
     ]
-    samples.write_lines(folder / "fruit.jsonl", rows)
     task = {
-        "task": "fruit",
-        "dataset_path": "json",
-        "dataset_kwargs": {"data_files": {"test": str((folder / "fruit.jsonl").absolute())}},
-        "test_split": "test",
         "output_type": "multiple_choice",
         "doc_to_text": "Question: {{question}}\nAnswer:",
         "doc_to_target": "{{answer}}",
         "doc_to_choice": "{{choices}}",
         "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
-        "metadata": {"version": 1},
     }
-    (folder / "fruit.yaml").write_text(json.dumps(task))  # JSON is YAML
+    _write_task(folder, "fruit", rows, task)
     return folder
 
 
 def write_harness_answers(folder: Path) -> None:
     """Write a task of lm-evaluation-harness beside others, `greetings`, whose answers are free."""
     rows = [{"question": f"Say hello ({i}).", "answer": "hello"} for i in range(3)]
-    samples.write_lines(folder / "greetings.jsonl", rows)
     task = {
-        "task": "greetings",
-        "dataset_path": "json",
-        "dataset_kwargs": {"data_files": {"test": str((folder / "greetings.jsonl").absolute())}},
-        "test_split": "test",
         "output_type": "generate_until",
         "doc_to_text": "{{question}}",
         "doc_to_target": "{{answer}}",
         "generation_kwargs": {"until": ["\n\n"], "max_gen_toks": 16, "temperature": 1.0},
         "metric_list": [{"metric": "exact_match"}],
+    }
+    _write_task(folder, "greetings", rows, task)
+
+
+def _write_task(
+    folder: Path, name: str, rows: Sequence[dict[str, object]], task: dict[str, object]
+) -> None:
+    """Write a task with its own data, which is fetched from nowhere."""
+    samples.write_lines(folder / f"{name}.jsonl", rows)
+    data = {
+        "task": name,
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": {"test": str((folder / f"{name}.jsonl").absolute())}},
+        "test_split": "test",
         "metadata": {"version": 1},
     }
-    (folder / "greetings.yaml").write_text(json.dumps(task))  # JSON is YAML
+    (folder / f"{name}.yaml").write_text(json.dumps(data | task))  # JSON is YAML
 
 
 def write_mt_bench(folder: Path) -> None:
