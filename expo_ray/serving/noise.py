@@ -21,7 +21,7 @@ def gumbel_noise(
     Args:
         seeds_b: int64, the seed of each row.
         position: Which generated token, from 0: one for all rows, or int64 [B].
-        tokens_bk: int64, token ids.
+        tokens_bk: int64, token ids; [K] where they are the same for all rows.
     """
     # Each of the three parts passes through its own round, so that neighbours do not cancel.
     step = (torch.as_tensor(position, device=seeds_b.device) + 1) * _GOLDEN

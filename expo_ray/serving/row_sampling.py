@@ -14,6 +14,13 @@ import torch
 from expo_ray.serving.noise import gumbel_noise
 from expo_ray.serving.sampling import SamplingParams
 
+_FIRST_LOOK = 1024
+"""Likeliest tokens that are sorted of a row without top-k: nearly always they hold its top-p."""
+_ROUNDING = 1e-9
+"""More than sums of shares can be off by."""
+_VALUES_AT_ONCE = 2**22
+"""Of a whole vocabulary, in float64: 32 MiB."""
+
 
 class RowSampler:
     """A logits processor that draws each row's token: the argmax of the logits it returns.
@@ -115,13 +122,84 @@ def draw_tokens(
         top_k_b1: Candidates of each row, at least 1.
         top_p_b1: float64, the share that a row's candidates have to reach.
     """
+    num_rows, vocab_size = logits_bv.shape
+    position_b = torch.as_tensor(position, device=logits_bv.device).expand(num_rows)
+    if int(top_k_b1.max()) < vocab_size:
+        return _draw_of_likeliest(logits_bv, seeds_b, position_b, top_k_b1, top_p_b1)
+    all_b = ((top_k_b1 >= vocab_size) & (top_p_b1 >= 1))[:, 0]
+    chosen_b1 = torch.empty_like(top_k_b1)
+    for draw, rows_b in ((_draw_of_all, all_b), (_draw_of_likeliest, ~all_b)):
+        if rows_b.any():
+            limits = (top_k_b1[rows_b], top_p_b1[rows_b])
+            drawn = draw(logits_bv[rows_b], seeds_b[rows_b], position_b[rows_b], *limits)
+            chosen_b1[rows_b] = drawn
+    return chosen_b1
+
+
+def _draw_of_all(
+    logits_bv: torch.Tensor, seeds_b: torch.Tensor, position_b: torch.Tensor, *_: torch.Tensor
+) -> torch.Tensor:
+    """Return one token per row, of the whole vocabulary: nothing needs to be sorted."""
+    tokens_v = torch.arange(logits_bv.shape[1], device=logits_bv.device)
+    return torch.cat(
+        [
+            (
+                logits_bv[rows].double() + gumbel_noise(seeds_b[rows], position_b[rows], tokens_v)
+            ).argmax(dim=1, keepdim=True)
+            for rows in _few_at_once(logits_bv)
+        ]
+    )
+
+
+def _draw_of_likeliest(
+    logits_bv: torch.Tensor,
+    seeds_b: torch.Tensor,
+    position_b: torch.Tensor,
+    top_k_b1: torch.Tensor,
+    top_p_b1: torch.Tensor,
+    first_look: int = _FIRST_LOOK,
+) -> torch.Tensor:
+    """Return one token per row; of a row without top-k, `first_look` tokens are looked at first."""
+    vocab_size = logits_bv.shape[1]
+    whole_b1 = top_k_b1 >= vocab_size
+    num_sorted = int(top_k_b1.masked_fill(whole_b1, min(first_look, vocab_size)).max())
     # Likeliest first. float64 from here on: what is summed or compared is K small.
-    logits_bk, tokens_bk = logits_bv.topk(int(top_k_b1.max()), dim=1)
-    ranks_k = torch.arange(logits_bk.shape[1], device=logits_bv.device)
+    logits_bk, tokens_bk = logits_bv.topk(num_sorted, dim=1)
+    ranks_k = torch.arange(num_sorted, device=logits_bv.device)
     logits_bk = logits_bk.double().masked_fill(ranks_k >= top_k_b1, -torch.inf)
-    probs_bk = logits_bk.softmax(dim=1)
-    before_bk = probs_bk.cumsum(dim=1) - probs_bk
-    noisy_bk = logits_bk + gumbel_noise(seeds_b, position, tokens_bk)
+    total_b1 = logits_bk.logsumexp(dim=1, keepdim=True)
+    if whole_b1.any():
+        total_b1 = torch.where(whole_b1, _log_total(logits_bv), total_b1)
+    probs_bk = (logits_bk - total_b1).exp()
+    up_to_bk = probs_bk.cumsum(dim=1)
+    noisy_bk = logits_bk + gumbel_noise(seeds_b, position_b, tokens_bk)
     # The likeliest token has nothing before it, so one candidate always remains.
-    noisy_bk = noisy_bk.masked_fill(before_bk >= top_p_b1, -torch.inf)
-    return tokens_bk.gather(1, noisy_bk.argmax(dim=1, keepdim=True))
+    noisy_bk = noisy_bk.masked_fill(up_to_bk - probs_bk >= top_p_b1, -torch.inf)
+    chosen_b1 = tokens_bk.gather(1, noisy_bk.argmax(dim=1, keepdim=True))
+    again_b = (whole_b1 & ~(up_to_bk[:, -1:] > top_p_b1 + _ROUNDING))[:, 0]
+    if num_sorted < vocab_size and again_b.any():
+        chosen_b1[again_b] = _draw_of_likeliest(
+            logits_bv[again_b],
+            seeds_b[again_b],
+            position_b[again_b],
+            top_k_b1[again_b],
+            top_p_b1[again_b],
+            first_look=vocab_size,
+        )
+    return chosen_b1
+
+
+def _log_total(logits_bv: torch.Tensor) -> torch.Tensor:
+    """Return the logarithm of what a row's softmax divides by, float64 [B, 1]."""
+    return torch.cat(
+        [
+            logits_bv[rows].double().logsumexp(dim=1, keepdim=True)
+            for rows in _few_at_once(logits_bv)
+        ]
+    )
+
+
+def _few_at_once(logits_bv: torch.Tensor) -> list[slice]:
+    num_rows, vocab_size = logits_bv.shape
+    step = max(1, _VALUES_AT_ONCE // vocab_size)
+    return [slice(start, start + step) for start in range(0, num_rows, step)]

@@ -1,7 +1,8 @@
 import torch
 from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
-from expo_ray.serving.row_sampling import RowSampler
+from expo_ray.serving.noise import gumbel_noise
+from expo_ray.serving.row_sampling import RowSampler, draw_tokens
 from expo_ray.serving.sampling import SamplingParams
 
 NO_TOKENS = torch.empty((1, 0), dtype=torch.int64)
@@ -57,6 +58,34 @@ def test_rows_have_their_own_settings_and_ignore_their_neighbours() -> None:
         assert tokens[0] == logits[0].argmax()
         assert tokens[1] in logits[1].topk(2).indices
         ids = torch.cat([ids, tokens], dim=1)
+
+
+def test_a_large_vocabulary_is_cut_as_if_all_of_it_were_sorted() -> None:
+    vocab_size, position = 5000, 7
+    torch.manual_seed(0)
+    # Sure of a few tokens, and so flat that thousands of them make up a share.
+    spreads = torch.tensor([6.0, 6.0, 6.0, 0.1, 0.1, 0.1, 3.0, 0.1])
+    logits_bv = torch.randn(8, vocab_size) * spreads[:, None]
+    top_k_b1 = torch.tensor([5000, 5000, 5000, 5000, 5000, 40, 3000, 3000])[:, None]
+    top_p_b1 = torch.tensor([0.9, 0.9999, 1.0, 0.9, 1.0, 0.9, 0.5, 1.0]).double()[:, None]
+    for rows in (slice(0, 8), slice(0, 2), slice(2, 3), slice(3, 4), slice(5, 8)):
+        for seed in range(20):
+            seeds_b = torch.arange(8)[rows] + 8 * seed
+            chosen_b1 = draw_tokens(
+                logits_bv[rows],
+                seeds_b=seeds_b,
+                position=position,
+                top_k_b1=top_k_b1[rows],
+                top_p_b1=top_p_b1[rows],
+            )
+            logits_bk, tokens_bk = logits_bv[rows].double().sort(dim=1, descending=True)
+            logits_bk[torch.arange(vocab_size) >= top_k_b1[rows]] = -torch.inf
+            probs_bk = logits_bk.softmax(dim=1)
+            left_out = (probs_bk.cumsum(dim=1) - probs_bk >= top_p_b1[rows]) & (top_p_b1[rows] < 1)
+            noisy_bk = (logits_bk + gumbel_noise(seeds_b, position, tokens_bk)).masked_fill(
+                left_out, -torch.inf
+            )
+            assert torch.equal(chosen_b1, tokens_bk.gather(1, noisy_bk.argmax(1, keepdim=True)))
 
 
 def test_penalties_count_the_response_alone() -> None:
