@@ -89,7 +89,7 @@ def _names(file: Path) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     add_arguments(parser)
-    parser.add_argument("--address", default="local", help="local, or inline to leave Ray out")
+    parser.add_argument("--address", help="local or inline; None takes the command's default")
     arguments = parser.parse_args()
     mergekit = str(install())
     expo_ray = str(Path(sys.executable).parent / "expo-ray")
@@ -99,7 +99,9 @@ def main() -> None:
         num_bytes = sum(file.stat().st_size for file in aligned.glob("*.safetensors"))
         recipe, ours, theirs = folder / "merge.yaml", folder / "ours", folder / "theirs"
         command = [expo_ray, "extrapolate", str(initial), str(aligned), str(ours), "--quiet"]
-        command += ["--alpha", str(ALPHA), "--address", arguments.address]
+        command += ["--alpha", str(ALPHA)]
+        if arguments.address:
+            command += ["--address", arguments.address]
         exported = [*command, "--dry-run", "--export-mergekit", str(recipe)]
         subprocess.run(exported, check=True, stdout=subprocess.DEVNULL)
         commands = {
@@ -107,8 +109,8 @@ def main() -> None:
             f"mergekit {VERSION}": ([mergekit, str(recipe), str(theirs), "--quiet"], theirs),
         }
         seconds: dict[str, list[float]] = {kind: [] for kind in commands}
-        load = os.getloadavg()[0]
-        print(f"{num_bytes / 2**30:.2f} GiB per side, {arguments.address}, load {load:.1f}")
+        load, place = os.getloadavg()[0], arguments.address or "by default"
+        print(f"{num_bytes / 2**30:.2f} GiB per side, {place}, load {load:.1f}")
         for _ in range(arguments.repeats):
             # One of each, one after the other, so that drifts of the machine meet both alike.
             for kind, (line, output) in commands.items():
