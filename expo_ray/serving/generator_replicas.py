@@ -30,8 +30,6 @@ from expo_ray.tables.turns import shown
 _SCHEMA_VERSION = 1
 _KEY = ("prompt_id", "sample", "weights_digest")
 _NO_OPTIONS = EngineOptions()
-_MAX_CHUNKS = 8
-"""In one replica: enough for the next to wait there."""
 
 
 class GeneratorReplicas:
@@ -61,6 +59,8 @@ class GeneratorReplicas:
         self._engine = resolve_engine(engine)
         require_options(self._engine, options)
         self._options = options
+        # As many as a replica computes at the same time, and one that waits there.
+        self.chunks_in_flight = 1 + -(-self._engine.max_batch_rows(options) // MAX_BATCH_ROWS)
         self._reasoning = reasoning
         self._stack = ExitStack()
         self._handle: Any = None
@@ -175,7 +175,7 @@ class GeneratorReplicas:
             told = f"starting {self._num_replicas} {self._engine.name} generator replica(s)"
             progress.message(f"{told} ({self._precision})" if self._precision else told)
             deployment = self._engine.deployment(self._num_replicas, self._options)
-            deployment |= {"max_ongoing_requests": _MAX_CHUNKS}
+            deployment |= {"max_ongoing_requests": self.chunks_in_flight}
             app = self._engine.bulk_app(source, self._options, deployment=deployment)
             ensure_serve()
             self._handle, _ = self._stack.enter_context(application(app, label="generator"))
@@ -212,7 +212,7 @@ class GeneratorReplicas:
         try:
             chunks = split(todo, max_rows=MAX_BATCH_ROWS, num_replicas=self._num_replicas)
             for chunk, answered in call_in_chunks(
-                call, chunks, num_in_flight=2 * self._num_replicas
+                call, chunks, num_in_flight=self.chunks_in_flight * self._num_replicas
             ):
                 made: Answered = answered
                 _checked(source, made.loaded, fixed["weights_digest"])

@@ -3,6 +3,7 @@ import pickle
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -225,6 +226,18 @@ def test_a_reward_model_that_is_none_keeps_its_error(pico_pair: tuple[Path, Path
     scored = asyncio.run(Rewarder(RewardModelSpec.parse(str(pico_pair[1]))).score([]))
     assert isinstance(scored.error, CheckpointError)
     assert "one label" in pickle.loads(pickle.dumps(scored)).error.message
+
+
+def test_replicas_are_sent_what_they_compute_at_once_and_one_chunk_more() -> None:
+    assert GeneratorReplicas().chunks_in_flight == 2
+    if find_spec("vllm") is not None:
+        for engine_args, num_chunks in (
+            ({}, 5),
+            ({"max_num_seqs": 65}, 3),
+            ({"max_num_seqs": 8}, 2),
+        ):
+            options = EngineOptions(engine_args=engine_args)
+            assert GeneratorReplicas(1, "vllm", options=options).chunks_in_flight == num_chunks
 
 
 def test_requests_that_are_wrong_before_anything_starts(tmp_path: Path) -> None:
