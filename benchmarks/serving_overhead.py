@@ -1,9 +1,9 @@
 """Tokens per second through Serve at saturation, against the same vLLM engine used directly.
 
     python -m benchmarks.serving_overhead --size 0.5b
-    RAY_SERVE_ENABLE_HA_PROXY=1 python -m benchmarks.serving_overhead --size 0.5b
+    RAY_SERVE_ENABLE_HA_PROXY=0 python -m benchmarks.serving_overhead --size 0.5b
 
-The second by HAProxy, which takes the place of Serve's own proxy (docs/serving.md).
+By HAProxy, and by Serve's own proxy, in whose place it stands (docs/serving.md).
 
 Runs alternate, and which comes first; answers have a fixed length; through Serve they are streamed
 over HTTP, and the client's own work counts against it. Pass: at least 0.9 of the tokens per second

@@ -37,6 +37,9 @@ def set_defaults(*, proxy_callback: str) -> None:
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
         # Serve's proxy then takes a streamed token from a replica for two thirds of the time.
         "RAY_SERVE_PROXY_USE_GRPC": "1",
+        # A proxy that is not up within 5 s, on a machine that does much else, would be killed, and
+        # with it the start of Serve.
+        "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
         "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": proxy_callback,
     }
     for name, value in defaults.items():

@@ -48,7 +48,7 @@ def start_local(
     Args:
         num_cpus: Logical CPUs; None takes what the machine has.
         options: Further arguments of `ray.init`.
-        with_haproxy: Whether services may be reached through HAProxy, where that is asked for.
+        with_haproxy: Whether services are reached through HAProxy, where it can be had.
 
     Returns:
         The folder of that HAProxy (`haproxy.py`), to be removed in the end.

@@ -22,14 +22,14 @@ _MAKING_CONFIGS = threading.Lock()
 
 
 def haproxy_template() -> str | None:
-    """Return what Serve makes HAProxy's configuration from; None where nobody asks for it.
+    """Return what Serve makes HAProxy's configuration from; None where it is not wanted.
 
     Read, not imported: Serve takes its settings from the environment when it is imported.
     """
     import ray
 
     file = Path(ray.__file__).parent / "serve/_private/haproxy_templates.py"
-    is_wanted = os.environ.get(_HAPROXY_SWITCH) == "1"
+    is_wanted = os.environ.get(_HAPROXY_SWITCH, "1") == "1"
     if not is_wanted or not file.is_file():
         return None
     return file.read_text(encoding="utf-8").partition('HAPROXY_CONFIG_TEMPLATE = """')[2]

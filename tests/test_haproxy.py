@@ -75,7 +75,7 @@ def test_a_configuration_that_is_not_known_is_not_used(before: str, after: str) 
 
 
 def test_the_installed_ray_writes_what_we_know(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("RAY_SERVE_ENABLE_HA_PROXY", "1")
+    monkeypatch.delenv("RAY_SERVE_ENABLE_HA_PROXY", raising=False)
     mended = haproxy.mended(haproxy_template() or "", "127.0.0.1")
     binds = [
         line.split(":")[0].strip()
@@ -85,7 +85,7 @@ def test_the_installed_ray_writes_what_we_know(monkeypatch: pytest.MonkeyPatch) 
     assert set(binds) == {"bind ipv4@127.0.0.1"}
     assert "http-reuse always" not in mended
     assert mended.count("option httpclose\n") == 1
-    monkeypatch.delenv("RAY_SERVE_ENABLE_HA_PROXY")
+    monkeypatch.setenv("RAY_SERVE_ENABLE_HA_PROXY", "0")
     assert haproxy_template() is None
 
 
@@ -134,8 +134,8 @@ def test_one_port_is_open_as_asked_and_nothing_is_left_of_a_killed_command(
     pico_pair: tuple[Path, Path], host: str
 ) -> None:
     port = free_port()
-    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
-    environment["RAY_SERVE_ENABLE_HA_PROXY"] = "1"
+    own = ("RAY_ADDRESS", "RAY_SERVE_ENABLE_HA_PROXY")
+    environment = {name: value for name, value in os.environ.items() if name not in own}
     command = [EXPO_RAY, "serve", pico_pair[1], "--json", "--host", host, "--port", str(port)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment, text=True) as process:
         try:

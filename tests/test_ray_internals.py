@@ -50,21 +50,25 @@ def run(code: str, **environment: str) -> str:
 
 
 def test_defaults_reach_ray_and_give_way_to_the_users(monkeypatch: pytest.MonkeyPatch) -> None:
-    names = ("RAY_SERVE_PROXY_USE_GRPC", "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH")
+    constants = {
+        "RAY_SERVE_PROXY_USE_GRPC": "RAY_SERVE_PROXY_USE_GRPC",
+        "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH",
+        "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "PROXY_READY_CHECK_TIMEOUT_S",
+    }
     code = f"""
 import os
-for name in {names}:
+for name in {[*constants]}:
     os.environ.pop(name, None)
 from expo_ray import ray_internals
 ray_internals.set_defaults(proxy_callback="a.b")
 from ray.serve._private import constants
-print(*(getattr(constants, name) for name in {names}))
+print(*(getattr(constants, name) for name in {[*constants.values()]}))
 """
-    assert run(code) == "True a.b"
-    for name in (*names, "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"):
+    assert run(code) == "True a.b 60.0"
+    for name in (*constants, "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"):
         monkeypatch.setenv(name, "the user's")
     ray_internals.set_defaults(proxy_callback="a.b")
-    assert {os.environ[name] for name in names} == {"the user's"}
+    assert {os.environ[name] for name in constants} == {"the user's"}
 
 
 def test_on_loopback_ray_takes_this_machine_for_127_0_0_1() -> None:

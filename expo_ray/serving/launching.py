@@ -55,6 +55,7 @@ def ensure_serve(*, host: str = LOCALHOST, port: int | None = None) -> str:
 
     Raises:
         ConfigError: The port is in use, or Serve listens elsewhere already.
+        ServingError: Serve did not start.
     """
     quiet_logs()
     look_often()
@@ -68,12 +69,20 @@ def ensure_serve(*, host: str = LOCALHOST, port: int | None = None) -> str:
         front = haproxy_folder()
         if front is not None:
             listen_at(front, host)
-        serve.start(
-            # What HAProxy stands before is for this machine alone.
-            http_options={"host": host if front is None else LOCALHOST, "port": port},
-            proxy_location="Disabled" if is_for_handles() else None,
-            logging_config=_LOGGING,
-        )
+        try:
+            serve.start(
+                # What HAProxy stands before is for this machine alone.
+                http_options={"host": host if front is None else LOCALHOST, "port": port},
+                proxy_location="Disabled" if is_for_handles() else None,
+                logging_config=_LOGGING,
+            )
+        except (RayError, RayServeException, TimeoutError) as error:
+            raise brought_home(
+                error,
+                "Ray Serve did not start",
+                ServingError,
+                hint="the same command again may find the machine with less to do",
+            ) from error
         serve_was_started()
     elif port is not None and running != (host, port):
         raise ConfigError(

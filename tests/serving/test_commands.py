@@ -118,7 +118,7 @@ def company_proxy() -> Iterator[ProxyServer]:
         yield running
 
 
-@pytest.mark.parametrize("proxy", ["serve", pytest.param("haproxy", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("proxy", ["haproxy", pytest.param("serve", marks=pytest.mark.slow)])
 def test_serve_says_ready_when_it_answers_and_a_signal_ends_it(
     pico_pair: tuple[Path, Path], proxy: str, company_proxy: ProxyServer
 ) -> None:
@@ -130,8 +130,8 @@ def test_serve_says_ready_when_it_answers_and_a_signal_ends_it(
         environment.pop("no_proxy", None)
         environment.pop("NO_PROXY", None)
     environment.pop("RAY_SERVE_ENABLE_HA_PROXY", None)
-    if proxy == "haproxy":
-        environment["RAY_SERVE_ENABLE_HA_PROXY"] = "1"
+    if proxy == "serve":
+        environment["RAY_SERVE_ENABLE_HA_PROXY"] = "0"
     environment.pop("RAY_ADDRESS", None)
     initial, aligned = map(str, pico_pair)
     command = [str(EXPO_RAY), "serve", aligned, "--initial", initial, "--alpha", "0.5", "--json"]
