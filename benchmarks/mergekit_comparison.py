@@ -89,7 +89,7 @@ def _names(file: Path) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     add_arguments(parser)
-    parser.add_argument("--address", help="local or inline; None takes the command's default")
+    parser.add_argument("--address", help="local or inline; without it, where the command would")
     arguments = parser.parse_args()
     mergekit = str(install())
     expo_ray = str(Path(sys.executable).parent / "expo-ray")

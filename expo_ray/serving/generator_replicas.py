@@ -175,7 +175,8 @@ class GeneratorReplicas:
             told = f"starting {self._num_replicas} {self._engine.name} generator replica(s)"
             progress.message(f"{told} ({self._precision})" if self._precision else told)
             deployment = self._engine.deployment(self._num_replicas, self._options)
-            deployment |= {"max_ongoing_requests": self.chunks_in_flight}
+            # Room for all of one replica where the router takes another for fuller than it is.
+            deployment |= {"max_ongoing_requests": 2 * self.chunks_in_flight}
             app = self._engine.bulk_app(source, self._options, deployment=deployment)
             ensure_serve()
             self._handle, _ = self._stack.enter_context(application(app, label="generator"))

@@ -83,7 +83,8 @@ def ensure_serve(*, host: str = LOCALHOST, port: int | None = None) -> str:
                 ServingError,
                 hint="the same command again may find the machine with less to do",
             ) from error
-        serve_was_started()
+        finally:
+            serve_was_started()
     elif port is not None and running != (host, port):
         raise ConfigError(
             "Ray Serve of this cluster listens on another address already",

@@ -16,6 +16,7 @@ from expo_ray.serving.sampling import SamplingParams
 
 _FIRST_LOOK = 1024
 """Likeliest tokens that are sorted of a row without top-k: nearly always they hold its top-p."""
+_MANY_EQUALS = 64
 _ROUNDING = 1e-9
 """More than sums of shares can be off by."""
 _VALUES_AT_ONCE = 2**22
@@ -163,8 +164,8 @@ def _draw_of_likeliest(
     vocab_size = logits_bv.shape[1]
     whole_b1 = top_k_b1 >= vocab_size
     num_sorted = int(top_k_b1.masked_fill(whole_b1, min(first_look, vocab_size)).max())
-    # Likeliest first. float64 from here on: what is summed or compared is K small.
-    logits_bk, tokens_bk = logits_bv.topk(num_sorted, dim=1)
+    logits_bk, tokens_bk = _likeliest(logits_bv, num_sorted)
+    # float64 from here on: what is summed or compared is K small.
     ranks_k = torch.arange(num_sorted, device=logits_bv.device)
     logits_bk = logits_bk.double().masked_fill(ranks_k >= top_k_b1, -torch.inf)
     total_b1 = logits_bk.logsumexp(dim=1, keepdim=True)
@@ -187,6 +188,26 @@ def _draw_of_likeliest(
             first_look=vocab_size,
         )
     return chosen_b1
+
+
+def _likeliest(logits_bv: torch.Tensor, num: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the largest logits of each row, [B, `num`], and whose they are.
+
+    Of equal ones, of which bfloat16 makes many, the lower token comes first: so what is found does
+    not change with `num`, which is a matter of the batch.
+    """
+    vocab_size = logits_bv.shape[1]
+    # `topk` takes any of those that equal its last: more than are asked for, to see past them.
+    num_seen = min(num + num // 4 + _MANY_EQUALS, vocab_size)
+    seen_bs, tokens_bs = logits_bv.topk(num_seen, dim=1)
+    tokens_bs, by_token_bs = tokens_bs.sort(dim=1)
+    seen_bs, by_logit_bs = seen_bs.gather(1, by_token_bs).sort(dim=1, descending=True, stable=True)
+    logits_bk, tokens_bk = seen_bs[:, :num], tokens_bs.gather(1, by_logit_bs)[:, :num]
+    unseen_b = seen_bs[:, num - 1] == seen_bs[:, -1]
+    if num_seen < vocab_size and unseen_b.any():
+        logits_rv, tokens_rv = logits_bv[unseen_b].sort(dim=1, descending=True, stable=True)
+        logits_bk[unseen_b], tokens_bk[unseen_b] = logits_rv[:, :num], tokens_rv[:, :num]
+    return logits_bk, tokens_bk
 
 
 def _log_total(logits_bv: torch.Tensor) -> torch.Tensor:

@@ -1,10 +1,11 @@
 import asyncio
 import pickle
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
@@ -22,7 +23,9 @@ from expo_ray.serving import (
     RewardReplicas,
     SamplingParams,
     ServedModel,
+    generator_replicas,
 )
+from expo_ray.serving.chunked_calls import call_in_chunks
 from expo_ray.serving.engines.options import EngineOptions, parse_engine_args
 from expo_ray.serving.generator_replicas import _checked
 from expo_ray.serving.loaded import Loaded
@@ -66,8 +69,19 @@ def generated(
 
 
 def test_candidates_on_the_same_replicas_then_rewards(
-    ray_cluster: str, pico_pair: tuple[Path, Path], pico_reward_model: Path, tmp_path: Path
+    ray_cluster: str,
+    pico_pair: tuple[Path, Path],
+    pico_reward_model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    under_way = set()
+
+    def noted(call: Callable[..., Any], chunks: Sequence[Any], *, num_in_flight: int) -> Any:
+        under_way.add(num_in_flight)
+        return call_in_chunks(call, chunks, num_in_flight=num_in_flight)
+
+    monkeypatch.setattr(generator_replicas, "call_in_chunks", noted)
     initial, aligned = map(str, pico_pair)
     written = tmp_path / "alpha-0.5"
     extrapolate(initial, aligned, written, alpha=0.5, address="inline")
@@ -88,6 +102,8 @@ def test_candidates_on_the_same_replicas_then_rewards(
         generated(replicas, live.at(rules), paths["ruled"])
         generated(replicas, ModelSource(model=str(ruled)), paths["ruled-written"])
 
+    # Weights are loaded one after the other; two replicas compute a chunk each, and another waits.
+    assert under_way == {1, 4}
     assert summary["num_generated"] == summary["num_rows"] == 80
     assert summary["num_errors"] == 0
     tables = {name: read_table(path, RESPONSES_SCHEMA) for name, path in paths.items()}
@@ -238,6 +254,11 @@ def test_replicas_are_sent_what_they_compute_at_once_and_one_chunk_more() -> Non
         ):
             options = EngineOptions(engine_args=engine_args)
             assert GeneratorReplicas(1, "vllm", options=options).chunks_in_flight == num_chunks
+        for wrong in (0, -1, "abc", None, [1]):
+            with pytest.raises(ConfigError, match="refuses its settings"):
+                GeneratorReplicas(
+                    1, "vllm", options=EngineOptions(engine_args={"max_num_seqs": wrong})
+                )
 
 
 def test_requests_that_are_wrong_before_anything_starts(tmp_path: Path) -> None:

@@ -1,3 +1,4 @@
+import pytest
 import torch
 from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
@@ -60,32 +61,52 @@ def test_rows_have_their_own_settings_and_ignore_their_neighbours() -> None:
         ids = torch.cat([ids, tokens], dim=1)
 
 
-def test_a_large_vocabulary_is_cut_as_if_all_of_it_were_sorted() -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_row_of_a_large_vocabulary_is_cut_as_if_all_of_it_were_sorted(dtype: torch.dtype) -> None:
+    """Whatever is beside it, also where thousands of logits equal others."""
     vocab_size, position = 5000, 7
     torch.manual_seed(0)
     # Sure of a few tokens, and so flat that thousands of them make up a share.
-    spreads = torch.tensor([6.0, 6.0, 6.0, 0.1, 0.1, 0.1, 3.0, 0.1])
-    logits_bv = torch.randn(8, vocab_size) * spreads[:, None]
-    top_k_b1 = torch.tensor([5000, 5000, 5000, 5000, 5000, 40, 3000, 3000])[:, None]
-    top_p_b1 = torch.tensor([0.9, 0.9999, 1.0, 0.9, 1.0, 0.9, 0.5, 1.0]).double()[:, None]
-    for rows in (slice(0, 8), slice(0, 2), slice(2, 3), slice(3, 4), slice(5, 8)):
-        for seed in range(20):
-            seeds_b = torch.arange(8)[rows] + 8 * seed
+    spreads = torch.tensor([6.0, 6.0, 6.0, 0.1, 0.1, 0.1, 3.0, 0.1, 2.0, 2.0])
+    logits_bv = (torch.randn(10, vocab_size) * spreads[:, None]).to(dtype).float()
+    top_k_b1 = torch.tensor([5000, 5000, 5000, 5000, 5000, 40, 3000, 3000, 50, 5000])[:, None]
+    top_p = [0.9, 0.9999, 1.0, 0.9, 1.0, 0.9, 0.5, 1.0, 1.0, 0.5]
+    top_p_b1 = torch.tensor(top_p, dtype=torch.float64)[:, None]
+    logits_bk, tokens_bk = logits_bv.double().sort(dim=1, descending=True, stable=True)
+    logits_bk[torch.arange(vocab_size) >= top_k_b1] = -torch.inf
+    probs_bk = logits_bk.softmax(dim=1)
+    before_bk = probs_bk.cumsum(dim=1) - probs_bk
+    logits_bk[(before_bk >= top_p_b1) & (top_p_b1 < 1)] = -torch.inf
+    for seed in range(20):
+        seeds_b = torch.arange(10) + 10 * seed
+        noisy_bk = logits_bk + gumbel_noise(seeds_b, position, tokens_bk)
+        expected_b1 = tokens_bk.gather(1, noisy_bk.argmax(1, keepdim=True))
+        together = [slice(0, 10), slice(0, 2), slice(5, 9), *(slice(i, i + 1) for i in range(10))]
+        for rows in together:
             chosen_b1 = draw_tokens(
                 logits_bv[rows],
-                seeds_b=seeds_b,
+                seeds_b=seeds_b[rows],
                 position=position,
                 top_k_b1=top_k_b1[rows],
                 top_p_b1=top_p_b1[rows],
             )
-            logits_bk, tokens_bk = logits_bv[rows].double().sort(dim=1, descending=True)
-            logits_bk[torch.arange(vocab_size) >= top_k_b1[rows]] = -torch.inf
-            probs_bk = logits_bk.softmax(dim=1)
-            left_out = (probs_bk.cumsum(dim=1) - probs_bk >= top_p_b1[rows]) & (top_p_b1[rows] < 1)
-            noisy_bk = (logits_bk + gumbel_noise(seeds_b, position, tokens_bk)).masked_fill(
-                left_out, -torch.inf
-            )
-            assert torch.equal(chosen_b1, tokens_bk.gather(1, noisy_bk.argmax(1, keepdim=True)))
+            assert torch.equal(chosen_b1, expected_b1[rows])
+
+
+def test_a_row_without_numbers_leaves_those_beside_it_alone() -> None:
+    torch.manual_seed(0)
+    logits_bv = torch.randn(3, 3000)
+    limits = {
+        "seeds_b": torch.arange(3),
+        "position": 0,
+        "top_k_b1": torch.full((3, 1), 3000),
+        "top_p_b1": torch.full((3, 1), 0.5, dtype=torch.float64),
+    }
+    before_b1 = draw_tokens(logits_bv, **limits)
+    logits_bv[1, 7] = torch.nan
+    chosen_b1 = draw_tokens(logits_bv, **limits)
+    assert torch.equal(chosen_b1[[0, 2]], before_b1[[0, 2]])
+    assert 0 <= int(chosen_b1[1]) < 3000
 
 
 def test_penalties_count_the_response_alone() -> None:

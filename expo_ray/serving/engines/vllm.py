@@ -123,10 +123,22 @@ class VLLM(EngineKind):
         return facts(one) == facts(other)
 
     def max_batch_rows(self, options: EngineOptions) -> int:
-        """Return how many sequences it decodes at the same time."""
+        """Return how many sequences it decodes at the same time.
+
+        Raises:
+            ConfigError: It was told no such number.
+        """
         from expo_ray.serving.engines.vllm_config import MAX_NUM_SEQS
 
-        return int(options.engine_args.get("max_num_seqs", MAX_NUM_SEQS))
+        asked = options.engine_args.get("max_num_seqs", MAX_NUM_SEQS)
+        if not isinstance(asked, int) or isinstance(asked, bool) or asked < 1:
+            raise ConfigError(
+                "vLLM refuses its settings",
+                where=argument("engine_args"),
+                got=f"max_num_seqs={asked}",
+                expected="an integer of at least 1",
+            )
+        return asked
 
     def deployment(self, num_replicas: int, options: EngineOptions) -> dict[str, Any]:
         """Return options of a Serve deployment, see `EngineKind`: workers take the devices."""
