@@ -22,6 +22,8 @@ MIN_KEPT = 0.95
 CONFIDENCE = 0.95
 _NUM_RESAMPLES = 10_000
 
+_PROMISED = {True: "yes", False: "**no**", None: "not tested"}
+
 
 def recovered_share(runs: Sequence[Line], pick: str = "chosen") -> dict[str, float | None]:
     """Return the truth gained by a pick over that of the oracle, both summed over all runs.
@@ -60,7 +62,10 @@ def summarize(lines: Sequence[Line]) -> dict[str, Any]:
     share = recovered_share(runs)
     races = [line["race"] for line in lines]
     worse = {pick: significantly_worse(runs, pick) for pick in PICKS}
-    needed = max(1, MIN_KEPT * len(controls))
+
+    def enough(num_kept: int) -> bool | None:
+        return num_kept >= MIN_KEPT * len(controls) if controls else None
+
     return {
         "digest": lines[0]["digest"],
         "num_runs": len(runs),
@@ -86,8 +91,8 @@ def summarize(lines: Sequence[Line]) -> dict[str, Any]:
                 share["share"] is not None and share["share"] >= MIN_RECOVERED
             ),
             "never significantly below alpha 0": bool(runs) and worse["chosen"][1] == 0,
-            f"keeps aligned on {MIN_KEPT:.0%} of the negative controls": diagnosed >= needed,
-            "the same by the choice alone, with `--allow-unfit`": alone >= needed,
+            f"keeps aligned on {MIN_KEPT:.0%} of the negative controls": enough(diagnosed),
+            "the same by the choice alone, with `--allow-unfit`": enough(alone),
         },
     }
 
@@ -144,7 +149,7 @@ def render(lines: Sequence[Line], *, num_expected: int | None = None) -> str:
     parts.append(
         _table(
             ("promise", "kept"),
-            [(name, "yes" if kept else "**no**") for name, kept in found["promises"].items()],
+            [(name, _PROMISED[kept]) for name, kept in found["promises"].items()],
         )
     )
     if runs:

@@ -97,6 +97,9 @@ def test_what_is_significantly_worse_is_corrected_for_the_number_of_runs() -> No
 
 def test_promises_are_judged_by_the_figures() -> None:
     assert set(summarize([*RUNS, *CONTROLS])["promises"].values()) == {True}
+    # Without a control nothing is known of controls.
+    assert [*summarize(RUNS)["promises"].values()] == [True, True, True, None, None]
+    assert render(RUNS).count("not tested") == 2
     lost = [control("random-direction", "extrapolate", 0.5)] * 2
     worse = [run(1, -0.3, 0.1, 0.4), run(2, 0.1, 0.1, 0.5)]
     assert set(summarize([*worse, *CONTROLS, *lost])["promises"].values()) == {False}
