@@ -137,9 +137,7 @@ def render(lines: Sequence[Line], *, num_expected: int | None = None) -> str:
         "none of the four runs on the design seeds (0 and 1). On design seed 0 a step away from an "
         "unrelated model was really better (larger weights, surer answers): therefore `select` and "
         "`run` ask `diagnose` before they generate anything, and answer keep-aligned for a pair "
-        "that it calls unfit. The controls are counted so, and by the choice alone. That such a "
-        "pair is answered, and not refused with an error, was decided after these runs; what "
-        "`diagnose` said of every pair was recorded with them.",
+        "that it calls unfit. The controls are counted so, and by the choice alone.",
         "Every control has a seed of its own; those beyond the runs' seeds are judged by the "
         "reward models of a run. Requests are asked in all eight templates: 260 requests are 2,080 "
         f"prompts. Code: {', '.join(sorted({line['commit'] for line in lines}))}.",
