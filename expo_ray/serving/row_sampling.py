@@ -169,7 +169,8 @@ def _draw_of_likeliest(
     ranks_k = torch.arange(num_sorted, device=logits_bv.device)
     logits_bk = logits_bk.double().masked_fill(ranks_k >= top_k_b1, -torch.inf)
     total_b1 = logits_bk.logsumexp(dim=1, keepdim=True)
-    if whole_b1.any():
+    any_whole = bool(whole_b1.any())
+    if any_whole:
         total_b1 = torch.where(whole_b1, _log_total(logits_bv), total_b1)
     probs_bk = (logits_bk - total_b1).exp()
     up_to_bk = probs_bk.cumsum(dim=1)
@@ -177,8 +178,10 @@ def _draw_of_likeliest(
     # The likeliest token has nothing before it, so one candidate always remains.
     noisy_bk = noisy_bk.masked_fill(up_to_bk - probs_bk >= top_p_b1, -torch.inf)
     chosen_b1 = tokens_bk.gather(1, noisy_bk.argmax(dim=1, keepdim=True))
+    if not any_whole or num_sorted == vocab_size:
+        return chosen_b1
     again_b = (whole_b1 & ~(up_to_bk[:, -1:] > top_p_b1 + _ROUNDING))[:, 0]
-    if num_sorted < vocab_size and again_b.any():
+    if again_b.any():
         chosen_b1[again_b] = _draw_of_likeliest(
             logits_bv[again_b],
             seeds_b[again_b],
