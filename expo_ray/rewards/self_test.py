@@ -74,30 +74,18 @@ def run_self_test(
     Raises:
         EvaluationError: Batching moves scores in float32, nothing can be scored, or a given anchor
             ranks wrong; a check misjudges what it must know.
-        ConfigError: Anchors are given for a check.
+        ConfigError: Anchors are given for a check that has answers of its own to try.
     """
     if isinstance(model, CheckRewardModel):
-        if anchors is not None:
-            raise ConfigError(
-                "anchors are for reward models that judge; a check has answers of its own to try",
-                where=argument("anchors"),
-                got=model.name,
-                hint="leave them out",
-            )
-        return _test_check(model, chats, references)
+        return _test_check(model, chats, references, anchors)
     pairs = default_anchors() if anchors is None else anchors
     spreads = _spreads(model, chats, pairs)
     if anchors is None and not is_general:
         pairs = []
     right = _num_right(model, pairs) if pairs else 0
-    if anchors is not None and right < len(anchors):
-        raise EvaluationError(
-            "the reward model ranks anchors wrong",
-            where=model.name,
-            got=f"{right} right",
-            expected=f"all {len(anchors)}",
-            hint="is it trained for this task, is its chat template right?",
-        )
+    if anchors is not None:
+        hint = "is it trained for this task, is its chat template right?"
+        _require_right(model, right, len(anchors), hint)
     warnings = []
     if pairs and right == 0:
         warnings.append(
@@ -117,10 +105,23 @@ def run_self_test(
 
 
 def _test_check(
-    model: CheckRewardModel, chats: Sequence[Chat], references: References | None
+    model: CheckRewardModel,
+    chats: Sequence[Chat],
+    references: References | None,
+    anchors: Sequence[AnchorPair] | None,
 ) -> SelfTest:
-    """Try a check on right and wrong answers of its kind, then on some that it is there for."""
+    """Try a check on right and wrong answers of its kind, then on some that it is there for.
+
+    Only its user knows what is right by a pattern, a schema, a function or a service: anchors say.
+    """
     num_trials, wrong = model.trials()
+    if num_trials and anchors is not None:
+        raise ConfigError(
+            "these anchors are not needed: the check has answers of its own to try",
+            where=argument("anchors"),
+            got=model.name,
+            hint="leave them out",
+        )
     if wrong:
         raise EvaluationError(
             "the check misjudges answers that it must know",
@@ -128,6 +129,10 @@ def _test_check(
             got="; ".join(wrong),
             expected=f"all {num_trials} judged right",
         )
+    if anchors is not None:
+        hint = "the check must give the better answer of every pair more than the worse"
+        _require_right(model, _num_right(model, anchors), len(anchors), hint)
+        num_trials = len(anchors)
     some = chats[:_MAX_CHATS]
     scores = model.score(some, None if references is None else references[:_MAX_CHATS])
     if scores and all(score.reward is None for score in scores):
@@ -146,8 +151,26 @@ def _test_check(
         padding_spread=0.0,
         num_anchors=num_trials,
         num_anchors_right=num_trials,
-        warnings=(),
+        warnings=() if num_trials or chats else (_untried(model),),
     )
+
+
+def _untried(model: CheckRewardModel) -> str:
+    return (
+        f"{model.name} is yours: no right and no wrong answer is known to try it on; give both "
+        "(--anchors FILE)"
+    )
+
+
+def _require_right(model: RewardModel, num_right: int, num_anchors: int, hint: str) -> None:
+    if num_right < num_anchors:
+        raise EvaluationError(
+            "the reward model ranks anchors wrong",
+            where=model.name,
+            got=f"{num_right} right",
+            expected=f"all {num_anchors}",
+            hint=hint,
+        )
 
 
 def batch_spread(model: RewardModel, chats: Sequence[Chat]) -> float:

@@ -19,9 +19,10 @@ from expo_ray.errors import ConfigError, argument
 from expo_ray.extrapolation.planning.path import step_name
 from expo_ray.extras import require_extra
 from expo_ray.lab import LabSettings, find_lab, prepare_lab
-from expo_ray.rewards.anchors import read_anchors
+from expo_ray.rewards.anchors import AnchorPair, read_anchors
 from expo_ray.rewards.checks.preflight import require_checkable
 from expo_ray.rewards.sample_statistics import require_statistic
+from expo_ray.rewards.spec import RewardModelSpec
 from expo_ray.selection.explanations import warn_of_circle
 from expo_ray.serving import GeneratorReplicas, ModelSource
 from expo_ray.serving.engines.registry import resolve_engine
@@ -76,6 +77,27 @@ def needed_extras(recipe: Recipe) -> Iterator[tuple[str, str]]:
         yield "adaptive", "adaptive"
     for name in recipe.track:
         yield name, "track"
+
+
+def find_anchors(recipe: Recipe) -> list[AnchorPair] | None:
+    """Read the anchors, which every reward model that is no check must rank right.
+
+    Raises:
+        ConfigError: All reward models are checks, which would not read them.
+        TableError: The file is missing or malformed.
+    """
+    path = recipe.rewarders.anchors
+    if path is None:
+        return None
+    specs = [RewardModelSpec.parse(text) for text in recipe.reward_models]
+    if specs and all(spec.kind.reads_columns for spec in specs):
+        raise ConfigError(
+            "anchors are for reward models that judge, and all of these are checks",
+            where=argument("anchors", str(path)),
+            got=", ".join(recipe.reward_models),
+            hint="leave them out; expo-ray evaluate self-test tries a check of yours on them",
+        )
+    return read_anchors(path)
 
 
 def find_prompts(recipe: Recipe, path: str) -> list[Prompt]:
@@ -151,8 +173,7 @@ def _find_inputs(run: Run, rewards: Iterable[str]) -> None:
         engine=recipe.rewarders.engine,
         addresses=before.get("reward_addresses"),
     )
-    anchors = recipe.rewarders.anchors
-    run.anchors = None if anchors is None else read_anchors(anchors)
+    run.anchors = find_anchors(recipe)
     if before.get("prompts_address") == run.prompts_path:
         run.prompts_path = str(before["prompts"])
     run.prompts_path = pin_prompts(run.prompts_path)

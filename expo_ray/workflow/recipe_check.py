@@ -14,14 +14,13 @@ from expo_ray.errors import ExpoError, RequestError, spelled
 from expo_ray.extrapolation.pairing.pair import refuse_same_checkpoint
 from expo_ray.extras import require_extra
 from expo_ray.rewards import RewardModelSpec
-from expo_ray.rewards.anchors import read_anchors
 from expo_ray.rewards.checks.preflight import require_checkable
 from expo_ray.rewards.sample_statistics import require_statistic
 from expo_ray.serving import GeneratorReplicas
 from expo_ray.tables import Prompt, read_prompts
 from expo_ray.workflow.candidates import Inputs, extrapolate_candidates
 from expo_ray.workflow.gate_names import gate_margins, labels_of, reported_models
-from expo_ray.workflow.inputs import find_prompts, needed_extras
+from expo_ray.workflow.inputs import find_anchors, find_prompts, needed_extras
 from expo_ray.workflow.pinning import check_reward_model
 from expo_ray.workflow.plan import plan_recipe
 from expo_ray.workflow.prompt_settings import PromptSet
@@ -107,7 +106,7 @@ def _faults(recipe: Recipe) -> dict[str, ExpoError]:
             for number, text in enumerate(recipe.reward_models):
                 if f"reward_models.{number}" not in faults:
                     spec = RewardModelSpec.parse(text)
-                    require_checkable(spec, prompts, where=recipe.prompts.path)
+                    require_checkable(spec, prompts, where=recipe.prompts.path, asks_services=False)
     for name, one in recipe.prompts.sets.items():
         _check_set(name, one, recipe, blaming)
     if recipe.lab is None:
@@ -117,8 +116,8 @@ def _faults(recipe: Recipe) -> dict[str, ExpoError]:
             if "selection.no_worse_than" not in faults:
                 reported_models(recipe, labels_of(recipe.reward_models))
     with blaming("rewarders.anchors"):
-        if recipe.rewarders.anchors is not None:
-            read_anchors(recipe.rewarders.anchors)
+        if not any(where.startswith("reward_models") for where in faults):
+            find_anchors(recipe)
     return faults
 
 
@@ -135,4 +134,4 @@ def _check_set(
         with blaming(f"prompts.{name}.reward_models.{number}"):
             spec = check_reward_model(text, engine=recipe.rewarders.engine)
             if prompts:
-                require_checkable(spec, prompts, where=one.path)
+                require_checkable(spec, prompts, where=one.path, asks_services=False)

@@ -90,6 +90,10 @@ def test_anchors_that_nobody_would_read_are_refused(
     settings = {"anchors": anchors.name, "self_test": False}
     with pytest.raises(ConfigError, match="self-test"):
         load_recipe(write_recipe(tmp_path, pico_pair, pico_reward_model, rewarders=settings))
+    checks = {"rewarders": {"anchors": anchors.name}, "reward_models": ["check:regex=a"]}
+    unread = write_recipe(tmp_path, pico_pair, pico_reward_model, **checks)
+    with ExitStack() as stack, pytest.raises(ConfigError, match="all of these are checks"):
+        prepared(load_recipe(unread), stack)
     missing = write_recipe(tmp_path, pico_pair, pico_reward_model, rewarders={"anchors": "no.json"})
     with ExitStack() as stack, pytest.raises(TableError):
         prepared(load_recipe(missing), stack)

@@ -7,36 +7,51 @@ from contextlib import closing
 from pathlib import Path
 
 from expo_ray.errors import TableError
-from expo_ray.rewards.checks.reward_model import CheckRewardModel
+from expo_ray.rewards.checks.reward_model import CheckRewardModel, as_reference
 from expo_ray.rewards.loading import load_reward_model
 from expo_ray.rewards.self_test import run_self_test
 from expo_ray.rewards.spec import RewardModelSpec
-from expo_ray.tables.prompts import Prompt
+from expo_ray.tables.prompts import Message, Prompt
+
+_NUM_TRIED = 4
+_ANSWER = "I do not know."
 
 
 def require_checkable(
-    spec: RewardModelSpec, prompts: Sequence[Prompt], *, where: str | Path
+    spec: RewardModelSpec,
+    prompts: Sequence[Prompt],
+    *,
+    where: str | Path,
+    asks_services: bool = True,
 ) -> None:
     """Check that a reward model finds in every prompt what it checks answers against.
 
-    A check is loaded and tries itself, too: it would be late once everything is generated.
+    A check is loaded and tries itself, too, on answers of its kind and on one to a few of these
+    prompts: it would be late once everything is generated.
 
     Args:
         spec: The reward model; one that is no check passes.
         prompts: Those that it is to score answers to.
         where: Where they lie.
+        asks_services: Whether a service is asked about an answer already; a plan needs none.
 
     Raises:
         ConfigError: The check cannot be loaded.
-        EvaluationError: It misjudges answers that it must know.
+        EvaluationError: It misjudges answers that it must know, or can say of none.
         TableError: A prompt lacks the column, or has something in it that this check cannot read.
     """
     if not spec.kind.reads_columns:
         return
     with closing(_load(spec)) as model:
-        run_self_test(model)
         if spec.column is not None:
             _require_column(spec, spec.column, model, prompts, where)
+        some = prompts[:_NUM_TRIED] if asks_services or not model.asks_outside else ()
+        answer = Message(role="assistant", content=_ANSWER)
+        run_self_test(
+            model,
+            [[*prompt.messages, answer] for prompt in some],
+            references=[as_reference(dict(prompt.checked)) for prompt in some],
+        )
 
 
 def _load(spec: RewardModelSpec) -> CheckRewardModel:

@@ -68,6 +68,11 @@ class CheckRewardModel:
         with ThreadPoolExecutor(_NUM_THREADS) as threads:
             return list(threads.map(self._score, chats, targets))
 
+    @property
+    def asks_outside(self) -> bool:
+        """Whether it asks what is no process of its own, a service."""
+        return not self._kind.has_own_process
+
     def trials(self) -> tuple[int, list[str]]:
         """Return how many answers of a known kind were tried, and those that were misjudged."""
         wrong = []

@@ -19,6 +19,7 @@ from expo_ray.rewards import (
     pin_reward_model,
     run_self_test,
 )
+from expo_ray.rewards.anchors import AnchorPair
 from expo_ray.rewards.checks.kind import Check, Checked, CheckKind
 from expo_ray.rewards.checks.own_process import OwnProcess
 from expo_ray.rewards.checks.preflight import require_checkable
@@ -336,9 +337,31 @@ def test_a_check_that_cannot_be_loaded_is_refused_before_anything_is_made(functi
     require_checkable(RewardModelSpec.parse("./no-such-rm"), [prompt("a")], where="p.jsonl")
 
 
-def test_anchors_are_no_question_to_a_check() -> None:
-    with pytest.raises(ConfigError, match="anchors are for reward models that judge"):
+def test_a_check_of_the_users_own_is_tried_on_pairs_and_on_the_first_prompts(
+    functions: None,
+) -> None:
+    """Only its user knows a right answer; that it can say anything is found out beforehand."""
+    with pytest.raises(ConfigError, match="answers of its own to try"):
         run_self_test(load_reward_model("check:exact"), anchors=[])
+    right, wrong = (
+        AnchorPair(prompt=({"role": "user", "content": "?"},), better=better, worse=worse)
+        for better, worse in (("yes", "who knows"), ("who knows", "yes"))
+    )
+    regex = load_reward_model("check:regex=^yes")
+    assert run_self_test(regex, anchors=[right]).num_anchors_right == 1
+    with pytest.raises(EvaluationError, match="ranks anchors wrong"):
+        run_self_test(regex, anchors=[right, wrong])
+    assert "--anchors" in run_self_test(regex).warnings[0]
+    assert run_self_test(regex, chats("a")).warnings == ()
+    fails = RewardModelSpec.parse("check:python=own_checks:fails")
+    with pytest.raises(EvaluationError, match="broken on every answer") as caught:
+        require_checkable(fails, [prompt("a")], where="p.jsonl")
+    assert "raises" in str(caught.value.got)
+    silent = RewardModelSpec.parse("check:http=http://127.0.0.1:9/check")
+    require_checkable(silent, [prompt("a")], where="p.jsonl", asks_services=False)
+    with pytest.raises(EvaluationError, match="broken on every answer") as caught:
+        require_checkable(silent, [prompt("a")], where="p.jsonl")
+    assert "did not answer" in str(caught.value.got)
 
 
 def prompt(prompt_id: str, **checked: str) -> Prompt:
