@@ -78,7 +78,7 @@ LENGTH_BIAS = Study(
 
 EPOCHS = Study(
     name="epochs",
-    title="More epochs are not more alpha",
+    title="Epochs beside alpha",
     question="Do two or three epochs over the same 20% of the data take the place of alpha?",
     arms=(
         _arm("1 epoch", _aligned(0.2), published="alpha 2.5: 4.37 to 6.08"),
@@ -91,7 +91,7 @@ EPOCHS = Study(
 
 LEARNING_RATE = Study(
     name="learning-rate",
-    title="A higher learning rate is not more alpha",
+    title="The learning rate beside alpha",
     question="Does a higher rate on the same 20% of the data take the place of alpha?",
     arms=(
         _arm("rate 1", _aligned(0.2), published="alpha 2.5: 4.37 to 6.08"),
