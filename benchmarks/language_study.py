@@ -5,9 +5,9 @@
 
 Per seed and share of the preference data a pair is trained (`expo-ray lab language`). It answers
 held-out prompts at every alpha under the same noise: half of them are the selection's, which sees
-the rewards of two reward models; an oracle picks by the truth on a quarter; on the last quarter the
-truth of all picks is measured. Prompts whose constraints are of kinds that nobody trained for tell
-what else changes. Asked is:
+the rewards of two reward models; on the other half the truth of what was picked is measured. There
+an oracle picks by the truth, on either half of that half for the other. Prompts whose constraints
+are of kinds that nobody trained for tell what else changes. Asked is:
 
     1. does extrapolation gain, and up to which alpha?
     2. does less training allow more of it?
@@ -26,21 +26,21 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from benchmarks.language_summary import render
-from benchmarks.proof_answers import truth_gain
 from expo_ray.checkpoints import atomic_write_text
 from expo_ray.cluster import ray_session
+from expo_ray.extrapolation import diagnose
+from expo_ray.json_text import parse_json
 from expo_ray.lab.language.pairs import open_check
 from expo_ray.lab.language.prepare import CONTEXT_TOKENS, language_engine, prepare_language
 from expo_ray.lab.language.result import LanguageResult
@@ -57,7 +57,6 @@ from expo_ray.serving.source import ModelSource
 from expo_ray.tables import Prompt, assign_splits, read_prompts, read_table
 
 RESULT = Path(__file__).resolve().parent / "results" / "language_study.md"
-PARTS = ("selection", "oracle", "truth")
 REPEATED = 0.2
 """A response repeats itself from this share of its sequences on."""
 # Prompts of untrained kinds per prompt of trained ones: they only show a direction.
@@ -81,16 +80,23 @@ class Case:
         """Name of the case in the results."""
         return f"seed={self.seed} fraction={self.fraction:g}"
 
-    @property
-    def settings(self) -> LanguageSettings:
-        """Of its laboratory."""
-        return self.lab.model_copy(update={"seed": self.seed, "fractions": (self.fraction,)})
+    def lab_settings(self, fractions: tuple[float, ...]) -> LanguageSettings:
+        """Return the settings of its laboratory, of all shares of this seed."""
+        return self.lab.model_copy(update={"seed": self.seed, "fractions": fractions})
+
+    def settings(self) -> dict[str, Any]:
+        """Return what all cases of a study share."""
+        return {
+            "lab": self.lab.model_dump(mode="json", exclude={"seed", "fractions"}),
+            "alphas": list(self.alphas),
+            "num_prompts": self.num_prompts,
+            "code_version": CODE_VERSION,
+        }
 
     def digest(self) -> str:
         """Return what tells recorded lines of other settings apart."""
-        lab = self.lab.model_dump(mode="json", exclude={"seed", "fractions"})
-        facts = [lab, self.alphas, self.num_prompts, CODE_VERSION]
-        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+        text = json.dumps(self.settings(), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def main() -> None:
@@ -103,12 +109,12 @@ def main() -> None:
         "--alphas",
         type=float,
         nargs="+",
-        default=(0.0, 0.3, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0),
+        default=(0.0, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0),
         help="candidates, 0 among them (default: %(default)s)",
     )
     parser.add_argument("--prompts", type=int, default=300, help="held-out prompts per case")
     parser.add_argument("--preference-prompts", type=int, default=480, help="all data there is")
-    parser.add_argument("--reward-prompts", type=int, default=120, help="of each reward model")
+    parser.add_argument("--reward-prompts", type=int, default=480, help="of each reward model")
     parser.add_argument("--output", type=Path, help="JSON lines, one per case; kept and added to")
     parser.add_argument("--cache", type=Path, default=Path("runs/language"), help="laboratories")
     parser.add_argument("--summarize", type=Path, help="print the tables of recorded lines")
@@ -152,44 +158,62 @@ def run_cases(cases: Sequence[Case], *, output: Path, cache: Path) -> None:
         for case in cases:
             if case.key in done:
                 continue
-            lab = prepare_language(cache, case.settings)
+            of_seed = tuple(each.fraction for each in cases if each.seed == case.seed)
+            lab = prepare_language(cache, case.lab_settings(of_seed))
             lines.append(measure(case, lab))
             atomic_write_text(output, "".join(json.dumps(line) + "\n" for line in lines))
-            print(f"{case.key}: alpha {lines[-1]['picks']['chosen']['alpha']:g}", flush=True)
+            print(f"{case.key}: alpha {lines[-1]['picks']['chosen']:g}", flush=True)
 
 
 def measure(case: Case, lab: LanguageResult) -> dict[str, Any]:
-    """Return the line of a case."""
+    """Return the line of a case: what is computed from it is `language_summary`'s."""
     folder = lab.folder / f"study-{case.fraction:g}"
     prompts = read_prompts(lab.prompts)
     others = read_prompts(lab.other_prompts)[: round(_OTHER_SHARE * len(prompts))]
-    parts = deal(prompts)
-    responses = answer(case, lab, folder, prompts, others, parts["selection"])
-    ids = [prompt.prompt_id for prompt in prompts]
-    rewards = score(lab, folder, responses, parts["selection"])
-    truths = {a: truth_of(responses, a, ids) for a in case.alphas}
-    other_ids = [prompt.prompt_id for prompt in others]
-    other_truths = {a: truth_of(responses, a, other_ids) for a in case.alphas}
-    curves = [
+    ids, other_ids = ([prompt.prompt_id for prompt in each] for each in (prompts, others))
+    selected = ids[: len(ids) // 2]  # they are in random order
+    responses = answer(case, lab, folder, prompts, others, selected)
+    rewards = score(lab, folder, responses, selected)
+    curves: list[dict[str, Any]] = [
         {
             "alpha": alpha,
-            "truths": truths[alpha],
-            "other_truths": other_truths[alpha],
+            "truths": truth_of(responses, alpha, ids),
+            "other_truths": truth_of(responses, alpha, other_ids),
             **{name: _mean_reward(table, alpha) for name, table in rewards.items()},
             **form_of(responses, alpha, ids),
         }
         for alpha in case.alphas
     ]
-    line = {"key": case.key, "digest": case.digest(), "seed": case.seed, "fraction": case.fraction}
-    return {**line, "curves": curves, **pick(curves, ids, parts, responses, rewards)}
+    selection = choose_alpha(
+        _answers_to(responses, selected),
+        rewards["scorer"],
+        settings=SelectionSettings(rank_by="all-judges"),
+        guard_rewards={"guard": rewards["guard"]},
+    )
+    aligned = lab.aligned[case.fraction]
+    return {
+        "key": case.key,
+        "digest": case.digest(),
+        "seed": case.seed,
+        "fraction": case.fraction,
+        "settings": case.settings(),
+        "models": _facts(lab, aligned),
+        "fit": diagnose(str(lab.initial), str(aligned), address="inline").fit,
+        "num_selected": len(selected),
+        "curves": curves,
+        "picks": {
+            "chosen": selection["best_alpha"],
+            "reward_alone": max(curves, key=lambda curve: curve["scorer"])["alpha"],
+        },
+        "verdict": selection["verdict"],
+        "reason": selection["reason"],
+    }
 
 
-def deal(prompts: Sequence[Prompt]) -> dict[str, list[str]]:
-    """Deal prompts to the selection (half), the oracle and the truth; they are in random order."""
-    ids = [prompt.prompt_id for prompt in prompts]
-    half, quarter = len(ids) // 2, len(ids) // 4
-    cuts = (0, half, half + quarter, len(ids))
-    return {name: ids[cuts[i] : cuts[i + 1]] for i, name in enumerate(PARTS)}
+def _facts(lab: LanguageResult, aligned: Path) -> dict[str, Any]:
+    models = parse_json(lab.record.read_text(encoding="utf-8"))["models"]
+    names = {"aligned": aligned, "scorer": lab.reward_model, "guard": lab.guard_reward_model}
+    return {name: models[path.name] for name, path in names.items()}
 
 
 def answer(
@@ -256,50 +280,14 @@ def truth_of(responses: pa.Table, alpha: float, ids: Sequence[str]) -> list[floa
     return [kept[prompt_id] for prompt_id in ids]
 
 
-def form_of(responses: pa.Table, alpha: float, ids: Sequence[str]) -> dict[str, float]:
-    """Return what no preference was about: length, answers cut off, repetition."""
-    rows = _at(_answers_to(responses, ids), alpha).to_pylist()
-    repeated = [repeated_share(row["response"] or "") >= REPEATED for row in rows]
+def form_of(responses: pa.Table, alpha: float, ids: Sequence[str]) -> dict[str, list[float]]:
+    """Return per prompt what no preference was about: length, answers cut off, repetition."""
+    by_id = {row["prompt_id"]: row for row in _at(responses, alpha).to_pylist()}
+    rows = [by_id[prompt_id] for prompt_id in ids]
     return {
-        "tokens": float(np.mean([row["completion_tokens"] for row in rows])),
-        "cut_off": float(np.mean([row["finish_reason"] == "length" for row in rows])),
-        "repeated": float(np.mean(repeated)),
-    }
-
-
-def pick(
-    curves: Sequence[Mapping[str, Any]],
-    ids: Sequence[str],
-    parts: Mapping[str, Sequence[str]],
-    responses: pa.Table,
-    rewards: Mapping[str, pa.Table],
-) -> dict[str, Any]:
-    """Return the alphas of oracle, reward alone and selection, with the truth of each."""
-    place = {prompt_id: i for i, prompt_id in enumerate(ids)}
-    truths = {curve["alpha"]: np.array(curve["truths"]) for curve in curves}
-    oracle, truth = ([place[each] for each in parts[name]] for name in PARTS[1:])
-    selection = choose_alpha(
-        _answers_to(responses, parts["selection"]),
-        rewards["scorer"],
-        settings=SelectionSettings(rank_by="all-judges"),
-        guard_rewards={"guard": rewards["guard"]},
-    )
-    alphas = {
-        "oracle": max(truths, key=lambda alpha: truths[alpha][oracle].mean()),
-        "reward_alone": max(curves, key=lambda curve: curve["scorer"])["alpha"],
-        "chosen": selection["best_alpha"],
-    }
-    return {
-        "picks": {
-            name: {
-                "alpha": alpha,
-                "gains": (truths[alpha][truth] - truths[0.0][truth]).tolist(),
-                **truth_gain(truths[alpha][truth], truths[0.0][truth]),
-            }
-            for name, alpha in alphas.items()
-        },
-        "verdict": selection["verdict"],
-        "reason": selection["reason"],
+        "tokens": [row["completion_tokens"] for row in rows],
+        "cut_off": [float(row["finish_reason"] == "length") for row in rows],
+        "repeated": [float(repeated_share(row["response"] or "") >= REPEATED) for row in rows],
     }
 
 

@@ -1,19 +1,33 @@
-"""The tables of `language_study`: gains pooled over prompts and seeds, and what was picked."""
+"""The tables of `language_study`: gains pooled over prompts and seeds, and what was picked.
+
+The truth of a pick is measured on prompts that the selection did not see. Intervals of pooled
+figures are of a bootstrap of two levels: seeds, and within each the prompts.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from benchmarks.proof_answers import truth_gain
+from expo_ray.selection.bootstrap import adjust_p_values
+
 Line = Mapping[str, Any]
+Values = npt.NDArray[np.float64]
 CONFIDENCE = 0.95
 GOAL = 0.7
 """Share of the oracle's gain that the selection shall recover."""
 _NUM_RESAMPLES = 10_000
-_PICKS = {"oracle": "oracle", "reward_alone": "highest mean reward", "chosen": "guarded selection"}
+_PICKS = {
+    "oracle": "oracle",
+    "reward_alone": "highest mean reward",
+    "chosen": "guarded selection",
+}
+_FORMS = {"tokens": ("tokens", "{:+.1f}"), "cut_off": ("cut off", "{:+.1%}")}
+_FORMS |= {"repeated": ("repetitive", "{:+.1%}")}
 
 
 def pooled(gains: Sequence[Sequence[float]]) -> tuple[float, float, float]:
@@ -22,20 +36,65 @@ def pooled(gains: Sequence[Sequence[float]]) -> tuple[float, float, float]:
     Args:
         gains: Per seed the paired gain of every prompt. Of one seed alone the interval is over
             prompts only.
-
-    Returns:
-        Mean, low and high, the latter by a bootstrap of two levels.
     """
     rng = np.random.default_rng(0)
     values = [np.array(each, dtype=np.float64) for each in gains]
-    sums: npt.NDArray[np.float64] = np.zeros(_NUM_RESAMPLES)
+    sums: Values = np.zeros(_NUM_RESAMPLES)
     for _ in values:
         drawn = [rng.choice(each, size=(_NUM_RESAMPLES, each.size)).mean(axis=1) for each in values]
         sums += np.choose(rng.integers(len(values), size=_NUM_RESAMPLES), drawn)
-    means = sums / len(values)
-    tail = (1 - CONFIDENCE) / 2
-    low, high = np.quantile(means, (tail, 1 - tail))
-    return float(np.mean([each.mean() for each in values])), float(low), float(high)
+    low, high = _interval(sums / len(values))
+    return float(np.mean([each.mean() for each in values])), low, high
+
+
+def oracle_picks(line: Line) -> tuple[float, float]:
+    """Return the alphas of the highest truth on either half of the prompts that picks are for."""
+    halves = _halves(line)
+    first, second = (
+        max(line["curves"], key=lambda curve: np.array(curve["truths"])[half].mean())["alpha"]
+        for half in halves
+    )
+    return first, second
+
+
+def gains_of(line: Line, pick: str) -> Values:
+    """Return the truth gain of a pick on every prompt that the selection did not see.
+
+    The oracle's alpha on one half of them is the one that is best on the other.
+    """
+    if pick != "oracle":
+        return _gain(line, line["picks"][pick], "truths")[line["num_selected"] :]
+    first, second = oracle_picks(line)
+    one, other = _halves(line)
+    return np.concatenate([_gain(line, second, "truths")[one], _gain(line, first, "truths")[other]])
+
+
+def recovered(lines: Sequence[Line]) -> tuple[float, float, float] | None:
+    """Return the selection's share of the oracle's gain, with its interval; None without a gain."""
+    seeds = sorted({line["seed"] for line in lines})
+    rng = np.random.default_rng(0)
+    by_seed = {}
+    for seed in seeds:
+        sums: Values = np.zeros((2, _NUM_RESAMPLES))
+        for line in (each for each in lines if each["seed"] == seed):
+            pair = np.stack([gains_of(line, "chosen"), gains_of(line, "oracle")])
+            drawn = rng.integers(pair.shape[1], size=(_NUM_RESAMPLES, pair.shape[1]))
+            sums += pair[:, drawn].mean(axis=2)
+        by_seed[seed] = sums
+    drawn_seeds = rng.integers(len(seeds), size=(len(seeds), _NUM_RESAMPLES))
+    totals: Values = np.zeros((2, _NUM_RESAMPLES))
+    for choice in drawn_seeds:
+        for row in range(2):
+            totals[row] += np.choose(choice, [by_seed[seed][row] for seed in seeds])
+    chosen, oracle = (
+        sum(gains_of(line, pick).mean() for line in lines) for pick in ("chosen", "oracle")
+    )
+    if oracle <= 0:
+        return None
+    # An oracle that gains nothing in a resample makes a share without a meaning: it counts as none.
+    shares = np.divide(totals[0], totals[1], out=np.zeros(_NUM_RESAMPLES), where=totals[1] > 0)
+    low, high = _interval(shares)
+    return float(chosen / oracle), low, high
 
 
 def render(lines: Sequence[Line]) -> str:
@@ -43,49 +102,157 @@ def render(lines: Sequence[Line]) -> str:
     by_fraction: dict[float, list[Line]] = {}
     for line in sorted(lines, key=lambda line: (line["fraction"], line["seed"])):
         by_fraction.setdefault(line["fraction"], []).append(line)
-    parts = [_curves(fraction, found) for fraction, found in by_fraction.items()]
-    return "\n\n".join([*parts, _picks(lines), _verdict(lines)]) + "\n"
+    ordered = [line for found in by_fraction.values() for line in found]
+    return (
+        "\n\n".join(
+            [
+                _head(ordered),
+                _answers(by_fraction),
+                _picks(ordered),
+                *(_curves(fraction, found) for fraction, found in by_fraction.items()),
+            ]
+        )
+        + "\n"
+    )
 
 
-def _curves(fraction: float, lines: Sequence[Line]) -> str:
-    seeds = ", ".join(str(line["seed"]) for line in lines)
-    num_prompts = len(lines[0]["curves"][0]["truths"])
+def _head(lines: Sequence[Line]) -> str:
+    first = lines[0]
+    settings, lab = first["settings"], first["settings"]["lab"]
+    seeds = sorted({line["seed"] for line in lines})
+    models = [
+        [
+            str(seed),
+            *(
+                f"{of_seed['models'][name]['heldout_accuracy']:.2f} "
+                f"({of_seed['models'][name]['num_pairs']} pairs)"
+                for name in ("scorer", "guard")
+            ),
+            str(sum(line["fit"] for line in lines if line["seed"] == seed)),
+        ]
+        for seed in seeds
+        for of_seed in [next(line for line in lines if line["seed"] == seed)]
+    ]
+    table = _table(
+        ("seed", "accuracy of the reward model", "of the guard", "pairs that `diagnose` calls fit"),
+        models,
+    )
+    return (
+        "# Extrapolation of a real language model, where the truth is known\n\n"
+        "Written by `python -m benchmarks.language_study --summarize RESULTS --write`; settings "
+        f"`{first['digest']}`, frozen before these seeds were run. SmolLM2-135M-Instruct, aligned "
+        f"by DPO on shares of {lab['num_preference_prompts']} prompts' own answers (rate "
+        f"{lab['dpo_learning_rate']:g}, beta {lab['dpo_beta']:g}), judged by two reward models "
+        f"that were trained from it on pairs of {lab['num_reward_prompts']} other prompts each. "
+        "The truth is the share of a prompt's two constraints that an answer keeps to. Per pair "
+        f"{settings['num_prompts']} held-out prompts, one answer to each at every alpha, "
+        f"sampled under the same noise; the selection sees {first['num_selected']} of them, and "
+        f"what it and the others picked is measured on the rest. {len(lines)} pairs. Intervals of "
+        "95%, over seeds and prompts unless said otherwise.\n\n"
+        f"{table}"
+    )
+
+
+def _answers(by_fraction: Mapping[float, Sequence[Line]]) -> str:
+    lines = [line for found in by_fraction.values() for line in found]
+    return "\n\n".join(
+        [
+            "## What was asked",
+            _ask_gain(by_fraction),
+            _ask_overshoot(lines),
+            _ask_recovery(lines),
+            "**What becomes of what was not trained for?** The columns *gain of other kinds*, "
+            "*tokens*, *cut off* and *repetitive* below, each as a change from the aligned model.",
+        ]
+    )
+
+
+def _ask_gain(by_fraction: Mapping[float, Sequence[Line]]) -> str:
     rows = []
-    for i, first in enumerate(lines[0]["curves"]):
-        curves = [line["curves"][i] for line in lines]
+    for fraction, lines in by_fraction.items():
+        alphas = [curve["alpha"] for curve in lines[0]["curves"]]
+        intervals = {
+            alpha: pooled([_gain(line, alpha, "truths") for line in lines])
+            for alpha in alphas
+            if alpha > 0
+        }
+        better = [alpha for alpha, (_, low, _) in intervals.items() if low > 0]
+        worse = [alpha for alpha, (*_, high) in intervals.items() if high < 0]
+        picked = sorted({alpha for line in lines for alpha in oracle_picks(line)})
         rows.append(
             [
-                f"{first['alpha']:g}",
-                f"{_mean(curves, 'truths'):.3f}",
-                _gain(lines, i, "truths"),
-                f"{_mean(curves, 'scorer'):.3f}",
-                f"{_mean(curves, 'guard'):.3f}",
-                _gain(lines, i, "other_truths"),
-                f"{_mean(curves, 'tokens'):.1f}",
-                f"{_mean(curves, 'cut_off'):.0%}",
-                f"{_mean(curves, 'repeated'):.0%}",
+                f"{fraction:.0%}",
+                f"{np.mean([line['models']['aligned']['num_pairs'] for line in lines]):.0f}",
+                _shown(*pooled([gains_of(line, "oracle") for line in lines])),
+                " to ".join(f"{alpha:g}" for alpha in dict.fromkeys((picked[0], picked[-1]))),
+                ", ".join(f"{alpha:g}" for alpha in better) or "none",
+                f"{worse[0]:g}" if worse else "never",
             ]
         )
     header = (
-        *("alpha", "truth", "gain", "reward", "guard's reward", "gain of other kinds"),
-        *("tokens", "cut off", "repetitive"),
+        *("data", "preference pairs", "oracle's gain", "at alpha"),
+        *("better for certain at alpha", "worse for certain from"),
     )
+    return (
+        "**Does extrapolation gain, and does less training allow more of it?**\n\n"
+        f"{_table(header, rows)}"
+    )
+
+
+def _ask_overshoot(lines: Sequence[Line]) -> str:
+    worse, after = _num_worse(lines, "reward_alone")
+    highest = sum(line["picks"]["reward_alone"] > max(oracle_picks(line)) for line in lines)
+    return (
+        f"**Does the alpha of the highest mean reward overshoot?** It lies above the oracle's in "
+        f"{highest} of {len(lines)} pairs, and its truth is significantly below the aligned "
+        f"model's in {worse} ({after} after Holm); mean gain "
+        f"{_shown(*_over_seeds(lines, 'reward_alone'))}."
+    )
+
+
+def _ask_recovery(lines: Sequence[Line]) -> str:
+    worse, after = _num_worse(lines, "chosen")
+    share = recovered(lines)
     words = (
-        f"## {fraction:.0%} of the preference data\n\nSeeds {seeds}; {num_prompts} prompts each."
+        "**Does the guarded selection recover 70% of the oracle's gain, and is it never "
+        "significantly below the aligned model?** Mean gain "
+        f"{_shown(*_over_seeds(lines, 'chosen'))} beside {_shown(*_over_seeds(lines, 'oracle'))} "
+        "of the oracle: "
     )
-    return f"{words}\n\n{_table(header, rows)}"
+    if share is None:
+        words += "the oracle gains nothing, so there is nothing to recover"
+    else:
+        mean, low, high = share
+        words += f"{mean:.0%} [{low:.0%}, {high:.0%}] of it, the goal of {GOAL:.0%} is "
+        words += "met" if mean >= GOAL else "**missed**"
+    kept = sum(line["picks"]["chosen"] == 0 for line in lines)
+    return (
+        f"{words}. It keeps the aligned model in {kept} of {len(lines)} pairs, and is "
+        f"significantly below it in {worse} ({after} after Holm)."
+    )
 
 
-def _mean(curves: Sequence[Mapping[str, Any]], name: str) -> float:
-    return float(np.mean([np.mean(curve[name]) for curve in curves]))
+def _num_worse(lines: Sequence[Line], pick: str) -> tuple[int, int]:
+    """Count pairs whose truth is significantly below the aligned model's, over prompts."""
+    found = [truth_gain(gains_of(line, pick), np.zeros(_num_truth(line))) for line in lines]
+    p_values = [each["p_value"] for each in found]
+
+    def count(values: Sequence[float]) -> int:
+        return sum(
+            each["gain"] < 0 and p <= 1 - CONFIDENCE for each, p in zip(found, values, strict=True)
+        )
+
+    return count(p_values), count(adjust_p_values(p_values, "holm"))
 
 
-def _gain(lines: Sequence[Line], i: int, name: str) -> str:
-    gains = []
-    for line in lines:
-        base = next(curve for curve in line["curves"] if curve["alpha"] == 0)
-        gains.append(np.subtract(line["curves"][i][name], base[name]))
-    return "" if not any(np.any(each) for each in gains) else _shown(*pooled(gains))
+def _over_seeds(lines: Sequence[Line], pick: str) -> tuple[float, float, float]:
+    seeds = sorted({line["seed"] for line in lines})
+    return pooled(
+        [
+            np.concatenate([gains_of(line, pick) for line in lines if line["seed"] == seed])
+            for seed in seeds
+        ]
+    )
 
 
 def _picks(lines: Sequence[Line]) -> str:
@@ -93,44 +260,105 @@ def _picks(lines: Sequence[Line]) -> str:
         [
             str(line["seed"]),
             f"{line['fraction']:.0%}",
-            *(
-                cell
-                for name in _PICKS
-                for pick in (line["picks"][name],)
-                for cell in (f"{pick['alpha']:g}", _own(pick))
-            ),
+            *(cell for pick in _PICKS for cell in (_alpha_of(line, pick), _own(line, pick))),
         ]
         for line in lines
     ]
     header = ("seed", "data", *(cell for name in _PICKS.values() for cell in (name, "truth gain")))
-    return f"## What was picked\n\n{_table(header, rows)}"
-
-
-def _own(pick: Mapping[str, Any]) -> str:
-    if pick["ci_low"] is None:
-        return f"{pick['gain']:+.3f}"
-    return _shown(pick["gain"], pick["ci_low"], pick["ci_high"])
-
-
-def _verdict(lines: Sequence[Line]) -> str:
-    gain = {name: np.mean([line["picks"][name]["gain"] for line in lines]) for name in _PICKS}
-    below = {
-        name: sum((line["picks"][name]["ci_high"] or 0) < 0 for line in lines) for name in _PICKS
-    }
-    found = [f"Of {len(lines)} pairs, mean truth gain by pick:"]
-    found += [
-        f"- {words}: {gain[name]:+.3f}, significantly below the aligned model in {below[name]}"
-        for name, words in _PICKS.items()
+    reasons = [
+        f"- seed {line['seed']}, {line['fraction']:.0%}: {line['verdict']}: {line['reason']}"
+        for line in lines
     ]
-    if gain["oracle"] > 0:
-        share = gain["chosen"] / gain["oracle"]
-        met = "met" if share >= GOAL else "missed"
-        found.append(
-            f"\nThe selection recovers {share:.0%} of the oracle's gain: goal {GOAL:.0%}, {met}."
+    return (
+        "## What was picked\n\nIntervals over the prompts of one pair. The oracle picks on either "
+        f"half for the other.\n\n{_table(header, rows)}\n\nWhat the selection says:\n\n"
+        + "\n".join(reasons)
+    )
+
+
+def _alpha_of(line: Line, pick: str) -> str:
+    alphas = oracle_picks(line) if pick == "oracle" else (line["picks"][pick],)
+    return ", ".join(f"{alpha:g}" for alpha in dict.fromkeys(alphas))
+
+
+def _own(line: Line, pick: str) -> str:
+    found = truth_gain(gains_of(line, pick), np.zeros(_num_truth(line)))
+    if found["ci_low"] is None:
+        return f"{found['gain']:+.3f}"
+    return _shown(found["gain"], found["ci_low"], found["ci_high"])
+
+
+def _curves(fraction: float, lines: Sequence[Line]) -> str:
+    rows = []
+    for i, first in enumerate(lines[0]["curves"]):
+        alpha, curves = first["alpha"], [line["curves"][i] for line in lines]
+        change: dict[str, Callable[[str], str]] = {
+            name: form.format for name, (_, form) in _FORMS.items()
+        }
+        rows.append(
+            [
+                f"{alpha:g}",
+                f"{_mean(curves, 'truths'):.3f}",
+                _pooled_gain(lines, alpha, "truths"),
+                f"{_mean(curves, 'scorer'):.3f}",
+                f"{_mean(curves, 'guard'):.3f}",
+                _pooled_gain(lines, alpha, "other_truths"),
+                *(
+                    f"{_mean(curves, name):.1f}"
+                    if alpha == 0 and name == "tokens"
+                    else f"{_mean(curves, name):.1%}"
+                    if alpha == 0
+                    else _pooled_gain(lines, alpha, name, shown)
+                    for name, shown in change.items()
+                ),
+            ]
         )
-    else:
-        found.append("\nThe oracle gains nothing: there is nothing to recover.")
-    return "## Together\n\n" + "\n".join(found)
+    header = (
+        *("alpha", "truth", "gain", "reward", "guard's reward", "gain of other kinds"),
+        *(name for name, _ in _FORMS.values()),
+    )
+    seeds = ", ".join(str(line["seed"]) for line in lines)
+    num_prompts = len(lines[0]["curves"][0]["truths"])
+    words = (
+        f"## {fraction:.0%} of the preference data\n\nSeeds {seeds}; {num_prompts} prompts each."
+    )
+    return f"{words}\n\n{_table(header, rows)}"
+
+
+def _pooled_gain(
+    lines: Sequence[Line], alpha: float, name: str, shown: Callable[[str], str] | None = None
+) -> str:
+    gains = [_gain(line, alpha, name) for line in lines]
+    if alpha == 0:
+        return ""
+    form = "{:+.3f}".format if shown is None else shown
+    mean, low, high = (form(value) for value in pooled(gains))  # type: ignore[arg-type]
+    return f"{mean} [{low}, {high}]"
+
+
+def _gain(line: Line, alpha: float, name: str) -> Values:
+    by_alpha = {curve["alpha"]: curve[name] for curve in line["curves"]}
+    return np.subtract(by_alpha[alpha], by_alpha[0.0], dtype=np.float64)
+
+
+def _halves(line: Line) -> tuple[slice, slice]:
+    first = line["num_selected"]
+    middle = first + _num_truth(line) // 2
+    return slice(first, middle), slice(middle, first + _num_truth(line))
+
+
+def _num_truth(line: Line) -> int:
+    return len(line["curves"][0]["truths"]) - int(line["num_selected"])
+
+
+def _mean(curves: Sequence[Mapping[str, Any]], name: str) -> float:
+    return float(np.mean([np.mean(curve[name]) for curve in curves]))
+
+
+def _interval(values: Values) -> tuple[float, float]:
+    tail = (1 - CONFIDENCE) / 2
+    low, high = np.quantile(values, (tail, 1 - tail))
+    return float(low), float(high)
 
 
 def _shown(mean: float, low: float, high: float) -> str:

@@ -4,60 +4,110 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import pytest
 
-from benchmarks.language_study import deal
-from benchmarks.language_summary import pooled, render
-from expo_ray.tables import Prompt
+from benchmarks.language_summary import gains_of, oracle_picks, pooled, recovered, render
 
 
-def line(seed: int, *, chosen: float, others: float = 0.0) -> dict[str, Any]:
-    """Alpha 1 gains 0.5 on every second of 40 prompts, alpha 4 loses 0.5 on all."""
-    truths = {0.0: [0.5] * 40, 1.0: [0.5, 1.0] * 20, 4.0: [0.0] * 40}
-    rewards = {0.0: 0.1, 1.0: 0.2, 4.0: 0.9}
+def line(
+    seed: int, *, chosen: float, reward_alone: float = 4.0, fraction: float = 0.1
+) -> dict[str, Any]:
+    """Of 80 prompts 40 are the selection's. Of the rest alpha 1 gains 0.5 on every second, alpha 2
+    the same on the last 20 only, and alpha 4 loses 0.5 on all.
+    """
+    truths = {
+        0.0: [0.5] * 80,
+        1.0: [0.0] * 40 + [0.5, 1.0] * 20,
+        2.0: [1.0] * 40 + [0.5] * 20 + [0.5, 1.0] * 10,
+        4.0: [0.0] * 80,
+    }
     curves = [
         {
             "alpha": alpha,
             "truths": truths[alpha],
-            "other_truths": [0.5 + others * alpha] * 20,
-            "scorer": rewards[alpha],
-            "guard": -rewards[alpha],
-            "tokens": 30 + alpha,
-            "cut_off": 0.25,
-            "repeated": 0.0,
+            "other_truths": [0.5 + 0.01 * alpha] * 20,
+            "scorer": alpha,
+            "guard": -alpha,
+            "tokens": [30 + alpha] * 80,
+            "cut_off": [0.25] * 80,
+            "repeated": [0.0] * 80,
         }
         for alpha in truths
     ]
-    picks = {
-        name: {
-            "alpha": alpha,
-            "gain": float(np.mean(np.subtract(truths[alpha], truths[0.0]))),
-            "ci_low": -0.6 if alpha == 4 else 0.1,
-            "ci_high": -0.4 if alpha == 4 else 0.4,
-        }
-        for name, alpha in {"oracle": 1.0, "reward_alone": 4.0, "chosen": chosen}.items()
+    accuracy = {"heldout_accuracy": 0.75, "num_pairs": 300}
+    return {
+        "key": f"seed={seed} fraction={fraction:g}",
+        "digest": "0123456789abcdef",
+        "seed": seed,
+        "fraction": fraction,
+        "settings": {
+            "lab": {
+                "num_preference_prompts": 480,
+                "num_reward_prompts": 400,
+                "dpo_learning_rate": 2e-5,
+                "dpo_beta": 0.1,
+            },
+            "num_prompts": 80,
+        },
+        "models": {"aligned": {"num_pairs": 30}, "scorer": accuracy, "guard": accuracy},
+        "fit": True,
+        "num_selected": 40,
+        "curves": curves,
+        "picks": {"chosen": chosen, "reward_alone": reward_alone},
+        "verdict": "extrapolate",
+        "reason": "it was best",
     }
-    facts = {"key": f"seed={seed} fraction=0.1", "seed": seed, "fraction": 0.1}
-    return {**facts, "curves": curves, "picks": picks}
+
+
+def test_a_pick_is_measured_on_prompts_that_did_not_choose_it() -> None:
+    one = line(0, chosen=1.0)
+    assert gains_of(one, "chosen").tolist() == [0.0, 0.5] * 20, "not the selection's prompts"
+    # On the last half of them alphas 1 and 2 are equal: the first is taken, there as elsewhere.
+    assert oracle_picks(one) == (1.0, 1.0)
+    one["curves"][2]["truths"][60:] = [1.0] * 20
+    assert oracle_picks(one) == (1.0, 2.0)
+    # On either half the alpha that is best on the other: 2 gains nothing on the first.
+    assert gains_of(one, "oracle").tolist() == [0.0] * 20 + [0.0, 0.5] * 10
 
 
 def test_gains_of_the_tables_are_those_of_the_prompts() -> None:
     text = render([line(0, chosen=1.0), line(1, chosen=1.0)])
-    rows = [row.split(" | ") for row in text.splitlines() if row.startswith("| 1 |")]
-    assert rows[0][1] == "0.750"
-    assert rows[0][2].startswith("+0.250 [+0.1")
-    assert "Seeds 0, 1; 40 prompts each." in text
-    assert "recovers 100% of the oracle's gain: goal 70%, met." in text
-    assert "highest mean reward: -0.500, significantly below the aligned model in 2" in text
-    assert "guarded selection: +0.250, significantly below the aligned model in 0" in text
+    [row] = [row for row in text.splitlines() if row.startswith("| 4 | 0.000")]
+    cells = row.strip("| ").split(" | ")
+    assert cells[2] == "-0.500 [-0.500, -0.500]"
+    assert cells[5:] == [
+        "+0.040 [+0.040, +0.040]",
+        "+4.0 [+4.0, +4.0]",
+        "+0.0% [+0.0%, +0.0%]",
+        "+0.0% [+0.0%, +0.0%]",
+    ]
+    assert "Seeds 0, 1; 80 prompts each." in text
+    assert "| 0 | 0.75 (300 pairs) | 0.75 (300 pairs) | 1 |" in text
+    assert "| 10% | 30 | +0.250 [+0.1" in text
+    assert "above the oracle's in 2 of 2 pairs" in text
+    assert "below the aligned model's in 2 (2 after Holm); mean gain -0.500" in text
 
 
-def test_a_missed_goal_is_told() -> None:
-    assert "recovers 0% of the oracle's gain: goal 70%, missed." in render([line(0, chosen=0.0)])
-    kept = line(0, chosen=0.0)
-    kept["picks"]["oracle"] = kept["picks"]["chosen"]
-    assert "there is nothing to recover" in render([kept])
+def test_the_share_of_the_oracle_has_an_interval() -> None:
+    found = recovered([line(0, chosen=1.0), line(1, chosen=1.0)])
+    assert found == (1.0, 1.0, 1.0), "the same alphas: in every resample"
+    half = recovered([line(0, chosen=1.0), line(1, chosen=0.0)])
+    assert half is not None
+    assert half[0] == 0.5
+    assert half[1] == 0.0, "both seeds may be the one that recovers nothing"
+    assert half[2] == 1.0
+    assert "100% [100%, 100%] of it, the goal of 70% is met" in render([line(0, chosen=1.0)])
+    missed = render([line(0, chosen=0.0)])
+    assert "0% [0%, 0%] of it, the goal of 70% is **missed**" in missed
+    assert "keeps the aligned model in 1 of 1 pairs, and is significantly below it in 0" in missed
+
+
+def test_an_oracle_without_a_gain_leaves_nothing_to_recover() -> None:
+    one = line(0, chosen=0.0)
+    for curve in one["curves"]:
+        curve["truths"] = [0.5] * 80
+    assert recovered([one]) is None
+    assert "there is nothing to recover" in render([one])
 
 
 def test_an_interval_over_seeds_is_wider_than_over_their_prompts() -> None:
@@ -69,11 +119,3 @@ def test_an_interval_over_seeds_is_wider_than_over_their_prompts() -> None:
     # Of one seed: as the standard error says.
     _, low, high = pooled(gains[:1])
     assert high - low == pytest.approx(2 * 1.96 * 0.1 / 10, rel=0.1)
-
-
-def test_prompts_are_dealt_once() -> None:
-    message = {"role": "user", "content": "?"}
-    prompts = [Prompt(prompt_id=str(i), messages=(message,)) for i in range(10)]  # type: ignore[arg-type]
-    parts = deal(prompts)
-    assert [len(ids) for ids in parts.values()] == [5, 2, 3]
-    assert [each for ids in parts.values() for each in ids] == [str(i) for i in range(10)]
