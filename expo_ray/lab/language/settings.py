@@ -12,7 +12,7 @@ from expo_ray.lab.experiments.kind import LAB_PANEL
 from expo_ray.serving.sampling import SamplingParams
 
 # Part of the cache key: raise it whenever the same settings would give other models or prompts.
-CODE_VERSION = 2
+CODE_VERSION = 3
 Share = Annotated[float, Field(gt=0, le=1)]
 
 
@@ -41,7 +41,7 @@ class LanguageSettings(BaseModel):
         480, ge=1, description="Prompts of all preference data there is; each gives a pair or none."
     )
     num_reward_prompts: Annotated[int, Flag(panel=LAB_PANEL)] = Field(
-        120, ge=1, description="Prompts of the pairs of each of the two reward models."
+        320, ge=1, description="Prompts of the pairs of each of the two reward models."
     )
     num_eval_prompts: Annotated[int, Flag(panel=LAB_PANEL)] = Field(
         300, ge=1, description="Prompts that no model is trained on, of each of the two files."
@@ -53,9 +53,9 @@ class LanguageSettings(BaseModel):
     dpo_learning_rate: float = Field(2e-5, gt=0, description="Peak; cosine, 10% warm-up.")
     dpo_beta: float = Field(0.1, gt=0, description="DPO's beta.")
     reward_batch_size: int = Field(8, ge=1, description="Pairs per optimizer step.")
-    reward_learning_rate: float = Field(5e-5, gt=0, description="Peak; cosine, 10% warm-up.")
+    reward_learning_rate: float = Field(2e-4, gt=0, description="Peak; cosine, 10% warm-up.")
     pairs_at_once: int = Field(
-        2, ge=1, description="Pairs that are computed together; a matter of memory."
+        8, ge=1, description="Pairs that are computed together; a matter of memory."
     )
 
     @property

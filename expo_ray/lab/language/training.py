@@ -88,7 +88,9 @@ def train_reward_model(
     with tempfile.TemporaryDirectory() as scratch:
         batch_size, order = settings.reward_batch_size, f"{output.name}-order"
         arguments = _arguments(settings, pairs, batch_size, scratch, seed=order) | {
-            "learning_rate": settings.reward_learning_rate
+            "learning_rate": settings.reward_learning_rate,
+            # Half the time where the processor has units for it; weights stay float32.
+            "bf16": True,
         }
         facts = fit_reward_model(model, tokenizer, pairs, check, arguments, on_step)
     model.save_pretrained(output)
