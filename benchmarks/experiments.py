@@ -3,7 +3,8 @@
     python -m benchmarks.experiments [NAME ...] --seeds 2,3,4 --num-prompts 150 [--write]
 
 Runs what `expo-ray lab NAME` runs, each study after the other; what is finished is kept in
-`--cache`, so that more seeds add to it. `--write` puts each table into `results/experiments/`.
+`--cache`, so that more seeds add to it. `--write` puts each page and its figure into
+`results/experiments/`.
 
 Needs: two CPU cores, and mergekit for `baselines`. Takes: about 15 minutes a seed for all studies.
 """
@@ -12,7 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from expo_ray.lab.studies.records import STUDIES
 from expo_ray.lab.studies.running import cells_of, run_study
 from expo_ray.lab.studies.study import StudySettings, parse_seeds
 from expo_ray.lab.studies.summary import alpha_range, summarize
+from expo_ray.reports.study_figure import study_figure
 from expo_ray.reports.study_page import warned_sentence
 
 RESULTS = Path(__file__).resolve().parent / "results" / "experiments"
@@ -44,6 +46,10 @@ def markdown(found: Mapping[str, Any], seconds: float) -> str:
         "paper |",
         f"|---|{'---:|' * 10}---|",
         *(_row(arm) for arm in found["arms"]),
+        "",
+        "Truth at each alpha, mean over seeds and prompts:",
+        "",
+        *_curves(found["arms"]),
         "",
         f"What it does not show: {found['limits'][0].lower()}{found['limits'][1:]}",
     ]
@@ -76,6 +82,17 @@ def _row(arm: Mapping[str, Any]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
+def _curves(arms: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the table of the curves; settings may have alphas of their own."""
+    alphas = sorted({point["alpha"] for arm in arms for point in arm["curve"]})
+    rows = []
+    for arm in arms:
+        means = {point["alpha"]: f"{point['mean']:.2f}" for point in arm["curve"]}
+        rows.append(f"| {arm['name']} | {' | '.join(means.get(a, '') for a in alphas)} |")
+    heading = " | ".join(f"{alpha:g}" for alpha in alphas)
+    return [f"| setting | {heading} |", f"|---|{'---:|' * len(alphas)}", *rows]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("names", nargs="*", default=list(STUDIES), metavar="NAME")
@@ -96,11 +113,14 @@ def main() -> None:
         folders = {folder for cell in cells for folder in (cell.initial, cell.aligned)}
         facts = [json.loads((folder / "training.json").read_text()) for folder in folders]
         seconds = sum(each["cpu_seconds"] for each in facts)
-        text = markdown(summarize(study, settings, cells), seconds)
+        found = summarize(study, settings, cells)
+        text = markdown(found, seconds)
         print(text, flush=True)
         if write:
             RESULTS.mkdir(exist_ok=True)
-            (RESULTS / f"{name}.md").write_text(text)
+            figure = f"![Truth and length against alpha]({name}.svg)\n"
+            (RESULTS / f"{name}.md").write_text(f"{text}\n{figure}")
+            (RESULTS / f"{name}.svg").write_text(study_figure(found).svg)
 
 
 if __name__ == "__main__":
