@@ -83,14 +83,13 @@ def _row(arm: Mapping[str, Any]) -> str:
 
 
 def _curves(arms: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return the table of the curves; settings may have alphas of their own."""
-    alphas = sorted({point["alpha"] for arm in arms for point in arm["curve"]})
+    """Return the table of the curves; all settings of a study have its alphas."""
+    alphas = [f"{point['alpha']:g}" for point in arms[0]["curve"]]
     rows = []
     for arm in arms:
-        means = {point["alpha"]: f"{point['mean']:.2f}" for point in arm["curve"]}
-        rows.append(f"| {arm['name']} | {' | '.join(means.get(a, '') for a in alphas)} |")
-    heading = " | ".join(f"{alpha:g}" for alpha in alphas)
-    return [f"| setting | {heading} |", f"|---|{'---:|' * len(alphas)}", *rows]
+        means = (f"{point['mean']:.2f}" for point in arm["curve"])
+        rows.append(f"| {arm['name']} | {' | '.join(means)} |")
+    return [f"| setting | {' | '.join(alphas)} |", f"|---|{'---:|' * len(alphas)}", *rows]
 
 
 def main() -> None:

@@ -285,7 +285,7 @@ def form_of(responses: pa.Table, alpha: float, ids: Sequence[str]) -> dict[str, 
     by_id = {row["prompt_id"]: row for row in _at(responses, alpha).to_pylist()}
     rows = [by_id[prompt_id] for prompt_id in ids]
     return {
-        "tokens": [row["completion_tokens"] for row in rows],
+        "tokens": [row["completion_tokens"] or 0 for row in rows],
         "cut_off": [float(row["finish_reason"] == "length") for row in rows],
         "repeated": [float(repeated_share(row["response"] or "") >= REPEATED) for row in rows],
     }

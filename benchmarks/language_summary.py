@@ -7,6 +7,7 @@ figures are of a bootstrap of two levels: seeds, and within each the prompts.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -26,11 +27,11 @@ _PICKS = {
     "reward_alone": "highest mean reward",
     "chosen": "guarded selection",
 }
-_FORMS = {"tokens": ("tokens", "{:+.1f}"), "cut_off": ("cut off", "{:+.1%}")}
-_FORMS |= {"repeated": ("repetitive", "{:+.1%}")}
+_FORMS = {"tokens": ("tokens", ".1f"), "cut_off": ("cut off", ".1%")}
+_FORMS |= {"repeated": ("repetitive", ".1%")}
 
 
-def pooled(gains: Sequence[Sequence[float]]) -> tuple[float, float, float]:
+def pooled(gains: Sequence[Sequence[float] | Values]) -> tuple[float, float, float]:
     """Return a mean gain with its interval over seeds and, within each, prompts.
 
     Args:
@@ -43,8 +44,17 @@ def pooled(gains: Sequence[Sequence[float]]) -> tuple[float, float, float]:
     for _ in values:
         drawn = [rng.choice(each, size=(_NUM_RESAMPLES, each.size)).mean(axis=1) for each in values]
         sums += np.choose(rng.integers(len(values), size=_NUM_RESAMPLES), drawn)
-    low, high = _interval(sums / len(values))
-    return float(np.mean([each.mean() for each in values])), low, high
+    tail = (1 - CONFIDENCE) / 2
+    low, high = np.quantile(sums / len(values), (tail, 1 - tail))
+    return float(np.mean([each.mean() for each in values])), float(low), float(high)
+
+
+def over_pairs(lines: Sequence[Line], gain: Callable[[Line], Values]) -> tuple[float, float, float]:
+    """Return the pooled gain over all pairs: those of a seed answer the same prompts."""
+    by_seed: dict[int, list[Values]] = {}
+    for line in lines:
+        by_seed.setdefault(line["seed"], []).append(gain(line))
+    return pooled([np.mean(of_seed, axis=0) for of_seed in by_seed.values()])
 
 
 def oracle_picks(line: Line) -> tuple[float, float]:
@@ -67,34 +77,6 @@ def gains_of(line: Line, pick: str) -> Values:
     first, second = oracle_picks(line)
     one, other = _halves(line)
     return np.concatenate([_gain(line, second, "truths")[one], _gain(line, first, "truths")[other]])
-
-
-def recovered(lines: Sequence[Line]) -> tuple[float, float, float] | None:
-    """Return the selection's share of the oracle's gain, with its interval; None without a gain."""
-    seeds = sorted({line["seed"] for line in lines})
-    rng = np.random.default_rng(0)
-    by_seed = {}
-    for seed in seeds:
-        sums: Values = np.zeros((2, _NUM_RESAMPLES))
-        for line in (each for each in lines if each["seed"] == seed):
-            pair = np.stack([gains_of(line, "chosen"), gains_of(line, "oracle")])
-            drawn = rng.integers(pair.shape[1], size=(_NUM_RESAMPLES, pair.shape[1]))
-            sums += pair[:, drawn].mean(axis=2)
-        by_seed[seed] = sums
-    drawn_seeds = rng.integers(len(seeds), size=(len(seeds), _NUM_RESAMPLES))
-    totals: Values = np.zeros((2, _NUM_RESAMPLES))
-    for choice in drawn_seeds:
-        for row in range(2):
-            totals[row] += np.choose(choice, [by_seed[seed][row] for seed in seeds])
-    chosen, oracle = (
-        sum(gains_of(line, pick).mean() for line in lines) for pick in ("chosen", "oracle")
-    )
-    if oracle <= 0:
-        return None
-    # An oracle that gains nothing in a resample makes a share without a meaning: it counts as none.
-    shares = np.divide(totals[0], totals[1], out=np.zeros(_NUM_RESAMPLES), where=totals[1] > 0)
-    low, high = _interval(shares)
-    return float(chosen / oracle), low, high
 
 
 def render(lines: Sequence[Line]) -> str:
@@ -206,30 +188,35 @@ def _ask_overshoot(lines: Sequence[Line]) -> str:
         f"**Does the alpha of the highest mean reward overshoot?** It lies above the oracle's in "
         f"{highest} of {len(lines)} pairs, and its truth is significantly below the aligned "
         f"model's in {worse} ({after} after Holm); mean gain "
-        f"{_shown(*_over_seeds(lines, 'reward_alone'))}."
+        f"{_shown(*over_pairs(lines, partial(gains_of, pick='reward_alone')))}."
     )
 
 
 def _ask_recovery(lines: Sequence[Line]) -> str:
     worse, after = _num_worse(lines, "chosen")
-    share = recovered(lines)
+    chosen, oracle = (over_pairs(lines, partial(gains_of, pick=p)) for p in ("chosen", "oracle"))
     words = (
-        "**Does the guarded selection recover 70% of the oracle's gain, and is it never "
-        "significantly below the aligned model?** Mean gain "
-        f"{_shown(*_over_seeds(lines, 'chosen'))} beside {_shown(*_over_seeds(lines, 'oracle'))} "
-        "of the oracle: "
+        f"**Does the guarded selection recover {GOAL:.0%} of the oracle's gain, and is it never "
+        f"significantly below the aligned model?** Mean gain {_shown(*chosen)} beside "
+        f"{_shown(*oracle)} of the oracle: "
     )
-    if share is None:
+    if oracle[0] <= 0:
         words += "the oracle gains nothing, so there is nothing to recover"
     else:
-        mean, low, high = share
-        words += f"{mean:.0%} [{low:.0%}, {high:.0%}] of it, the goal of {GOAL:.0%} is "
-        words += "met" if mean >= GOAL else "**missed**"
+        met = "met" if chosen[0] >= GOAL * oracle[0] else "**missed**"
+        words += (
+            f"{chosen[0] / oracle[0]:.0%} of it, the goal is {met}; beyond {GOAL:.0%} of it lie "
+        )
+        words += _shown(*over_pairs(lines, _beyond_goal))
     kept = sum(line["picks"]["chosen"] == 0 for line in lines)
     return (
         f"{words}. It keeps the aligned model in {kept} of {len(lines)} pairs, and is "
         f"significantly below it in {worse} ({after} after Holm)."
     )
+
+
+def _beyond_goal(line: Line) -> Values:
+    return gains_of(line, "chosen") - GOAL * gains_of(line, "oracle")
 
 
 def _num_worse(lines: Sequence[Line], pick: str) -> tuple[int, int]:
@@ -243,16 +230,6 @@ def _num_worse(lines: Sequence[Line], pick: str) -> tuple[int, int]:
         )
 
     return count(p_values), count(adjust_p_values(p_values, "holm"))
-
-
-def _over_seeds(lines: Sequence[Line], pick: str) -> tuple[float, float, float]:
-    seeds = sorted({line["seed"] for line in lines})
-    return pooled(
-        [
-            np.concatenate([gains_of(line, pick) for line in lines if line["seed"] == seed])
-            for seed in seeds
-        ]
-    )
 
 
 def _picks(lines: Sequence[Line]) -> str:
@@ -292,25 +269,20 @@ def _curves(fraction: float, lines: Sequence[Line]) -> str:
     rows = []
     for i, first in enumerate(lines[0]["curves"]):
         alpha, curves = first["alpha"], [line["curves"][i] for line in lines]
-        change: dict[str, Callable[[str], str]] = {
-            name: form.format for name, (_, form) in _FORMS.items()
-        }
+        changed = partial(_change, lines, alpha)
+        forms = [
+            f"{_mean(curves, name):{form}}" if alpha == 0 else changed(name, form)
+            for name, (_, form) in _FORMS.items()
+        ]
         rows.append(
             [
                 f"{alpha:g}",
                 f"{_mean(curves, 'truths'):.3f}",
-                _pooled_gain(lines, alpha, "truths"),
+                changed("truths"),
                 f"{_mean(curves, 'scorer'):.3f}",
                 f"{_mean(curves, 'guard'):.3f}",
-                _pooled_gain(lines, alpha, "other_truths"),
-                *(
-                    f"{_mean(curves, name):.1f}"
-                    if alpha == 0 and name == "tokens"
-                    else f"{_mean(curves, name):.1%}"
-                    if alpha == 0
-                    else _pooled_gain(lines, alpha, name, shown)
-                    for name, shown in change.items()
-                ),
+                changed("other_truths"),
+                *forms,
             ]
         )
     header = (
@@ -325,15 +297,10 @@ def _curves(fraction: float, lines: Sequence[Line]) -> str:
     return f"{words}\n\n{_table(header, rows)}"
 
 
-def _pooled_gain(
-    lines: Sequence[Line], alpha: float, name: str, shown: Callable[[str], str] | None = None
-) -> str:
-    gains = [_gain(line, alpha, name) for line in lines]
+def _change(lines: Sequence[Line], alpha: float, name: str, form: str = ".3f") -> str:
     if alpha == 0:
         return ""
-    form = "{:+.3f}".format if shown is None else shown
-    mean, low, high = (form(value) for value in pooled(gains))  # type: ignore[arg-type]
-    return f"{mean} [{low}, {high}]"
+    return _shown(*pooled([_gain(line, alpha, name) for line in lines]), form)
 
 
 def _gain(line: Line, alpha: float, name: str) -> Values:
@@ -355,14 +322,8 @@ def _mean(curves: Sequence[Mapping[str, Any]], name: str) -> float:
     return float(np.mean([np.mean(curve[name]) for curve in curves]))
 
 
-def _interval(values: Values) -> tuple[float, float]:
-    tail = (1 - CONFIDENCE) / 2
-    low, high = np.quantile(values, (tail, 1 - tail))
-    return float(low), float(high)
-
-
-def _shown(mean: float, low: float, high: float) -> str:
-    return f"{mean:+.3f} [{low:+.3f}, {high:+.3f}]"
+def _shown(mean: float, low: float, high: float, form: str = ".3f") -> str:
+    return f"{mean:+{form}} [{low:+{form}}, {high:+{form}}]"
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

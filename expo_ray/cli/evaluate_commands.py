@@ -292,6 +292,9 @@ def reward_self_test(
 ) -> None:
     """Test a reward model in this process: how far batching moves its scores in each dtype.
 
+    A check is tried on right and wrong answers: of its kind or, where only you know them, of
+    --anchors.
+
     Example: expo-ray evaluate self-test --reward-model ./rm
     """
     from expo_ray.evaluation import reward_self_tests

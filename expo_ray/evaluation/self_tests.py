@@ -19,10 +19,11 @@ def reward_self_tests(
     """Test a reward model once per dtype; a judge, which has none, once.
 
     Args:
-        reward_model: A checkpoint, `implicit:beta=0.1` or `judge:URL#model`.
+        reward_model: A checkpoint, `implicit:beta=0.1`, `judge:URL#model` or `check:KIND`.
         initial: For an implicit reward: the checkpoint before alignment.
         aligned: For an implicit reward: the aligned one.
-        anchors: A preference file whose pairs must rank right; None takes general ones, which warn.
+        anchors: A preference file whose pairs must rank right; None takes general ones, which warn,
+            and of a check those of its kind, where there are such.
         dtypes: Any of `float32`, `bfloat16`, `float16`.
 
     Returns:

@@ -82,7 +82,7 @@ def run_self_test(
     spreads = _spreads(model, chats, pairs)
     if anchors is None and not is_general:
         pairs = []
-    right = _num_right(model, pairs) if pairs else 0
+    right = _num_right(model, pairs)[0] if pairs else 0
     if anchors is not None:
         hint = "is it trained for this task, is its chat template right?"
         _require_right(model, right, len(anchors), hint)
@@ -131,7 +131,8 @@ def _test_check(
         )
     if anchors is not None:
         hint = "the check must give the better answer of every pair more than the worse"
-        _require_right(model, _num_right(model, anchors), len(anchors), hint)
+        num_right, fault = _num_right(model, anchors)
+        _require_right(model, num_right, len(anchors), fault or hint)
         num_trials = len(anchors)
     some = chats[:_MAX_CHATS]
     scores = model.score(some, None if references is None else references[:_MAX_CHATS])
@@ -222,15 +223,19 @@ def _padding_allowed(model: RewardModel) -> Iterator[None]:
         model.max_padding = usual  # type: ignore[attr-defined]
 
 
-def _num_right(model: RewardModel, pairs: Sequence[AnchorPair]) -> int:
-    better = model.score([_better_chat(pair) for pair in pairs], [pair.worse for pair in pairs])
+def _num_right(model: RewardModel, pairs: Sequence[AnchorPair]) -> tuple[int, str | None]:
+    """Return how many pairs rank right, and why the first of those without a score has none."""
+    answers = [_better_chat(pair) for pair in pairs]
     if model.needs_reference:
-        return sum(score.reward is not None and score.reward > 0 for score in better)
-    worse = model.score([_chat(pair, pair.worse) for pair in pairs])
-    return sum(
+        better = model.score(answers, [pair.worse for pair in pairs])
+        right = sum(score.reward is not None and score.reward > 0 for score in better)
+        return right, next((score.error for score in better if score.error), None)
+    better, worse = model.score(answers), model.score([_chat(pair, pair.worse) for pair in pairs])
+    right = sum(
         b.reward is not None and w.reward is not None and b.reward > w.reward
         for b, w in zip(better, worse, strict=True)
     )
+    return right, next((score.error for score in (*better, *worse) if score.error), None)
 
 
 def _require_sound(model: RewardModel, spread: float) -> None:

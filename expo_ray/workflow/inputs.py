@@ -32,7 +32,7 @@ from expo_ray.versions import versions
 from expo_ray.workflow.candidates import Inputs, extrapolate_candidates
 from expo_ray.workflow.input_versions import refuse_other_versions, versions_of_inputs
 from expo_ray.workflow.pinning import check_reward_model, pin_reward_models
-from expo_ray.workflow.prompt_sets import describe_sets, find_sets
+from expo_ray.workflow.prompt_sets import asks_services, describe_sets, find_sets
 from expo_ray.workflow.recipe import Recipe
 from expo_ray.workflow.run_dir import read_json
 from expo_ray.workflow.stages import Run
@@ -89,15 +89,18 @@ def find_anchors(recipe: Recipe) -> list[AnchorPair] | None:
     path = recipe.rewarders.anchors
     if path is None:
         return None
-    specs = [RewardModelSpec.parse(text) for text in recipe.reward_models]
-    if specs and all(spec.kind.reads_columns for spec in specs):
+    anchors = read_anchors(path)
+    of_sets = (text for one in recipe.prompts.sets.values() for text in one.reward_models)
+    asked = [*recipe.reward_models, *of_sets]
+    # A laboratory brings reward models of its own.
+    if recipe.lab is None and all(RewardModelSpec.parse(t).kind.reads_columns for t in asked):
         raise ConfigError(
             "anchors are for reward models that judge, and all of these are checks",
             where=argument("anchors", str(path)),
-            got=", ".join(recipe.reward_models),
+            got=", ".join(asked),
             hint="leave them out; expo-ray evaluate self-test tries a check of yours on them",
         )
-    return read_anchors(path)
+    return anchors
 
 
 def find_prompts(recipe: Recipe, path: str) -> list[Prompt]:
@@ -179,7 +182,8 @@ def _find_inputs(run: Run, rewards: Iterable[str]) -> None:
     run.prompts_path = pin_prompts(run.prompts_path)
     run.prompts = find_prompts(recipe, run.prompts_path)
     for spec in run.reward_models.values():
-        require_checkable(spec, run.prompts, where=run.prompts_path)
+        asks = asks_services(run, before)
+        require_checkable(spec, run.prompts, where=run.prompts_path, asks_services=asks)
     scoring = next(iter(run.reward_models.values()))
     require_statistic(recipe.selection.sample_statistic, scoring, recipe.sampling.num_samples)
     find_sets(run, before)

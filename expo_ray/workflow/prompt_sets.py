@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from expo_ray.cluster import LOCAL, resolve_address
 from expo_ray.extrapolation.planning.alpha import ALIGNED_ALPHA
 from expo_ray.rewards.checks.preflight import require_checkable
 from expo_ray.selection.gates import MAIN, Scores
@@ -28,6 +29,15 @@ from expo_ray.workflow.gate_names import gate_margins, plan_gates, reported_mode
 from expo_ray.workflow.live_replicas import LiveReplicas
 from expo_ray.workflow.live_tables import LiveTables
 from expo_ray.workflow.pinning import pin_reward_models
+
+
+def asks_services(run: stages.Run, before: Mapping[str, Any]) -> bool:
+    """Say whether checks ask their services as a run begins.
+
+    What nodes elsewhere reach may not be reached from here; a finished run asks for nothing more.
+    """
+    is_here = resolve_address(run.address) == LOCAL
+    return is_here and run.recipe.rewarders.self_test and not before
 
 
 def find_sets(run: stages.Run, before: Mapping[str, Any]) -> None:
@@ -61,7 +71,8 @@ def find_sets(run: stages.Run, before: Mapping[str, Any]) -> None:
             sets={},
         )
         for spec in inner.reward_models.values():
-            require_checkable(spec, inner.prompts, where=path)
+            asks = asks_services(run, before)
+            require_checkable(spec, inner.prompts, where=path, asks_services=asks)
         run.sets[name] = inner
     texts = {label: spec.text for label, spec in run.reward_models.items()}
     run.margins = gate_margins(run.recipe, texts)

@@ -158,8 +158,8 @@ class RewarderSettings(ReplicaSettings):
     )
     anchors: str | None = Field(
         None,
-        description="Preference file whose pairs the self-test must see rank right, all of them; "
-        "without it, general ones that are only counted.",
+        description="Preference file whose pairs the self-test must see rank right, all of them, "
+        "by all reward models but checks; without it, general ones that are only counted.",
     )
     cache: bool = Field(True, description="Remember scores on each node, and look them up there.")
     allow_truncation: bool = Field(

@@ -116,8 +116,7 @@ def _faults(recipe: Recipe) -> dict[str, ExpoError]:
             if "selection.no_worse_than" not in faults:
                 reported_models(recipe, labels_of(recipe.reward_models))
     with blaming("rewarders.anchors"):
-        if not any(where.startswith("reward_models") for where in faults):
-            find_anchors(recipe)
+        find_anchors(recipe)
     return faults
 
 

@@ -163,7 +163,7 @@ def select(
             `hf://datasets/OWNER/NAME[@REVISION][/FILE][#split=NAME]`.
         output: Run directory.
         reward_models: The first scores, the others guard.
-        anchors: A preference file whose pairs every reward model must rank right.
+        anchors: A preference file whose pairs every reward model that is no check must rank right.
         alphas: Candidates besides 0; None takes the paper's 0.1 to 0.5.
         heldout_fraction: Share of prompts that only confirm the choice.
         keep: `chosen` or `all` candidate checkpoints.

@@ -79,7 +79,7 @@ class Run:
     """The headers of both, and of a trajectory's checkpoints between them."""
     reward_models: dict[str, RewardModelSpec] = field(default_factory=dict)
     anchors: list[AnchorPair] | None = None
-    """Pairs that every reward model must rank right before it scores."""
+    """Pairs that every reward model but checks must rank right before it scores."""
     self_tests: dict[str, SelfTest] = field(default_factory=dict)
     """What the reward models' tests of themselves found: one each, whatever is started anew."""
     prompts: list[Prompt] = field(default_factory=list)
@@ -151,7 +151,7 @@ class Run:
             initial=self.initial,
             aligned=self.aligned,
             self_test=settings.self_test,
-            # A check has answers of its own to try.
+            # What a check is for they do not say: `evaluate self-test` tries one on its own.
             anchors=None if self.reward_models[label].kind.reads_columns else self.anchors,
             use_cache=settings.cache,
             allow_truncation=settings.allow_truncation,

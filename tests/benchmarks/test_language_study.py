@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.language_summary import gains_of, oracle_picks, pooled, recovered, render
+from benchmarks.language_summary import gains_of, oracle_picks, over_pairs, pooled, render
 
 
 def line(
@@ -88,26 +88,31 @@ def test_gains_of_the_tables_are_those_of_the_prompts() -> None:
     assert "below the aligned model's in 2 (2 after Holm); mean gain -0.500" in text
 
 
-def test_the_share_of_the_oracle_has_an_interval() -> None:
-    found = recovered([line(0, chosen=1.0), line(1, chosen=1.0)])
-    assert found == (1.0, 1.0, 1.0), "the same alphas: in every resample"
-    half = recovered([line(0, chosen=1.0), line(1, chosen=0.0)])
-    assert half is not None
-    assert half[0] == 0.5
-    assert half[1] == 0.0, "both seeds may be the one that recovers nothing"
-    assert half[2] == 1.0
-    assert "100% [100%, 100%] of it, the goal of 70% is met" in render([line(0, chosen=1.0)])
+def test_what_the_selection_recovers_is_told_with_an_interval_of_what_lies_beyond_the_goal() -> (
+    None
+):
+    found = render([line(0, chosen=1.0), line(1, chosen=1.0)])
+    assert "100% of it, the goal is met; beyond 70% of it lie +0.075 [+0.0" in found
     missed = render([line(0, chosen=0.0)])
-    assert "0% [0%, 0%] of it, the goal of 70% is **missed**" in missed
+    assert "0% of it, the goal is **missed**; beyond 70% of it lie -0.175 [-0.2" in missed
     assert "keeps the aligned model in 1 of 1 pairs, and is significantly below it in 0" in missed
-
-
-def test_an_oracle_without_a_gain_leaves_nothing_to_recover() -> None:
-    one = line(0, chosen=0.0)
-    for curve in one["curves"]:
+    nothing = line(0, chosen=0.0)
+    for curve in nothing["curves"]:
         curve["truths"] = [0.5] * 80
-    assert recovered([one]) is None
-    assert "there is nothing to recover" in render([one])
+    assert "there is nothing to recover" in render([nothing])
+
+
+def test_pairs_of_one_seed_answer_the_same_prompts() -> None:
+    """Twice the same pair is no more evidence than once; another seed is."""
+    once = over_pairs([line(0, chosen=1.0)], chosen_gain)
+    again = [line(0, chosen=1.0), line(0, chosen=1.0, fraction=0.2)]
+    assert over_pairs(again, chosen_gain) == once
+    seeds = over_pairs([line(0, chosen=1.0), line(1, chosen=1.0)], chosen_gain)
+    assert seeds[2] - seeds[1] < 0.9 * (once[2] - once[1])
+
+
+def chosen_gain(each: dict[str, Any]) -> Any:
+    return gains_of(each, "chosen")
 
 
 def test_an_interval_over_seeds_is_wider_than_over_their_prompts() -> None:

@@ -41,12 +41,10 @@ def test_the_settings_are_those_of_the_handbook() -> None:
         assert model.dtype == "float32"
     assert (sft[1].learning_rate, sft[1].max_length) == (2e-5, 2048)
     assert (dpo[1].learning_rate, dpo[1].max_length, dpo[1].beta) == (5e-7, 1024, 0.01)
-    num_steps = 61_135 // 128 + 1
-    assert num_steps == 478
+    num_steps = 478  # of 61,135 pairs
     for share in (0.05, 0.1, 0.2, 0.4):
-        assert round(share * num_steps / dpo[1].save_steps) * 24 == pytest.approx(
-            share * num_steps, abs=1
-        )
+        off = share * num_steps % dpo[1].save_steps
+        assert min(off, dpo[1].save_steps - off) <= 1, "a checkpoint at each share of the paper"
 
 
 @pytest.mark.slow

@@ -6,15 +6,15 @@ from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 
-from expo_ray.errors import TableError
+from expo_ray.errors import ConfigError, TableError, argument
 from expo_ray.rewards.checks.reward_model import CheckRewardModel, as_reference
 from expo_ray.rewards.loading import load_reward_model
 from expo_ray.rewards.self_test import run_self_test
 from expo_ray.rewards.spec import RewardModelSpec
 from expo_ray.tables.prompts import Message, Prompt
 
-_NUM_TRIED = 4
-_ANSWER = "I do not know."
+# A function may be made for one form alone: of four that differ it can say something of one.
+_ANSWERS = ("I do not know.", "42", "{}", "Yes.")
 
 
 def require_checkable(
@@ -26,31 +26,48 @@ def require_checkable(
 ) -> None:
     """Check that a reward model finds in every prompt what it checks answers against.
 
-    A check is loaded and tries itself, too, on answers of its kind and on one to a few of these
-    prompts: it would be late once everything is generated.
+    A check is loaded and tried, too, on answers of its kind, or, where only its user knows such, on
+    some to the first prompts: it would be late once everything is generated.
 
     Args:
         spec: The reward model; one that is no check passes.
         prompts: Those that it is to score answers to.
         where: Where they lie.
-        asks_services: Whether a service is asked about an answer already; a plan needs none.
+        asks_services: Whether a service is asked already.
 
     Raises:
-        ConfigError: The check cannot be loaded.
-        EvaluationError: It misjudges answers that it must know, or can say of none.
+        ConfigError: The check cannot be loaded, or cannot say of any answer whether it is right.
+        EvaluationError: It misjudges answers that it must know.
         TableError: A prompt lacks the column, or has something in it that this check cannot read.
     """
     if not spec.kind.reads_columns:
         return
     with closing(_load(spec)) as model:
+        run_self_test(model)
         if spec.column is not None:
             _require_column(spec, spec.column, model, prompts, where)
-        some = prompts[:_NUM_TRIED] if asks_services or not model.asks_outside else ()
-        answer = Message(role="assistant", content=_ANSWER)
-        run_self_test(
-            model,
-            [[*prompt.messages, answer] for prompt in some],
-            references=[as_reference(dict(prompt.checked)) for prompt in some],
+        if not model.has_trials and (asks_services or not model.asks_service):
+            _require_saying(spec, model, prompts)
+
+
+def _require_saying(
+    spec: RewardModelSpec, model: CheckRewardModel, prompts: Sequence[Prompt]
+) -> None:
+    asked = [prompts[i % len(prompts)] for i in range(len(_ANSWERS))] if prompts else []
+    scores = model.score(
+        [
+            [*prompt.messages, Message(role="assistant", content=answer)]
+            for prompt, answer in zip(asked, _ANSWERS, strict=False)
+        ],
+        [as_reference(dict(prompt.checked)) for prompt in asked],
+    )
+    if scores and all(score.reward is None for score in scores):
+        raise ConfigError(
+            "a check cannot say of any answer whether it is right",
+            where=argument("reward_model", spec.text),
+            got=f"{_ANSWERS[0]!r}: {scores[0].error}",
+            expected=f"a number for one of {', '.join(map(repr, _ANSWERS))} at least",
+            hint="does its service run? a function says 0 of an answer that it cannot read",
         )
 
 

@@ -69,8 +69,13 @@ class CheckRewardModel:
             return list(threads.map(self._score, chats, targets))
 
     @property
-    def asks_outside(self) -> bool:
-        """Whether it asks what is no process of its own, a service."""
+    def has_trials(self) -> bool:
+        """Whether a right and a wrong answer come with the kind: else only its user knows them."""
+        return bool(self._kind.trials)
+
+    @property
+    def asks_service(self) -> bool:
+        """Whether it waits for others."""
         return not self._kind.has_own_process
 
     def trials(self) -> tuple[int, list[str]]:

@@ -353,15 +353,31 @@ def test_a_check_of_the_users_own_is_tried_on_pairs_and_on_the_first_prompts(
         run_self_test(regex, anchors=[right, wrong])
     assert "--anchors" in run_self_test(regex).warnings[0]
     assert run_self_test(regex, chats("a")).warnings == ()
-    fails = RewardModelSpec.parse("check:python=own_checks:fails")
-    with pytest.raises(EvaluationError, match="broken on every answer") as caught:
-        require_checkable(fails, [prompt("a")], where="p.jsonl")
-    assert "raises" in str(caught.value.got)
-    silent = RewardModelSpec.parse("check:http=http://127.0.0.1:9/check")
-    require_checkable(silent, [prompt("a")], where="p.jsonl", asks_services=False)
-    with pytest.raises(EvaluationError, match="broken on every answer") as caught:
-        require_checkable(silent, [prompt("a")], where="p.jsonl")
-    assert "did not answer" in str(caught.value.got)
+    fails = load_reward_model("check:python=own_checks:fails")
+    with pytest.raises(EvaluationError, match="ranks anchors wrong") as caught:
+        run_self_test(fails, anchors=[right])
+    assert "raises LookupError" in str(caught.value.hint)
+
+
+def test_a_check_that_can_say_of_no_answer_is_refused_before_anything_is_made(
+    functions: None,
+) -> None:
+    def try_on(check: str, *prompts: Prompt, **settings: bool) -> str:
+        with pytest.raises(ConfigError, match="cannot say of any answer") as caught:
+            require_checkable(RewardModelSpec.parse(check), prompts, where="p.jsonl", **settings)
+        return str(caught.value.got)
+
+    told = try_on("check:python=own_checks:fails", prompt("a"))
+    assert told.startswith("'I do not know.': ") and "raises LookupError" in told
+    # It reads a column, which one prompt has: one answer that can be told is enough.
+    knows = "check:python=own_checks:knows"
+    assert "KeyError" in try_on(knows, prompt("a"))
+    some = [prompt("a"), prompt("b", answer="42")]
+    require_checkable(RewardModelSpec.parse(knows), some, where="p.jsonl")
+    silent = "check:http=http://127.0.0.1:9/check"
+    assert "did not answer" in try_on(silent, prompt("a"))
+    require_checkable(RewardModelSpec.parse(silent), [prompt("a")], where="", asks_services=False)
+    require_checkable(RewardModelSpec.parse(silent), [], where="p.jsonl")
 
 
 def prompt(prompt_id: str, **checked: str) -> Prompt:
