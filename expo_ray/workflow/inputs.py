@@ -21,8 +21,8 @@ from expo_ray.extras import require_extra
 from expo_ray.lab import LabSettings, find_lab, prepare_lab
 from expo_ray.rewards.anchors import AnchorPair, read_anchors
 from expo_ray.rewards.checks.preflight import require_checkable
+from expo_ray.rewards.kinds.registry import kind_of
 from expo_ray.rewards.sample_statistics import require_statistic
-from expo_ray.rewards.spec import RewardModelSpec
 from expo_ray.selection.explanations import warn_of_circle
 from expo_ray.serving import GeneratorReplicas, ModelSource
 from expo_ray.serving.engines.registry import resolve_engine
@@ -93,7 +93,7 @@ def find_anchors(recipe: Recipe) -> list[AnchorPair] | None:
     of_sets = (text for one in recipe.prompts.sets.values() for text in one.reward_models)
     asked = [*recipe.reward_models, *of_sets]
     # A laboratory brings reward models of its own.
-    if recipe.lab is None and all(RewardModelSpec.parse(t).kind.reads_columns for t in asked):
+    if recipe.lab is None and all(kind_of(text).reads_columns for text in asked):
         raise ConfigError(
             "anchors are for reward models that judge, and all of these are checks",
             where=argument("anchors", str(path)),

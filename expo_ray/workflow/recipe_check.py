@@ -100,13 +100,16 @@ def _faults(recipe: Recipe) -> dict[str, ExpoError]:
             require_statistic(
                 recipe.selection.sample_statistic, scoring, recipe.sampling.num_samples
             )
+    prompts: list[Prompt] = []
+    path = recipe.prompts.path
     with blaming("prompts.path"):
-        if recipe.prompts.path is not None:
-            prompts = find_prompts(recipe, recipe.prompts.path)
-            for number, text in enumerate(recipe.reward_models):
-                if f"reward_models.{number}" not in faults:
-                    spec = RewardModelSpec.parse(text)
-                    require_checkable(spec, prompts, where=recipe.prompts.path, asks_services=False)
+        if path is not None:
+            prompts = find_prompts(recipe, path)
+    for number, text in enumerate(recipe.reward_models if prompts else ()):
+        with blaming(f"reward_models.{number}"):
+            if f"reward_models.{number}" not in faults:
+                spec = RewardModelSpec.parse(text)
+                require_checkable(spec, prompts, where=str(path), asks_services=False)
     for name, one in recipe.prompts.sets.items():
         _check_set(name, one, recipe, blaming)
     if recipe.lab is None:

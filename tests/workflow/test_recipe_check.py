@@ -112,6 +112,26 @@ def test_one_wrong_key_is_told_as_any_error(own_models: Path) -> None:
     assert caught.value.exit_code == 2
 
 
+def test_a_check_of_ones_own_is_tried_and_its_service_is_not_asked(
+    own_models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(own_models)
+    (own_models / "mine.py").write_text("def fails(response, row):\n    raise LookupError\n")
+    file = own_models / "recipe.yaml"
+    document = {
+        **{"name": "n", "output": "o", "initial": "sft", "aligned": "dpo"},
+        **{"reward_models": ["check:python=mine:fails", "check:http=http://127.0.0.1:9/check"]},
+        "prompts": {"path": "prompts.jsonl"},
+    }
+    file.write_text(yaml.safe_dump(document))
+    with pytest.raises(RecipeError) as caught:
+        check_recipe(file)
+    assert caught.value.message == (
+        "recipe key `reward_models.0`: a check cannot say of any answer whether it is right"
+    )
+    assert "raises LookupError" in str(caught.value.got)
+
+
 def test_a_missing_extra_is_the_fault_of_its_key(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
