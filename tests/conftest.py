@@ -74,6 +74,15 @@ def ray_cluster() -> Iterator[str]:
         yield "local"
 
 
+@pytest.fixture
+def on_cluster(ray_cluster: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Point the commands at the session's Ray through the environment, as a job would."""
+    import ray
+
+    monkeypatch.setenv("RAY_ADDRESS", ray.get_runtime_context().gcs_address)
+    monkeypatch.setenv("RAY_AUTH_MODE", os.environ.get("RAY_AUTH_MODE", "token"))
+
+
 @pytest.fixture(scope="session")
 def published_data() -> Path:
     """Published prompts, responses and judgements; tests skip where they are absent."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -11,15 +10,6 @@ import pytest
 
 from tests import samples
 from tests.cli.test_main import json_of, run
-
-
-@pytest.fixture
-def on_cluster(ray_cluster: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Point the commands at the session's Ray through the environment, as a job would."""
-    import ray
-
-    monkeypatch.setenv("RAY_ADDRESS", ray.get_runtime_context().gcs_address)
-    monkeypatch.setenv("RAY_AUTH_MODE", os.environ.get("RAY_AUTH_MODE", "token"))
 
 
 @pytest.fixture
