@@ -119,6 +119,7 @@ def _head(lines: Sequence[Line]) -> str:
         ("seed", "accuracy of the reward model", "of the guard", "pairs that `diagnose` calls fit"),
         models,
     )
+    partly = " **Partial**: one seed; intervals are over prompts." if len(seeds) == 1 else ""
     return (
         "# Extrapolation of a real language model, where the truth is known\n\n"
         "Written by `python -m benchmarks.language_study --summarize RESULTS --write`; settings "
@@ -129,9 +130,8 @@ def _head(lines: Sequence[Line]) -> str:
         "The truth is the share of a prompt's two constraints that an answer keeps to. Per pair "
         f"{settings['num_prompts']} held-out prompts, one answer to each at every alpha, "
         f"sampled under the same noise; the selection sees {first['num_selected']} of them, and "
-        f"what it and the others picked is measured on the rest. {len(lines)} pairs. Intervals of "
-        "95%, over seeds and prompts unless said otherwise.\n\n"
-        f"{table}"
+        "what it and the others picked is measured on the rest. Intervals of 95%, over seeds and "
+        f"prompts unless said otherwise.{partly}\n\n{table}"
     )
 
 
