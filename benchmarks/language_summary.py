@@ -173,7 +173,7 @@ def _ask_gain(by_fraction: Mapping[float, Sequence[Line]]) -> str:
         )
     header = (
         *("data", "preference pairs", "oracle's gain", "at alpha"),
-        *("better for certain at alpha", "worse for certain from"),
+        *("interval above 0 at alpha", "below 0 from"),
     )
     return (
         "**Does extrapolation gain, and does less training allow more of it?**\n\n"
