@@ -49,6 +49,18 @@ def pooled(gains: Sequence[Sequence[float] | Values]) -> tuple[float, float, flo
     return float(np.mean([each.mean() for each in values])), float(low), float(high)
 
 
+def oracle_over_full(lines: Sequence[Line], full: Sequence[Line]) -> list[Values]:
+    """Return, per seed of both, the oracle's truth less that of the model of all data as it is."""
+    found = []
+    for line in lines:
+        for other in full:
+            if other["seed"] == line["seed"]:
+                aligned = [np.array(_at(each, 0.0, "truths")) for each in (line, other)]
+                behind = (aligned[0] - aligned[1])[line["num_selected"] :]
+                found.append(gains_of(line, "oracle") + behind)
+    return found
+
+
 def over_pairs(lines: Sequence[Line], gain: Callable[[Line], Values]) -> tuple[float, float, float]:
     """Return the pooled gain over all pairs: those of a seed answer the same prompts."""
     by_seed: dict[int, list[Values]] = {}
@@ -151,7 +163,9 @@ def _answers(by_fraction: Mapping[float, Sequence[Line]]) -> str:
 
 def _ask_gain(by_fraction: Mapping[float, Sequence[Line]]) -> str:
     rows = []
+    largest = max(by_fraction)
     for fraction, lines in by_fraction.items():
+        over = oracle_over_full(lines, by_fraction[largest])
         alphas = [curve["alpha"] for curve in lines[0]["curves"]]
         intervals = {
             alpha: pooled([_gain(line, alpha, "truths") for line in lines])
@@ -169,11 +183,13 @@ def _ask_gain(by_fraction: Mapping[float, Sequence[Line]]) -> str:
                 " to ".join(f"{alpha:g}" for alpha in dict.fromkeys((picked[0], picked[-1]))),
                 ", ".join(f"{alpha:g}" for alpha in better) or "none",
                 f"{worse[0]:g}" if worse else "never",
+                _shown(*pooled(over)) if over and fraction < largest else "",
             ]
         )
     header = (
         *("data", "preference pairs", "oracle's gain", "at alpha"),
         *("interval above 0 at alpha", "below 0 from"),
+        f"over {largest:.0%} as aligned",
     )
     return (
         "**Does extrapolation gain, and does less training allow more of it?**\n\n"
@@ -304,8 +320,12 @@ def _change(lines: Sequence[Line], alpha: float, name: str, form: str = ".3f") -
 
 
 def _gain(line: Line, alpha: float, name: str) -> Values:
-    by_alpha = {curve["alpha"]: curve[name] for curve in line["curves"]}
-    return np.subtract(by_alpha[alpha], by_alpha[0.0], dtype=np.float64)
+    return np.subtract(_at(line, alpha, name), _at(line, 0.0, name), dtype=np.float64)
+
+
+def _at(line: Line, alpha: float, name: str) -> Sequence[float]:
+    [found] = (curve[name] for curve in line["curves"] if curve["alpha"] == alpha)
+    return found  # type: ignore[no-any-return]
 
 
 def _halves(line: Line) -> tuple[slice, slice]:

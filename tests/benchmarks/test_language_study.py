@@ -102,6 +102,17 @@ def test_what_the_selection_recovers_is_told_with_an_interval_of_what_lies_beyon
     assert "there is nothing to recover" in render([nothing])
 
 
+def test_a_share_with_alpha_is_measured_against_all_of_the_data_as_it_is() -> None:
+    full = line(0, chosen=0.0, fraction=1.0)
+    full["curves"][0]["truths"] = [0.6] * 80
+    text = render([line(0, chosen=1.0), line(1, chosen=1.0), full])
+    [row] = [row for row in text.splitlines() if row.startswith("| 10% | 30 |")]
+    # 0.75 in the mean, less 0.6; the other seed has no model of all of the data.
+    assert row.split(" | ")[-1].startswith("+0.150 [")
+    [row] = [row for row in text.splitlines() if row.startswith("| 100% | 30 |")]
+    assert row.endswith("|  |"), "not against itself"
+
+
 def test_pairs_of_one_seed_answer_the_same_prompts() -> None:
     """Twice the same pair is no more evidence than once; another seed is."""
     once = over_pairs([line(0, chosen=1.0)], chosen_gain)
