@@ -32,7 +32,9 @@ from expo_ray.tables.schemas import require_single_columns
 ITEM_COLUMNS = ("prompt_id", "item_id", "item", "doc_id", "question_id", "id")
 _SAMPLE_COLUMNS = ("sample", "epoch")
 _OURS = frozenset({"prompt_id", "sample", "weights_digest", "alpha", "seed", "split"})
-_NO_SCORES = {*ITEM_COLUMNS, *_SAMPLE_COLUMNS, *_OURS, "task", "reward_model_revision"}
+# A later time is no better answer.
+_TIMES = {"tstamp", "timestamp", "time", "date", "created", "created_at"}
+_NO_SCORES = {*ITEM_COLUMNS, *_SAMPLE_COLUMNS, *_OURS, *_TIMES, "task", "reward_model_revision"}
 _SUFFIXES = (".csv", ".jsonl", ".json", ".parquet")
 Lines = list[dict[str, Any]]
 

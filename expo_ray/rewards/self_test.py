@@ -132,7 +132,7 @@ def _test_check(
     if anchors is not None:
         hint = "the check must give the better answer of every pair more than the worse"
         num_right, fault = _num_right(model, anchors)
-        _require_right(model, num_right, len(anchors), fault or hint)
+        _require_right(model, num_right, len(anchors), hint, fault)
         num_trials = len(anchors)
     some = chats[:_MAX_CHATS]
     scores = model.score(some, None if references is None else references[:_MAX_CHATS])
@@ -157,18 +157,22 @@ def _test_check(
 
 
 def _untried(model: CheckRewardModel) -> str:
+    fault = model.fault([[Message(role="user", content="?")]])
+    says = "it could say of an answer whether it is right" if fault is None else fault
     return (
-        f"{model.name} is yours: no right and no wrong answer is known to try it on; give both "
-        "(--anchors FILE)"
+        f"{model.name} is yours: no right and no wrong answer is known to try it on, give both "
+        f"(--anchors FILE); without what a prompt says, {says}"
     )
 
 
-def _require_right(model: RewardModel, num_right: int, num_anchors: int, hint: str) -> None:
+def _require_right(
+    model: RewardModel, num_right: int, num_anchors: int, hint: str, fault: str | None = None
+) -> None:
     if num_right < num_anchors:
         raise EvaluationError(
             "the reward model ranks anchors wrong",
             where=model.name,
-            got=f"{num_right} right",
+            got=f"{num_right} right" + (f"; {fault}" if fault else ""),
             expected=f"all {num_anchors}",
             hint=hint,
         )

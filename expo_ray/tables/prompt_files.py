@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from expo_ray.checkpoints.storages.hub_storage import hub_endpoint
+from expo_ray.checkpoints.storages.hub_storage import hub_call, hub_endpoint
 from expo_ray.checkpoints.storages.remote_path import RemotePath, is_remote
 from expo_ray.errors import TableError
 from expo_ray.proxies import through_proxy
@@ -121,12 +122,15 @@ def _hub_files(address: str) -> list[PromptFile]:
     found = []
     for name in names:
         try:
-            path = hf_hub_download(
-                str(parts["repo"]),
-                name,
-                repo_type="dataset",
-                revision=info.sha,
-                endpoint=hub_endpoint(),
+            path = hub_call(
+                partial(
+                    hf_hub_download,
+                    str(parts["repo"]),
+                    name,
+                    repo_type="dataset",
+                    revision=info.sha,
+                    endpoint=hub_endpoint(),
+                )
             )
         except OSError as error:
             raise _failure(f"{address}, file {name}", error) from error
@@ -142,7 +146,9 @@ def _dataset(address: str, parts: dict[str, str | None]) -> Any:
 
     api = HfApi(endpoint=hub_endpoint())
     try:
-        return api.dataset_info(str(parts["repo"]), revision=parts["revision"], timeout=30)
+        return hub_call(
+            lambda: api.dataset_info(str(parts["repo"]), revision=parts["revision"], timeout=30)
+        )
     except (OSError, HFValidationError) as error:
         raise _failure(address, error) from error
 

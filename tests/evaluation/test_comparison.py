@@ -158,6 +158,15 @@ def test_other_items_are_refused_by_name(tmp_path: Path) -> None:
     refused(what="the same names stand for different items", got="4 of 4: 0, 1, 2, 3", a=a, b=moved)
 
 
+def test_answers_alone_are_no_results_and_a_later_time_is_no_better_one(tmp_path: Path) -> None:
+    """The answers of MT-Bench have one number each: when they were given."""
+    for name in "ab":
+        row = {"question_id": 81, "model_id": name, "choices": [], "tstamp": 1.7e9}
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps(row) + "\n")
+    with pytest.raises(TableError):
+        compare_results(tmp_path / "a.jsonl", tmp_path / "b.jsonl")
+
+
 def test_what_cannot_be_paired_is_refused(tmp_path: Path) -> None:
     a = harness_log(tmp_path / "samples_x_2026-01-01T00-00-00.1.jsonl", [1, 0])
     b = harness_log(tmp_path / "samples_y_2026-01-01T00-00-00.1.jsonl", [1, 0])

@@ -117,6 +117,13 @@ def test_one_folder_of_several_configurations(hub: HubServer, tmp_path: Path) ->
     assert prompt.messages[0]["content"] == "main"
 
 
+def test_a_hub_that_is_not_there_is_told(monkeypatch: pytest.MonkeyPatch, hub: HubServer) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    with pytest.raises(TableError, match="the dataset cannot be read") as caught:
+        read_prompts(f"{FEEDBACK}#split=test_gen")
+    assert "ConnectError" in str(caught.value.got)
+
+
 def test_offline_says_so(monkeypatch: pytest.MonkeyPatch, feedback: str) -> None:
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(TableError, match="HF_HUB_OFFLINE"):

@@ -7,6 +7,7 @@ constraint without its first line, its last line, or its asterisks.
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable
 from functools import cache
 from typing import Any
@@ -86,7 +87,9 @@ def _read_constraints(target: str) -> list[Callable[[str], bool]]:
 def _read_constraint(constraint: Any) -> Callable[[str], bool]:
     if not isinstance(constraint, dict) or constraint.get("id") not in RULES:
         name = constraint.get("id") if isinstance(constraint, dict) else constraint
-        raise BrokenCheckError(f"no such constraint: {name!r:.80}")
+        close = difflib.get_close_matches(str(name), RULES, n=1)
+        meant = f", did you mean {close[0]!r}?" if close else ""
+        raise BrokenCheckError(f"no such constraint: {name!r:.80}{meant}")
     rule = RULES[constraint["id"]]
     settings = {name: value for name, value in constraint.items() if name != "id"}
     try:

@@ -11,10 +11,7 @@ from expo_ray.rewards.checks.reward_model import CheckRewardModel, as_reference
 from expo_ray.rewards.loading import load_reward_model
 from expo_ray.rewards.self_test import run_self_test
 from expo_ray.rewards.spec import RewardModelSpec
-from expo_ray.tables.prompts import Message, Prompt
-
-# A function may be made for one form alone: of four that differ it can say something of one.
-_ANSWERS = ("I do not know.", "42", "{}", "Yes.")
+from expo_ray.tables.prompts import Prompt
 
 
 def require_checkable(
@@ -53,20 +50,13 @@ def require_checkable(
 def _require_saying(
     spec: RewardModelSpec, model: CheckRewardModel, prompts: Sequence[Prompt]
 ) -> None:
-    asked = [prompts[i % len(prompts)] for i in range(len(_ANSWERS))] if prompts else []
-    scores = model.score(
-        [
-            [*prompt.messages, Message(role="assistant", content=answer)]
-            for prompt, answer in zip(asked, _ANSWERS, strict=False)
-        ],
-        [as_reference(dict(prompt.checked)) for prompt in asked],
-    )
-    if scores and all(score.reward is None for score in scores):
+    references = [as_reference(dict(prompt.checked)) for prompt in prompts]
+    fault = model.fault([prompt.messages for prompt in prompts], references)
+    if fault is not None:
         raise ConfigError(
             "a check cannot say of any answer whether it is right",
             where=argument("reward_model", spec.text),
-            got=f"{_ANSWERS[0]!r}: {scores[0].error}",
-            expected=f"a number for one of {', '.join(map(repr, _ANSWERS))} at least",
+            got=fault,
             hint="does its service run? a function says 0 of an answer that it cannot read",
         )
 

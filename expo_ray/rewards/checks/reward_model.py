@@ -23,9 +23,12 @@ from expo_ray.rewards.checks.kind import (
 from expo_ray.rewards.checks.own_process import OwnProcess
 from expo_ray.rewards.interface import Chat, References, RewardScore
 from expo_ray.tables.checked_columns import CHECKED_COLUMNS
+from expo_ray.tables.prompts import Message
 
 _VERSION = "1"
 """Of the rules of all checks; another one where the same answer would get another reward."""
+# A function may be made for one form alone: of four that differ it can say something of one.
+_ANSWERS = ("I do not know.", "42", "{}", "Yes.")
 _NUM_THREADS = os.cpu_count() or 1
 """No more programs at a time than can run."""
 
@@ -87,6 +90,27 @@ class CheckRewardModel:
                 told = found.reward if found.error is None else found.error
                 wrong.append(f"{trial.response!r} for {trial.target!r}: {told}")
         return len(self._kind.trials), wrong
+
+    def fault(
+        self, prompts: Sequence[Sequence[Message]], references: References | None = None
+    ) -> str | None:
+        """Return why it can say of no answer to the first prompts whether it is right; else None.
+
+        Args:
+            prompts: Chats without an answer.
+            references: What answers to each are checked against.
+        """
+        if not prompts:
+            return None
+        which = [i % len(prompts) for i in range(len(_ANSWERS))]
+        turns = [Message(role="assistant", content=answer) for answer in _ANSWERS]
+        scores = self.score(
+            [[*prompts[i], turn] for i, turn in zip(which, turns, strict=True)],
+            None if references is None else [references[i] for i in which],
+        )
+        if any(score.reward is not None for score in scores):
+            return None
+        return f"of {_ANSWERS[0]!r}: {scores[0].error}"
 
     def target_fault(self, target: str) -> str | None:
         """Return why nothing can be checked against a value of the column; None where it can."""

@@ -356,7 +356,8 @@ def test_a_check_of_the_users_own_is_tried_on_pairs_and_on_the_first_prompts(
     fails = load_reward_model("check:python=own_checks:fails")
     with pytest.raises(EvaluationError, match="ranks anchors wrong") as caught:
         run_self_test(fails, anchors=[right])
-    assert "raises LookupError" in str(caught.value.hint)
+    assert "raises LookupError" in str(caught.value.got)
+    assert "raises LookupError" in run_self_test(fails).warnings[0]
 
 
 def test_a_check_that_can_say_of_no_answer_is_refused_before_anything_is_made(
@@ -368,7 +369,7 @@ def test_a_check_that_can_say_of_no_answer_is_refused_before_anything_is_made(
         return str(caught.value.got)
 
     told = try_on("check:python=own_checks:fails", prompt("a"))
-    assert told.startswith("'I do not know.': ") and "raises LookupError" in told
+    assert told.startswith("of 'I do not know.': ") and "raises LookupError" in told
     # It reads a column, which one prompt has: one answer that can be told is enough.
     knows = "check:python=own_checks:knows"
     assert "KeyError" in try_on(knows, prompt("a"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -100,6 +101,19 @@ def test_each_constraint(name: str, settings: dict[str, Any], kept: str, broken:
 def test_every_kind_is_tried() -> None:
     assert {case[0] for case in CASES} == set(RULES)
     assert len(RULES) == 25
+
+
+def test_every_kind_is_in_the_documentation_with_its_settings() -> None:
+    text = (Path(__file__).resolve().parents[3] / "docs/checked-rewards.md").read_text()
+    for name, settings, *_ in CASES:
+        row = f"| `{name}` | {', '.join(f'`{key}`' for key in settings)} |"
+        assert row in text, row
+
+
+def test_a_name_that_is_nearly_right_is_told() -> None:
+    told = CONSTRAINTS.open({"mode": "strict"}).target_fault('[{"id": "punctuation:no_coma"}]')
+    assert told is not None
+    assert "did you mean 'punctuation:no_comma'?" in told
 
 
 def test_strict_loose_and_shares() -> None:
