@@ -213,6 +213,8 @@ def test_a_measurement_that_is_broken_off_leaves_no_worker() -> None:
     code = """
 import os, signal, subprocess
 from expo_ray.selection import sign_workers
+# A shell that starts the tests in the background lets them ignore it, and so would this process.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 sign_workers.MIN_ROWS = 1
 sign_workers.os.sched_getaffinity = lambda _: {0, 1}
 found = sign_workers.measure_blocks([(["q"] * 2000, ["a b c " * 200] * 2000)] * 50, num_rows=9)
