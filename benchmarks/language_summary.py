@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from benchmarks.proof_answers import truth_gain
-from expo_ray.selection.bootstrap import adjust_p_values
+from benchmarks.proof_summary import significantly_worse
 
 Line = Mapping[str, Any]
 Values = npt.NDArray[np.float64]
@@ -237,15 +237,12 @@ def _beyond_goal(line: Line) -> Values:
 
 def _num_worse(lines: Sequence[Line], pick: str) -> tuple[int, int]:
     """Count pairs whose truth is significantly below the aligned model's, over prompts."""
-    found = [truth_gain(gains_of(line, pick), np.zeros(_num_truth(line))) for line in lines]
-    p_values = [each["p_value"] for each in found]
+    return significantly_worse([{"truth": {pick: _truth_gain(line, pick)}} for line in lines], pick)
 
-    def count(values: Sequence[float]) -> int:
-        return sum(
-            each["gain"] < 0 and p <= 1 - CONFIDENCE for each, p in zip(found, values, strict=True)
-        )
 
-    return count(p_values), count(adjust_p_values(p_values, "holm"))
+def _truth_gain(line: Line, pick: str) -> dict[str, Any]:
+    gains = gains_of(line, pick)
+    return truth_gain(gains, np.zeros(len(gains)))
 
 
 def _picks(lines: Sequence[Line]) -> str:
@@ -275,7 +272,7 @@ def _alpha_of(line: Line, pick: str) -> str:
 
 
 def _own(line: Line, pick: str) -> str:
-    found = truth_gain(gains_of(line, pick), np.zeros(_num_truth(line)))
+    found = _truth_gain(line, pick)
     if found["ci_low"] is None:
         return f"{found['gain']:+.3f}"
     return _shown(found["gain"], found["ci_low"], found["ci_high"])

@@ -181,8 +181,8 @@ def _find_inputs(run: Run, rewards: Iterable[str]) -> None:
         run.prompts_path = str(before["prompts"])
     run.prompts_path = pin_prompts(run.prompts_path)
     run.prompts = find_prompts(recipe, run.prompts_path)
+    asks = asks_services(run, before)
     for spec in run.reward_models.values():
-        asks = asks_services(run, before)
         require_checkable(spec, run.prompts, where=run.prompts_path, asks_services=asks)
     scoring = next(iter(run.reward_models.values()))
     require_statistic(recipe.selection.sample_statistic, scoring, recipe.sampling.num_samples)

@@ -51,6 +51,7 @@ def find_sets(run: stages.Run, before: Mapping[str, Any]) -> None:
         RequestError: Prompts or reward models are missing or malformed, or a gate names nothing.
     """
     known = before.get("prompt_sets", {})
+    asks = asks_services(run, before)
     for name, settings in run.recipe.prompts.sets.items():
         was = known.get(name, {})
         path = was["prompts"] if was.get("prompts_address") == settings.path else settings.path
@@ -71,7 +72,6 @@ def find_sets(run: stages.Run, before: Mapping[str, Any]) -> None:
             sets={},
         )
         for spec in inner.reward_models.values():
-            asks = asks_services(run, before)
             require_checkable(spec, inner.prompts, where=path, asks_services=asks)
         run.sets[name] = inner
     texts = {label: spec.text for label, spec in run.reward_models.items()}

@@ -28,7 +28,7 @@ from expo_ray.tables.prompts import Message
 _VERSION = "1"
 """Of the rules of all checks; another one where the same answer would get another reward."""
 # A function may be made for one form alone: of four that differ it can say something of one.
-_ANSWERS = ("I do not know.", "42", "{}", "Yes.")
+PROBES = ("I do not know.", "42", "{}", "Yes.")
 _NUM_THREADS = os.cpu_count() or 1
 """No more programs at a time than can run."""
 
@@ -102,15 +102,15 @@ class CheckRewardModel:
         """
         if not prompts:
             return None
-        which = [i % len(prompts) for i in range(len(_ANSWERS))]
-        turns = [Message(role="assistant", content=answer) for answer in _ANSWERS]
+        which = [i % len(prompts) for i in range(len(PROBES))]
+        turns = [Message(role="assistant", content=answer) for answer in PROBES]
         scores = self.score(
             [[*prompts[i], turn] for i, turn in zip(which, turns, strict=True)],
             None if references is None else [references[i] for i in which],
         )
         if any(score.reward is not None for score in scores):
             return None
-        return f"of {_ANSWERS[0]!r}: {scores[0].error}"
+        return f"of {PROBES[0]!r}: {scores[0].error}"
 
     def target_fault(self, target: str) -> str | None:
         """Return why nothing can be checked against a value of the column; None where it can."""

@@ -7,11 +7,13 @@ from pathlib import Path
 
 import pytest
 
+import expo_ray
 from expo_ray.errors import EvaluationError
 from expo_ray.lab.data import Pair
 from expo_ray.lab.language.prompts import CHECK, draw_prompts
 from expo_ray.lab.language.settings import LanguageSettings
 from expo_ray.lab.language.source import smollm2
+from expo_ray.reports import write_report
 from expo_ray.serving import EngineOptions, ModelSource, ServedModel
 from expo_ray.tables import read_table
 from tests.cli.test_main import json_of, run
@@ -44,6 +46,22 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     text = "".join(json.dumps(row) + "\n" for row in rows)
     (folder / "prompts.jsonl").write_text(text)
     return folder
+
+
+def test_the_pair_is_fit_and_its_work_can_be_planned(folder: Path) -> None:
+    models = (str(folder / "smollm2-135m-instruct"), str(folder / "aligned"))
+    assert expo_ray.diagnose(*models, address="inline").fit
+    planned = expo_ray.extrapolate(*models, "unused", alpha=0.5, dry_run=True, address="inline")
+    chosen = expo_ray.select(
+        *models,
+        prompts=str(folder / "prompts.jsonl"),
+        reward_models=[CHECK],
+        output=folder / "unused",
+        dry_run=True,
+    )
+    assert chosen["alphas"] == [0.0, 0.1, 0.2, 0.3, 0.4, 0.5] and chosen["num_prompts"] == 4
+    (extrapolation,) = [s for s in chosen["stages"] if s["stage"] == "extrapolation"]
+    assert extrapolation["bytes_in"] == planned.as_dict()["plan"]["bytes_in"] > 0
 
 
 def test_the_pair_goes_through_every_command(folder: Path, on_cluster: None) -> None:
@@ -83,5 +101,6 @@ def test_the_pair_goes_through_every_command(folder: Path, on_cluster: None) -> 
         measured = json_of(run(*load, "--concurrency", "2", "--num-requests", "4", "--json"))
         (point,) = measured["points"]  # type: ignore[misc]
         assert (point["completed"], point["failed"]) == (4, 0)
+        assert write_report(folder / "load").read_text().startswith("<!DOCTYPE html>")
         assert run("alpha", "set", "0", "--url", served.url).returncode == 0
         assert json_of(run("alpha", "show", "--url", served.url, "--json"))["alpha"] == 0
